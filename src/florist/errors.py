@@ -1,0 +1,57 @@
+"""What florist refuses, and why.
+
+Every message says what was expected, what came, and what to do next. Each class is also the builtin that a caller
+who does not know florist would catch. The command line prints the message on one line and exits with status 2.
+"""
+
+
+class FloristError(Exception):
+    """Anything that florist refuses; catch this to catch all of them."""
+
+
+class InvalidAdapterError(FloristError, ValueError):
+    """An adapter, or one factor of it, is not what PEFT writes: a missing half, a rank that contradicts the config."""
+
+
+class UnsupportedAdapterError(FloristError, ValueError):
+    """A valid adapter whose update is not ``base + s B A`` (DoRA, AdaLoRA, ...): combining its factors would be wrong."""
+
+
+class IncompatibleAdaptersError(FloristError, ValueError):
+    """Adapters that are sound one by one and cannot be combined: another base model, another shape."""
+
+
+class NonFiniteUpdateError(FloristError, ValueError):
+    """A factor holds NaN or infinity."""
+
+
+class InvalidUpdateError(FloristError, ValueError):
+    """A client's update cannot be counted: no examples, the wrong round, counted before."""
+
+
+class TooFewRepliesError(FloristError, RuntimeError):
+    """A round ended with fewer usable updates than it needs."""
+
+
+class ConfigurationError(FloristError, ValueError):
+    """One or more configuration keys are unknown, wrong, or contradict each other; all of them are listed."""
+
+
+class DataError(FloristError, ValueError):
+    """A data file is not what the configuration says it is."""
+
+
+class ModelError(FloristError, ValueError):
+    """A model directory or hub id cannot be loaded, or the model lacks what the configuration asks to train."""
+
+
+class MissingInputError(FloristError, FileNotFoundError):
+    """A file or directory that was named does not exist."""
+
+
+class OutputExistsError(FloristError, FileExistsError):
+    """The output is already there; florist never overwrites."""
+
+
+class MissingDependencyError(FloristError, ImportError):
+    """The command needs an optional part of florist that is not installed."""
