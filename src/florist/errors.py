@@ -10,11 +10,11 @@ class FloristError(Exception):
 
 
 class InvalidAdapterError(FloristError, ValueError):
-    """An adapter, or one factor of it, is not what PEFT writes: a missing half, a rank that contradicts the config."""
+    """An adapter or factor is not what PEFT writes: a missing half, a rank that contradicts the config."""
 
 
 class UnsupportedAdapterError(FloristError, ValueError):
-    """A valid adapter whose update is not ``base + s B A`` (DoRA, AdaLoRA, ...): combining its factors would be wrong."""
+    """An adapter whose update is not ``base + s B A`` (DoRA, AdaLoRA, ...): its factors alone say too little."""
 
 
 class IncompatibleAdaptersError(FloristError, ValueError):

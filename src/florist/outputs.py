@@ -1,0 +1,89 @@
+"""Files and directories that appear whole or not at all."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from florist.errors import MissingInputError, OutputExistsError
+
+
+def require_absent(path: Path) -> None:
+    """Refuse to overwrite; a command calls this before it spends time.
+
+    Raises:
+        OutputExistsError: something is at `path` already.
+        MissingInputError: the folder to put it in does not exist.
+    """
+    if os.path.lexists(path):
+        raise OutputExistsError(
+            f"{path} already exists and florist does not overwrite: choose another name or remove it"
+        )
+    if not path.absolute().parent.is_dir():
+        raise MissingInputError(f"cannot write {path}: there is no directory {path.absolute().parent}; create it first")
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A directory to fill; it becomes `path` when the block ends well and vanishes when it does not.
+
+    The files are written beside `path` and flushed to disk before one rename makes them visible.
+
+    Raises:
+        OutputExistsError, MissingInputError: as `require_absent`.
+    """
+    require_absent(path)
+    draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
+    try:
+        draft.chmod(0o777 & ~_umask())  # mkdtemp makes a private directory; the result is an ordinary one
+        yield draft
+        for file in draft.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        require_absent(path)
+        draft.rename(path)
+        _flush(path.absolute().parent)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def replace_file(path: Path, content: str) -> None:
+    """Write a text file so that a reader, or a crash, sees the old content or the new one."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    draft = Path(name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.chmod(0o666 & ~_umask())
+        draft.replace(path)
+        _flush(path.parent)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    # The mask can only be read by setting it; florist writes its outputs from one thread.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
