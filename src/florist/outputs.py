@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def require_absent(path: Path) -> None:
 
 
 @contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
+def new_directory(path: Path) -> Generator[Path, None, None]:
     """A directory to fill; it becomes `path` when the block ends well and vanishes when it does not.
 
     The files are written beside `path` and flushed to disk before one rename makes them visible.
