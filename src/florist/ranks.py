@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from florist.errors import ConfigurationError
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Spectrum:
@@ -73,14 +75,14 @@ class EnergyThreshold:
         tau: in (0, 1].
 
     Raises:
-        ValueError: `tau` lies outside.
+        ConfigurationError: `tau` lies outside.
     """
 
     tau: float
 
     def __post_init__(self) -> None:
         if not 0 < self.tau <= 1:
-            raise ValueError(f"expected 0 < tau <= 1 (a fraction of the energy to keep), got {self.tau}")
+            raise ConfigurationError(f"expected 0 < tau <= 1 (a fraction of the energy to keep), got {self.tau}")
 
     def __call__(self, spectra: Mapping[str, Spectrum], /) -> Mapping[str, int]:
         """The rank of each module. Cost: O(k) a module."""

@@ -3,9 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, Self
 
 from torch import Tensor
 
@@ -33,21 +32,12 @@ class ClientUpdate:
     adapter: AdapterState
     num_examples: int
     round_number: int
-    full_parameters: FullParameters = NOTHING
+    full_parameters: FullParameters = field(default_factory=lambda: NOTHING)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return self.adapter.nbytes + full_bytes(self.full_parameters)
-
-
-class ClientAction(Enum):
-    """What a client does with a broadcast."""
-
-    CONTINUE = "continue"
-    """Train on from it."""
-    ADD = "add"
-    """Add it to the frozen global adapter and start a new local one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,18 +105,14 @@ class Broadcast:
     """What the server sends after a round.
 
     Attributes:
-        shared: the adapter for every client.
-        action: what clients do with it.
+        shared: the adapter for every client, to be added to the frozen global one.
         certificate: what the aggregation kept and lost.
-        per_client: adapters for single clients, where a method cuts one for each.
         full_parameters: averaged values of the parameters that travel whole.
     """
 
     shared: AdapterState
-    action: ClientAction
     certificate: Certificate
-    per_client: Mapping[str, AdapterState] = field(default_factory=dict)
-    full_parameters: FullParameters = NOTHING
+    full_parameters: FullParameters = field(default_factory=lambda: NOTHING)
 
 
 class Aggregator(Protocol):
@@ -140,3 +126,97 @@ class Aggregator(Protocol):
 def full_bytes(parameters: FullParameters) -> int:
     """Bytes of parameters that travel whole."""
     return sum(tensor.nbytes for tensor in parameters.values())
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRecord:
+    """What one client did in a round.
+
+    Attributes:
+        client_id: as in its update.
+        rank: of its local adapter (the largest over its modules).
+        num_examples: behind its update.
+        upload_bytes: sent by the client.
+        download_bytes: sent to it: what it lacked at the start, and the round's broadcast.
+        loss: mean training loss.
+        seconds: of local training.
+    """
+
+    client_id: str
+    rank: int
+    num_examples: int
+    upload_bytes: int
+    download_bytes: int
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A client that was asked and does not count, and why."""
+
+    client_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRecord:
+    """One line of ``rounds.jsonl``.
+
+    Attributes:
+        round: from 1.
+        aggregated: False where too few usable updates came and the global adapter stayed as it was.
+        metrics: of the global adapter after the round; empty where the round was not evaluated.
+        total_rank: of the broadcast, summed over the modules.
+        input_rank: of the uploads: the total rank that FLoRA would broadcast.
+        cumulative_rank: of the global adapter after the round.
+        relative_error: of the broadcast against the exact weighted sum.
+        ranks: of the broadcast, by module.
+        upload_bytes: from all clients.
+        download_bytes: to all clients, catch-up included.
+        broadcast_bytes: one copy of the broadcast.
+        stack_bytes: one copy of the uploads: what FLoRA would broadcast.
+        clients: those that count.
+        dropped: those that do not.
+        seconds: by phase.
+    """
+
+    round: int
+    aggregated: bool
+    metrics: Mapping[str, float]
+    total_rank: int
+    input_rank: int
+    cumulative_rank: int
+    relative_error: float
+    ranks: Mapping[str, int]
+    upload_bytes: int
+    download_bytes: int
+    broadcast_bytes: int
+    stack_bytes: int
+    clients: tuple[ClientRecord, ...]
+    dropped: tuple[Drop, ...]
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ServerState:
+    """All that the server needs to go on after a round.
+
+    Attributes:
+        round_number: rounds closed so far.
+        cumulative: the exact sum of all broadcasts: the global adapter.
+        full_parameters: current values of the parameters that travel whole.
+        broadcasts: by round; a client that missed some gets their sum.
+        holds: by client id, the round up to which it holds the global adapter.
+    """
+
+    round_number: int
+    cumulative: AdapterState
+    full_parameters: FullParameters
+    broadcasts: Mapping[int, AdapterState]
+    holds: Mapping[str, int]
+
+    @classmethod
+    def initial(cls, full_parameters: FullParameters = NOTHING) -> Self:
+        """Before the first round: the base model as it is."""
+        return cls(0, AdapterState.of({}), full_parameters, {}, {})

@@ -1,0 +1,104 @@
+"""The checks that every method makes before it combines updates."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+
+from torch import Tensor
+
+from florist.errors import IncompatibleAdaptersError, InvalidUpdateError, NonFiniteUpdateError
+from florist.rounds import ClientUpdate, FullParameters
+
+
+def accepted(updates: Sequence[ClientUpdate]) -> tuple[ClientUpdate, ...]:
+    """The updates in the order of their client ids, which makes sums independent of the order of arrival.
+
+    Raises:
+        InvalidUpdateError: there is none, two come from one client or from different rounds, or a count of examples
+            is not positive.
+        IncompatibleAdaptersError: clients disagree on the shape of a module or of a parameter that travels whole.
+    """
+    if not updates:
+        raise InvalidUpdateError("expected at least one update to aggregate, got none")
+    ordered = tuple(sorted(updates, key=lambda update: update.client_id))
+    for earlier, later in pairwise(ordered):
+        if earlier.client_id == later.client_id:
+            raise InvalidUpdateError(f"expected one update a client, got two of {later.client_id!r}; send one of them")
+        if earlier.round_number != later.round_number:
+            raise InvalidUpdateError(
+                f"expected updates of one round, got round {earlier.round_number} of {earlier.client_id!r} and round "
+                f"{later.round_number} of {later.client_id!r}; drop the late one"
+            )
+    for update in ordered:
+        if update.num_examples <= 0:
+            raise InvalidUpdateError(
+                f"expected a positive number of examples, got {update.num_examples} of {update.client_id!r}; "
+                "leave the client out of the round"
+            )
+    _require_equal_shapes(ordered)
+    return ordered
+
+
+def weights(updates: Sequence[ClientUpdate]) -> tuple[float, ...]:
+    """Each update's examples over the sum of them all; they sum to one."""
+    total = sum(update.num_examples for update in updates)
+    return tuple(update.num_examples / total for update in updates)
+
+
+def modules(updates: Sequence[ClientUpdate]) -> list[str]:
+    """Every module that any client adapted, sorted."""
+    return sorted(set().union(*(update.adapter for update in updates)))
+
+
+def average(updates: Sequence[ClientUpdate]) -> FullParameters:
+    """The weighted mean of the parameters that travel whole (FedAvg, arXiv:1602.05629, algorithm 1).
+
+    Summed in at least float32 and returned in the clients' dtype.
+
+    Raises:
+        NonFiniteUpdateError: a value is NaN or infinite.
+    """
+    means: dict[str, Tensor] = {}
+    for name in sorted(updates[0].full_parameters):
+        for update in updates:
+            if not update.full_parameters[name].isfinite().all():
+                raise NonFiniteUpdateError(
+                    f"{update.client_id!r}: expected finite values, {name} holds NaN or inf; leave the client out"
+                )
+        own = updates[0].full_parameters[name]
+        wide = own.double() if own.dtype.itemsize == 8 else own.float()
+        total = wide.new_zeros(wide.shape)
+        for weight, update in zip(weights(updates), updates, strict=True):
+            total += weight * update.full_parameters[name].to(total.dtype)
+        means[name] = total.to(own.dtype)
+    return means
+
+
+def _require_equal_shapes(updates: Sequence[ClientUpdate]) -> None:
+    _require_agreement(
+        (update.client_id, {name: spec.shape for name, spec in update.adapter.specs.items()}) for update in updates
+    )
+    shapes = [
+        (update.client_id, {name: tuple(tensor.shape) for name, tensor in update.full_parameters.items()})
+        for update in updates
+    ]
+    _require_agreement(shapes)
+    first_id, first = shapes[0]
+    for client_id, theirs in shapes[1:]:
+        if theirs.keys() != first.keys():
+            only_one = sorted(theirs.keys() ^ first.keys())
+            raise IncompatibleAdaptersError(
+                f"expected the same whole parameters of every client, got {only_one} of only one of {first_id!r} and "
+                f"{client_id!r}; train the same modules_to_save everywhere"
+            )
+
+
+def _require_agreement(clients: Iterable[tuple[str, Mapping[str, tuple[int, ...]]]]) -> None:
+    seen: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for client_id, shapes in clients:
+        for name, shape in shapes.items():
+            first_id, expected = seen.setdefault(name, (client_id, shape))
+            if shape != expected:
+                raise IncompatibleAdaptersError(
+                    f"{name}: expected {expected} as of {first_id!r}, got {shape} of {client_id!r}; "
+                    "adapters of different base models cannot be combined"
+                )

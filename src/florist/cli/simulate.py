@@ -1,0 +1,165 @@
+"""``florist simulate``: a federation in one process, from a configuration or the embedded demonstration."""
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from florist.errors import ConfigurationError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from florist.cli.progress import Progress
+    from florist.config import Config
+    from florist.history import RunDirectory
+    from florist.rounds import RoundRecord
+    from florist.simulation import Simulation
+
+DEMONSTRATION = Path(__file__).parents[1] / "demonstration" / "config.toml"
+RUNS = Path("runs")
+
+
+def simulate(
+    config_file: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG.toml]", help="Configuration; without it, the demonstration.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a key, as federation.rounds=2. May be repeated.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Directory to create for the run; by default one in runs/.")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this directory.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+) -> None:
+    """Fine-tune with a federation of clients in one process: train, aggregate, evaluate, round by round.
+
+    The base model is never changed; the result is one PEFT adapter. An interrupted run goes on with --resume and ends
+    as if it had never stopped.
+    """
+    from rich.console import Console  # noqa: PLC0415  # keeps --help fast
+
+    from florist.cli.progress import Progress  # noqa: PLC0415
+
+    console, status = Console(stderr=as_json), Console(stderr=True)
+    if resume is not None and (config_file is not None or overrides or out is not None):
+        raise ConfigurationError("--resume goes on with a run as it was configured: give no CONFIG, --set or -o")
+    with Progress(status) as progress:
+        if resume is not None:
+            simulation, directory = _resumed(resume)
+        else:
+            simulation, directory = _started(config_file or DEMONSTRATION, overrides or (), out, progress)
+        try:
+            records = progress.follow(simulation, directory)
+        except KeyboardInterrupt:
+            status.print(f"interrupted; go on with: florist simulate --resume {directory.path}")
+            raise typer.Exit(130) from None
+    facts = directory.facts
+    console.print(_table(facts.initial, records))
+    console.print(_totals(directory, records))
+    if as_json:
+        document = {
+            "run": str(directory.path),
+            "method": facts.method,
+            "threads": facts.threads,
+            "adapter": str(directory.adapter),
+            "initial": {"metrics": dict(facts.initial)},
+            "rounds": [asdict(record) for record in records],
+        }
+        typer.echo(json.dumps(document))
+
+
+def _started(
+    config_file: Path, overrides: Sequence[str], out: Path | None, progress: "Progress"
+) -> tuple["Simulation", "RunDirectory"]:
+    from florist.config import read_config, to_toml  # noqa: PLC0415
+    from florist.outputs import require_absent  # noqa: PLC0415
+
+    config = read_config(config_file, overrides)
+    path = out or _free_name(config_file)
+    if out is None:
+        path.parent.mkdir(exist_ok=True)
+    require_absent(path)
+    simulation = _built(config)
+    directory = simulation.start(path, to_toml(config), config.aggregation.method, config.training.threads, progress)
+    return simulation, directory
+
+
+def _resumed(path: Path) -> tuple["Simulation", "RunDirectory"]:
+    from florist.config import read_config  # noqa: PLC0415
+    from florist.history import RunDirectory  # noqa: PLC0415
+
+    directory = RunDirectory.open(path)
+    return _built(read_config(directory.config_file)), directory
+
+
+def _built(config: "Config") -> "Simulation":
+    try:
+        import transformers  # noqa: PLC0415
+
+        from florist.config.building import build  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"florist simulate trains with transformers and PEFT, and {error.name} is not installed: "
+            "pip install 'florist[train]'"
+        ) from error
+    # Their bars and advice would run through ours.
+    warnings.filterwarnings("ignore", module=r"(transformers|peft)\.")
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    return build(config)
+
+
+def _free_name(config_file: Path) -> Path:
+    name = config_file.stem if config_file != DEMONSTRATION else "demonstration"
+    number = 1
+    while (RUNS / f"{name}-{number}").exists():
+        number += 1
+    return RUNS / f"{name}-{number}"
+
+
+def _table(initial: Mapping[str, float], records: Sequence["RoundRecord"]) -> "Table":
+    from rich import box  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    names = [name.replace("_", " ") for name in initial]
+    heads = ("round", *names, "clients", "rank", "FLoRA rank", "KB", "FLoRA KB", "s")
+    table = Table(*heads, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in table.columns:
+        column.justify = "right"
+    table.add_row("0", *(f"{value:.3f}" for value in initial.values()), *[""] * 6)
+    for record in records:
+        table.add_row(
+            str(record.round),
+            *(f"{record.metrics[name]:.3f}" if name in record.metrics else "" for name in initial),
+            f"{len(record.clients)}" + (f" ({len(record.dropped)} dropped)" if record.dropped else ""),
+            str(record.total_rank) if record.aggregated else "none",
+            str(record.input_rank),
+            f"{record.broadcast_bytes / 1e3:.0f}",
+            f"{record.stack_bytes / 1e3:.0f}",
+            f"{record.seconds['total']:.1f}",
+        )
+    return table
+
+
+def _totals(directory: "RunDirectory", records: Sequence["RoundRecord"]) -> str:
+    up, down = sum(r.upload_bytes for r in records), sum(r.download_bytes for r in records)
+    florist, flora = sum(r.broadcast_bytes for r in records), sum(r.stack_bytes for r in records)
+    lines = [f"all clients together sent {up / 1e6:.2f} MB and received {down / 1e6:.2f} MB"]
+    if florist:
+        lines.append(
+            f"the broadcasts of all rounds, one copy: {florist / 1e3:.0f} KB; FLoRA's stacks of the same updates: "
+            f"{flora / 1e3:.0f} KB ({flora / florist:.1f} times as much)"
+        )
+    lines += [
+        f"{drop.client_id} dropped from round {record.round}: {drop.reason}"
+        for record in records
+        for drop in record.dropped
+    ]
+    lines.append(f"records in {directory.path}/rounds.jsonl; final adapter in {directory.adapter}")
+    return "\n".join(lines)

@@ -1,0 +1,115 @@
+"""From a TOML file and ``--set`` overrides to a validated configuration, or one message that lists all mistakes."""
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from florist.config.sections import Config
+from florist.errors import ConfigurationError, MissingInputError
+
+_PATHS = (("data", "path"), ("model", "name_or_path"))
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file and apply overrides.
+
+    A relative path in the file is relative to the file; in an override, to the current directory.
+
+    Args:
+        path: of the file.
+        overrides: ``section.key=value``, the value in TOML or else a plain string.
+
+    Raises:
+        MissingInputError: there is no such file.
+        ConfigurationError: it is not TOML, or one or more keys are unknown, wrong or contradict each other.
+    """
+    if not path.is_file():
+        raise MissingInputError(f"expected a configuration file at {path}, found none")
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: expected TOML, and reading failed: {error}") from error
+    _anchor(tables, path.parent)
+    _apply(tables, overrides)
+    try:
+        return Config.model_validate(tables)
+    except ValidationError as error:
+        problems = "; ".join(_explain(error))
+        raise ConfigurationError(f"{path}: {problems}") from error
+
+
+def to_toml(config: Config) -> str:
+    """The whole configuration, defaults included, as TOML that `read_config` reads back."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def _anchor(tables: dict[str, Any], folder: Path) -> None:
+    for section, key in _PATHS:
+        table = tables.get(section)
+        if not isinstance(table, dict):
+            continue
+        value = table.get(key)
+        # A model may also be a hub id, which looks like a relative path: it is a path if something is there.
+        if isinstance(value, str) and (value.startswith(".") or (folder / value).exists()):
+            table[key] = str((folder / value).resolve())
+
+
+def _apply(tables: dict[str, Any], overrides: Sequence[str]) -> None:
+    given: dict[str, Any] = {}
+    for override in overrides:
+        name, separator, text = override.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not (separator and dot and section and key):
+            raise ConfigurationError(f"expected --set section.key=value, got {override!r}")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        given.setdefault(section, {})[key] = value
+    _anchor(given, Path.cwd())
+    for section, table in given.items():
+        if not isinstance(tables.setdefault(section, {}), dict):
+            raise ConfigurationError(f"expected a table [{section}], got {tables[section]!r}")
+        tables[section].update(table)
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    seen: set[str] = set()
+    for problem in error.errors(include_url=False):
+        where = [str(part) for part in problem["loc"] if isinstance(part, str)]
+        name = ".".join(where[:2])
+        if problem["type"] == "extra_forbidden":
+            text = f"unknown key {name}{_nearest(where)}"
+        elif problem["type"] == "missing":
+            text = f"missing {name}, which has no default"
+        else:
+            # A union reports every alternative that failed; the first says enough.
+            reason = problem["msg"].removeprefix("Value error, ")
+            given = f", got {problem['input']!r}" if not isinstance(problem["input"], Mapping) else ""
+            text = f"{name}: {reason}{given}" if name else reason
+        if name not in seen or not name:
+            yield text
+        seen.add(name)
+
+
+def _nearest(where: Sequence[str]) -> str:
+    sections = {name: field.annotation for name, field in Config.model_fields.items()}
+    if len(where) < 2:
+        close = difflib.get_close_matches(where[0], sections, n=1)
+        return f" (did you mean [{close[0]}]?)" if close else f" (there are {', '.join(sections)})"
+    section, key = where[0], where[1]
+    keys = {name: _keys(model) for name, model in sections.items()}
+    elsewhere = [name for name, known in keys.items() if key in known]
+    if elsewhere:
+        return f" (did you mean {elsewhere[0]}.{key}?)"
+    close = difflib.get_close_matches(key, keys[section], n=1, cutoff=0.5)
+    return f" (did you mean {section}.{close[0]}?)" if close else f" ([{section}] has {', '.join(keys[section])})"
+
+
+def _keys(model: Any) -> list[str]:
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

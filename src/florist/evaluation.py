@@ -1,0 +1,121 @@
+"""Metrics of a model on held-out examples: deterministic, batched, greedy where text is generated."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedTokenizerBase
+
+from florist.data import IGNORED, Examples, Features
+
+
+class Metric(Protocol):
+    """Measures a model; holds its examples."""
+
+    def __call__(self, model: Any, /) -> Mapping[str, float]:
+        """Values by name. The model is left in evaluation mode."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageModelLoss:
+    """Held-out loss and perplexity.
+
+    ``loss`` is the mean negative log-likelihood in nats over all tokens that count (the answers), every token with the
+    same weight whatever its batch; ``perplexity`` is its exponential.
+    """
+
+    examples: Examples
+    batch_size: int
+
+    def __call__(self, model: nn.Module, /) -> Mapping[str, float]:
+        """``loss`` and ``perplexity``."""
+        total, tokens = 0.0, 0
+        for batch in _batches(model, self.examples, self.batch_size):
+            labels = batch.pop("labels")
+            logits = model(**batch).logits[:, :-1].float()
+            targets = labels[:, 1:]
+            total += float(
+                functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="sum")
+            )
+            tokens += int((targets != IGNORED).sum())
+        loss = total / tokens
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+
+
+@dataclass(frozen=True, slots=True)
+class ExactMatch:
+    """Fraction of prompts whose greedy continuation is the answer, up to surrounding white space.
+
+    Args:
+        examples: encoded prompt and answer, as for training.
+        tokenizer: of the model.
+        batch_size: prompts generated together.
+        max_new_tokens: a longer answer cannot match.
+    """
+
+    examples: Examples
+    tokenizer: PreTrainedTokenizerBase
+    batch_size: int
+    max_new_tokens: int
+
+    def __call__(self, model: Any, /) -> Mapping[str, float]:
+        """``exact_match``."""
+        # Prompts of similar length together: less padding.
+        ordered = sorted(self.examples, key=lambda features: features["labels"].count(IGNORED))
+        hits = 0
+        model.eval()
+        with torch.inference_mode():
+            for start in range(0, len(ordered), self.batch_size):
+                hits += self._hits(model, ordered[start : start + self.batch_size])
+        return {"exact_match": hits / len(ordered)}
+
+    def _hits(self, model: Any, examples: Sequence[Features]) -> int:
+        prompts = [features["input_ids"][: features["labels"].count(IGNORED)] for features in examples]
+        answers = [features["input_ids"][len(prompt) :] for features, prompt in zip(examples, prompts, strict=True)]
+        width = max(len(prompt) for prompt in prompts)
+        pad = self.tokenizer.pad_token_id
+        device = next(model.parameters()).device
+        ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+        generated = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            do_sample=False,
+            max_new_tokens=self.max_new_tokens,
+            pad_token_id=pad,
+            eos_token_id=self.tokenizer.eos_token_id,
+        )
+        texts = self.tokenizer.batch_decode(generated[:, width:], skip_special_tokens=True)
+        expected = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        return sum(text.strip() == answer.strip() for text, answer in zip(texts, expected, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """Held-out cross-entropy in nats and accuracy of a classifier."""
+
+    examples: Examples
+    batch_size: int
+
+    def __call__(self, model: nn.Module, /) -> Mapping[str, float]:
+        """``loss`` and ``accuracy``."""
+        total, hits = 0.0, 0
+        for batch in _batches(model, self.examples, self.batch_size):
+            labels = batch.pop("labels")
+            logits = model(**batch).logits.float()
+            total += float(functional.cross_entropy(logits, labels, reduction="sum"))
+            hits += int((logits.argmax(dim=1) == labels).sum())
+        return {"loss": total / len(self.examples), "accuracy": hits / len(self.examples)}
+
+
+def _batches(model: nn.Module, examples: Examples, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
+    model.eval()
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        for batch in examples.batches(batch_size):
+            yield {name: tensor.to(device) for name, tensor in batch.items()}

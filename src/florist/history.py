@@ -1,0 +1,160 @@
+"""The directory of a run: its configuration, the server's state after every round, and the record of each.
+
+    RUN/config.toml          the whole configuration, defaults included
+    RUN/run.json             version, method, threads, metrics before the first round
+    RUN/rounds.jsonl         one record a round
+    RUN/state/current        the name of the folder to resume from
+    RUN/state/round-0003/    broadcast and global adapter after round 3, its record
+    RUN/adapter/             the final adapter, as PEFT writes it
+
+A round becomes visible by one replacement of ``state/current``, after its files are on disk: a run that is killed at
+any point resumes from the last whole round. ``rounds.jsonl`` is written from the saved records, never the other way.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from safetensors.torch import load_file, save_file
+
+from florist.errors import MissingInputError
+from florist.factors import AdapterState, LoraFactor
+from florist.outputs import new_directory, replace_file
+from florist.rounds import FullParameters, RoundRecord, ServerState
+
+_RECORD = TypeAdapter(RoundRecord)
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What a run needs to know of itself beside its configuration.
+
+    Attributes:
+        florist: version that started it.
+        method: name of the aggregation method.
+        threads: torch threads, kept on resuming because sums in another order round differently.
+        initial: metrics before the first round.
+    """
+
+    florist: str
+    method: str
+    threads: int
+    initial: Mapping[str, float]
+
+
+_FACTS = TypeAdapter(RunFacts)
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """A run on disk; `create` or `open` it."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path, config_toml: str, facts: RunFacts) -> "RunDirectory":
+        """Start a run directory, whole or not at all.
+
+        Raises:
+            OutputExistsError, MissingInputError: as `outputs.require_absent`.
+        """
+        with new_directory(path) as draft:
+            (draft / "config.toml").write_text(config_toml, encoding="utf-8")
+            (draft / "run.json").write_text(json.dumps(asdict(facts), indent=2) + "\n", encoding="utf-8")
+            (draft / "rounds.jsonl").touch()
+            (draft / "state").mkdir()
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "RunDirectory":
+        """An existing run directory.
+
+        Raises:
+            MissingInputError: it is none.
+        """
+        if not (path / "run.json").is_file():
+            raise MissingInputError(f"expected the directory of a run at {path}, found no run.json in it")
+        return cls(path)
+
+    @property
+    def config_file(self) -> Path:
+        """The configuration that the run was started with."""
+        return self.path / "config.toml"
+
+    @property
+    def adapter(self) -> Path:
+        """Where the final adapter is, once the run has ended."""
+        return self.path / "adapter"
+
+    @property
+    def facts(self) -> RunFacts:
+        """What `create` was given."""
+        return _FACTS.validate_json((self.path / "run.json").read_bytes())
+
+    def save(self, state: ServerState, record: RoundRecord) -> None:
+        """Make a closed round permanent."""
+        folder = self._folder(state.round_number)
+        shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed before it said so in `current`
+        with new_directory(folder) as draft:
+            _save(state.cumulative, draft / "cumulative.safetensors")
+            if state.round_number in state.broadcasts:
+                _save(state.broadcasts[state.round_number], draft / "broadcast.safetensors")
+            save_file(dict(state.full_parameters), draft / "full_parameters.safetensors")
+            summary = {"holds": dict(state.holds), "record": asdict(record)}
+            (draft / "round.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        replace_file(self.path / "state" / "current", folder.name + "\n")
+        (self._folder(state.round_number - 1) / "cumulative.safetensors").unlink(missing_ok=True)
+        self._write_records(self.records())
+
+    def records(self) -> list[RoundRecord]:
+        """The records of all whole rounds."""
+        return [_RECORD.validate_python(self._summary(number)["record"]) for number in range(1, self._current() + 1)]
+
+    def load(self, initial: ServerState) -> tuple[ServerState, list[RoundRecord]]:
+        """The state after the last whole round, or `initial` where there is none, and the records so far."""
+        records = self.records()
+        self._write_records(records)
+        if not records:
+            return initial, records
+        folder = self._folder(len(records))
+        broadcasts = {
+            number: _load(file)
+            for number in range(1, len(records) + 1)
+            if (file := self._folder(number) / "broadcast.safetensors").is_file()
+        }
+        state = ServerState(
+            round_number=len(records),
+            cumulative=_load(folder / "cumulative.safetensors"),
+            full_parameters=load_file(folder / "full_parameters.safetensors"),
+            broadcasts=broadcasts,
+            holds=self._summary(len(records))["holds"],
+        )
+        return state, records
+
+    def _write_records(self, records: Sequence[RoundRecord]) -> None:
+        replace_file(self.path / "rounds.jsonl", "".join(json.dumps(asdict(record)) + "\n" for record in records))
+
+    def _current(self) -> int:
+        pointer = self.path / "state" / "current"
+        return int(pointer.read_text(encoding="utf-8").strip().removeprefix("round-")) if pointer.exists() else 0
+
+    def _folder(self, round_number: int) -> Path:
+        return self.path / "state" / f"round-{round_number:04d}"
+
+    def _summary(self, round_number: int) -> dict[str, Any]:
+        return json.loads((self._folder(round_number) / "round.json").read_text(encoding="utf-8"))
+
+
+def _save(adapter: AdapterState, file: Path) -> None:
+    halves = {f"{name}.{half}": getattr(factor, half) for name, factor in adapter.items() for half in ("B", "A")}
+    save_file({name: tensor.contiguous() for name, tensor in halves.items()}, file)
+
+
+def _load(file: Path) -> AdapterState:
+    halves: FullParameters = load_file(file)
+    names = sorted({name.rpartition(".")[0] for name in halves})
+    return AdapterState.of({name: LoraFactor(halves[f"{name}.B"], halves[f"{name}.A"]) for name in names})

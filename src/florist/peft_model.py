@@ -1,0 +1,267 @@
+"""One loaded base model whose adapters change: a frozen ``global`` one and the trainable ``local`` one.
+
+The base is never modified and never merged into. All clients of a simulation share it; what is swapped between them
+is the local adapter and, where a head is trained, the values of that head.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from florist.checkpoint import encode
+from florist.errors import ModelError
+from florist.factors import AdapterState, LoraFactor
+from florist.rounds import FullParameters
+from florist.seeding import derive_seed, generator
+
+GLOBAL = "global"
+LOCAL = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalLora:
+    """What a client trains; the names are those of PEFT's ``LoraConfig``.
+
+    Attributes:
+        rank: r.
+        alpha: the numerator of the scaling.
+        use_rslora: scaling alpha / sqrt(r) in place of alpha / r.
+        dropout: on the input of A.
+    """
+
+    rank: int
+    alpha: float
+    use_rslora: bool = False
+    dropout: float = 0.0
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local directory or hub id, with a padding token.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError, KeyError) as error:
+        raise _no_model(name_or_path, error) from error
+    if tokenizer.pad_token_id is None:
+        # Padding is masked out of attention and loss, so that any token will do.
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_causal_lm(name_or_path: str, dtype: torch.dtype) -> PreTrainedModel:
+    """A causal language model.
+
+    Raises:
+        ModelError: it cannot be loaded, or the checkpoint lacks some of its parameters.
+    """
+    model, missing = _load(AutoModelForCausalLM, name_or_path, dtype)
+    _require_complete(name_or_path, missing, ())
+    return model
+
+
+def load_classifier(
+    name_or_path: str, dtype: torch.dtype, labels: tuple[str, ...], head: tuple[str, ...] | None, seed: int
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """A model with a classification head, and the names of the modules that make up the head.
+
+    A head that is not in the checkpoint starts from `seed`, the same for everybody.
+
+    Args:
+        name_or_path: local directory or hub id.
+        dtype: of the parameters.
+        labels: class names in the order of their numbers.
+        head: modules to train whole; by default PEFT's for the task, ``classifier`` and ``score``, where they exist.
+        seed: of the run.
+
+    Raises:
+        ModelError: it cannot be loaded, a named module does not exist, or parameters outside the head are missing.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "head"))
+        model, missing = _load(
+            AutoModelForSequenceClassification,
+            name_or_path,
+            dtype,
+            num_labels=len(labels),
+            id2label=dict(enumerate(labels)),
+            label2id={label: number for number, label in enumerate(labels)},
+        )
+    children = dict(model.named_modules())
+    names = head if head is not None else tuple(name for name in ("classifier", "score") if name in children)
+    absent = [name for name in names if name not in children]
+    if absent or not names:
+        raise ModelError(
+            f"{name_or_path}: expected the head modules {absent or ['classifier', 'score']}, and the model has "
+            f"{sorted(name for name in children if name and '.' not in name)}; set [lora] modules_to_save"
+        )
+    _require_complete(name_or_path, missing, names)
+    return model, names
+
+
+class FederatedModel:
+    """A base model with a frozen global and a trainable local adapter.
+
+    Args:
+        base: the pristine model; it gains PEFT's layers and keeps its weights.
+        target_modules: as PEFT's ``LoraConfig``: suffixes of names, one regular expression, or ``"all-linear"``.
+        whole_modules: modules that are trained and sent whole (a classification head).
+        task_type: PEFT's name of the task.
+
+    Raises:
+        ModelError: no module is targeted, or PEFT cannot adapt one that is.
+    """
+
+    def __init__(
+        self, base: PreTrainedModel, target_modules: str | list[str], whole_modules: tuple[str, ...], task_type: str
+    ) -> None:
+        base.requires_grad_(requires_grad=False)
+        self._config: dict[str, Any] = {
+            "target_modules": target_modules,
+            "exclude_modules": list(whole_modules) or None,
+        }
+        self.task_type = task_type
+        self.whole_modules = whole_modules
+        try:
+            self.peft = PeftModel(base, LoraConfig(r=1, **self._config), adapter_name=LOCAL)
+        except ValueError as error:
+            raise ModelError(f"[lora] target_modules = {target_modules!r}: {error}") from error
+        self._tuner: Any = self.peft.base_model  # torch types a module's attributes as Tensor | Module
+        self._global = AdapterState.of({})
+        self._whole = {
+            name: parameter
+            for name, parameter in base.named_parameters()
+            if any(name.startswith(f"{module}.") for module in whole_modules)
+        }
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, int]]:
+        """(out_features, in_features) of every adapted module, in the orientation of the factors."""
+        return {name: (B.shape[0], A.shape[1]) for name, (B, A) in self._local_weights().items()}
+
+    @property
+    def full_parameters(self) -> FullParameters:
+        """A copy of the current values of the parameters that travel whole."""
+        return {name: parameter.detach().cpu().clone() for name, parameter in self._whole.items()}
+
+    @full_parameters.setter
+    def full_parameters(self, values: FullParameters) -> None:
+        with torch.no_grad():
+            for name, parameter in self._whole.items():
+                parameter.copy_(values[name])
+
+    def set_global(self, adapter: AdapterState) -> None:
+        """Put a new frozen global adapter in the place of the old one; the local one is inactive afterwards."""
+        if self._global:
+            self._tuner.set_adapter([LOCAL])  # PEFT warns when the active adapter goes
+            self.peft.delete_adapter(GLOBAL)
+        self._global = adapter
+        if adapter:
+            encoded = encode(adapter, task_type=None)
+            fields = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules")
+            self.peft.add_adapter(GLOBAL, LoraConfig(**{name: encoded.config[name] for name in fields}))
+            set_peft_model_state_dict(self.peft, encoded.tensors, adapter_name=GLOBAL)
+        self._activate(training=False)
+
+    def start_local(self, lora: LocalLora, seed: int, max_rank: int) -> None:
+        """Replace the local adapter by a fresh one: A random, B zero, so that the function does not change.
+
+        A is PEFT's default, uniform in ``+-1/sqrt(in_features)`` (Kaiming with a = sqrt(5)), drawn from `seed`. Clients
+        that share a seed share A: a smaller rank takes its first rows of `max_rank`.
+        """
+        if self._global:
+            self._tuner.set_adapter([GLOBAL])
+        self.peft.delete_adapter(LOCAL)
+        self.peft.add_adapter(
+            LOCAL,
+            LoraConfig(
+                r=lora.rank,
+                lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]  # PEFT takes a float as well
+                use_rslora=lora.use_rslora,
+                lora_dropout=lora.dropout,
+                **self._config,
+            ),
+        )
+        with torch.no_grad():
+            for name, (_, A) in self._local_weights().items():
+                bound = A.shape[1] ** -0.5
+                rows = torch.empty(max_rank, A.shape[1]).uniform_(-bound, bound, generator=generator(seed, name))
+                A.copy_(rows[: lora.rank])
+        self._activate(training=True)
+
+    def read_local(self) -> AdapterState:
+        """A copy of what the local adapter adds, with the scaling folded into B, in float32 on the CPU."""
+        factors: dict[str, LoraFactor] = {}
+        for name, layer in self._layers().items():
+            B, A = self._weights_of(layer)
+            factors[name] = LoraFactor(
+                (B.detach().float() * layer.scaling[LOCAL]).cpu().contiguous(),
+                A.detach().float().cpu().clone(),
+            )
+        return AdapterState.of(factors)
+
+    def _activate(self, *, training: bool) -> None:
+        active = ([GLOBAL] if self._global else []) + ([LOCAL] if training else [])
+        if active:
+            self._tuner.set_adapter(active)
+            self._tuner.enable_adapter_layers()
+        else:
+            self._tuner.disable_adapter_layers()
+        for name, parameter in self.peft.named_parameters():
+            # set_adapter makes every active adapter trainable; only the local one is.
+            parameter.requires_grad_(training and f".{LOCAL}." in name)
+        for parameter in self._whole.values():
+            parameter.requires_grad_(training)
+
+    def _layers(self) -> dict[str, LoraLayer]:
+        inner = self.peft.get_base_model()
+        return {
+            name: module
+            for name, module in inner.named_modules()
+            if isinstance(module, LoraLayer) and LOCAL in module.lora_A
+        }
+
+    def _local_weights(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return {name: self._weights_of(layer) for name, layer in self._layers().items()}
+
+    @staticmethod
+    def _weights_of(layer: Any) -> tuple[Tensor, Tensor]:
+        return layer.lora_B[LOCAL].weight, layer.lora_A[LOCAL].weight
+
+
+def _load(auto: Any, name_or_path: str, dtype: torch.dtype, **settings: Any) -> tuple[PreTrainedModel, list[str]]:
+    try:
+        model, report = auto.from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **settings)
+    except (OSError, ValueError, KeyError) as error:
+        raise _no_model(name_or_path, error) from error
+    return model, sorted(report["missing_keys"])
+
+
+def _no_model(name_or_path: str, error: Exception) -> ModelError:
+    what = "a directory that transformers cannot load" if Path(name_or_path).is_dir() else "no such directory or hub id"
+    reason = " ".join(str(error).split())
+    return ModelError(f"[model] name_or_path = {name_or_path!r}: expected a transformers model, got {what} ({reason})")
+
+
+def _require_complete(name_or_path: str, missing: list[str], head: tuple[str, ...]) -> None:
+    beyond = [name for name in missing if not any(name.startswith(f"{module}.") for module in head)]
+    if beyond:
+        raise ModelError(
+            f"{name_or_path}: expected a complete checkpoint, and it lacks {beyond}, which would start at "
+            "random and be lost; add their modules to [lora] modules_to_save"
+        )

@@ -1,0 +1,145 @@
+"""One client's local training, by the Trainer of transformers."""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from florist.data import Examples
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """How a client trains in one round; AdamW, with the names of transformers' ``TrainingArguments``.
+
+    Attributes:
+        learning_rate: peak of the schedule.
+        batch_size: examples a step and device.
+        steps: optimiser steps a round; None to count in epochs.
+        epochs: passes over the client's data a round, where `steps` is None.
+        lr_scheduler_type: within one round; every round starts it anew.
+        gradient_accumulation_steps: batches summed before a step.
+        weight_decay: of AdamW.
+        max_grad_norm: the gradient is clipped to it.
+        bf16: train in bfloat16 mixed precision.
+    """
+
+    learning_rate: float = 3e-4
+    batch_size: int = 8
+    steps: int | None = None
+    epochs: float = 1.0
+    lr_scheduler_type: str = "constant"
+    gradient_accumulation_steps: int = 1
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    bf16: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingOutcome:
+    """What training did.
+
+    Attributes:
+        steps: optimiser steps taken.
+        loss: mean over them.
+        seconds: wall time.
+    """
+
+    steps: int
+    loss: float
+    seconds: float
+
+
+def train(
+    model: nn.Module,
+    examples: Examples,
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    on_step: Callable[[int, int], None],
+) -> TrainingOutcome:
+    """Train the parameters of `model` that require gradients, in place.
+
+    Args:
+        model: base, frozen global adapter and trainable local one.
+        examples: of one client.
+        settings: of the run.
+        seed: of batch order and dropout; the Trainer sets the process-wide generators to it.
+        on_step: called with (steps done, steps in all) after each.
+    """
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = Trainer(
+            model=model,
+            args=TrainingArguments(
+                output_dir=scratch,
+                learning_rate=settings.learning_rate,
+                per_device_train_batch_size=settings.batch_size,
+                max_steps=settings.steps if settings.steps is not None else -1,
+                num_train_epochs=settings.epochs,
+                lr_scheduler_type=settings.lr_scheduler_type,
+                gradient_accumulation_steps=settings.gradient_accumulation_steps,
+                weight_decay=settings.weight_decay,
+                max_grad_norm=settings.max_grad_norm,
+                bf16=settings.bf16,
+                seed=seed,
+                data_seed=seed,
+                save_strategy="no",
+                logging_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                dataloader_pin_memory=torch.cuda.is_available(),
+                use_cpu=not torch.cuda.is_available(),
+            ),
+            train_dataset=examples,  # pyright: ignore[reportArgumentType]  # any sequence will do
+            data_collator=examples.collate,
+            callbacks=[_OnStep(on_step)],
+        )
+        trainer.remove_callback(PrinterCallback)  # it prints to stdout, which belongs to the command's result
+        output = trainer.train()
+    return TrainingOutcome(output.global_step, output.training_loss, time.perf_counter() - started)
+
+
+def fastest_thread_count(model: nn.Module, batch: dict[str, Any], steps: int = 3) -> int:
+    """1, or all cores where that is clearly faster for this model and batch.
+
+    Small models lose more to waking threads than they gain: on some machines two threads are several times slower
+    than one. Forward and backward passes are timed with either count; a tie within a fifth goes to one thread, so
+    that the choice does not hang on noise. No parameter changes.
+
+    Cost: `steps` + 1 training steps a candidate.
+    """
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    if available == 1 or next(model.parameters()).device.type != "cpu":
+        return available
+    before = torch.get_num_threads()
+    try:
+        one, many = (_seconds_a_step(model, batch, steps, threads) for threads in (1, available))
+    finally:
+        torch.set_num_threads(before)
+    return available if many < 0.8 * one else 1
+
+
+def _seconds_a_step(model: nn.Module, batch: dict[str, Any], steps: int, threads: int) -> float:
+    torch.set_num_threads(threads)
+    seconds: list[float] = []
+    for _ in range(steps + 1):
+        started = time.perf_counter()
+        model(**batch).loss.backward()
+        seconds.append(time.perf_counter() - started)
+        model.zero_grad(set_to_none=True)
+    return min(seconds[1:])  # the first step pays for allocation
+
+
+class _OnStep(TrainerCallback):
+    def __init__(self, report: Callable[[int, int], None]) -> None:
+        self._report = report
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # transformers calls it so
+        self._report(state.global_step, state.max_steps)

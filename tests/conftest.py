@@ -1,0 +1,92 @@
+"""Tiny models and data that tests of several modules share; nothing is downloaded."""
+
+import json
+import os
+import string
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+# Several threads only cost at these sizes.
+torch.set_num_threads(1)
+
+
+def save_tokenizer(directory: Path) -> int:
+    """A tokenizer of single characters; returns the size of its vocabulary."""
+    characters = [*string.ascii_letters, *string.digits, *" .,:;!?#\n'-"]
+    vocabulary = {token: number for number, token in enumerate(["<pad>", "<eos>", "<unk>", *characters])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )
+    fast.save_pretrained(directory)
+    return len(vocabulary)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a random Llama of two layers and its tokenizer."""
+    directory = tmp_path_factory.mktemp("tiny-llama")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=save_tokenizer(directory),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a random BERT encoder, without a head, and its tokenizer."""
+    directory = tmp_path_factory.mktemp("tiny-bert")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=save_tokenizer(directory),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        pad_token_id=0,
+    )
+    BertForSequenceClassification(config).bert.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two clients and held-out rows of a task that a tiny model learns: say the letter of the colour."""
+    directory = tmp_path_factory.mktemp("toy-data")
+    colours = {"red": "r", "blue": "b", "green": "g"}
+
+    def rows(count: int, first: int) -> list[dict[str, str]]:
+        names = list(colours)
+        return [
+            {
+                "instruction": f"{number} {names[number % 3]}",
+                "input": "",
+                "output": colours[names[number % 3]],
+                "category": names[number % 3],
+            }
+            for number in range(first, first + count)
+        ]
+
+    for name, count, first in (("client_0", 12, 0), ("client_1", 24, 100), ("test", 9, 500)):
+        (directory / f"{name}.json").write_text(json.dumps(rows(count, first)))
+    return directory
