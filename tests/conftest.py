@@ -3,15 +3,23 @@
 import json
 import os
 import string
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import jaxtyping
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 # Several threads only cost at these sizes.
 torch.set_num_threads(1)
@@ -24,9 +32,7 @@ def save_tokenizer(directory: Path) -> int:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
     fast.save_pretrained(directory)
     return len(vocabulary)
 
@@ -90,3 +96,11 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, count, first in (("client_0", 12, 0), ("client_1", 24, 100), ("test", 9, 500)):
         (directory / f"{name}.json").write_text(json.dumps(rows(count, first)))
     return directory
+
+
+@pytest.fixture
+def without_shape_checks() -> Iterator[None]:
+    """As a user runs florist: what jaxtyping would catch reaches florist's own checks."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -24,7 +24,7 @@ class Examples(Sequence[Features]):
     """Encoded records, and how to pad some of them into a batch of tensors."""
 
     rows: Sequence[Features]
-    collate: Callable[[list[Features]], dict[str, Any]]
+    collate: Callable[[list[Features]], Mapping[str, Any]]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -36,7 +36,7 @@ class Examples(Sequence[Features]):
     def __getitem__(self, index: int | slice) -> Features | list[Features]:
         return list(self.rows[index]) if isinstance(index, slice) else self.rows[index]
 
-    def batches(self, batch_size: int) -> Iterator[dict[str, Any]]:
+    def batches(self, batch_size: int) -> Iterator[Mapping[str, Any]]:
         """Batches in the order of the sequences' lengths, which pads least; the last one may be smaller."""
         ordered = sorted(self.rows, key=lambda features: len(features["input_ids"]))
         for start in range(0, len(ordered), batch_size):
@@ -142,7 +142,7 @@ def template_prompt(template: str) -> Callable[[Mapping[str, str]], str]:
 def encode(
     records: Sequence[Record],
     encoder: Callable[[Record], Features],
-    collate: Callable[[list[Features]], dict[str, Any]],
+    collate: Callable[[list[Features]], Mapping[str, Any]],
     source: str,
 ) -> Examples:
     """All records of one source as examples.

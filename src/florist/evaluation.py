@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from florist.data import IGNORED, Examples, Features
 
 
+@runtime_checkable
 class Metric(Protocol):
     """Measures a model; holds its examples."""
 

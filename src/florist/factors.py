@@ -6,7 +6,6 @@ nothing else: no ``lora_alpha`` reaches the algebra.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -140,7 +139,7 @@ class AdapterState(Mapping[str, LoraFactor]):
         self._read = read
 
     @classmethod
-    def of(cls, factors: Mapping[str, LoraFactor]) -> Self:
+    def of(cls, factors: Mapping[str, LoraFactor]) -> "AdapterState":
         """An adapter held in memory."""
         held = dict(factors)
         return cls({name: factor.spec for name, factor in held.items()}, held.__getitem__)

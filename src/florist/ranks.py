@@ -6,7 +6,7 @@ between them.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float64
@@ -56,6 +56,7 @@ class Spectrum:
         return 1.0 - self.discarded_energy(rank) / total if total else 1.0
 
 
+@runtime_checkable
 class RankRule(Protocol):
     """Chooses a rank for every module."""
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Protocol, Self
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -115,6 +115,7 @@ class Broadcast:
     full_parameters: FullParameters = field(default_factory=lambda: NOTHING)
 
 
+@runtime_checkable
 class Aggregator(Protocol):
     """An aggregation method: updates of one round in, one broadcast out. It holds settings, never state."""
 
@@ -217,6 +218,6 @@ class ServerState:
     holds: Mapping[str, int]
 
     @classmethod
-    def initial(cls, full_parameters: FullParameters = NOTHING) -> Self:
+    def initial(cls, full_parameters: FullParameters = NOTHING) -> "ServerState":
         """Before the first round: the base model as it is."""
         return cls(0, AdapterState.of({}), full_parameters, {}, {})

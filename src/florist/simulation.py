@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -36,6 +36,7 @@ class Client:
     lora: LocalLora
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Told what a simulation does, to show progress; the command line draws bars from it."""
 

@@ -3,7 +3,7 @@
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,7 +106,7 @@ def train(
     return TrainingOutcome(output.global_step, output.training_loss, time.perf_counter() - started)
 
 
-def fastest_thread_count(model: nn.Module, batch: dict[str, Any], steps: int = 3) -> int:
+def fastest_thread_count(model: nn.Module, batch: Mapping[str, Any], steps: int = 3) -> int:
     """1, or all cores where that is clearly faster for this model and batch.
 
     Small models lose more to waking threads than they gain: on some machines two threads are several times slower
@@ -126,7 +126,7 @@ def fastest_thread_count(model: nn.Module, batch: dict[str, Any], steps: int = 3
     return available if many < 0.8 * one else 1
 
 
-def _seconds_a_step(model: nn.Module, batch: dict[str, Any], steps: int, threads: int) -> float:
+def _seconds_a_step(model: nn.Module, batch: Mapping[str, Any], steps: int, threads: int) -> float:
     torch.set_num_threads(threads)
     seconds: list[float] = []
     for _ in range(steps + 1):

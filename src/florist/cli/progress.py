@@ -1,7 +1,7 @@
 """Progress bars of a simulation, on stderr."""
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from rich import progress
 from rich.console import Console
@@ -32,7 +32,7 @@ class Progress:
         self._rounds = self._bars.add_task("loading the model", total=None)
         self._client = self._bars.add_task("", total=None, visible=False)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         self._bars.start()
         return self
 

@@ -179,7 +179,7 @@ def _task(
     """(base model, modules trained whole, PEFT's name of the task, encoder of records)."""
     data, dtype = config.data, getattr(torch, config.model.dtype)
     template = data.prompt_template
-    collate: Callable[[list[Features]], dict[str, Any]]
+    collate: Callable[[list[Features]], Mapping[str, Any]]
     if config.task.kind == CLASSIFICATION and data.label_field is not None:
         labels = config.task.labels or classes(training, data.label_field)
         base, head = load_classifier(

@@ -3,7 +3,7 @@
 LoRA and training keys carry the names that PEFT and transformers give them.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -37,7 +37,7 @@ class TaskSection(Section):
     """Class names; by default those found in the training rows. Classification only."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self) -> "TaskSection":
         if self.labels is not None and self.kind != CLASSIFICATION:
             raise ValueError(f"labels are for kind = {CLASSIFICATION!r}, and kind is {self.kind!r}: remove one")
         if self.labels is not None and len(set(self.labels)) < 2:
@@ -76,7 +76,7 @@ class DataSection(Section):
     """In tokens, prompt and answer together."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self) -> "DataSection":
         wrong: list[str] = []
         if self.partition == "dirichlet" and self.partition_field is None:
             wrong.append("partition = 'dirichlet' needs partition_field, the field to split over")
@@ -107,7 +107,7 @@ class LoraSection(Section):
     """Modules trained whole and averaged; by default the head of a classifier."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self) -> "LoraSection":
         if isinstance(self.ranks, tuple) and isinstance(self.alpha, tuple) and len(self.ranks) != len(self.alpha):
             raise ValueError(f"ranks lists {len(self.ranks)} clients and alpha {len(self.alpha)}: give one each")
         return self
@@ -131,7 +131,7 @@ class TrainingSection(Section):
     """Torch threads; by default the faster of one and all cores, measured at the start."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self) -> "TrainingSection":
         if self.steps is not None and self.epochs is not None:
             raise ValueError(f"steps = {self.steps} and epochs = {self.epochs} contradict each other: remove one")
         return self
@@ -183,7 +183,7 @@ class Config(Section):
     evaluation: EvaluationSection = EvaluationSection()
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self) -> "Config":
         wrong: list[str] = []
         ranks, clients = self.lora.ranks, self.data.num_clients
         if isinstance(ranks, tuple) and clients is not None and len(ranks) != clients:

@@ -1,0 +1,87 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from florist.errors import FloristError, InvalidAdapterError
+from florist.factors import AdapterState, FactorSpec, LoraFactor, stack
+from tests.builders import adapter, relative_error
+
+
+def factor(m: int, n: int, rank: int, seed: int = 0) -> LoraFactor:
+    return adapter(rank, seed, shapes={"x": (m, n)})["x"]
+
+
+@given(m=st.integers(1, 12), n=st.integers(1, 12), ranks=st.lists(st.integers(0, 6), min_size=1, max_size=5))
+def test_the_stack_is_the_sum_of_the_products(m: int, n: int, ranks: list[int]) -> None:
+    factors = [factor(m, n, rank, seed) for seed, rank in enumerate(ranks)]
+    stacked = stack(factors)
+    assert stacked.rank == sum(ranks)
+    expected = sum((f.B @ f.A for f in factors), start=torch.zeros(m, n, dtype=torch.float64))
+    assert torch.allclose(stacked.delta_weight(), expected, atol=1e-12)
+
+
+def test_averaging_the_halves_apart_is_not_the_average() -> None:
+    first, second = factor(5, 4, 2, 0), factor(5, 4, 2, 1)
+    exact = (first.delta_weight() + second.delta_weight()) / 2
+    apart = ((first.B + second.B) / 2) @ ((first.A + second.A) / 2)
+    assert relative_error(apart, exact) > 0.1
+
+
+@given(m=st.integers(1, 12), n=st.integers(1, 12), rank=st.integers(0, 8), weight=st.floats(-3, 3))
+def test_energy_is_the_squared_norm_of_the_product(m: int, n: int, rank: int, weight: float) -> None:
+    scaled = factor(m, n, rank).scaled(weight)
+    assert scaled.energy() == pytest.approx(float(scaled.delta_weight().square().sum()), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_a_rank_one_half_is_not_broadcast_into_another() -> None:
+    with pytest.raises(InvalidAdapterError, match=r"of one rank r, got B \(64, 8\) and A \(1, 64\)"):
+        LoraFactor(torch.zeros(64, 8), torch.zeros(1, 64))
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_halves_of_unlike_dtype_are_refused() -> None:
+    with pytest.raises(InvalidAdapterError, match="of one dtype on one device"):
+        LoraFactor(torch.zeros(4, 2), torch.zeros(2, 4, dtype=torch.float64))
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_an_error_is_caught_as_florist_error_and_as_the_builtin() -> None:
+    with pytest.raises(FloristError):
+        LoraFactor(torch.zeros(4, 2), torch.zeros(3, 4))
+    with pytest.raises(ValueError, match="expected B"):
+        LoraFactor(torch.zeros(4, 2), torch.zeros(3, 4))
+
+
+def test_nothing_to_stack_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least one factor"):
+        stack([])
+
+
+def test_a_state_is_sorted_read_only_and_counts_without_reading() -> None:
+    def never(module: str) -> LoraFactor:
+        raise AssertionError(module)
+
+    spec = FactorSpec(8, 4, 2, torch.float16)
+    state = AdapterState({"b": spec, "a": spec}, never)
+    assert list(state) == ["a", "b"]
+    assert state.total_rank == 4
+    assert state.nbytes == 2 * 2 * (8 + 4) * 2
+    assert not hasattr(state, "__setitem__")
+
+
+def test_a_state_reads_anew_at_each_access() -> None:
+    held = factor(3, 3, 1)
+    reads: list[str] = []
+
+    def read(module: str) -> LoraFactor:
+        reads.append(module)
+        return held
+
+    state = AdapterState({"m": held.spec}, read)
+    assert state["m"] is held
+    assert state["m"] is held
+    assert reads == ["m", "m"]
+    with pytest.raises(KeyError):
+        state["other"]

@@ -1,0 +1,161 @@
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from florist.checkpoint import encode, write_adapter
+from florist.errors import ModelError
+from florist.factors import AdapterState
+from florist.peft_model import FederatedModel, LocalLora, load_causal_lm, load_classifier, load_tokenizer
+from tests.builders import adapter, relative_error
+
+IDS = torch.arange(5, 25).reshape(2, 10)
+
+
+@pytest.fixture
+def model(tiny_llama: Path) -> FederatedModel:
+    return FederatedModel(load_causal_lm(str(tiny_llama), torch.float32), "all-linear", (), "CAUSAL_LM")
+
+
+def logits(model: FederatedModel) -> torch.Tensor:
+    model.peft.eval()
+    with torch.inference_mode():
+        return model.peft(input_ids=IDS).logits
+
+
+def random_global(model: FederatedModel, seed: int = 0, rank: int = 3) -> AdapterState:
+    held = adapter(rank, seed, shapes=model.shapes, dtype=torch.float32)
+    return AdapterState.of({name: factor.scaled(0.05) for name, factor in held.items()})
+
+
+def test_a_fresh_local_adapter_does_not_change_the_function(model: FederatedModel) -> None:
+    model.set_global(random_global(model))
+    before = logits(model)
+    model.start_local(LocalLora(rank=4, alpha=8), seed=1, max_rank=8)
+    assert torch.equal(logits(model), before)
+
+
+def test_the_global_adapter_adds_its_dense_update(model: FederatedModel, tiny_llama: Path) -> None:
+    held = random_global(model)
+    model.set_global(held)
+    dense = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float64)
+    for name, factor in held.items():
+        weight = dense.get_submodule(name).weight
+        weight.data += factor.to(dtype=torch.float64).delta_weight()
+    expected = dense(input_ids=IDS).logits
+    assert relative_error(logits(model), expected) < 1e-5
+
+
+def test_an_empty_global_adapter_is_the_base(model: FederatedModel, tiny_llama: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama)(input_ids=IDS).logits
+    assert torch.equal(logits(model), base)
+    model.set_global(random_global(model))
+    assert relative_error(logits(model), base) > 1e-3
+    model.set_global(AdapterState.of({}))
+    assert torch.equal(logits(model), base)
+
+
+def test_unlike_ranks_share_the_first_rows_of_one_random_start(model: FederatedModel) -> None:
+    model.start_local(LocalLora(rank=8, alpha=16), seed=5, max_rank=8)
+    large = model.read_local()
+    model.start_local(LocalLora(rank=3, alpha=6), seed=5, max_rank=8)
+    small = model.read_local()
+    for name in large:
+        assert torch.equal(small[name].A, large[name].A[:3])
+        assert float(small[name].B.norm()) == 0.0
+    model.start_local(LocalLora(rank=3, alpha=6), seed=6, max_rank=8)
+    assert not torch.equal(model.read_local()["model.layers.0.mlp.up_proj"].A, small["model.layers.0.mlp.up_proj"].A)
+
+
+@pytest.mark.parametrize(
+    ("lora", "scaling"),
+    [
+        (LocalLora(rank=4, alpha=8), 2.0),
+        (LocalLora(rank=4, alpha=6, use_rslora=True), 3.0),
+        (LocalLora(rank=8, alpha=4), 0.5),
+    ],
+)
+def test_reading_folds_in_the_scaling(model: FederatedModel, lora: LocalLora, scaling: float) -> None:
+    model.start_local(lora, seed=0, max_rank=8)
+    parameters = dict(model.peft.named_parameters())
+    name = "model.layers.0.self_attn.q_proj"
+    B = parameters[f"base_model.model.{name}.lora_B.local.weight"]
+    with torch.no_grad():
+        B.normal_(generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(model.read_local()[name].B, B.detach() * scaling)
+
+
+def test_the_update_that_was_read_is_the_change_of_the_function(model: FederatedModel) -> None:
+    model.set_global(random_global(model, seed=1))
+    model.start_local(LocalLora(rank=4, alpha=6, use_rslora=True), seed=0, max_rank=4)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.peft.named_parameters():
+            if ".lora_B.local." in name:
+                parameter.normal_(std=0.05, generator=draw)
+    trained = logits(model)
+    local = model.read_local()
+    both = {
+        name: type(factor)(torch.cat([factor.B, local[name].B], 1), torch.cat([factor.A, local[name].A]))
+        for name, factor in random_global(model, seed=1).items()
+    }
+    model.set_global(AdapterState.of(both))
+    assert relative_error(logits(model), trained) < 1e-5
+
+
+def test_only_the_local_adapter_is_trainable(model: FederatedModel) -> None:
+    model.set_global(random_global(model))
+    model.start_local(LocalLora(rank=2, alpha=4), seed=0, max_rank=2)
+    trainable = [name for name, parameter in model.peft.named_parameters() if parameter.requires_grad]
+    assert trainable
+    assert all(".local." in name for name in trainable)
+    model.set_global(random_global(model))
+    assert not any(parameter.requires_grad for parameter in model.peft.parameters())
+
+
+def test_the_exported_global_adapter_gives_the_same_logits_through_peft(
+    model: FederatedModel, tiny_llama: Path, tmp_path: Path
+) -> None:
+    held = random_global(model)
+    model.set_global(held)
+    write_adapter(tmp_path, encode(held, base_model=str(tiny_llama), task_type=model.task_type))
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), tmp_path).eval()
+    assert torch.equal(loaded(input_ids=IDS).logits, logits(model))
+
+
+def test_a_head_is_trained_sent_and_put_back_whole(tiny_bert: Path) -> None:
+    base, head = load_classifier(str(tiny_bert), torch.float32, ("a", "b", "c"), None, seed=0)
+    model = FederatedModel(base, ["query", "value"], head, "SEQ_CLS")
+    model.start_local(LocalLora(rank=2, alpha=4), seed=0, max_rank=2)
+    assert model.full_parameters.keys() == {"classifier.weight", "classifier.bias"}
+    assert base.get_submodule("classifier").weight.requires_grad
+    before = model.full_parameters
+    model.full_parameters = {name: value + 1 for name, value in before.items()}
+    assert torch.equal(model.full_parameters["classifier.bias"], before["classifier.bias"] + 1)
+    assert torch.equal(base.get_submodule("classifier").bias, before["classifier.bias"] + 1)
+
+
+def test_a_head_that_is_not_in_the_checkpoint_depends_on_the_seed_alone(tiny_bert: Path) -> None:
+    def head(seed: int) -> torch.Tensor:
+        torch.manual_seed(torch.seed() % 1000)  # whatever the process drew before
+        model, _ = load_classifier(str(tiny_bert), torch.float32, ("a", "b"), None, seed=seed)
+        return model.get_submodule("classifier").weight
+
+    assert torch.equal(head(0), head(0))
+    assert not torch.equal(head(0), head(1))
+
+
+def test_a_directory_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="a directory that transformers cannot load"):
+        load_causal_lm(str(tmp_path), torch.float32)
+    with pytest.raises(ModelError, match="no such directory or hub id"):
+        load_tokenizer(str(tmp_path / "nothing"))
+
+
+def test_modules_that_the_model_does_not_have_are_refused(tiny_llama: Path, tiny_bert: Path) -> None:
+    with pytest.raises(ModelError, match="target_modules"):
+        FederatedModel(load_causal_lm(str(tiny_llama), torch.float32), ["c_attn"], (), "CAUSAL_LM")
+    with pytest.raises(ModelError, match=r"head modules \['scorer'\]"):
+        load_classifier(str(tiny_bert), torch.float32, ("a", "b"), ("scorer",), seed=0)
