@@ -12,6 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jaxtyping
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     BertConfig,
@@ -104,3 +105,24 @@ def without_shape_checks() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def saved_adapters(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three adapters of the tiny Llama as PEFT saves them, of unlike r, alpha and scaling rule."""
+    folder = tmp_path_factory.mktemp("adapters")
+    settings = {
+        "A": {"r": 4, "lora_alpha": 8},
+        "B": {"r": 8, "lora_alpha": 4, "use_rslora": True},
+        "C": {"r": 2, "lora_alpha": 6, "rank_pattern": {"q_proj": 3}, "alpha_pattern": {"v_proj": 5}},
+    }
+    for seed, (name, own) in enumerate(settings.items()):
+        base = LlamaForCausalLM.from_pretrained(tiny_llama)
+        model = get_peft_model(base, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **own))
+        draw = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.normal_(std=0.1, generator=draw)
+        model.save_pretrained(folder / name)
+    return [folder / name for name in settings]

@@ -2,8 +2,8 @@
 
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,13 +36,18 @@ def new_directory(path: Path) -> Generator[Path, None, None]:
         OutputExistsError, MissingInputError: as `require_absent`.
     """
     require_absent(path)
-    draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
+    draft = _draft(path)
+    draft.mkdir()
     try:
-        draft.chmod(0o777 & ~_umask())  # mkdtemp makes a private directory; the result is an ordinary one
         yield draft
-        for file in draft.rglob("*"):
-            if file.is_file():
-                _flush(file)
+        readable = draft.stat().st_mode & 0o666
+        for entry in (draft, *draft.rglob("*")):
+            if entry.is_symlink():
+                continue
+            if entry.is_file():
+                # safetensors makes files for the owner alone; whoever may read the directory may read its files.
+                entry.chmod(entry.stat().st_mode | readable)
+            _flush(entry)
         require_absent(path)
         draft.rename(path)
         _flush(path.absolute().parent)
@@ -53,14 +58,12 @@ def new_directory(path: Path) -> Generator[Path, None, None]:
 
 def replace_file(path: Path, content: str) -> None:
     """Write a text file so that a reader, or a crash, sees the old content or the new one."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    draft = Path(name)
+    draft = _draft(path)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        with draft.open("x", encoding="utf-8") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        draft.chmod(0o666 & ~_umask())
         draft.replace(path)
         _flush(path.parent)
     except BaseException:
@@ -82,8 +85,6 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _umask() -> int:
-    # The mask can only be read by setting it; florist writes its outputs from one thread.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _draft(path: Path) -> Path:
+    """A free name beside `path`. (The tempfile module would make it private, and drop an inherited group.)"""
+    return path.absolute().with_name(f".{path.name}.{secrets.token_hex(8)}")

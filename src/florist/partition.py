@@ -1,5 +1,6 @@
 """Who holds which row: splits of one data set over clients that reproduce from a seed."""
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
@@ -19,9 +20,9 @@ def iid(labels: Sequence[Hashable], num_clients: int, seed: int) -> Partition:
     """Shuffle and deal: every client draws from the same distribution, and sizes differ by one at most.
 
     Raises:
-        DataError: there are fewer rows than clients.
+        DataError: there are fewer rows than clients, or no clients.
     """
-    _require_rows(len(labels), num_clients)
+    _require_rows(len(labels), num_clients, 1)
     order = _draw(seed, "partition").permutation(len(labels)).tolist()
     return [sorted(order[client::num_clients]) for client in range(num_clients)]
 
@@ -37,11 +38,12 @@ def dirichlet(
     Source: Yurochkin et al., arXiv:1905.12022, sec. 4; Hsu et al., arXiv:1909.06335.
 
     Raises:
-        DataError: there are too few rows, or no draw in a thousand gave every client its minimum.
+        DataError: `alpha` is not positive and finite, there are too few rows or no clients, or no draw in a thousand
+            gave every client its minimum.
     """
-    if alpha <= 0:
-        raise DataError(f"expected a positive Dirichlet concentration alpha, got {alpha}")
-    _require_rows(len(labels), num_clients * min_rows)
+    if not 0 < alpha < math.inf:
+        raise DataError(f"expected a positive, finite Dirichlet concentration alpha, got {alpha}")
+    _require_rows(len(labels), num_clients, min_rows)
     by_label: dict[Hashable, list[int]] = {}
     for row, label in enumerate(labels):
         by_label.setdefault(label, []).append(row)
@@ -84,6 +86,9 @@ def _ends(proportions: NDArray[np.float64], total: int) -> list[int]:
     return [*ends[:-1], total]
 
 
-def _require_rows(rows: int, needed: int) -> None:
+def _require_rows(rows: int, num_clients: int, min_rows: int) -> None:
+    if num_clients < 1:
+        raise DataError(f"expected at least one client, got {num_clients}")
+    needed = num_clients * min_rows
     if rows < needed:
         raise DataError(f"expected at least {needed} rows to share out, got {rows}; use fewer clients or more data")

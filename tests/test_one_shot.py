@@ -1,0 +1,112 @@
+import json
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from florist.checkpoint import Export, open_adapter
+from florist.errors import IncompatibleAdaptersError, InvalidUpdateError, OutputExistsError
+from florist.one_shot import aggregate
+from florist.ranks import EnergyThreshold
+from tests.builders import relative_error
+
+IDS = torch.arange(5, 25).reshape(2, 10)
+
+
+def dense_logits(base: Path, adapters: Sequence[Path], weights: Sequence[float]) -> torch.Tensor:
+    """The oracle: base + weighted dense updates as PEFT itself computes them, in float64."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
+    for path, weight in zip(adapters, weights, strict=True):
+        other = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
+        saved = PeftModel.from_pretrained(other, path)
+        for name, module in saved.get_base_model().named_modules():
+            if hasattr(module, "get_delta_weight"):
+                model.get_submodule(name).weight.data += weight * module.get_delta_weight("default").double()
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def loaded_logits(base: Path, adapter: Path) -> torch.Tensor:
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+@pytest.mark.parametrize("export", Export)
+@pytest.mark.parametrize("counts", [None, [3, 1, 2]])
+def test_through_peft_the_result_is_the_base_and_the_weighted_sum(
+    tiny_llama: Path, saved_adapters: list[Path], tmp_path: Path, export: Export, counts: list[int] | None
+) -> None:
+    result = aggregate(saved_adapters, rank_rule=EnergyThreshold(1.0), num_examples=counts)
+    result.write(tmp_path / "out", export=export)
+    shares = [1 / 3] * 3 if counts is None else [count / sum(counts) for count in counts]
+    expected = dense_logits(tiny_llama, saved_adapters, shares)
+    assert relative_error(loaded_logits(tiny_llama, tmp_path / "out"), expected) < 1e-5
+
+
+def test_at_a_threshold_the_certificate_says_what_is_lost(saved_adapters: list[Path], tmp_path: Path) -> None:
+    exact = aggregate(saved_adapters, rank_rule=EnergyThreshold(1.0))
+    document = aggregate(saved_adapters, rank_rule=EnergyThreshold(0.8)).write(tmp_path / "out")
+    written = open_adapter(tmp_path / "out").adapter
+    assert document["total_rank"] == written.total_rank < exact.adapter.total_rank == document["input_rank"]
+    for name, module in document["modules"].items():
+        dense = exact.adapter[name].delta_weight()
+        error = relative_error(written[name].delta_weight(), dense)
+        assert module["relative_error"] == pytest.approx(error, abs=1e-5)
+        assert module["energy_kept"] >= 0.8
+        assert module["shape"] == list(dense.shape)
+
+
+def test_the_certificate_file_names_inputs_weights_and_hashes(saved_adapters: list[Path], tmp_path: Path) -> None:
+    result = aggregate(saved_adapters, rank_rule=EnergyThreshold(0.9), num_examples=[3, 1, 1])
+    document = result.write(tmp_path / "out", settings={"method": "florist", "tau": 0.9})
+    assert json.loads((tmp_path / "out" / "florist.json").read_text()) == document
+    assert [entry["weight"] for entry in document["inputs"]] == [0.6, 0.2, 0.2]
+    for entry, path in zip(document["inputs"], saved_adapters, strict=True):
+        assert entry["path"] == str(path)
+        for name, digest in entry["sha256"].items():
+            assert digest == sha256((path / name).read_bytes()).hexdigest()
+    assert document["bytes_in"] == sum(open_adapter(path).stored_bytes for path in saved_adapters)
+    assert document["bytes_out"] == open_adapter(tmp_path / "out").stored_bytes
+    assert (document["method"], document["tau"]) == ("florist", 0.9)
+
+
+def test_the_order_of_the_adapters_changes_no_bit(saved_adapters: list[Path], tmp_path: Path) -> None:
+    for name, order in (("one", saved_adapters), ("two", saved_adapters[::-1])):
+        aggregate(order, rank_rule=EnergyThreshold(0.9)).write(tmp_path / name)
+    one, two = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
+def test_an_adapter_given_twice_is_refused(saved_adapters: list[Path]) -> None:
+    with pytest.raises(InvalidUpdateError, match="raise its weight instead"):
+        aggregate([saved_adapters[0], saved_adapters[0] / "."], rank_rule=EnergyThreshold(0.9))
+
+
+def test_a_short_list_of_weights_is_refused(saved_adapters: list[Path]) -> None:
+    with pytest.raises(InvalidUpdateError, match="a weight for each of the 3 adapters, got 2"):
+        aggregate(saved_adapters, rank_rule=EnergyThreshold(0.9), num_examples=[1, 1])
+
+
+def test_another_base_model_is_refused_unless_allowed(saved_adapters: list[Path], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        (other / file).write_bytes((saved_adapters[0] / file).read_bytes())
+    config = json.loads((other / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "another/base"
+    (other / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(IncompatibleAdaptersError, match="another/base"):
+        aggregate([saved_adapters[1], other], rank_rule=EnergyThreshold(0.9))
+    aggregate([saved_adapters[1], other], rank_rule=EnergyThreshold(0.9), allow_base_mismatch=True)
+
+
+def test_an_output_that_exists_is_kept(saved_adapters: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OutputExistsError):
+        aggregate(saved_adapters, rank_rule=EnergyThreshold(0.9)).write(tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
