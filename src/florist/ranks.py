@@ -60,6 +60,11 @@ class Spectrum:
 class RankRule(Protocol):
     """Chooses a rank for every module."""
 
+    @property
+    def required_energy(self) -> float:
+        """The largest fraction of a module's energy that the rule may want; solvers may leave out the rest."""
+        ...
+
     def __call__(self, spectra: Mapping[str, Spectrum], /) -> Mapping[str, int]:
         """A rank between 0 and the numerical rank for each module of `spectra`."""
         ...
@@ -84,6 +89,11 @@ class EnergyThreshold:
     def __post_init__(self) -> None:
         if not 0 < self.tau <= 1:
             raise ConfigurationError(f"expected 0 < tau <= 1 (a fraction of the energy to keep), got {self.tau}")
+
+    @property
+    def required_energy(self) -> float:
+        """`tau`."""
+        return self.tau
 
     def __call__(self, spectra: Mapping[str, Spectrum], /) -> Mapping[str, int]:
         """The rank of each module. Cost: O(k) a module."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from florist.aggregation import updates as uploads
-from florist.aggregation.weighted_sum import decompose, spectrum
+from florist.aggregation.weighted_sum import decompose_module, spectrum
 from florist.factors import AdapterState
 from florist.ranks import RankRule
 from florist.rounds import Broadcast, Certificate, ClientUpdate, ModuleCertificate
@@ -35,7 +35,7 @@ class Florist:
         """
         accepted = uploads.accepted(updates)
         names = uploads.modules(accepted)
-        svds = {name: decompose(accepted, name) for name in names}
+        svds = {name: decompose_module(accepted, name, self.rank_rule.required_energy) for name in names}
         spectra = {name: spectrum(svd) for name, svd in svds.items()}
         ranks = self.rank_rule(spectra)
         shared = AdapterState.of({name: svd.factor(ranks[name]) for name, svd in svds.items()})

@@ -1,37 +1,40 @@
 """The weighted sum of many adapters, one module at a time, in factor space."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from florist.aggregation.updates import weights
 from florist.errors import NonFiniteUpdateError
-from florist.factors import AdapterState, LoraFactor, stack
-from florist.linalg import ThinSvd, qr_svd
+from florist.factors import AdapterState, LoraFactor
+from florist.linalg import NonFinitePartError, ThinSvd, WeightedFactor, decompose
 from florist.ranks import Spectrum
 from florist.rounds import ClientUpdate
 
 
-def decompose(updates: Sequence[ClientUpdate], module: str) -> ThinSvd:
-    """Thin SVD of ``sum_k w_k B_k A_k`` of one module; a client without the module adds nothing.
+def decompose_module(updates: Sequence[ClientUpdate], module: str, energy: float) -> ThinSvd:
+    """SVD of ``sum_k w_k B_k A_k`` of one module; a client without the module adds nothing.
+
+    Args:
+        updates: at least one has the module.
+        module: its name.
+        energy: the largest fraction that will be asked for, as in `linalg.decompose`.
 
     Raises:
-        NonFiniteUpdateError: a factor holds NaN or infinity.
+        NonFiniteUpdateError: a factor holds NaN or infinity; names the client and the module.
     """
-    shares: list[LoraFactor] = []
-    for weight, update in zip(weights(updates), updates, strict=True):
-        if module not in update.adapter:
-            continue
-        factor = update.adapter[module]
-        if not (factor.B.isfinite().all() and factor.A.isfinite().all()):
-            raise NonFiniteUpdateError(
-                f"{update.client_id!r}: expected finite factors, {module} holds NaN or inf; leave the client out"
-            )
-        shares.append(factor.scaled(weight))
-    return qr_svd(stack(shares))
+    holders = [(w, u) for w, u in zip(weights(updates), updates, strict=True) if module in u.adapter.specs]
+    try:
+        return decompose([_share(u.adapter, module, w) for w, u in holders], energy=energy)
+    except NonFinitePartError as error:
+        culprit = holders[error.index][1].client_id
+        raise NonFiniteUpdateError(
+            f"{culprit!r}: expected finite factors, {module} holds NaN or infinity; leave the client out"
+        ) from error
 
 
 def spectrum(svd: ThinSvd) -> Spectrum:
     """What a rank rule sees of a decomposition."""
-    return Spectrum(svd.S.double(), svd.resolution, (svd.U.shape[0], svd.Vh.shape[1]), svd.tail_energy)
+    return Spectrum(svd.S, svd.resolution, svd.shape, svd.tail_energy)
 
 
 def lossless_sum(adapters: Sequence[AdapterState]) -> AdapterState:
@@ -43,6 +46,10 @@ def lossless_sum(adapters: Sequence[AdapterState]) -> AdapterState:
     names = sorted(set().union(*adapters)) if adapters else []
     total: dict[str, LoraFactor] = {}
     for name in names:
-        svd = qr_svd(stack([adapter[name] for adapter in adapters if name in adapter]))
+        svd = decompose([_share(adapter, name, 1.0) for adapter in adapters if name in adapter.specs])
         total[name] = svd.factor(spectrum(svd).numerical_rank)
     return AdapterState.of(total)
+
+
+def _share(adapter: AdapterState, module: str, weight: float) -> WeightedFactor:
+    return WeightedFactor(weight, adapter.specs[module], partial(adapter.__getitem__, module))
