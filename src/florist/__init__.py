@@ -1,1 +1,56 @@
-"""Federated LoRA fine-tuning of language models after FLoRIST (arXiv:2506.09199)."""
+"""Federated LoRA fine-tuning of language models after FLoRIST (arXiv:2506.09199).
+
+The names below are loaded when they are first used, so that ``import florist`` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from florist.aggregation import Florist
+    from florist.checkpoint import Export, open_adapter
+    from florist.errors import FloristError
+    from florist.factors import AdapterState, LoraFactor
+    from florist.one_shot import AggregatedAdapter, aggregate
+    from florist.ranks import EnergyThreshold
+    from florist.rounds import Broadcast, Certificate, ClientUpdate
+
+__all__ = [
+    "AdapterState",
+    "AggregatedAdapter",
+    "Broadcast",
+    "Certificate",
+    "ClientUpdate",
+    "EnergyThreshold",
+    "Export",
+    "Florist",
+    "FloristError",
+    "LoraFactor",
+    "aggregate",
+    "open_adapter",
+]
+
+_HOMES = {
+    "AdapterState": "florist.factors",
+    "AggregatedAdapter": "florist.one_shot",
+    "Broadcast": "florist.rounds",
+    "Certificate": "florist.rounds",
+    "ClientUpdate": "florist.rounds",
+    "EnergyThreshold": "florist.ranks",
+    "Export": "florist.checkpoint",
+    "Florist": "florist.aggregation",
+    "FloristError": "florist.errors",
+    "LoraFactor": "florist.factors",
+    "aggregate": "florist.one_shot",
+    "open_adapter": "florist.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'florist' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
