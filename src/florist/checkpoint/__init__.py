@@ -1,0 +1,37 @@
+"""PEFT adapters on disk: read, compared, written."""
+
+from florist.checkpoint.compatibility import Comparison, check_compatible, compare
+from florist.checkpoint.layout import (
+    LINEAR,
+    AdapterLayout,
+    ConvolutionLayout,
+    EmbeddingLayout,
+    ExpertLayout,
+    LinearLayout,
+    ModuleLayout,
+)
+from florist.checkpoint.locating import locate
+from florist.checkpoint.reading import SavedAdapter, open_adapter
+from florist.checkpoint.serving import serving_notes
+from florist.checkpoint.writing import EncodedAdapter, Export, encode, write_adapter
+
+__all__ = [
+    "LINEAR",
+    "AdapterLayout",
+    "Comparison",
+    "ConvolutionLayout",
+    "EmbeddingLayout",
+    "EncodedAdapter",
+    "ExpertLayout",
+    "Export",
+    "LinearLayout",
+    "ModuleLayout",
+    "SavedAdapter",
+    "check_compatible",
+    "compare",
+    "encode",
+    "locate",
+    "open_adapter",
+    "serving_notes",
+    "write_adapter",
+]

@@ -1,0 +1,105 @@
+"""The experts of a fused mixture: PEFT's `target_parameters`, which stores all of them in one pair of matrices."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+import torch
+from torch import Tensor
+
+from florist.checkpoint.settings import LoraSettings
+from florist.errors import InvalidAdapterError, UnsupportedAdapterError
+from florist.factors import LoraFactor
+
+_MOST_PARAMETERS = 6
+"""Of one module: more would make trying every order slow, and no model has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertPair:
+    """What one stored pair of matrices holds.
+
+    Attributes:
+        experts: E.
+        rank: r, of every expert.
+        scaling: of every expert.
+    """
+
+    experts: int
+    rank: int
+    scaling: float
+
+
+def base_module(stored: str) -> str:
+    """The module name in the base model: PEFT stores a second parameter of a module one ``.base_layer`` deeper."""
+    while stored.endswith(".base_layer"):
+        stored = stored.removesuffix(".base_layer")
+    return stored
+
+
+def adapted_parameters(settings: LoraSettings, module: str) -> tuple[str, ...]:
+    """The parameters of a module that `target_parameters` may mean; none where the module itself is adapted.
+
+    A setting without a dot ("gate_up_proj") names a parameter of any module.
+    """
+    if settings.targets_module(module):
+        return ()
+    split = [setting.rpartition(".") for setting in settings.target_parameters]
+    return tuple(dict.fromkeys(name for owner, _, name in split if not owner or f".{module}".endswith(f".{owner}")))
+
+
+def resolve_pairs(
+    settings: LoraSettings, module: str, parameters: Sequence[str], rows: Mapping[str, int]
+) -> dict[str, ExpertPair]:
+    """Rank and number of experts of each stored pair of one module.
+
+    The file does not say which parameter a pair belongs to, and their ranks may differ (PEFT doubles that of a fused
+    gate and up projection). All parameters of a module have the same number of experts, which settles it.
+
+    Args:
+        settings: of the adapter.
+        module: name in the base model.
+        parameters: what the pairs may belong to.
+        rows: stored module name -> rows of its A, which are E r.
+
+    Raises:
+        InvalidAdapterError: no assignment fits the config's ranks.
+        UnsupportedAdapterError: several do.
+    """
+    resolved = sorted(settings.resolve(f"{module}.{name}") for name in parameters)
+    if len(resolved) > _MOST_PARAMETERS:
+        raise UnsupportedAdapterError(
+            f"expected at most {_MOST_PARAMETERS} target_parameters of one module, got {len(resolved)} for {module}"
+        )
+    orders = permutations(resolved, len(rows))
+    fitting = {pairs for order in orders if (pairs := _fit(list(rows.values()), order)) is not None}
+    if not fitting:
+        raise InvalidAdapterError(
+            f"expected lora_A of {module} to have E r rows with the config's ranks "
+            f"{sorted(rank for rank, _ in resolved)} and one number of experts E, got {dict(rows)}"
+        )
+    if len(fitting) > 1:
+        raise UnsupportedAdapterError(
+            f"the parameters {', '.join(parameters)} of {module} have unlike ranks or alphas, and the stored shapes do "
+            "not tell which is which; name the module in target_parameters, or train them with one rank and alpha"
+        )
+    return dict(zip(rows, fitting.pop(), strict=True))
+
+
+def _fit(rows: Sequence[int], resolved: Sequence[tuple[int, float]]) -> tuple[ExpertPair, ...] | None:
+    pairs = tuple(ExpertPair(count // rank, rank, scale) for count, (rank, scale) in zip(rows, resolved, strict=True))
+    whole = all(pair.experts * pair.rank == count for pair, count in zip(pairs, rows, strict=True))
+    return pairs if whole and len({pair.experts for pair in pairs}) == 1 else None
+
+
+def split_expert(A: Tensor, B: Tensor, pair: ExpertPair, expert: int) -> tuple[Tensor, Tensor]:
+    """One expert's A (r, in) and B (out, r), as views."""
+    return A[expert * pair.rank : (expert + 1) * pair.rank], B[:, expert :: pair.experts]
+
+
+def join_experts(factors: Sequence[LoraFactor]) -> LoraFactor:
+    """The stored pair of experts of one rank: A (E r, in) expert by expert, B (out, r E) rank by rank."""
+    return LoraFactor(
+        B=torch.stack([factor.B for factor in factors], dim=2).flatten(1),
+        A=torch.cat([factor.A for factor in factors], dim=0),
+    )

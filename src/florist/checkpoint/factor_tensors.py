@@ -1,0 +1,103 @@
+"""The tensors that PEFT stores for a factor, by the layout of its module."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from florist.checkpoint.experts import join_experts
+from florist.checkpoint.keys import PREFIX
+from florist.checkpoint.layout import (
+    AdapterLayout,
+    ConvolutionLayout,
+    EmbeddingLayout,
+    ExpertLayout,
+    ModuleLayout,
+)
+from florist.errors import InvalidAdapterError
+from florist.factors import AdapterState, LoraFactor
+from florist.rounds import FullParameters
+
+
+def rank_slot(name: str, layout: ModuleLayout) -> str:
+    """What shares one rank in the file: a module, or all adapted parameters of a module."""
+    return layout.module if isinstance(layout, ExpertLayout) else name
+
+
+def factor_tensors(adapter: AdapterState, layout: AdapterLayout, ranks: Mapping[str, int]) -> dict[str, Tensor]:
+    """Every factor under the names that PEFT gives its halves, padded with zeros to its slot's rank.
+
+    Raises:
+        InvalidAdapterError: a factor does not fit its layout, or some of a parameter's experts are missing.
+    """
+    tensors: dict[str, Tensor] = {}
+    experts: dict[str, dict[int, LoraFactor]] = {}
+    for name in adapter:
+        own = layout.module(name)
+        factor = _padded(adapter[name], ranks[rank_slot(name, own)])
+        if isinstance(own, ExpertLayout):
+            experts.setdefault(own.stored, {})[own.expert] = factor
+            if len(experts[own.stored]) == own.experts:
+                stacked = experts[own.stored]
+                tensors |= _pair(own.stored, join_experts([stacked[expert] for expert in sorted(stacked)]))
+        else:
+            tensors |= _module_tensors(name, factor, own)
+    incomplete = sorted(stored for stored in experts if f"{PREFIX}{stored}.lora_A.weight" not in tensors)
+    if incomplete:
+        raise InvalidAdapterError(f"expected all experts of {', '.join(incomplete)}, which PEFT stores in one pair")
+    return tensors
+
+
+def bias_tensors(adapter: AdapterState, additive: FullParameters) -> dict[str, Tensor]:
+    """``lora_B.bias`` of every module, or of none: PEFT knows no mixture.
+
+    Raises:
+        InvalidAdapterError: `additive` names a module that the adapter lacks.
+    """
+    unknown = sorted(set(additive) - set(adapter))
+    if unknown:
+        raise InvalidAdapterError(f"expected additive terms of written modules only, got one for {', '.join(unknown)}")
+    if not additive:
+        return {}
+    return {
+        f"{PREFIX}{name}.lora_B.bias": additive[name] if name in additive else torch.zeros(spec.out_features)
+        for name, spec in adapter.specs.items()
+    }
+
+
+def _padded(factor: LoraFactor, rank: int) -> LoraFactor:
+    """The same product at a higher rank: zero columns in B, zero rows in A."""
+    missing = rank - factor.rank
+    if missing == 0:
+        return factor
+    B = torch.cat([factor.B, factor.B.new_zeros(factor.B.shape[0], missing)], dim=1)
+    A = torch.cat([factor.A, factor.A.new_zeros(missing, factor.A.shape[1])], dim=0)
+    if factor.rank == 0:
+        A[0] = A.shape[1] ** -0.5
+    return LoraFactor(B, A)
+
+
+def _module_tensors(name: str, factor: LoraFactor, layout: ModuleLayout) -> dict[str, Tensor]:
+    if isinstance(layout, EmbeddingLayout):
+        stem = PREFIX + name
+        return {f"{stem}.lora_embedding_A": factor.A, f"{stem}.lora_embedding_B": factor.B}
+    if isinstance(layout, ConvolutionLayout):
+        expected = layout.in_channels * torch.Size(layout.kernel).numel()
+        if factor.A.shape[1] != expected:
+            raise InvalidAdapterError(
+                f"expected in_features {expected} of the convolution {name} ({layout}), got A {tuple(factor.A.shape)}"
+            )
+        return _tensors(
+            name,
+            A=factor.A.reshape(-1, layout.in_channels, *layout.kernel),
+            B=factor.B.reshape(*factor.B.shape, *[1] * len(layout.kernel)),
+        )
+    return _pair(name, factor)
+
+
+def _pair(name: str, factor: LoraFactor) -> dict[str, Tensor]:
+    return _tensors(name, A=factor.A, B=factor.B)
+
+
+def _tensors(name: str, *, A: Tensor, B: Tensor) -> dict[str, Tensor]:
+    return {f"{PREFIX}{name}.lora_A.weight": A, f"{PREFIX}{name}.lora_B.weight": B}

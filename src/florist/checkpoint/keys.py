@@ -1,0 +1,162 @@
+"""What the names in an adapter's weights file mean."""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from florist.errors import InvalidAdapterError, UnsupportedAdapterError
+
+PREFIX = "base_model.model."
+"""Before every name that PEFT writes. Without it PEFT loads nothing of the adapter and says so only in a warning."""
+
+TRAINED_ROWS = ".token_adapter.trainable_tokens_delta"
+"""Ends the name of the trained rows of an embedding: replacements of those rows, whatever "delta" says."""
+
+_HALF = re.compile(
+    r"(?P<module>.+)\.(?P<half>lora_[AB])(\.[^.]+)?(?P<leaf>\.weight|\.bias)"
+    r"|(?P<embedding>.+)\.(?P<embedding_half>lora_embedding_[AB])(\.[^.]+)?"
+)
+"""Module and half; the adapter's name, which PEFT leaves out of files, may stand between half and leaf."""
+
+_LINEAR_PAIR = ("lora_A.weight", "lora_B.weight")
+_EMBEDDING_PAIR = ("lora_embedding_A", "lora_embedding_B")
+_OUTPUT_BIAS = "lora_B.bias"
+_VARIANTS = {
+    "lora_magnitude_vector": "DoRA",
+    "lora_diag": "KaSA",
+    "lora_E": "AdaLoRA",
+    "ranknum": "AdaLoRA",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleKeys:
+    """Names of one module's tensors in the file.
+
+    Attributes:
+        A: of the down-projection.
+        B: of the up-projection.
+        bias: of ``lora_B.bias``, where there is one.
+        embedding: whether the halves are ``lora_embedding_*``.
+    """
+
+    A: str
+    B: str
+    bias: str | None
+    embedding: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterKeys:
+    """The names of a file, sorted by meaning.
+
+    Attributes:
+        modules: by module name, without the prefix.
+        whole: parameters that travel whole: name in the model -> name in the file.
+        frozen: copies of base weights: name in the model -> name in the file.
+    """
+
+    modules: Mapping[str, ModuleKeys]
+    whole: Mapping[str, str]
+    frozen: Mapping[str, str]
+
+
+def sort_keys(path: Path, names: Collection[str], *, modules_to_save: Collection[str], biases: bool) -> AdapterKeys:
+    """Give every name in a weights file its meaning.
+
+    Args:
+        path: of the file, for messages.
+        names: in the file.
+        modules_to_save: endings of module names whose parameters travel whole.
+        biases: whether the adapter trained the base model's biases.
+
+    Raises:
+        InvalidAdapterError: a half is missing, a name lacks PEFT's prefix, two names mean the same tensor, or a name
+            means nothing that florist knows: dropping it would drop a part of the update.
+        UnsupportedAdapterError: a name belongs to a variant of LoRA.
+    """
+    halves: dict[str, dict[str, str]] = {}
+    whole: dict[str, str] = {}
+    frozen: dict[str, str] = {}
+    problems: list[str] = []
+    for key in sorted(names):
+        name = key.removeprefix(PREFIX)
+        _refuse_variant(path, key)
+        if name == key:
+            problems.append(f"{key} lacks the prefix {PREFIX!r}, without which PEFT would not load it")
+        elif match := _HALF.fullmatch(name):
+            module = match["module"] or match["embedding"]
+            half = match["embedding_half"] or match["half"] + match["leaf"]
+            if halves.setdefault(module, {}).setdefault(half, key) != key:
+                problems.append(f"{key} is the second {half} of {module}: a file must hold one adapter")
+        elif owner(name, modules_to_save) is not None:
+            if not _is_copy_of_saved_bias(name, names):
+                whole[name] = key
+        elif name.endswith(TRAINED_ROWS):
+            whole[name] = key
+        elif biases and name.endswith(".bias"):
+            whole[name.replace(".base_layer.", ".")] = key
+        elif name.endswith(".base_layer.weight"):
+            frozen[name.replace(".base_layer.", ".")] = key
+        else:
+            problems.append(_unknown(key))
+    modules, incomplete = _pairs(halves)
+    problems += incomplete
+    if not halves and not problems:
+        problems.append("it holds no lora_A and lora_B at all")
+    if problems:
+        raise InvalidAdapterError(
+            f"expected the tensors of one complete LoRA adapter in {path}, but {'; '.join(problems)}; save the "
+            "adapter again with save_pretrained()"
+        )
+    return AdapterKeys(modules, whole, frozen)
+
+
+def owner(name: str, modules_to_save: Collection[str]) -> str | None:
+    """The module to save that a parameter belongs to, by PEFT's rule: the module's name ends with the setting."""
+    parts = name.split(".")[:-1]
+    paths = (".".join(parts[: end + 1]) for end in range(len(parts)))
+    return next((path for path in paths if path.endswith(tuple(modules_to_save))), None)
+
+
+def _pairs(halves: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, ModuleKeys], list[str]]:
+    modules: dict[str, ModuleKeys] = {}
+    problems: list[str] = []
+    for module, keys in halves.items():
+        embedding = any(half in keys for half in _EMBEDDING_PAIR)
+        A, B = pair = _EMBEDDING_PAIR if embedding else _LINEAR_PAIR
+        problems += [f"{module} has no {half}" for half in pair if half not in keys]
+        beyond = sorted(keys.keys() - {A, B, "" if embedding else _OUTPUT_BIAS})
+        problems += [f"{module} has {half}, which PEFT does not write" for half in beyond]
+        if A in keys and B in keys:
+            modules[module] = ModuleKeys(keys[A], keys[B], keys.get(_OUTPUT_BIAS), embedding)
+    return modules, problems
+
+
+def _refuse_variant(path: Path, key: str) -> None:
+    variant = next((variant for part, variant in _VARIANTS.items() if f".{part}." in f"{key}."), None)
+    if variant is not None:
+        raise UnsupportedAdapterError(
+            f"{path} holds {key}: this is {variant}, whose update is not s B A; train it as plain LoRA"
+        )
+
+
+def _is_copy_of_saved_bias(name: str, names: Collection[str]) -> bool:
+    """Whether PEFT wrote it beside the parameter itself.
+
+    With ``bias="all"`` it adds a saved module's bias twice more: as it was before training, and as trained.
+    """
+    return any(
+        inner in name and PREFIX + name.replace(inner, ".") in names
+        for inner in (".original_module.", ".modules_to_save.")
+    )
+
+
+def _unknown(key: str) -> str:
+    if key.endswith((".weight", ".bias")) and ".lora_" not in key:
+        return (
+            f"{key} is a whole parameter that the config does not name (PEFT adds the embeddings after the vocabulary "
+            "was resized: save with save_embedding_layers=False, and share the resized base)"
+        )
+    return f"{key} is no part of a LoRA adapter that florist knows"

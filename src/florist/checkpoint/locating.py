@@ -1,0 +1,48 @@
+"""From what a user names to a directory on this machine."""
+
+import os
+import re
+from pathlib import Path
+
+from florist.errors import MissingInputError
+
+_HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+
+def locate(reference: str) -> Path:
+    """Find an adapter: a directory, a file, or a hub id that the local Hugging Face cache holds.
+
+    The network is never asked. A hub id may name a revision, as in ``organisation/name@main``.
+
+    Raises:
+        MissingInputError: there is no such path, and the cache does not hold it.
+    """
+    path = Path(reference)
+    if path.exists():
+        return path
+    match = _HUB_ID.fullmatch(reference)
+    if match is None:
+        raise MissingInputError(f"expected an adapter directory, a weights file or a hub id, found nothing at {path}")
+    snapshot = _snapshot(_cache(), match["id"], match["revision"] or "main")
+    if snapshot is None:
+        raise MissingInputError(
+            f"found no file or directory {reference}, and no such adapter in the Hugging Face cache {_cache()}; "
+            f"florist does not download: run `hf download {match['id']}` first"
+        )
+    return snapshot
+
+
+def _cache() -> Path:
+    # The order in which huggingface_hub looks.
+    if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(cache).expanduser()
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
+    return Path(home).expanduser() / "hub"
+
+
+def _snapshot(cache: Path, hub_id: str, revision: str) -> Path | None:
+    repository = cache / f"models--{hub_id.replace('/', '--')}"
+    reference = repository / "refs" / revision
+    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
+    snapshot = repository / "snapshots" / commit
+    return snapshot if snapshot.is_dir() else None

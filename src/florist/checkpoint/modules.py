@@ -1,0 +1,163 @@
+"""The factors of an adapter's modules, each as a reader that knows its shape beforehand."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from florist.checkpoint.experts import (
+    ExpertPair,
+    adapted_parameters,
+    base_module,
+    resolve_pairs,
+    split_expert,
+)
+from florist.checkpoint.keys import ModuleKeys
+from florist.checkpoint.layout import (
+    ConvolutionLayout,
+    EmbeddingLayout,
+    ExpertLayout,
+    LinearLayout,
+    ModuleLayout,
+)
+from florist.checkpoint.settings import LoraSettings
+from florist.checkpoint.tensor_file import StoredTensor, TensorFile, read_finite, require_finite
+from florist.errors import InvalidAdapterError, UnsupportedAdapterError
+from florist.factors import FactorSpec, LoraFactor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredModule:
+    """One module's factor in a file.
+
+    Attributes:
+        layout: how it is stored.
+        spec: what is known without reading it.
+        read: reads it, scaling folded into B.
+        read_bias: reads ``s b`` of ``lora_B.bias`` b, where there is one.
+    """
+
+    layout: ModuleLayout
+    spec: FactorSpec
+    read: Callable[[], LoraFactor]
+    read_bias: Callable[[], Tensor] | None = None
+
+
+def stored_modules(file: TensorFile, settings: LoraSettings, keys: Mapping[str, ModuleKeys]) -> dict[str, StoredModule]:
+    """Every module of an adapter, checked against the ranks in its config.
+
+    The experts of a parameter that is adapted itself become modules of their own, named ``module[e]``.
+
+    Raises:
+        InvalidAdapterError: shapes contradict the config or each other; all such modules are listed.
+        UnsupportedAdapterError: a module's update is not one product.
+    """
+    parameters = {base_module(stored): adapted_parameters(settings, base_module(stored)) for stored in keys}
+    modules: dict[str, StoredModule] = {}
+    problems: list[str] = []
+    for module, names in parameters.items():
+        own = {stored: pair for stored, pair in keys.items() if base_module(stored) == module}
+        try:
+            if names:
+                modules |= _experts(file, settings, module, names, own)
+            else:
+                for stored, pair in own.items():
+                    modules[stored] = _module(file, settings, stored, pair)
+        except InvalidAdapterError as error:
+            problems.append(str(error))
+        except UnsupportedAdapterError as error:
+            raise UnsupportedAdapterError(f"{file.path}: {error}") from error
+    if problems:
+        raise InvalidAdapterError(
+            f"expected tensors of the shapes and ranks that the config of {file.path} says, but {'; '.join(problems)}; "
+            "pair the weights with the config that they were saved with"
+        )
+    return dict(sorted(modules.items()))
+
+
+def _module(file: TensorFile, settings: LoraSettings, name: str, keys: ModuleKeys) -> StoredModule:
+    key_A, key_B = keys.A, keys.B
+    A, B = file.tensors[key_A], file.tensors[key_B]
+    rank, scaling = settings.resolve(name)
+    if ".base_layer" in name:
+        raise UnsupportedAdapterError(
+            f"{name} lies inside an adapted module, as PEFT stores nn.MultiheadAttention, which florist cannot write "
+            "back; leave it out of target_modules"
+        )
+    if len(A.shape) != len(B.shape) or len(A.shape) < 2 or any(size != 1 for size in B.shape[2:]):
+        raise InvalidAdapterError(f"{name} has lora_A {A.shape} and lora_B {B.shape}")
+    layout: ModuleLayout = LinearLayout()
+    if keys.embedding:
+        layout = EmbeddingLayout()
+    elif len(A.shape) > 2:
+        layout = ConvolutionLayout(A.shape[1], A.shape[2:])
+        if B.shape[1] < A.shape[0] == rank and rank % B.shape[1] == 0:
+            raise UnsupportedAdapterError(
+                f"{name} is a grouped convolution (lora_A {A.shape}, lora_B {B.shape}), whose update is not one "
+                "product B A; leave it out of target_modules"
+            )
+    if not A.shape[0] == B.shape[1] == rank:
+        raise InvalidAdapterError(f"{name} has lora_A {A.shape} and lora_B {B.shape} where the config says rank {rank}")
+    spec = FactorSpec(B.shape[0], torch.Size(A.shape[1:]).numel(), rank, _dtype(A, B))
+
+    def read() -> LoraFactor:
+        return _factor(read_finite(file, key_A), read_finite(file, key_B), scaling, spec.dtype)
+
+    return StoredModule(layout, spec, read, _bias_reader(file, name, keys.bias, B, scaling))
+
+
+def _experts(
+    file: TensorFile,
+    settings: LoraSettings,
+    module: str,
+    parameters: tuple[str, ...],
+    keys: Mapping[str, ModuleKeys],
+) -> dict[str, StoredModule]:
+    for stored, own in keys.items():
+        A, B = file.tensors[own.A], file.tensors[own.B]
+        if not len(A.shape) == len(B.shape) == 2 or A.shape[0] != B.shape[1] or own.embedding or own.bias is not None:
+            raise InvalidAdapterError(f"{stored} has lora_A {A.shape} and lora_B {B.shape}")
+    rows = {stored: file.tensors[own.A].shape[0] for stored, own in keys.items()}
+    modules: dict[str, StoredModule] = {}
+    for stored, pair in resolve_pairs(settings, module, parameters, rows).items():
+        for expert in range(pair.experts):
+            name = stored if pair.experts == 1 else f"{stored}[{expert}]"
+            layout = ExpertLayout(stored, module, expert, pair.experts, parameters)
+            modules[name] = _expert(file, keys[stored], pair, layout)
+    return modules
+
+
+def _expert(file: TensorFile, keys: ModuleKeys, pair: ExpertPair, layout: ExpertLayout) -> StoredModule:
+    key_A, key_B = keys.A, keys.B
+    stored_A, stored_B = file.tensors[key_A], file.tensors[key_B]
+    spec = FactorSpec(stored_B.shape[0], stored_A.shape[1], pair.rank, _dtype(stored_A, stored_B))
+
+    def read() -> LoraFactor:
+        A, B = split_expert(file.read(key_A), file.read(key_B), pair, layout.expert)
+        require_finite(file, key_A, A)
+        require_finite(file, key_B, B)
+        return _factor(A, B, pair.scaling, spec.dtype)
+
+    return StoredModule(layout, spec, read)
+
+
+def _factor(A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype) -> LoraFactor:
+    # The conversion comes first: half precision would round the scaled B.
+    return LoraFactor(B=B.to(dtype).flatten(1) * scaling, A=A.to(dtype).flatten(1))
+
+
+def _dtype(A: StoredTensor, B: StoredTensor) -> torch.dtype:
+    return torch.float64 if torch.float64 in (A.dtype, B.dtype) else torch.float32
+
+
+def _bias_reader(
+    file: TensorFile, name: str, key: str | None, B: StoredTensor, scaling: float
+) -> Callable[[], Tensor] | None:
+    if key is None:
+        return None
+    stored = file.tensors[key]
+    if stored.shape != B.shape[:1]:
+        raise InvalidAdapterError(f"{name} has lora_B.bias {stored.shape} where lora_B is {B.shape}")
+    dtype = _dtype(stored, stored)
+    return lambda: read_finite(file, key).to(dtype) * scaling

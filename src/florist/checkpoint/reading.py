@@ -1,0 +1,193 @@
+"""Open a PEFT adapter: check everything that can be checked without reading the tensors, and read those on demand."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from florist.checkpoint.keys import sort_keys
+from florist.checkpoint.layout import AdapterLayout, EmbeddingLayout
+from florist.checkpoint.modules import stored_modules
+from florist.checkpoint.settings import read_settings
+from florist.checkpoint.tensor_file import TensorFile, open_pickle, open_safetensors, read_finite
+from florist.errors import InvalidAdapterError, MissingInputError, UnsupportedAdapterError
+from florist.factors import AdapterState
+from florist.outputs import sha256
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+PICKLE_NAME = "adapter_model.bin"
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """Named tensors, sorted, read-only, and read anew at each access.
+
+    Args:
+        shapes: of every tensor, known without reading.
+        read: returns one tensor.
+    """
+
+    __slots__ = ("_read", "shapes")
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor]) -> None:
+        self.shapes: Mapping[str, tuple[int, ...]] = dict(sorted(shapes.items()))
+        self._read = read
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.shapes:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SavedAdapter:
+    """A PEFT adapter on disk.
+
+    Attributes:
+        path: what was opened, as the user named it.
+        weights_path: of the weights file.
+        adapter: module name, as PEFT writes it less ``base_model.model.``, -> factor; the scaling is folded into B.
+            Factors are float32, or float64 where the file holds float64: a half-precision B would lose digits to the
+            scaling.
+        layout: how the factors are stored.
+        full_parameters: trained values of the parameters that travel whole, by their name in the model.
+        additive: module name -> ``s b`` of its ``lora_B.bias`` b, which PEFT adds to the module's output. It is
+            linear in the update: weighted, it sums as the products do, and a module without one adds zero.
+        frozen: copies of base weights that PEFT stores beside an adapted embedding, by their name in the model.
+        config: content of adapter_config.json.
+        stored_bytes: bytes of all tensors as the file holds them.
+    """
+
+    path: Path
+    weights_path: Path
+    adapter: AdapterState
+    layout: AdapterLayout
+    full_parameters: LazyTensors
+    additive: LazyTensors
+    frozen: LazyTensors
+    config: Mapping[str, Any]
+    stored_bytes: int
+
+    @property
+    def base_model(self) -> str | None:
+        """Directory or hub id of the base model."""
+        return self._text("base_model_name_or_path")
+
+    @property
+    def revision(self) -> str | None:
+        """Of the base model."""
+        return self._text("revision")
+
+    @property
+    def task_type(self) -> str | None:
+        """PEFT's name of the task: CAUSAL_LM, SEQ_CLS."""
+        return self._text("task_type")
+
+    def sha256(self) -> str:
+        """Hexadecimal SHA-256 of the weights file. Cost: reads the file."""
+        return sha256(self.weights_path)
+
+    def _text(self, key: str) -> str | None:
+        value = self.config.get(key)
+        return value if isinstance(value, str) and value else None
+
+
+def open_adapter(path: Path, *, allow_pickle: bool = False) -> SavedAdapter:
+    """Open a PEFT adapter for reading, module by module.
+
+    The weights file stays open, mapped into memory. Whether the values are finite shows only when they are read:
+    reading a module raises `NonFiniteUpdateError` where they are not.
+
+    Args:
+        path: a directory as `save_pretrained` writes it, or the weights file in it.
+        allow_pickle: accept ``adapter_model.bin``, through PyTorch's restricted unpickler.
+
+    Raises:
+        MissingInputError: there is no adapter at `path`.
+        InvalidAdapterError: it is not what PEFT writes: a half of a module is missing, the config's rank contradicts
+            the tensors, a name is unknown, a dtype is no float, a dimension is zero.
+        UnsupportedAdapterError: its factors alone say too little, or refer to another base.
+
+    Cost: reads the config and the header of the weights.
+    """
+    weights_path = _weights_path(path, allow_pickle=allow_pickle)
+    settings = read_settings(weights_path.parent / CONFIG_NAME)
+    file = open_pickle(weights_path) if weights_path.suffix == ".bin" else open_safetensors(weights_path)
+    keys = sort_keys(
+        weights_path, file.tensors.keys(), modules_to_save=settings.modules_to_save, biases=settings.trains_biases
+    )
+    modules = stored_modules(file, settings, keys.modules)
+    biases = {name: module.read_bias for name, module in modules.items() if module.read_bias is not None}
+    saved = SavedAdapter(
+        path=path,
+        weights_path=weights_path,
+        adapter=AdapterState(
+            {name: module.spec for name, module in modules.items()}, lambda name: modules[name].read()
+        ),
+        layout=AdapterLayout(
+            {name: module.layout for name, module in modules.items()},
+            fan_in_fan_out=bool(settings.config.get("fan_in_fan_out")),
+            modules_to_save=settings.modules_to_save,
+            target_parameters=settings.target_parameters,
+            trainable_token_indices=settings.trainable_token_indices,
+        ),
+        full_parameters=_parameters(file, keys.whole),
+        additive=LazyTensors(
+            {name: (modules[name].spec.out_features,) for name in biases}, lambda name: biases[name]()
+        ),
+        frozen=_parameters(file, keys.frozen),
+        config=settings.config,
+        stored_bytes=sum(torch.Size(t.shape).numel() * t.dtype.itemsize for t in file.tensors.values()),
+    )
+    _refuse_tied(saved)
+    return saved
+
+
+def _weights_path(path: Path, *, allow_pickle: bool) -> Path:
+    if not path.exists():
+        raise MissingInputError(f"expected a PEFT adapter directory or its {WEIGHTS_NAME}, found nothing at {path}")
+    candidates = [path / WEIGHTS_NAME, path / PICKLE_NAME] if path.is_dir() else [path]
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None:
+        raise MissingInputError(f"expected {WEIGHTS_NAME} in the adapter directory {path}, found none")
+    if found.suffix == ".bin" and not allow_pickle:
+        raise InvalidAdapterError(
+            f"expected {WEIGHTS_NAME}, found only the pickle {found}: save the adapter again with save_pretrained(), "
+            "or, if you trust its source, allow pickles"
+        )
+    return found
+
+
+def _parameters(file: TensorFile, keys: Mapping[str, str]) -> LazyTensors:
+    return LazyTensors(
+        {name: file.tensors[key].shape for name, key in keys.items()}, lambda name: read_finite(file, keys[name])
+    )
+
+
+def _refuse_tied(saved: SavedAdapter) -> None:
+    """Refuse two adapters of one weight: an embedding, and an output layer tied to it.
+
+    The config does not say whether the base ties them, but PEFT stores a frozen copy of either weight.
+    """
+    embeddings = [m for m, layout in saved.layout.modules.items() if isinstance(layout, EmbeddingLayout)]
+    others = [m for m in saved.adapter if m not in embeddings and f"{m}.weight" in saved.frozen.shapes]
+    copied = [m for m in embeddings if f"{m}.weight" in saved.frozen.shapes]
+    tied = [
+        pair for pair in product(copied, others) if torch.equal(*(saved.frozen[f"{module}.weight"] for module in pair))
+    ]
+    if tied or (embeddings and saved.config.get("ensure_weight_tying")):
+        raise UnsupportedAdapterError(
+            f"{saved.path} adapts an embedding and the output layer that is tied to it"
+            f"{''.join(f' ({a}, {b})' for a, b in tied)}: two updates of one weight; leave one of them out of "
+            "target_modules"
+        )

@@ -1,0 +1,196 @@
+"""adapter_config.json: rank and scaling of every module, and the variants whose factors alone say too little."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from florist.checkpoint.layout import TokenIndices
+from florist.checkpoint.patterns import ModulePattern
+from florist.errors import InvalidAdapterError, MissingInputError, UnsupportedAdapterError
+
+_VARIANTS = {
+    "use_dora": "DoRA",
+    "use_qalora": "QALoRA",
+    "use_bdlora": "BD-LoRA",
+    "kasa_config": "KaSA",
+    "arrow_config": "Arrow",
+    "velora_config": "VeLoRA",
+    "monteclora_config": "MonteCLoRA",
+    "alora_invocation_tokens": "activated LoRA (aLoRA)",
+    "layer_replication": "layer replication",
+    "megatron_config": "Megatron sharding",
+}
+"""Settings that are in use when true or filled, and what they make of the adapter."""
+
+_HARMLESS = {"use_rslora", "eva_config", "corda_config", "lora_ga_config", "loftq_config", "runtime_config"}
+"""Settings named like a variant that change no update, or only through `init_lora_weights`, which is checked."""
+
+_BASE_CHANGING = ("pissa", "olora", "corda", "lora_ga", "loftq")
+"""Initialisations that subtract their start from the base weight."""
+
+_INITIALISATIONS = ("gaussian", "eva", "orthogonal", "mica")
+"""Initialisations that leave the base weight alone; so do true and false."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoraSettings:
+    """What adapter_config.json settles.
+
+    Attributes:
+        config: the file's content.
+        rank: `r` of the modules that `ranks` does not name.
+        alpha: `lora_alpha` of the modules that `alphas` does not name.
+        use_rslora: divides alpha by sqrt(r) in place of r.
+        ranks: `rank_pattern`.
+        alphas: `alpha_pattern`.
+        modules_to_save: endings of module names whose parameters travel whole.
+        target_parameters: endings of the names of parameters that are adapted without their module.
+        trainable_token_indices: the rows of an embedding that travel whole.
+    """
+
+    config: Mapping[str, Any]
+    rank: int
+    alpha: float
+    use_rslora: bool
+    ranks: ModulePattern[int]
+    alphas: ModulePattern[float]
+    modules_to_save: tuple[str, ...]
+    target_parameters: tuple[str, ...]
+    trainable_token_indices: TokenIndices
+
+    def resolve(self, module: str) -> tuple[int, float]:
+        """Rank and scaling of one module: alpha / r, or alpha / sqrt(r) with rsLoRA."""
+        rank = self.ranks.value(module, self.rank)
+        alpha = self.alphas.value(module, self.alpha)
+        return rank, alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def targets_module(self, module: str) -> bool:
+        """Whether `target_modules` means this module: a list by its name's ending, text as a regular expression."""
+        targets = self.config.get("target_modules") or []
+        if isinstance(targets, str):
+            return re.fullmatch(targets, module) is not None
+        return f".{module}".endswith(tuple(f".{target}" for target in targets))
+
+    @property
+    def trains_biases(self) -> bool:
+        """Whether biases of the base model were trained, and travel whole."""
+        return self.config.get("bias", "none") != "none"
+
+    def text(self, key: str) -> str | None:
+        """A setting that is text; None where it is missing or empty."""
+        value = self.config.get(key)
+        return value if isinstance(value, str) and value else None
+
+
+def read_settings(path: Path) -> LoraSettings:
+    """Read and check adapter_config.json.
+
+    Raises:
+        MissingInputError: there is no such file.
+        InvalidAdapterError: it is not a LoRA configuration, or a rank or alpha is no number of the right kind.
+        UnsupportedAdapterError: a variant is in use under which the update is not ``base + s B A``, or another base.
+    """
+    config = _read_object(path)
+    _refuse_unsupported(path, config)
+    rank_pattern = _table(path, config, "rank_pattern")
+    alpha_pattern = _table(path, config, "alpha_pattern")
+    return LoraSettings(
+        config=config,
+        rank=_rank(path, "r", config.get("r", 8)),
+        alpha=_alpha(path, "lora_alpha", config.get("lora_alpha", 8)),
+        use_rslora=bool(config.get("use_rslora")),
+        ranks=ModulePattern.of({k: _rank(path, f"rank_pattern[{k!r}]", v) for k, v in rank_pattern.items()}),
+        alphas=ModulePattern.of({k: _alpha(path, f"alpha_pattern[{k!r}]", v) for k, v in alpha_pattern.items()}),
+        modules_to_save=tuple(_names(path, config, "modules_to_save")),
+        target_parameters=tuple(_names(path, config, "target_parameters")),
+        trainable_token_indices=_token_indices(path, config),
+    )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MissingInputError(
+            f"expected {path.name} beside the weights, found no {path}; copy it from where the adapter was saved"
+        ) from error
+    except (ValueError, OSError) as error:
+        raise InvalidAdapterError(f"expected JSON in {path}: {error}") from error
+    if not isinstance(config, dict):
+        raise InvalidAdapterError(f"expected a JSON object in {path}, got {type(config).__name__}")
+    return config
+
+
+def _refuse_unsupported(path: Path, config: Mapping[str, Any]) -> None:
+    peft_type = config.get("peft_type")
+    if peft_type is None:
+        raise InvalidAdapterError(f'expected "peft_type": "LORA" in {path}, found no peft_type')
+    if str(peft_type).upper() != "LORA":
+        raise UnsupportedAdapterError(
+            f"{path} is a {peft_type} adapter: florist combines plain LoRA only; train it as LoRA"
+        )
+    unknown = {key: key for key in config if _looks_like_variant(key)}
+    for key, name in {**_VARIANTS, **unknown}.items():
+        if config.get(key):
+            raise UnsupportedAdapterError(
+                f"{path} uses {name} ({key}), under which the update is not s B A: combining its factors would give a "
+                "wrong adapter; train it as plain LoRA"
+            )
+    start = config.get("init_lora_weights", True)
+    if isinstance(start, str) and start.lower().startswith(_BASE_CHANGING):
+        raise UnsupportedAdapterError(
+            f"{path} was initialised with {start}, which changes the base weights, so that its factors refer to "
+            "another base than those of the other adapters; re-save it with "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...) (PEFT offers none for LoftQ: train it "
+            "as plain LoRA)"
+        )
+    if isinstance(start, str) and start.lower() not in _INITIALISATIONS:
+        raise UnsupportedAdapterError(
+            f"{path} was initialised with {start!r}, which florist does not know: it may have changed the base "
+            f"weights; expected true, false or one of {', '.join(_INITIALISATIONS)}"
+        )
+
+
+def _looks_like_variant(key: str) -> bool:
+    # A variant of a later PEFT would be combined wrongly without a word; PEFT switches every variant on by such a key.
+    return (key.startswith("use_") or key.endswith("_config")) and key not in _VARIANTS and key not in _HARMLESS
+
+
+def _table(path: Path, config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = config.get(key) or {}
+    if not isinstance(value, dict):
+        raise InvalidAdapterError(f"expected {key} in {path} to be an object, got {value!r}")
+    return value
+
+
+def _names(path: Path, config: Mapping[str, Any], key: str) -> list[str]:
+    value = config.get(key) or []
+    if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
+        raise InvalidAdapterError(f"expected {key} in {path} to be a list of names, got {value!r}")
+    return value
+
+
+def _token_indices(path: Path, config: Mapping[str, Any]) -> TokenIndices:
+    value = config.get("trainable_token_indices")
+    lists = list(value.values()) if isinstance(value, dict) else [value or []]
+    if not all(isinstance(rows, list) and all(type(row) is int for row in rows) for rows in lists):
+        raise InvalidAdapterError(
+            f"expected trainable_token_indices in {path} to be a list of token ids, or one by embedding, got {value!r}"
+        )
+    return value or None
+
+
+def _rank(path: Path, key: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidAdapterError(f"expected {key} in {path} to be a whole number from 1, got {value!r}")
+    return value
+
+
+def _alpha(path: Path, key: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InvalidAdapterError(f"expected {key} in {path} to be a finite number, got {value!r}")
+    return float(value)

@@ -1,0 +1,153 @@
+"""A file of named tensors, opened without reading them."""
+
+import json
+import pickle
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from florist.errors import InvalidAdapterError, NonFiniteUpdateError
+
+_FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """What the file says of a tensor.
+
+    Attributes:
+        shape: all dimensions positive.
+        dtype: float16, bfloat16, float32 or float64.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorFile:
+    """An open file.
+
+    Attributes:
+        path: of the file.
+        tensors: what is known of each tensor without reading it.
+        read: returns one tensor. Treat it as read-only: it is a view of the mapped file, shared by all who read it.
+    """
+
+    path: Path
+    tensors: Mapping[str, StoredTensor]
+    read: Callable[[str], Tensor]
+
+
+def read_finite(file: TensorFile, key: str) -> Tensor:
+    """One tensor, checked.
+
+    Raises:
+        NonFiniteUpdateError: it holds NaN or infinity.
+    """
+    tensor = file.read(key)
+    require_finite(file, key, tensor)
+    return tensor
+
+
+def require_finite(file: TensorFile, key: str, part: Tensor) -> None:
+    """Check a tensor, or the part of it that is used.
+
+    Raises:
+        NonFiniteUpdateError: it holds NaN or infinity.
+    """
+    if not bool(torch.isfinite(part).all()):
+        raise NonFiniteUpdateError(
+            f"expected finite values, got NaN or infinity in {key} of {file.path}; leave this adapter out, or train "
+            "it again with a lower learning rate"
+        )
+
+
+def open_safetensors(path: Path) -> TensorFile:
+    """Map a safetensors file and keep it open; its tensors are read when asked for.
+
+    A file that shrinks while it is mapped kills the process (SIGBUS): copy an upload that others can still write to.
+
+    Raises:
+        InvalidAdapterError: the file is no sound safetensors file; a name occurs twice; a tensor is empty or not of
+            16, 32 or 64 bit floats. The last three are sound for safetensors, whose loader keeps the last of two
+            equal names without a word.
+
+    Cost: one read of the header.
+    """
+    try:
+        handle: Any = safe_open(path, framework="pt")
+        header = _header(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InvalidAdapterError(
+            f"expected a safetensors file, got {path}: {error}; save the adapter again with save_pretrained()"
+        ) from error
+    problems: list[str] = []
+    tensors: dict[str, StoredTensor] = {}
+    for name, entry in header:
+        if name in tensors:
+            problems.append(f"{name} occurs twice")
+        shape, dtype = tuple(entry["shape"]), entry["dtype"]
+        problems += _problems(name, shape, dtype if dtype not in _FLOATS else None)
+        tensors[name] = StoredTensor(shape, _FLOATS.get(dtype, torch.float32))
+    _refuse(path, problems)
+    return TensorFile(path, tensors, handle.get_tensor)
+
+
+def open_pickle(path: Path) -> TensorFile:
+    """Read a ``.bin`` file whole, with PyTorch's restricted unpickler.
+
+    `torch.load(weights_only=True)` builds tensors and plain containers only; safetensors remains the safer format.
+
+    Raises:
+        InvalidAdapterError: the file is anything but a dictionary of tensors that `open_safetensors` would accept.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        raise InvalidAdapterError(
+            f"expected a dictionary of tensors that torch.load(weights_only=True) accepts, got {path}: "
+            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}; save the adapter again with "
+            "save_pretrained(), which writes safetensors"
+        ) from error
+    if not isinstance(content, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    ):
+        raise InvalidAdapterError(f"expected a dictionary of tensors in {path}, got {type(content).__name__}")
+    held: dict[str, Tensor] = content
+    problems: list[str] = []
+    for name, tensor in held.items():
+        problems += _problems(name, tuple(tensor.shape), None if tensor.dtype in _FLOATS.values() else tensor.dtype)
+    _refuse(path, problems)
+    return TensorFile(path, {k: StoredTensor(tuple(v.shape), v.dtype) for k, v in held.items()}, held.__getitem__)
+
+
+def _header(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Names and entries, with the duplicates that safetensors' own parser drops."""
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        pairs: list[tuple[str, Any]] = json.loads(stream.read(length), object_pairs_hook=list)
+    return [(name, dict(entry)) for name, entry in pairs if name != "__metadata__"]
+
+
+def _problems(name: str, shape: tuple[int, ...], foreign_dtype: object) -> list[str]:
+    problems: list[str] = []
+    if foreign_dtype is not None:
+        problems.append(f"{name} is {foreign_dtype}")
+    if 0 in shape or not shape:
+        problems.append(f"{name} has shape {shape}")
+    return problems
+
+
+def _refuse(path: Path, problems: list[str]) -> None:
+    if problems:
+        raise InvalidAdapterError(
+            f"expected non-empty float16, bfloat16, float32 or float64 tensors of unique names in {path}, but "
+            f"{'; '.join(problems)}; save the adapter again with save_pretrained()"
+        )

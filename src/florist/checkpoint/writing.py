@@ -1,0 +1,205 @@
+"""Write an adapter as PEFT does, with a rank for every module or one rank for all."""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from florist.checkpoint.factor_tensors import bias_tensors, factor_tensors, rank_slot
+from florist.checkpoint.keys import PREFIX, TRAINED_ROWS, owner
+from florist.checkpoint.layout import LINEAR, AdapterLayout, ExpertLayout
+from florist.checkpoint.patterns import rank_pattern
+from florist.checkpoint.reading import CONFIG_NAME, WEIGHTS_NAME
+from florist.errors import InvalidAdapterError, NonFiniteUpdateError
+from florist.factors import AdapterState
+from florist.rounds import NOTHING, FullParameters
+
+_HEADS = ("classifier", "score")
+"""Modules that PEFT itself saves whole for classification tasks: inner modules of theirs must not be named beside."""
+
+
+class Export(Enum):
+    """How ranks are written."""
+
+    PER_MODULE = "per-module"
+    """Each module with its own rank: the fewest bytes. PEFT and transformers read it right; most servers do not."""
+    UNIFORM = "uniform"
+    """Every module padded with zeros to the largest rank, without patterns: every consumer reads it right."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedAdapter:
+    """An adapter as PEFT stores it.
+
+    Attributes:
+        config: content of adapter_config.json; `peft.LoraConfig` takes it as keywords.
+        tensors: content of adapter_model.safetensors.
+    """
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def encode(
+    adapter: AdapterState,
+    *,
+    layout: AdapterLayout = LINEAR,
+    full_parameters: FullParameters = NOTHING,
+    additive: FullParameters = NOTHING,
+    base_model: str | None = None,
+    revision: str | None = None,
+    task_type: str | None = None,
+    export: Export = Export.PER_MODULE,
+    dtype: torch.dtype = torch.float32,
+) -> EncodedAdapter:
+    """The config and tensors from which PEFT builds exactly this adapter.
+
+    `r` and `lora_alpha` are the largest rank R, `alpha_pattern` equals `rank_pattern`: every scaling is exactly 1. A
+    module of rank 0 is written with rank 1 and B = 0 (a missing module would leave PEFT's parameters uninitialised
+    under `low_cpu_mem_usage`); its A is not zero, so that it can be trained on. The experts of one module's adapted
+    parameters share the largest rank among them: PEFT knows one for each parameter, and the file does not say which
+    parameter it stores where.
+
+    `target_modules` lists full module names. PEFT also takes a name for the end of a longer one; a module of the base
+    that ends in a name written here, and is not written itself, would get an untrained adapter, which adds zero.
+
+    Args:
+        adapter: module name -> factor, scaling folded in.
+        layout: how to store the factors, from the adapters that were read.
+        full_parameters: stored whole, by their name in the model.
+        additive: module name -> what the update adds to the module's output, stored as ``lora_B.bias``.
+        base_model: directory or hub id.
+        revision: of the base model.
+        task_type: PEFT's name: CAUSAL_LM, SEQ_CLS.
+        export: a rank for every module or one for all.
+        dtype: of all tensors: float16, bfloat16, float32 or float64.
+
+    Raises:
+        InvalidAdapterError: there is no module, or a factor or parameter does not fit the layout.
+        NonFiniteUpdateError: a value is NaN or infinite, or becomes infinite in `dtype`.
+    """
+    if not adapter:
+        raise InvalidAdapterError("expected at least one module to write: PEFT cannot load an adapter without any")
+    ranks = _ranks(adapter, layout)
+    largest = max(ranks.values())
+    if export is Export.UNIFORM:
+        ranks = dict.fromkeys(ranks, largest)
+    tensors = factor_tensors(adapter, layout, ranks) | bias_tensors(adapter, additive)
+    tensors |= {PREFIX + _stored_name(name, adapter): tensor for name, tensor in full_parameters.items()}
+    pattern = rank_pattern(_config_names(layout, ranks), default=largest)
+    saved = _modules_to_save(full_parameters, layout)
+    if any(name.endswith(TRAINED_ROWS) for name in full_parameters) and not layout.trainable_token_indices:
+        raise InvalidAdapterError(
+            "expected trainable_token_indices in the layout of an adapter with trained token rows"
+        )
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": task_type,
+        "base_model_name_or_path": base_model,
+        "revision": revision,
+        "inference_mode": True,
+        "r": largest,
+        "lora_alpha": largest,
+        "rank_pattern": pattern,
+        "alpha_pattern": dict(pattern),
+        "use_rslora": False,
+        "use_dora": False,
+        "lora_dropout": 0.0,
+        "bias": _bias(full_parameters, saved, adapter),
+        "lora_bias": bool(additive),
+        "fan_in_fan_out": layout.fan_in_fan_out,
+        "init_lora_weights": True,
+        "target_modules": sorted(name for name in adapter if not isinstance(layout.module(name), ExpertLayout)),
+        "target_parameters": list(layout.target_parameters) or None,
+        "modules_to_save": saved or None,
+        "trainable_token_indices": layout.trainable_token_indices,
+    }
+    return EncodedAdapter(config, {key: _stored(key, tensor, dtype) for key, tensor in sorted(tensors.items())})
+
+
+def write_adapter(directory: Path, encoded: EncodedAdapter) -> None:
+    """Write adapter_config.json and adapter_model.safetensors into an existing directory.
+
+    Callers make the directory with `outputs.new_directory`, so that the adapter appears whole or not at all.
+    """
+    text = json.dumps(encoded.config, indent=2, sort_keys=True)
+    (directory / CONFIG_NAME).write_text(f"{text}\n", encoding="utf-8")
+    # transformers refuses a file whose metadata does not name the framework.
+    save_file(encoded.tensors, directory / WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+def _ranks(adapter: AdapterState, layout: AdapterLayout) -> dict[str, int]:
+    ranks: dict[str, int] = {}
+    for name, spec in adapter.specs.items():
+        slot = rank_slot(name, layout.module(name))
+        ranks[slot] = max(1, spec.rank, ranks.get(slot, 1))
+    return ranks
+
+
+def _config_names(layout: AdapterLayout, ranks: Mapping[str, int]) -> dict[str, int]:
+    """Ranks by the names that PEFT matches with its patterns: of modules, or of adapted parameters."""
+    parameters = {m.module: m.parameters for m in layout.modules.values() if isinstance(m, ExpertLayout)}
+    return {
+        name: rank
+        for slot, rank in ranks.items()
+        for name in ([f"{slot}.{parameter}" for parameter in parameters[slot]] if slot in parameters else [slot])
+    }
+
+
+def _stored_name(parameter: str, adapter: AdapterState) -> str:
+    """A base model's parameter lies one level deeper in PEFT's model where its module is adapted."""
+    module, _, leaf = parameter.rpartition(".")
+    return f"{module}.base_layer.{leaf}" if module in adapter.specs else parameter
+
+
+def _modules_to_save(full_parameters: FullParameters, layout: AdapterLayout) -> list[str]:
+    """What the layout names, and the modules of parameters that it does not name: a head trained in this process."""
+    names = dict.fromkeys(layout.modules_to_save)
+    for parameter in full_parameters:
+        module, _, leaf = parameter.rpartition(".")
+        alone = leaf == "bias" and f"{module}.weight" not in full_parameters
+        if owner(parameter, tuple(names)) is None and not alone and not parameter.endswith(TRAINED_ROWS):
+            names[_head(parameter)] = None
+    return list(names)
+
+
+def _head(parameter: str) -> str:
+    parts = parameter.split(".")[:-1]
+    if not parts:
+        raise InvalidAdapterError(
+            f"expected the name of a parameter inside a module, as 'score.weight', got {parameter!r}"
+        )
+    end = next((position for position, part in enumerate(parts) if part in _HEADS), len(parts) - 1)
+    return ".".join(parts[: end + 1])
+
+
+def _bias(full_parameters: FullParameters, saved: Collection[str], adapter: AdapterState) -> str:
+    """PEFT's `bias`: which biases of the base model the adapter brings."""
+    modules = {
+        name.removesuffix(".bias") for name in full_parameters if name.endswith(".bias") and owner(name, saved) is None
+    }
+    if not modules:
+        return "none"
+    return "lora_only" if modules <= adapter.specs.keys() else "all"
+
+
+def _stored(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    stored = tensor.detach().to("cpu", dtype).contiguous()
+    if not bool(torch.isfinite(stored).all()):
+        reason = "NaN or infinity" if not bool(torch.isfinite(tensor).all()) else f"values beyond the range of {dtype}"
+        raise NonFiniteUpdateError(
+            f"expected finite values to write, got {reason} in {key}; write bfloat16 or float32, or look for the "
+            "client whose training diverged"
+        )
+    return stored
