@@ -1,13 +1,15 @@
 """FLoRIST: the exact weighted sum, cut to the rank that holds a fraction of the energy."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from florist.aggregation import updates as uploads
 from florist.aggregation.weighted_sum import decompose_module, spectrum
-from florist.factors import AdapterState
-from florist.ranks import RankRule
-from florist.rounds import Broadcast, Certificate, ClientUpdate, ModuleCertificate
+from florist.factors import AdapterState, LoraFactor
+from florist.ranks import RankRule, Spectrum
+from florist.rounds import Broadcast, Certificate, ClientUpdate, ModuleCertificate, full_bytes
+
+_Compressed = tuple[str, Spectrum, LoraFactor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +17,7 @@ class Florist:
     """One compact adapter for everybody, by a singular value decomposition in factor space.
 
     Per module ``dW = sum_k w_k B_k A_k`` is stacked (exact, no cross terms), decomposed from the factors alone, and
-    cut to the rank that `rank_rule` chooses; the dense matrix is never formed.
+    cut to the rank that `rank_rule` chooses. Factors are read and decomposed a module at a time.
 
     Source: FLoRIST, arXiv:2506.09199, algorithm 1. Deviation: the singular values are split evenly over both
     factors (`ThinSvd.factor`), where the paper leaves them in B; the product is the same.
@@ -34,26 +36,32 @@ class Florist:
             NonFiniteUpdateError: a factor holds NaN or infinity; names client and module.
         """
         accepted = uploads.accepted(updates)
-        names = uploads.modules(accepted)
-        svds = {name: decompose_module(accepted, name, self.rank_rule.required_energy) for name in names}
-        spectra = {name: spectrum(svd) for name, svd in svds.items()}
-        ranks = self.rank_rule(spectra)
-        shared = AdapterState.of({name: svd.factor(ranks[name]) for name, svd in svds.items()})
-        full_parameters = uploads.average(accepted)
+        compress = self._one_by_one if self.rank_rule.per_module else self._all_together
+        factors: dict[str, LoraFactor] = {}
+        modules: dict[str, ModuleCertificate] = {}
+        for name, seen, factor in compress(accepted, uploads.modules(accepted)):
+            factors[name] = factor
+            modules[name] = uploads.certify(accepted, name, seen, factor.rank)
+        shared, full_parameters = AdapterState.of(factors), uploads.average(accepted)
         certificate = Certificate(
-            modules={
-                name: ModuleCertificate(
-                    shape=spectra[name].shape,
-                    rank=ranks[name],
-                    input_rank=sum(u.adapter.specs[name].rank for u in accepted if name in u.adapter.specs),
-                    energy_kept=spectra[name].kept_energy(ranks[name]),
-                    norm=spectra[name].total_energy ** 0.5,
-                    error=spectra[name].discarded_energy(ranks[name]) ** 0.5,
-                    absent_from=tuple(u.client_id for u in accepted if name not in u.adapter.specs),
-                )
-                for name in names
-            },
+            modules=modules,
             bytes_in=sum(update.nbytes for update in accepted),
-            bytes_out=shared.nbytes + sum(tensor.nbytes for tensor in full_parameters.values()),
+            bytes_out=shared.nbytes + full_bytes(full_parameters),
         )
         return Broadcast(shared=shared, certificate=certificate, full_parameters=full_parameters)
+
+    def _one_by_one(self, updates: Sequence[ClientUpdate], names: Sequence[str]) -> Iterator[_Compressed]:
+        for name in names:
+            svd = decompose_module(updates, name, self.rank_rule.required_energy)
+            seen = spectrum(svd)
+            yield name, seen, svd.factor(self.rank_rule({name: seen})[name])
+
+    def _all_together(self, updates: Sequence[ClientUpdate], names: Sequence[str]) -> Iterator[_Compressed]:
+        # The rule needs every spectrum before it names a rank. To hold every module's singular vectors until then
+        # could take more memory than all inputs; decomposing twice takes twice the time and one module's memory.
+        energy = self.rank_rule.required_energy
+        spectra = {name: spectrum(decompose_module(updates, name, energy)) for name in names}
+        ranks = self.rank_rule(spectra)
+        for name in names:
+            svd = decompose_module(updates, name, energy)
+            yield name, spectra[name], svd.factor(ranks[name])

@@ -6,7 +6,8 @@ from itertools import pairwise
 from torch import Tensor
 
 from florist.errors import IncompatibleAdaptersError, InvalidUpdateError, NonFiniteUpdateError
-from florist.rounds import ClientUpdate, FullParameters
+from florist.ranks import Spectrum
+from florist.rounds import ClientUpdate, FullParameters, ModuleCertificate
 
 
 def accepted(updates: Sequence[ClientUpdate]) -> tuple[ClientUpdate, ...]:
@@ -47,6 +48,20 @@ def weights(updates: Sequence[ClientUpdate]) -> tuple[float, ...]:
 def modules(updates: Sequence[ClientUpdate]) -> list[str]:
     """Every module that any client adapted, sorted."""
     return sorted(set().union(*(update.adapter for update in updates)))
+
+
+def certify(updates: Sequence[ClientUpdate], module: str, spectrum: Spectrum, rank: int) -> ModuleCertificate:
+    """What cutting a module's exact sum to a rank keeps and loses."""
+    holders = [update.adapter.specs[module].rank for update in updates if module in update.adapter.specs]
+    return ModuleCertificate(
+        shape=spectrum.shape,
+        rank=rank,
+        input_rank=sum(holders),
+        energy_kept=spectrum.kept_energy(rank),
+        norm=spectrum.total_energy**0.5,
+        error=spectrum.discarded_energy(rank) ** 0.5,
+        absent_from=tuple(update.client_id for update in updates if module not in update.adapter.specs),
+    )
 
 
 def average(updates: Sequence[ClientUpdate]) -> FullParameters:

@@ -1,4 +1,4 @@
-"""From a configuration to the objects of a simulation; the one place where names become classes."""
+"""From a configuration to the objects of a simulation."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from florist.aggregation import Florist
+from florist.config.methods import METHODS
 from florist.config.sections import CLASSIFICATION, LANGUAGE_MODELLING, Config, as_slice
 from florist.data import (
     CausalLmEncoder,
@@ -34,16 +34,10 @@ from florist.evaluation import Classification, ExactMatch, LanguageModelLoss, Me
 from florist.federation import Federation
 from florist.partition import Partitioner, dirichlet, hold_out, iid
 from florist.peft_model import FederatedModel, LocalLora, load_causal_lm, load_classifier, load_tokenizer
-from florist.ranks import EnergyThreshold
-from florist.rounds import Aggregator
 from florist.simulation import Client, Simulation
 from florist.training import TrainingSettings
 
 Encode = Callable[[Sequence[Record], str], Examples]
-
-METHODS: Mapping[str, Callable[[Config], Aggregator]] = {
-    "florist": lambda config: Florist(EnergyThreshold(config.aggregation.tau)),
-}
 
 METRICS: Mapping[str, Mapping[str, Callable[[Config, Examples, PreTrainedTokenizerBase], Metric]]] = {
     LANGUAGE_MODELLING: {
@@ -87,7 +81,7 @@ def build(config: Config) -> Simulation:
         clients=clients,
         federation=Federation(
             client_ids=tuple(holdings),
-            aggregator=METHODS[config.aggregation.method](config),
+            aggregator=METHODS[config.aggregation.method](config.aggregation),
             shapes=model.shapes,
             seed=federation.seed,
             fraction=federation.fraction,

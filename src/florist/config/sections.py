@@ -5,7 +5,7 @@ LoRA and training keys carry the names that PEFT and transformers give them.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -154,8 +154,26 @@ class AggregationSection(Section):
     """``[aggregation]``: the method."""
 
     method: Literal["florist"] = "florist"
-    tau: Fraction = 0.9
-    """Fraction of each module's energy to keep."""
+    tau: Fraction | None = None
+    """Fraction of the energy to keep; 0.9 where neither `budget` nor `rank` is set."""
+    scope: Literal["per-module", "global"] = "per-module"
+    """Whether `tau` holds in each module, or over all together with the fewest parameters."""
+    budget: ByteSize | None = None
+    """Bytes of the broadcast, as ``"20MB"``: the most energy that fits."""
+    rank: Positive | None = None
+    """The same rank for every module."""
+    max_rank: Positive | None = None
+    """No module above this rank, whatever the rule."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "AggregationSection":
+        rules = {name: value for name in ("tau", "budget", "rank") if (value := getattr(self, name)) is not None}
+        if len(rules) > 1:
+            given = " and ".join(f"{name} = {value}" for name, value in rules.items())
+            raise ValueError(f"{given} contradict each other: each says how much to keep; set one")
+        if self.scope == "global" and ("budget" in rules or "rank" in rules):
+            raise ValueError(f"scope = 'global' goes with tau, not with {next(iter(rules))}")
+        return self
 
 
 class EvaluationSection(Section):
