@@ -18,6 +18,7 @@ from florist.checkpoint import (
     encode,
     locate,
     open_adapter,
+    serving_notes,
     write_adapter,
 )
 from florist.checkpoint.reading import CONFIG_NAME
@@ -32,24 +33,37 @@ _BIAS = ".lora_B.bias"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Inputs:
+    """Adapters that may be combined, opened and weighed.
+
+    Attributes:
+        saved: the adapters, in the order given.
+        num_examples: the weight of each.
+        comparison: what they have in common, and the modules that some lack.
+        updates: the same as updates of one round.
+    """
+
+    saved: tuple[SavedAdapter, ...]
+    num_examples: tuple[int, ...]
+    comparison: Comparison
+    updates: tuple[ClientUpdate, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class AggregatedAdapter:
     """One adapter made of many.
 
     Attributes:
         adapter: module name -> factor.
         certificate: what was kept and lost; ``bytes_in`` as stored, ``bytes_out`` before `write`.
-        inputs: what went in, in the order given.
-        num_examples: the weight of each input, in examples.
-        comparison: what the inputs have in common, and the modules that some lack.
+        inputs: what went in.
         full_parameters: averaged values of the parameters that travel whole.
         additive: module name -> summed output bias.
     """
 
     adapter: AdapterState
     certificate: Certificate
-    inputs: tuple[SavedAdapter, ...]
-    num_examples: tuple[int, ...]
-    comparison: Comparison
+    inputs: Inputs
     full_parameters: FullParameters
     additive: FullParameters
 
@@ -70,20 +84,21 @@ class AggregatedAdapter:
             settings: how the adapter was made, to be put at the head of the certificate.
 
         Returns:
-            The content of the certificate file.
+            The content of the certificate file. Its ``notes`` say what servers other than PEFT make of the result.
 
         Raises:
             OutputExistsError, MissingInputError: as `outputs.require_absent`.
             NonFiniteUpdateError: a value does not fit `dtype`.
         """
+        common = self.inputs.comparison
         encoded = encode(
             self.adapter,
-            layout=self.comparison.layout,
+            layout=common.layout,
             full_parameters=self.full_parameters,
             additive=self.additive,
-            base_model=self.comparison.base_model,
-            revision=self.comparison.revision,
-            task_type=self.comparison.task_type,
+            base_model=common.base_model,
+            revision=common.revision,
+            task_type=common.task_type,
             export=export,
             dtype=dtype,
         )
@@ -92,24 +107,53 @@ class AggregatedAdapter:
             "florist": version("florist"),
             **(settings or {}),
             **_summary(certificate),
+            "notes": list(serving_notes(encoded)),
             "inputs": [
                 {
                     "path": str(saved.path),
                     "num_examples": count,
-                    "weight": count / sum(self.num_examples),
+                    "weight": count / sum(self.inputs.num_examples),
                     "bytes": saved.stored_bytes,
                     "sha256": {
                         file.name: sha256(file)
                         for file in (saved.weights_path, saved.weights_path.with_name(CONFIG_NAME))
                     },
                 }
-                for saved, count in zip(self.inputs, self.num_examples, strict=True)
+                for saved, count in zip(self.inputs.saved, self.inputs.num_examples, strict=True)
             ],
         }
         with new_directory(directory) as draft:
             write_adapter(draft, encoded)
             (draft / CERTIFICATE_NAME).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         return document
+
+
+def open_inputs(
+    adapters: Sequence[str | Path],
+    *,
+    num_examples: Sequence[int] | None = None,
+    allow_base_mismatch: bool = False,
+    average_full: bool = False,
+) -> Inputs:
+    """Open adapters and check that they may be combined; nothing but headers is read.
+
+    Args, Raises: as `aggregate`.
+    """
+    counts = tuple(num_examples) if num_examples is not None else (1,) * len(adapters)
+    if len(counts) != len(adapters):
+        raise InvalidUpdateError(f"expected a weight for each of the {len(adapters)} adapters, got {len(counts)}")
+    saved = tuple(open_adapter(locate(str(adapter))) for adapter in adapters)
+    places = [one.weights_path.resolve() for one in saved]
+    twice = sorted({str(one.path) for one, place in zip(saved, places, strict=True) if places.count(place) > 1})
+    if twice:
+        raise InvalidUpdateError(f"expected every adapter once, got {', '.join(twice)} twice; raise its weight instead")
+    comparison = check_compatible(saved, allow_base_mismatch=allow_base_mismatch, average_full=average_full)
+    biased = {module: shape for one in saved for module, shape in one.additive.shapes.items()}
+    updates = tuple(
+        ClientUpdate(str(one.path), one.adapter, count, round_number=1, full_parameters=_whole(one, biased))
+        for one, count in zip(saved, counts, strict=True)
+    )
+    return Inputs(saved, counts, comparison, updates)
 
 
 def aggregate(
@@ -138,34 +182,15 @@ def aggregate(
             is given twice.
         NonFiniteUpdateError: a factor holds NaN or infinity.
     """
-    counts = tuple(num_examples) if num_examples is not None else (1,) * len(adapters)
-    if len(counts) != len(adapters):
-        raise InvalidUpdateError(f"expected a weight for each of the {len(adapters)} adapters, got {len(counts)}")
-    inputs = tuple(open_adapter(locate(str(adapter))) for adapter in adapters)
-    places = [saved.weights_path.resolve() for saved in inputs]
-    twice = sorted({str(saved.path) for saved, place in zip(inputs, places, strict=True) if places.count(place) > 1})
-    if twice:
-        raise InvalidUpdateError(f"expected every adapter once, got {', '.join(twice)} twice; raise its weight instead")
-    comparison = check_compatible(inputs, allow_base_mismatch=allow_base_mismatch, average_full=average_full)
-    biased = {module: shape for saved in inputs for module, shape in saved.additive.shapes.items()}
-    updates = [
-        ClientUpdate(
-            client_id=str(saved.path),
-            adapter=saved.adapter,
-            num_examples=count,
-            round_number=1,
-            full_parameters=_whole(saved, biased),
-        )
-        for saved, count in zip(inputs, counts, strict=True)
-    ]
-    broadcast = Florist(rank_rule)(updates)
+    inputs = open_inputs(
+        adapters, num_examples=num_examples, allow_base_mismatch=allow_base_mismatch, average_full=average_full
+    )
+    broadcast = Florist(rank_rule)(inputs.updates)
     whole = broadcast.full_parameters
     return AggregatedAdapter(
         adapter=broadcast.shared,
-        certificate=replace(broadcast.certificate, bytes_in=sum(saved.stored_bytes for saved in inputs)),
+        certificate=replace(broadcast.certificate, bytes_in=sum(one.stored_bytes for one in inputs.saved)),
         inputs=inputs,
-        num_examples=counts,
-        comparison=comparison,
         full_parameters={name: tensor for name, tensor in whole.items() if not name.endswith(_BIAS)},
         additive={name.removesuffix(_BIAS): tensor for name, tensor in whole.items() if name.endswith(_BIAS)},
     )

@@ -177,8 +177,13 @@ def test_a_broken_adapter_is_refused_in_one_line_and_leaves_nothing(
         (["--weights", "3,1,0"], "a positive number of examples, got 0"),
         (["--weights", "3,1,-2"], "a positive number of examples, got -2"),
         (["--weights", "a,b,c"], "as 3,1,1"),
-        (["--tau", "0"], "expected 0 < tau <= 1"),
-        (["--tau", "1.5"], "expected 0 < tau <= 1"),
+        (["--tau", "0"], "tau: Input should be greater than 0, got 0.0"),
+        (["--tau", "1.5"], "tau: Input should be less than or equal to 1, got 1.5"),
+        (["--tau", "0.5", "--budget", "1MB"], "contradict each other"),
+        (["--scope", "global", "--rank", "3"], "goes with tau, not with rank"),
+        (["--budget", "1MB", "--export", "uniform"], "use --rank or --max-rank"),
+        (["--budget", "100"], "rank 1 in each of the 14 modules"),
+        (["--rank", "0"], "rank: Input should be greater than 0"),
     ],
 )
 def test_wrong_options_are_refused(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from florist.errors import InvalidUpdateError
+from florist.errors import ConfigurationError, InvalidUpdateError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,6 +25,13 @@ class ExportName(Enum):
     UNIFORM = "uniform"
 
 
+class ScopeName(Enum):
+    """What tau refers to."""
+
+    PER_MODULE = "per-module"
+    GLOBAL = "global"
+
+
 class DtypeName(Enum):
     """Names of torch dtypes."""
 
@@ -36,7 +43,15 @@ class DtypeName(Enum):
 def aggregate(
     adapters: Annotated[list[str], typer.Argument(help="PEFT adapters: directories or hub ids in the local cache.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory to create for the result.")],
-    tau: Annotated[float, typer.Option(help="Fraction of each module's energy to keep, in (0, 1].")] = 0.9,
+    tau: Annotated[
+        float | None, typer.Option(help="Fraction of the energy to keep, in (0, 1]; 0.9 where nothing else is set.")
+    ] = None,
+    scope: Annotated[
+        ScopeName, typer.Option(help="Whether tau holds in each module or over all.")
+    ] = ScopeName.PER_MODULE,
+    budget: Annotated[str | None, typer.Option(help="Bytes of the result, as 20MB: the most energy that fits.")] = None,
+    rank: Annotated[int | None, typer.Option(help="The same rank for every module.")] = None,
+    max_rank: Annotated[int | None, typer.Option(help="No module above this rank, whatever the rule.")] = None,
     weights: Annotated[
         str | None, typer.Option(help="One each, as 3,1,1: examples behind the adapters. Equal by default.")
     ] = None,
@@ -56,38 +71,49 @@ def aggregate(
 
     The result is a PEFT adapter; beside it, florist.json certifies what was kept and what the inputs were.
     """
+    from florist.config.reading import validated  # noqa: PLC0415
+    from florist.config.sections import AggregationSection  # noqa: PLC0415
     from florist.outputs import require_absent  # noqa: PLC0415  # light, but torch comes with what follows
 
     require_absent(out)
     counts = _counts(weights) if weights is not None else None
+    wanted = {"tau": tau, "scope": scope.value, "budget": budget, "rank": rank, "max_rank": max_rank}
+    section = validated(AggregationSection, {name: value for name, value in wanted.items() if value is not None})
+    if budget is not None and export is ExportName.UNIFORM:
+        raise ConfigurationError(
+            "--budget counts a rank for every module: use --rank or --max-rank with --export uniform"
+        )
 
     import torch  # noqa: PLC0415  # takes seconds: not before the arguments are known to be right
     from rich.console import Console  # noqa: PLC0415
 
     from florist import one_shot  # noqa: PLC0415
     from florist.checkpoint import Export  # noqa: PLC0415
-    from florist.ranks import EnergyThreshold  # noqa: PLC0415
+    from florist.config.methods import DEFAULT_TAU, rank_rule  # noqa: PLC0415
 
     console = Console(stderr=as_json)
     progress = Console(stderr=True)
+    torch_dtype: torch.dtype = getattr(torch, dtype.value)
+    if section.tau is None and section.budget is None and section.rank is None:
+        section = section.model_copy(update={"tau": DEFAULT_TAU})
     with progress.status(f"aggregating {len(adapters)} adapters"):
         result = one_shot.aggregate(
             adapters,
-            rank_rule=EnergyThreshold(tau),
+            rank_rule=rank_rule(section, torch_dtype.itemsize),
             num_examples=counts,
             allow_base_mismatch=allow_base_mismatch,
             average_full=average_full,
         )
-        document = result.write(
-            out,
-            export=Export(export.value),
-            dtype=getattr(torch, dtype.value),
-            settings={"method": "florist", "tau": tau, "export": export.value, "dtype": dtype.value},
-        )
+        settings = {**section.model_dump(mode="json"), "export": export.value, "dtype": dtype.value}
+        document = result.write(out, export=Export(export.value), dtype=torch_dtype, settings=settings)
     console.print(_table(result.certificate))
     console.print(_totals(document, out))
-    for module, paths in result.comparison.absent.items():
-        progress.print(f"note: {module} is absent from {', '.join(map(str, paths))}, which counts as a zero update")
+    notes = [
+        f"{module} is absent from {', '.join(map(str, paths))}, which counts as a zero update"
+        for module, paths in result.inputs.comparison.absent.items()
+    ]
+    for note in (*notes, *document["notes"]):
+        progress.print(f"note: {note}")
     if as_json:
         typer.echo(json.dumps(document))
 

@@ -4,13 +4,15 @@ import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from florist.config.sections import Config
+from florist.config.sections import Config, Section
 from florist.errors import ConfigurationError, MissingInputError
+
+SectionType = TypeVar("SectionType", bound=Section)
 
 _PATHS = (("data", "path"), ("model", "name_or_path"))
 
@@ -41,6 +43,18 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     except ValidationError as error:
         problems = "; ".join(_explain(error))
         raise ConfigurationError(f"{path}: {problems}") from error
+
+
+def validated(section: type[SectionType], values: Mapping[str, Any]) -> SectionType:
+    """One section from the options of a command.
+
+    Raises:
+        ConfigurationError: one or more options are wrong or contradict each other.
+    """
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise ConfigurationError("; ".join(_explain(error))) from error
 
 
 def to_toml(config: Config) -> str:
