@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from florist.cli import main
+from florist.cli.inspect import sparkline
 
 COMMAND = Path(sys.executable).with_name("florist")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
@@ -274,3 +275,34 @@ def test_a_wrong_simulation_is_refused_in_one_line_and_leaves_nothing(
 def test_a_directory_that_is_no_run_cannot_be_resumed(florist: Run, tmp_path: Path) -> None:
     assert "run.json" in refused(florist("simulate", "--resume", tmp_path))
     assert "--resume goes on" in refused(florist("simulate", "--resume", tmp_path, "-o", tmp_path / "other"))
+
+
+def test_inspect_shows_modules_and_says_that_adapters_combine(florist: Run, saved_adapters: list[Path]) -> None:
+    result = florist("inspect", *saved_adapters, "--sweep")
+    assert result.returncode == 0
+    assert "model.layers.0.self_attn.q_proj" in result.stdout
+    assert "█" in result.stdout
+    assert "these adapters may be aggregated" in result.stdout
+    assert "relative error" in result.stdout
+
+
+def test_inspect_says_why_adapters_do_not_combine(florist: Run, saved_adapters: list[Path], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in saved_adapters[0].iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    edit_config(base_model_name_or_path="elsewhere")(other)
+    result = florist("inspect", saved_adapters[1], other, "--json")
+    assert result.returncode == 0
+    document = json.loads(result.stdout)
+    assert len(document["problems"]) == 1
+    assert "elsewhere" in document["problems"][0]
+    assert len(document["adapters"]) == 2
+    assert "cannot be aggregated as they are" in result.stderr
+
+
+def test_a_sparkline_follows_the_values() -> None:
+    assert sparkline([1.0, 0.5, 0.0]) == "█▄ "
+    assert sparkline([4.0, 1e-9]) == "█▁"
+    assert len(sparkline([1.0] * 100)) <= 12
+    assert sparkline([]) == sparkline([0.0]) == ""

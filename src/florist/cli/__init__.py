@@ -5,6 +5,7 @@ import sys
 import typer
 
 from florist.cli.aggregate import aggregate
+from florist.cli.inspect import inspect
 from florist.cli.simulate import simulate
 from florist.errors import FloristError
 
@@ -16,6 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(aggregate)
+app.command()(inspect)
 app.command()(simulate)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from florist.rounds import RoundRecord
     from florist.simulation import Simulation
 
-DEMONSTRATION = Path(__file__).parents[1] / "demonstration" / "config.toml"
+DEMONSTRATION = Path(__file__).parents[1] / "demonstration.toml"
 RUNS = Path("runs")
 
 
@@ -116,11 +116,10 @@ def _built(config: "Config") -> "Simulation":
 
 
 def _free_name(config_file: Path) -> Path:
-    name = config_file.stem if config_file != DEMONSTRATION else "demonstration"
     number = 1
-    while (RUNS / f"{name}-{number}").exists():
+    while (RUNS / f"{config_file.stem}-{number}").exists():
         number += 1
-    return RUNS / f"{name}-{number}"
+    return RUNS / f"{config_file.stem}-{number}"
 
 
 def _table(initial: Mapping[str, float], records: Sequence["RoundRecord"]) -> "Table":

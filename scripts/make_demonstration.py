@@ -1,0 +1,217 @@
+"""Make the embedded demonstration: a small pretrained Llama and the string tasks that a federation teaches it.
+
+Run from the project root, with the `train` extra installed; it takes minutes on one thread, the same seed giving the
+same files on the same machine:
+
+    rm -r src/florist/demonstration/model
+    python scripts/make_demonstration.py
+
+The model is pretrained on `SEEN_TASKS`; `train.jsonl` and `test.jsonl` hold `NEW_TASKS`, which it has never seen.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import DataCollatorForSeq2Seq, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from florist.data import ALPACA, CausalLmEncoder, Examples, template_prompt
+from florist.errors import FloristError
+from florist.evaluation import ExactMatch
+from florist.outputs import new_directory, replace_file, require_absent
+
+Record = dict[str, str]
+
+PROMPT_TEMPLATE = "{instruction}: {input}\n"
+MAX_LENGTH = 64
+VOWELS = "aeiou"
+WORDS = """
+arch ash bark barn bay beam bell bird blue boat bolt brim bud calm camp cane cape cask cat cave clay cone cool cord
+cove crab crow cub date dawn deep deer dew dock dome door dove duck dune dusk dust east elm fawn fern fig fir fire
+fish flax foal foam fog fort fox frog gale gate gem glow goat gold gulf gull hall hare harp hawk hay hen herb hill
+hive hoof horn iris iron ivy jade jay jug kelp kid kind king kite lace lake lamb lamp lark lawn leaf leek lily lime
+line lock loft loom loud lute lynx mare mast mild mill mint mist mole moon moss nail nest nook nut oak oat old onyx
+opal ore oval owl oxen park path peak pear pier pine pink pipe plot plow plum pole pond pool port rain ram red reed
+reef rice rock roof root rope rose ruby rust rye sack sage sail salt sand sea seal seed silk silo sink sky sled slow
+snow soft soil song stag star stem sun swan tail tall tan tide tile tin toad tool town tree tub tuna tusk twig vase
+veil vest vine vole wall warm wasp wave wax web well west wild wind wing wolf wood wren yak yard yarn yew zinc
+""".split()  # noqa: SIM905  # ruff would format a list as a word a line
+
+SEEN_TASKS: Mapping[str, Callable[[str], str]] = {
+    "copy": lambda text: text,
+    "upper": str.upper,
+    "capital": str.capitalize,
+    "drop_last": lambda text: " ".join(word[:-1] for word in text.split()),
+    "first_word": lambda text: text.split()[0],
+    "last_word": lambda text: text.split()[-1],
+    "initials": lambda text: "".join(word[0] for word in text.split()),
+    "no_vowels": lambda text: "".join(letter for letter in text if letter not in VOWELS),
+    "count": lambda text: str(len(text.split())),
+}
+"""What the model is pretrained on."""
+
+NEW_TASKS: Mapping[str, Callable[[str], str]] = {
+    "title": str.title,
+    "drop_first": lambda text: " ".join(word[1:] for word in text.split()),
+    "vowel_up": lambda text: "".join(letter.upper() if letter in VOWELS else letter for letter in text),
+    "parity": lambda text: "odd" if len(text.split()) % 2 else "even",
+}
+"""What the federation teaches it."""
+
+TRAIN_RECORDS = 800
+TEST_RECORDS = 200
+
+
+def sample_input(generator: np.random.Generator) -> str:
+    """Two to four words."""
+    return " ".join(generator.choice(WORDS, size=generator.integers(2, 5)))
+
+
+def record(task: str, text: str) -> Record:
+    """One instruction in the Alpaca shape, with its task beside it."""
+    return {"instruction": task, "input": text, "output": (SEEN_TASKS | NEW_TASKS)[task](text), "task": task}
+
+
+def new_task_records(generator: np.random.Generator) -> tuple[list[Record], list[Record]]:
+    """Training and test records of the new tasks, equally many of each; no input occurs twice in either or both."""
+    inputs: dict[str, None] = {}
+    while len(inputs) < TRAIN_RECORDS + TEST_RECORDS:
+        inputs[sample_input(generator)] = None
+    tasks = list(NEW_TASKS)
+    records = [record(tasks[index % len(tasks)], text) for index, text in enumerate(inputs)]
+    return records[:TRAIN_RECORDS], records[TRAIN_RECORDS:]
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A token a character: printable ASCII, the newline, and `<pad>`, `<eos>` and `<unk>`; 99 in all.
+
+    There is no beginning-of-sequence token: a sequence is prompt, output, `<eos>`.
+    """
+    tokens = ["<pad>", "<eos>", "<unk>", "\n", *(chr(code) for code in range(32, 127))]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    characters = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    characters.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=characters,
+        eos_token="<eos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+        model_max_length=2 * MAX_LENGTH,
+    )
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    """A small Llama with random weights."""
+    torch.manual_seed(seed)  # transformers initialises from the global generator
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=336,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=2 * MAX_LENGTH,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def examples_of(records: Iterable[Record], tokenizer: PreTrainedTokenizerFast) -> Examples:
+    """The records as the federation's clients encode theirs."""
+    encoder = CausalLmEncoder(tokenizer, ALPACA, template_prompt(PROMPT_TEMPLATE), MAX_LENGTH)
+    return Examples([encoder(item) for item in records], DataCollatorForSeq2Seq(tokenizer))
+
+
+def pretrain(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    generator: np.random.Generator,
+    steps: int,
+    held_out: set[str],
+) -> None:
+    """AdamW with warm-up and cosine decay, on fresh batches of 64 records of the seen tasks.
+
+    Inputs in `held_out` are skipped, so that the federation's tasks are new in their inputs too.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    warmup = max(1, steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+    )
+    started = time.perf_counter()
+    model.train()
+    for step in range(1, steps + 1):
+        texts: list[str] = []
+        while len(texts) < 64:
+            text = sample_input(generator)
+            if text not in held_out:
+                texts.append(text)
+        tasks = generator.choice(list(SEEN_TASKS), size=len(texts))
+        examples = examples_of(map(record, tasks.tolist(), texts), tokenizer)
+        loss = model(**examples.collate([*examples])).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 50 == 0 or step == steps:
+            print(f"step {step:4d}/{steps}  loss {loss.item():.3f}  {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def report(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, generator: np.random.Generator) -> None:
+    """Print the exact match of 200 fresh inputs in every task."""
+    for task in (*SEEN_TASKS, *NEW_TASKS):
+        examples = examples_of((record(task, sample_input(generator)) for _ in range(200)), tokenizer)
+        measured = ExactMatch(examples, tokenizer, batch_size=200, max_new_tokens=32)(model)
+        print(f"{task:12s} exact match {measured['exact_match']:.3f}", flush=True)
+
+
+def make(output: Path, *, seed: int, steps: int) -> None:
+    """Train, write and measure.
+
+    Raises:
+        OutputExistsError: there is a model already.
+    """
+    output.mkdir(exist_ok=True)
+    require_absent(output / "model")
+    generator = np.random.default_rng(seed)
+    train, test = new_task_records(generator)
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer, seed)
+    with new_directory(output / "model") as draft:
+        pretrain(model, tokenizer, generator, steps, {item["input"] for item in (*train, *test)})
+        model.half().save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+    for name, records in (("train", train), ("test", test)):
+        replace_file(output / f"{name}.jsonl", "".join(json.dumps(item) + "\n" for item in records))
+    report(model.float(), tokenizer, generator)  # the weights as stored: float16 rounds them
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, default=Path("src/florist/demonstration"), help="directory")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=800)
+    arguments = parser.parse_args()
+
+    torch.set_num_threads(1)  # at this size a second thread costs more than it brings
+    try:
+        make(arguments.output, seed=arguments.seed, steps=arguments.steps)
+    except FloristError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
