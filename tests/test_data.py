@@ -45,7 +45,9 @@ def framing_tokenizer(tiny_llama: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def encoder(tokenizer: PreTrainedTokenizerBase, max_length: int = 100, template: str = "{instruction}>") -> CausalLmEncoder:
+def encoder(
+    tokenizer: PreTrainedTokenizerBase, max_length: int = 100, template: str = "{instruction}:"
+) -> CausalLmEncoder:
     return CausalLmEncoder(tokenizer, ALPACA, template_prompt(template), max_length)
 
 
@@ -58,10 +60,10 @@ def test_a_json_list_and_a_jsonl_file_hold_the_same_records(tmp_path: Path) -> N
     lines = [json.dumps(record, ensure_ascii=False) for record in records]
     # The line separators of Unicode stand unescaped in JSON strings and end no record.
     (tmp_path / "a.jsonl").write_text("\n\n".join(lines) + "\n  \n", encoding="utf-8")
-    (tmp_path / "crlf.jsonl").write_bytes("\r\n".join(lines).encode())
+    (tmp_path / "windows.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
     assert read_records(tmp_path / "a.json") == records
     assert read_records(tmp_path / "a.jsonl") == records
-    assert read_records(tmp_path / "crlf.jsonl") == records
+    assert read_records(tmp_path / "windows.jsonl") == records
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -78,7 +80,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ("a.json", b"", r"a\.json: expected UTF-8 JSON"),
         ("a.json", b'[{"a": "\xff"}]', r"a\.json: expected UTF-8 JSON.*can't decode byte 0xff"),
         # Many data sets name a JSONL file .json.
-        ("a.json", b'{"a": 1}\n{"a": 2}\n', r"a\.json: expected UTF-8 JSON.*Extra data.*one object a line.*\.jsonl"),
+        ("a.json", b'{"a": 1}\n{"a": 2}\n', r"a\.json: expected UTF-8 JSON.*Extra data.* one object a line"),
         ("a.jsonl", b'{"a": 1}\n\n{"a": }\n', r"a\.jsonl: expected UTF-8 JSON.*line 3"),
         ("a.jsonl", b'[\n{"a": 1}\n]\n', r"a\.jsonl: expected UTF-8 JSON.*line 1"),
     ],
@@ -101,7 +103,9 @@ def test_what_is_no_json_is_refused_and_located(tmp_path: Path, name: str, conte
 )
 def test_what_is_no_list_of_records_is_refused(tmp_path: Path, content: str, telling: str) -> None:
     (tmp_path / "a.json").write_text(content)
-    with pytest.raises(DataError, match=r"a\.json: expected a non-empty list of JSON objects, one a record, .*" + telling):
+    with pytest.raises(
+        DataError, match=r"a\.json: expected a non-empty list of JSON objects, one a record, .*" + telling
+    ):
         read_records(tmp_path / "a.json")
 
 
@@ -128,7 +132,9 @@ def test_the_shape_of_a_record_is_recognised(record: Mapping[str, Any], shape: R
 
 
 def test_an_unknown_shape_is_refused_with_what_to_set() -> None:
-    with pytest.raises(DataError, match=r"alpaca: .*dolly: .*got the fields \['a', 'q'\]; name yours with .*output_field"):
+    with pytest.raises(
+        DataError, match=r"alpaca: .*dolly: .*got the fields \['a', 'q'\]; name yours with .*output_field"
+    ):
         recognise([{"q": 1, "a": 2}])
 
 
@@ -147,13 +153,15 @@ def test_a_template_takes_the_fields_and_literal_braces() -> None:
 
 @pytest.mark.parametrize("template", ["{instruction", "instruction}", "{", "a {instruction} }"])
 def test_a_template_with_unpaired_braces_is_refused_at_once(template: str) -> None:
-    with pytest.raises(DataError, match="prompt_template .*write a literal brace twice"):
+    with pytest.raises(DataError, match=r"prompt_template .*write a literal brace twice"):
         template_prompt(template)
 
 
-@pytest.mark.parametrize("template", ["{instruction!x}", "{instruction:d}", "{instruction:{width}}", "{a.b}", "{a[0]}", "{}"])
+@pytest.mark.parametrize(
+    "template", ["{instruction!x}", "{instruction:d}", "{instruction:{width}}", "{a.b}", "{a[0]}", "{}"]
+)
 def test_a_template_field_is_a_plain_name(template: str) -> None:
-    with pytest.raises(DataError, match="prompt_template .*expected plain fields as {instruction}, got"):
+    with pytest.raises(DataError, match=r"prompt_template .*expected plain fields as \{instruction\}, got"):
         template_prompt(template)
 
 
@@ -167,7 +175,7 @@ def test_a_template_field_that_a_record_lacks_is_named() -> None:
 
 def test_the_loss_counts_the_answer_and_its_end_only(tokenizer: PreTrainedTokenizerBase) -> None:
     found = encoder(tokenizer)({"instruction": "say", "output": "yes"})
-    assert tokenizer.decode(found["input_ids"]) == "say>yes<eos>"
+    assert tokenizer.decode(found["input_ids"]) == "say:yes<eos>"
     assert found["labels"] == [IGNORED] * 4 + found["input_ids"][4:]
     assert found["labels"][-1] == EOS
 
@@ -175,14 +183,14 @@ def test_the_loss_counts_the_answer_and_its_end_only(tokenizer: PreTrainedTokeni
 def test_the_border_is_that_of_generation(framing_tokenizer: PreTrainedTokenizerBase) -> None:
     found = encoder(framing_tokenizer)({"instruction": "say", "output": "yes"})
     # One <bos>, at the start; one <eos>, at the end: none between prompt and answer.
-    assert framing_tokenizer.decode(found["input_ids"]) == "<bos>say>yes<eos>"
+    assert framing_tokenizer.decode(found["input_ids"]) == "<bos>say:yes<eos>"
     assert found["labels"].count(IGNORED) == 5
 
 
 def test_a_cut_prompt_keeps_its_opening_token(framing_tokenizer: PreTrainedTokenizerBase) -> None:
     found = encoder(framing_tokenizer, max_length=10)({"instruction": "abcdefghij", "output": "xyz"})
     # Models that were trained with <bos> derail without it.
-    assert framing_tokenizer.decode(found["input_ids"]) == "<bos>ghij>xyz<eos>"
+    assert framing_tokenizer.decode(found["input_ids"]) == "<bos>ghij:xyz<eos>"
 
 
 def test_an_empty_answer_is_answered_by_the_end(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -195,10 +203,12 @@ def test_an_example_without_anything_to_learn_is_refused(tiny_llama: Path) -> No
     endless = AutoTokenizer.from_pretrained(tiny_llama, eos_token=None)
     assert endless.eos_token_id is None
     # A batch of such alone has the mean of nothing, NaN, for a loss.
-    with pytest.raises(DataError, match=r"data, record 2: expected an answer .* got an empty one"):
-        encode([{"instruction": "a", "output": "b"}, {"instruction": "a", "output": ""}], encoder(endless), list, "data")
+    with pytest.raises(DataError, match=r"data, record 2: expected an answer .* 2 tokens of prompt and 0 of"):
+        encode(
+            [{"instruction": "a", "output": "b"}, {"instruction": "a", "output": ""}], encoder(endless), list, "data"
+        )
     # The first token of a sequence is predicted from nothing.
-    with pytest.raises(DataError, match="expected an answer .* got"):
+    with pytest.raises(DataError, match=r"expected an answer .* 0 tokens of prompt and 1 of"):
         encoder(endless, template="")({"instruction": "a", "output": "b"})
 
 
@@ -276,7 +286,10 @@ def test_a_text_is_encoded_with_the_number_of_its_class(tokenizer: PreTrainedTok
 @pytest.mark.parametrize(
     ("record", "telling"),
     [
-        ({"text": "a", "label": "ugly"}, r"expected a class of \['bad', 'good'\], got 'ugly'; add it to \[task\] labels"),
+        (
+            {"text": "a", "label": "ugly"},
+            r"expected a class of \['bad', 'good'\], got 'ugly'; add it to \[task\] labels",
+        ),
         ({"text": "a", "label": None}, "expected the class in the field 'label', got none"),
         ({"text": "a"}, r"expected the class in the field 'label', got \['text'\]"),
         ({"label": "bad"}, r"expected a record with \['text'\], got one with \['label'\]"),

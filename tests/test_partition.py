@@ -20,7 +20,7 @@ def assert_every_row_once(partition: Partition, rows: int, clients: int) -> None
 
 
 def skew(partition: Partition, labels: Sequence[str]) -> float:
-    """Mean total variation distance between a client's labels and all labels: 0 for alike, near 1 for one label each."""
+    """Mean total variation distance between a client's labels and all: 0 for alike, near 1 for one label each."""
     whole = Counter(labels)
     distances: list[float] = []
     for held in partition:
@@ -77,6 +77,14 @@ def test_a_smaller_alpha_gives_clients_that_are_less_alike() -> None:
     assert found[1000.0] < 0.03
     # As large alphas promise: no further from alike than shuffling and dealing.
     assert found[1000.0] < sum(skew(iid(labels, 6, seed), labels) for seed in range(5)) / 5
+
+
+def test_draws_are_repeated_until_every_client_has_its_minimum() -> None:
+    labels = ["a", "b", "c"] * 10
+    for seed in range(10):
+        assert min(len(held) for held in dirichlet(labels, 3, seed, alpha=0.5, min_rows=6)) >= 6
+    # Without a minimum, the first draws leave somebody less.
+    assert any(min(len(held) for held in dirichlet(labels, 3, seed, alpha=0.5)) < 6 for seed in range(10))
 
 
 def test_the_default_alpha_is_one() -> None:

@@ -23,7 +23,17 @@ def test_seeds_are_the_same_on_every_machine_and_in_every_version() -> None:
 
 
 def test_purposes_are_told_apart() -> None:
-    asked: list[tuple[str | int, ...]] = [(), ("a",), ("b",), ("a", "b"), ("ab",), ("a", 1), ("a", "1"), (1, "a"), ("a1",)]
+    asked: list[tuple[str | int, ...]] = [
+        (),
+        ("a",),
+        ("b",),
+        ("a", "b"),
+        ("ab",),
+        ("a", 1),
+        ("a", "1"),
+        (1, "a"),
+        ("a1",),
+    ]
     assert len({derive_seed(seed, *purpose) for seed in (0, 1) for purpose in asked}) == 2 * len(asked)
 
 

@@ -1,6 +1,7 @@
 """From JSON records to tokens: reading, recognising the shape of a record, prompts, labels."""
 
 import json
+import reprlib
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,17 +54,16 @@ def read_records(path: Path) -> list[Record]:
     if not path.is_file():
         raise MissingInputError(f"expected a data file at {path}, found none; check [data] path and the file names")
     try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".jsonl":
-            rows: Any = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            rows = json.loads(text)
+        text = path.read_text(encoding="utf-8-sig")
+        rows: Any = list(_parse_lines(text)) if path.suffix == ".jsonl" else json.loads(text)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(
-            f"{path}: expected UTF-8 JSON ({path.suffix or 'no suffix'}), and reading failed: {error}"
+            f"{path}: expected UTF-8 JSON, and reading failed: {error}; "
+            "a .json file holds one list, a .jsonl file one object a line"
         ) from error
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{path}: expected a non-empty list of JSON objects, one a record")
+    other = _other_than_records(rows)
+    if other is not None:
+        raise DataError(f"{path}: expected a non-empty list of JSON objects, one a record, got {other}")
     return rows
 
 
@@ -121,12 +121,19 @@ def template_prompt(template: str) -> Callable[[Mapping[str, str]], str]:
     """A prompt from a ``str.format`` template over ``{instruction}``, ``{input}`` and the record's own fields.
 
     Raises:
-        DataError: the template's braces do not pair, or (later) it names a field that a record lacks.
+        DataError: the template's braces do not pair, or hold more than a field's name; or (later) it names a field
+            that a record lacks.
     """
     try:
-        names = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        fields = [field for field in string.Formatter().parse(template) if field[1] is not None]
     except ValueError as error:
         raise DataError(f"prompt_template {template!r}: {error}; write a literal brace twice") from error
+    names = {name or "" for _, name, _, _ in fields}
+    if any(spec or conversion for _, _, spec, conversion in fields) or any(not n or set(n) & set(".[") for n in names):
+        raise DataError(
+            f"prompt_template {template!r}: expected plain fields as {{instruction}}, got an empty one, or one with "
+            "a format, an attribute or an index"
+        )
 
     def render(values: Mapping[str, str]) -> str:
         missing = sorted(names - values.keys())
@@ -165,13 +172,14 @@ class CausalLmEncoder:
 
     The prompt and the answer are tokenised apart, so that the border between them is a token border in training and
     in generation alike, and an end-of-sequence token closes the answer. What exceeds `max_length` is cut: the answer
-    keeps at least half, at its start; the prompt keeps its end, where the instruction templates ask for the answer.
+    keeps at least half, at its start; the prompt keeps its end, where the instruction templates ask for the answer,
+    and the beginning-of-sequence token, without which some models derail.
 
     Args:
         tokenizer: of the model.
         shape: of the records.
         prompt: from the fields to the text before the answer.
-        max_length: in tokens, prompt and answer together.
+        max_length: in tokens, prompt and answer together; at least 2.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -183,7 +191,7 @@ class CausalLmEncoder:
         """Token numbers and labels of one record.
 
         Raises:
-            DataError: the record lacks a field.
+            DataError: the record lacks a field, or it has no token whose loss could count.
         """
         prompt, answer = self.texts(record)
         tokens: list[int] = self.tokenizer(answer, add_special_tokens=False)["input_ids"]
@@ -191,7 +199,16 @@ class CausalLmEncoder:
         tokens = tokens + ([end] if isinstance(end, int) else [])
         before = self._prompt_tokens(prompt)
         tokens = tokens[: max(self.max_length - len(before), self.max_length - self.max_length // 2)]
-        before = before[len(before) - min(len(before), self.max_length - len(tokens)) :]
+        excess = len(before) + len(tokens) - self.max_length
+        if excess > 0:
+            opening = 1 if before[0] == self.tokenizer.bos_token_id else 0
+            before = before[:opening] + before[opening + excess :]
+        # The first token of a sequence is predicted from nothing, so that its loss never counts.
+        if not tokens or len(before) + len(tokens) < 2:
+            raise DataError(
+                f"expected an answer of one token at least and something before it, got {len(before)} tokens of prompt "
+                f"and {len(tokens)} of answer"
+            )
         return {"input_ids": before + tokens, "labels": [IGNORED] * len(before) + tokens}
 
     def texts(self, record: Record) -> tuple[str, str]:
@@ -233,15 +250,14 @@ class ClassificationEncoder:
         """Token numbers and class number of one record.
 
         Raises:
-            DataError: the record lacks a field, or its class is unknown.
+            DataError: the record lacks a field, its class is unknown, or its text is empty.
         """
-        values = _as_text(record)
-        if self.label_field not in values:
-            raise DataError(f"expected the class in the field {self.label_field!r}, got {sorted(record)}")
-        label = values[self.label_field]
+        label = _label(record, self.label_field)
         if label not in self.labels:
             raise DataError(f"expected a class of {list(self.labels)}, got {label!r}; add it to [task] labels")
-        encoded = self.tokenizer(self.text(values), truncation=True, max_length=self.max_length)
+        encoded = self.tokenizer(self.text(_as_text(record)), truncation=True, max_length=self.max_length)
+        if not encoded["input_ids"]:
+            raise DataError("expected a text, got an empty one; remove the record")
         return {"input_ids": encoded["input_ids"], "labels": self.labels.index(label)}
 
 
@@ -251,15 +267,40 @@ def classes(records: Sequence[Record], label_field: str) -> tuple[str, ...]:
     Raises:
         DataError: a record lacks the field, or there are fewer than two classes.
     """
-    for record in records:
-        if label_field not in record:
-            raise DataError(
-                f"expected the class in the field {label_field!r}, got {sorted(record)}; set [data] label_field"
-            )
-    found = tuple(sorted({str(record[label_field]) for record in records}))
+    found = tuple(sorted({_label(record, label_field) for record in records}))
     if len(found) < 2:
         raise DataError(f"expected at least two classes in {label_field!r}, got {list(found)}")
     return found
+
+
+def _label(record: Record, label_field: str) -> str:
+    if record.get(label_field) is None:
+        got = "none" if label_field in record else str(sorted(record))
+        raise DataError(f"expected the class in the field {label_field!r}, got {got}; set [data] label_field")
+    return str(record[label_field])
+
+
+def _parse_lines(text: str) -> Iterator[Any]:
+    start = 0
+    # Not splitlines: it splits at U+2028 and others too, which may stand in a JSON string as they are.
+    for line in text.split("\n"):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise json.JSONDecodeError(error.msg, text, start + error.pos) from error  # counts the file's lines
+        start += len(line) + 1
+
+
+def _other_than_records(rows: Any) -> str | None:
+    if isinstance(rows, dict):
+        return f"an object with the keys {reprlib.repr(list(rows))}"
+    if not isinstance(rows, list):
+        return reprlib.repr(rows)
+    if not rows:
+        return "an empty list"
+    numbered = enumerate(rows, start=1)
+    return next((f"{reprlib.repr(row)} as record {n}" for n, row in numbered if not isinstance(row, dict)), None)
 
 
 def _as_text(record: Record) -> dict[str, str]:

@@ -53,5 +53,9 @@ class OutputExistsError(FloristError, FileExistsError):
     """The output is already there; florist never overwrites."""
 
 
+class UnwritableOutputError(FloristError, PermissionError):
+    """The folder for the output may not be written to."""
+
+
 class MissingDependencyError(FloristError, ImportError):
     """The command needs an optional part of florist that is not installed."""

@@ -12,6 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from florist.data import IGNORED, Examples, Features
 
+# What is not said here comes from the model's generation_config.json, and published ones penalise repetitions.
+_GREEDY: Mapping[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+
 
 @runtime_checkable
 class Metric(Protocol):
@@ -86,7 +89,7 @@ class ExactMatch:
         generated = model.generate(
             input_ids=ids,
             attention_mask=mask,
-            do_sample=False,
+            **_GREEDY,
             max_new_tokens=self.max_new_tokens,
             pad_token_id=pad,
             eos_token_id=self.tokenizer.eos_token_id,

@@ -103,11 +103,13 @@ class RunDirectory:
             _save(state.cumulative, draft / "cumulative.safetensors")
             if state.round_number in state.broadcasts:
                 _save(state.broadcasts[state.round_number], draft / "broadcast.safetensors")
-            save_file(dict(state.full_parameters), draft / "full_parameters.safetensors")
+            _save_tensors(state.full_parameters, draft / "full_parameters.safetensors")
             summary = {"holds": dict(state.holds), "record": asdict(record)}
             (draft / "round.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
         replace_file(self.path / "state" / "current", folder.name + "\n")
-        (self._folder(state.round_number - 1) / "cumulative.safetensors").unlink(missing_ok=True)
+        # Only the newest are read again; a round's broadcast stays, for clients that missed it.
+        for name in ("cumulative", "full_parameters"):
+            (self._folder(state.round_number - 1) / f"{name}.safetensors").unlink(missing_ok=True)
         self._write_records(self.records())
 
     def records(self) -> list[RoundRecord]:
@@ -150,8 +152,13 @@ class RunDirectory:
 
 
 def _save(adapter: AdapterState, file: Path) -> None:
-    halves = {f"{name}.{half}": getattr(factor, half) for name, factor in adapter.items() for half in ("B", "A")}
-    save_file({name: tensor.contiguous() for name, tensor in halves.items()}, file)
+    _save_tensors(
+        {f"{name}.{half}": getattr(factor, half) for name, factor in adapter.items() for half in ("B", "A")}, file
+    )
+
+
+def _save_tensors(tensors: FullParameters, file: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
 
 
 def _load(file: Path) -> AdapterState:

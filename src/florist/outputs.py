@@ -8,7 +8,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from florist.errors import MissingInputError, OutputExistsError
+from florist.errors import MissingInputError, OutputExistsError, UnwritableOutputError
 
 
 def require_absent(path: Path) -> None:
@@ -17,6 +17,7 @@ def require_absent(path: Path) -> None:
     Raises:
         OutputExistsError: something is at `path` already.
         MissingInputError: the folder to put it in does not exist.
+        UnwritableOutputError: that folder may not be written to.
     """
     if os.path.lexists(path):
         raise OutputExistsError(
@@ -24,6 +25,10 @@ def require_absent(path: Path) -> None:
         )
     if not path.absolute().parent.is_dir():
         raise MissingInputError(f"cannot write {path}: there is no directory {path.absolute().parent}; create it first")
+    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        raise UnwritableOutputError(
+            f"cannot write {path}: {path.absolute().parent} is not writable; choose another place"
+        )
 
 
 @contextmanager
@@ -86,5 +91,5 @@ def _flush(path: Path) -> None:
 
 
 def _draft(path: Path) -> Path:
-    """A free name beside `path`. (The tempfile module would make it private, and drop an inherited group.)"""
+    # A file of the tempfile module would be private, and its directory would drop an inherited group.
     return path.absolute().with_name(f".{path.name}.{secrets.token_hex(8)}")

@@ -52,12 +52,17 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a local directory or hub id, with a padding token.
 
     Raises:
-        ModelError: it cannot be loaded.
+        ModelError: it cannot be loaded, or has neither a padding nor an end-of-sequence token.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     except (OSError, ValueError, KeyError) as error:
         raise _no_model(name_or_path, error) from error
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"{name_or_path}: expected a tokenizer with a padding or an end-of-sequence token, got one with neither; set "
+            "pad_token in its tokenizer_config.json"
+        )
     if tokenizer.pad_token_id is None:
         # Padding is masked out of attention and loss, so that any token will do.
         tokenizer.pad_token = tokenizer.eos_token

@@ -1,5 +1,6 @@
 """A whole federation in one process: no Flower, no Ray, one loaded base model shared by all clients."""
 
+import gc
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -122,6 +123,8 @@ class Simulation:
             The records of all rounds, the earlier ones included.
         """
         torch.set_num_threads(directory.facts.threads)
+        # The Trainer collects garbage whenever a client starts: half a second, unless what is loaded is set aside.
+        gc.freeze()
         state, records = directory.load(self.initial_state)
         while state.round_number < self.rounds:
             state, latest = self._round(state, observer)
@@ -130,6 +133,7 @@ class Simulation:
             observer.closed(latest)
         if not directory.adapter.exists():
             self._export(state, directory)
+        gc.unfreeze()
         return records
 
     def _fastest_threads(self) -> int:

@@ -1,5 +1,6 @@
 """From a configuration to the objects of a simulation."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from florist.data import (
     recognise,
     template_prompt,
 )
-from florist.errors import ConfigurationError, MissingInputError
+from florist.errors import ConfigurationError, DataError, MissingInputError
 from florist.evaluation import Classification, ExactMatch, LanguageModelLoss, Metric
 from florist.federation import Federation
 from florist.partition import Partitioner, dirichlet, hold_out, iid
@@ -62,9 +63,11 @@ def build(config: Config) -> Simulation:
         MissingInputError, DataError: a data file is missing or is not what it should be.
         ModelError: the model cannot be loaded or adapted.
     """
+    metric_names = _metric_names(config)
     holdings, held_out = _records(config)
     loras = _loras(config, list(holdings))
     tokenizer = load_tokenizer(config.model.name_or_path)
+    tokenizer.padding_side = "right"  # from the left, models that count positions from there would be led astray
     base, head, task_type, encoder = _task(config, tokenizer, [row for rows in holdings.values() for row in rows])
     if torch.cuda.is_available():
         base.to("cuda")  # pyright: ignore[reportArgumentType]  # transformers wraps Module.to without its overloads
@@ -75,18 +78,24 @@ def build(config: Config) -> Simulation:
         for (client_id, rows), lora in zip(holdings.items(), loras, strict=True)
     )
     training, federation = config.training, config.federation
+    rules = Federation(
+        client_ids=tuple(holdings),
+        aggregator=METHODS[config.aggregation.method](config.aggregation),
+        shapes=model.shapes,
+        seed=federation.seed,
+        fraction=federation.fraction,
+        min_replies=federation.min_replies,
+    )
+    if rules.required_replies > rules.clients_per_round:
+        raise ConfigurationError(
+            f"federation.min_replies = {rules.required_replies}: expected at most the {rules.clients_per_round} of "
+            f"{len(clients)} clients that a round asks"
+        )
     return Simulation(
         model=model,
         base_model=config.model.name_or_path,
         clients=clients,
-        federation=Federation(
-            client_ids=tuple(holdings),
-            aggregator=METHODS[config.aggregation.method](config.aggregation),
-            shapes=model.shapes,
-            seed=federation.seed,
-            fraction=federation.fraction,
-            min_replies=federation.min_replies,
-        ),
+        federation=rules,
         training=TrainingSettings(
             learning_rate=training.learning_rate,
             batch_size=training.batch_size,
@@ -98,7 +107,7 @@ def build(config: Config) -> Simulation:
             max_grad_norm=training.max_grad_norm,
             bf16=training.bf16,
         ),
-        metrics=_metrics(config, encoder(held_out, "the held-out records"), tokenizer),
+        metrics=_metrics(config, metric_names, encoder(held_out, "the held-out records"), tokenizer),
         rounds=federation.rounds,
         evaluate_every=config.evaluation.every,
         shared_init=federation.shared_init,
@@ -108,14 +117,8 @@ def build(config: Config) -> Simulation:
 def _records(config: Config) -> tuple[dict[str, list[Record]], list[Record]]:
     """(rows of every client in the order of the files, held-out rows)."""
     data = config.data
-    folder = Path(data.path)
-    if not folder.is_dir():
-        raise MissingInputError(f"expected the data directory {folder}, found none; set it with --set data.path=DIR")
-    files = sorted((f for f in folder.glob(data.train) if f.name != data.test), key=lambda f: (len(f.name), f.name))
-    if not files:
-        raise MissingInputError(f"expected training files {data.train} in {folder}, found none; set [data] train")
     part = as_slice(data.rows) if data.rows is not None else None
-    rows = {file.stem: list(read_records(file))[part or slice(None)] for file in files}
+    rows = {name: list(read_records(file))[part or slice(None)] for name, file in _training_files(config).items()}
     empty = [name for name, some in rows.items() if not some]
     if empty:
         raise ConfigurationError(f"data.rows = {data.rows!r} leaves no rows of {empty}")
@@ -124,20 +127,61 @@ def _records(config: Config) -> tuple[dict[str, list[Record]], list[Record]]:
     else:
         holdings = _share_out(config, [row for some in rows.values() for row in some])
     if data.test is not None:
-        return holdings, list(read_records(folder / data.test))
+        return holdings, list(read_records(Path(data.path, data.test)))
     kept: dict[str, list[Record]] = {}
     held_out: list[Record] = []
     for client_id, own in holdings.items():
-        training, testing = hold_out(len(own), data.test_fraction, config.federation.seed)
+        try:
+            training, testing = hold_out(len(own), data.test_fraction, config.federation.seed)
+        except DataError as error:
+            raise DataError(f"{client_id}: {error}; give it more, or held-out records with [data] test") from error
         kept[client_id] = [own[i] for i in training]
         held_out += [own[i] for i in testing]
     return kept, held_out
 
 
+def _training_files(config: Config) -> dict[str, Path]:
+    """Name of a client -> its file, in the natural order of the names: 9 before 10."""
+    data, folder = config.data, Path(config.data.path)
+    if not folder.is_dir():
+        raise MissingInputError(f"expected the data directory {folder}, found none; set it with --set data.path=DIR")
+    try:
+        found = [file for file in folder.glob(data.train) if file.is_file()]
+    except (ValueError, NotImplementedError) as error:
+        raise ConfigurationError(
+            f"data.train = {data.train!r}: expected a file name or pattern in data.path, and it is none: {error}"
+        ) from error
+    test = (folder / data.test).resolve() if data.test is not None else None
+    files: dict[str, Path] = {}
+    for file in sorted(found):
+        if file.resolve() == test:
+            continue
+        name = file.relative_to(folder).with_suffix("").as_posix()
+        if name in files:
+            raise ConfigurationError(
+                f"data.train = {data.train!r}: expected one file a client, got {files[name].name} and {file.name}; "
+                "name one ending"
+            )
+        files[name] = file
+    if not files:
+        raise MissingInputError(f"expected training files {data.train} in {folder}, found none; set [data] train")
+    return dict(sorted(files.items(), key=lambda item: _natural(item[0])))
+
+
+def _natural(name: str) -> list[str | int]:
+    # Text and numbers take turns, so that like is compared with like.
+    return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"(\d+)", name))]
+
+
 def _share_out(config: Config, rows: list[Record]) -> dict[str, list[Record]]:
     data, ranks = config.data, config.lora.ranks
     num_clients = data.num_clients or (len(ranks) if isinstance(ranks, tuple) else 1)
-    partitioners: Mapping[str, Partitioner] = {"iid": iid, "dirichlet": partial(dirichlet, alpha=data.dirichlet_alpha)}
+    # A client that holds some rows out itself needs another to train on.
+    min_rows = 1 if data.test is not None else 2
+    partitioners: Mapping[str, Partitioner] = {
+        "iid": iid,
+        "dirichlet": partial(dirichlet, alpha=data.dirichlet_alpha, min_rows=min_rows),
+    }
     field = data.partition_field
     lacking = next((row for row in rows if field is not None and field not in row), None)
     if lacking is not None:
@@ -194,7 +238,7 @@ def _task(
     return base, config.lora.modules_to_save or (), "CAUSAL_LM", lambda r, source: encode(r, encoder, collate, source)
 
 
-def _metrics(config: Config, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> tuple[Metric, ...]:
+def _metric_names(config: Config) -> Sequence[str]:
     known = METRICS[config.task.kind]
     names = config.evaluation.metrics or tuple(known)[:1]
     unknown = [name for name in names if name not in known]
@@ -202,5 +246,11 @@ def _metrics(config: Config, examples: Examples, tokenizer: PreTrainedTokenizerB
         raise ConfigurationError(
             f"evaluation.metrics: unknown {unknown} for task.kind = {config.task.kind!r}, which has {list(known)}"
         )
-    metrics = [known[name](config, examples, tokenizer) for name in names]
+    return names
+
+
+def _metrics(
+    config: Config, names: Sequence[str], examples: Examples, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Metric, ...]:
+    metrics = [METRICS[config.task.kind][name](config, examples, tokenizer) for name in names]
     return tuple(metric for i, metric in enumerate(metrics) if metric not in metrics[:i])

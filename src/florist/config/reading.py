@@ -1,5 +1,6 @@
 """From a TOML file and ``--set`` overrides to a validated configuration, or one message that lists all mistakes."""
 
+import datetime
 import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from florist.config.sections import Config, Section
 from florist.errors import ConfigurationError, MissingInputError
@@ -69,7 +71,7 @@ def _anchor(tables: dict[str, Any], folder: Path) -> None:
             continue
         value = table.get(key)
         # A model may also be a hub id, which looks like a relative path: it is a path if something is there.
-        if isinstance(value, str) and (value.startswith(".") or (folder / value).exists()):
+        if isinstance(value, str) and (section == "data" or value.startswith(".") or (folder / value).exists()):
             table[key] = str((folder / value).resolve())
 
 
@@ -84,6 +86,8 @@ def _apply(tables: dict[str, Any], overrides: Sequence[str]) -> None:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text
+        if isinstance(value, datetime.date | datetime.time):
+            value = text  # no key takes a date or a time, and data.rows=10:50:10 is none
         given.setdefault(section, {})[key] = value
     _anchor(given, Path.cwd())
     for section, table in given.items():
@@ -93,34 +97,39 @@ def _apply(tables: dict[str, Any], overrides: Sequence[str]) -> None:
 
 
 def _explain(error: ValidationError) -> Iterator[str]:
-    seen: set[str] = set()
+    by_key: dict[str, list[ErrorDetails]] = {}
     for problem in error.errors(include_url=False):
-        where = [str(part) for part in problem["loc"] if isinstance(part, str)]
-        name = ".".join(where[:2])
+        by_key.setdefault(".".join(_where(problem)), []).append(problem)
+    for name, problems in by_key.items():
+        # A union reports every alternative that failed: the one that looked deepest into the value says most.
+        problem = max(problems, key=lambda each: (len(each["loc"]), not each["type"].endswith("_type")))
         if problem["type"] == "extra_forbidden":
-            text = f"unknown key {name}{_nearest(where)}"
+            yield f"unknown key {name}{_nearest(_where(problem), problem['input'])}"
         elif problem["type"] == "missing":
-            text = f"missing {name}, which has no default"
+            yield f"missing {name}, which has no default"
+        elif problem["type"] == "model_type":
+            yield f"{name}: expected a table [{name}], got {problem['input']!r}"
         else:
-            # A union reports every alternative that failed; the first says enough.
             reason = problem["msg"].removeprefix("Value error, ")
             given = f", got {problem['input']!r}" if not isinstance(problem["input"], Mapping) else ""
-            text = f"{name}: {reason}{given}" if name else reason
-        if name not in seen or not name:
-            yield text
-        seen.add(name)
+            yield f"{name}: {reason}{given}" if name else reason
 
 
-def _nearest(where: Sequence[str]) -> str:
+def _where(problem: ErrorDetails) -> list[str]:
+    return [part for part in problem["loc"] if isinstance(part, str)][:2]
+
+
+def _nearest(where: Sequence[str], value: object) -> str:
     sections = {name: field.annotation for name, field in Config.model_fields.items()}
-    if len(where) < 2:
-        close = difflib.get_close_matches(where[0], sections, n=1)
-        return f" (did you mean [{close[0]}]?)" if close else f" (there are {', '.join(sections)})"
-    section, key = where[0], where[1]
+    key = where[-1]
     keys = {name: _keys(model) for name, model in sections.items()}
     elsewhere = [name for name, known in keys.items() if key in known]
-    if elsewhere:
+    if elsewhere and not isinstance(value, Mapping):
         return f" (did you mean {elsewhere[0]}.{key}?)"
+    if len(where) < 2:
+        close = difflib.get_close_matches(key, sections, n=1, cutoff=0.5)
+        return f" (did you mean [{close[0]}]?)" if close else f" (there are {', '.join(sections)})"
+    section = where[0]
     close = difflib.get_close_matches(key, keys[section], n=1, cutoff=0.5)
     return f" (did you mean {section}.{close[0]}?)" if close else f" ([{section}] has {', '.join(keys[section])})"
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 LANGUAGE_MODELLING = "causal-lm"
@@ -15,9 +16,9 @@ CLASSIFICATION = "sequence-classification"
 
 
 class Section(BaseModel):
-    """A table of the TOML file: frozen, and without room for unknown keys."""
+    """A table of the TOML file: frozen, without room for unknown keys, NaN or infinity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -42,6 +43,8 @@ class TaskSection(Section):
             raise ValueError(f"labels are for kind = {CLASSIFICATION!r}, and kind is {self.kind!r}: remove one")
         if self.labels is not None and len(set(self.labels)) < 2:
             raise ValueError(f"labels must name at least two classes, got {list(self.labels)}")
+        if self.labels is not None and len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"labels must differ, got {list(self.labels)}")
         return self
 
 
@@ -60,7 +63,7 @@ class DataSection(Section):
     """For ``iid`` and ``dirichlet``; by default as many as there are ranks."""
     partition_field: str | None = None
     """Whose values the Dirichlet split is over, a task or category for instance."""
-    dirichlet_alpha: Annotated[float, Field(gt=0)] = 1.0
+    dirichlet_alpha: PositiveFloat = 1.0
     """Concentration: small gives unlike clients, large the iid split."""
     rows: str | None = None
     """Part of every training file to use, as a Python slice ``start:stop:step``; ``1::2`` is every second row."""
@@ -71,8 +74,9 @@ class DataSection(Section):
     label_field: str | None = None
     """Field of the class. Classification only."""
     prompt_template: str | None = None
-    """Text before the answer, or to classify, from ``{instruction}``, ``{input}`` and the record's own fields."""
-    max_length: Positive = 512
+    """Text before the answer, from ``{instruction}``, ``{input}`` and the record's own fields; or the text to
+    classify, from the record's own fields, by default its ``{instruction}``."""
+    max_length: Annotated[int, Field(ge=2)] = 512
     """In tokens, prompt and answer together."""
 
     @model_validator(mode="after")
@@ -80,6 +84,8 @@ class DataSection(Section):
         wrong: list[str] = []
         if self.partition == "dirichlet" and self.partition_field is None:
             wrong.append("partition = 'dirichlet' needs partition_field, the field to split over")
+        if self.partition != "dirichlet" and self.partition_field is not None:
+            wrong.append(f"partition_field is for partition = 'dirichlet', and partition is {self.partition!r}")
         if self.partition == "given" and self.num_clients is not None:
             wrong.append("num_clients is for partition = 'iid' or 'dirichlet'; given files are the clients themselves")
         if (self.instruction_field is None) != (self.output_field is None):
@@ -96,9 +102,9 @@ class DataSection(Section):
 class LoraSection(Section):
     """``[lora]``: what clients train."""
 
-    ranks: Positive | tuple[Positive, ...]
+    ranks: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)]
     """One for all clients, or one each in the order of the files."""
-    alpha: float | tuple[float, ...] | None = None
+    alpha: PositiveFloat | tuple[PositiveFloat, ...] | None = None
     """``lora_alpha``, one for all or one each; by default twice the client's rank, which gives all the scaling 2."""
     target_modules: str | tuple[str, ...] = "all-linear"
     use_rslora: bool = False
@@ -116,16 +122,16 @@ class LoraSection(Section):
 class TrainingSection(Section):
     """``[training]``: one client's part of a round, by AdamW."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    learning_rate: PositiveFloat = 3e-4
     batch_size: Positive = 8
     steps: Positive | None = None
     """Optimiser steps a round."""
-    epochs: Annotated[float, Field(gt=0)] | None = None
+    epochs: PositiveFloat | None = None
     """Passes over the client's rows a round; 1 where neither is set."""
-    lr_scheduler_type: Literal["constant", "linear", "cosine", "constant_with_warmup"] = "constant"
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
     gradient_accumulation_steps: Positive = 1
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_grad_norm: PositiveFloat = 1.0
     bf16: bool = False
     threads: Positive | None = None
     """Torch threads; by default the faster of one and all cores, measured at the start."""
@@ -158,7 +164,7 @@ class AggregationSection(Section):
     """Fraction of the energy to keep; 0.9 where neither `budget` nor `rank` is set."""
     scope: Literal["per-module", "global"] = "per-module"
     """Whether `tau` holds in each module, or over all together with the fewest parameters."""
-    budget: ByteSize | None = None
+    budget: Annotated[ByteSize, Field(gt=0)] | None = None
     """Bytes of the broadcast, as ``"20MB"``: the most energy that fits."""
     rank: Positive | None = None
     """The same rank for every module."""
@@ -210,6 +216,11 @@ class Config(Section):
             wrong.append(f"data.partition = {self.data.partition!r} needs data.num_clients, or lora.ranks as a list")
         if self.task.kind == CLASSIFICATION and self.data.label_field is None:
             wrong.append(f"task.kind = {CLASSIFICATION!r} needs data.label_field, the field that holds the class")
+        if self.task.kind == CLASSIFICATION and self.data.instruction_field is not None:
+            wrong.append(
+                f"data.instruction_field and output_field are for task.kind = {LANGUAGE_MODELLING!r}: name the text to "
+                "classify with data.prompt_template, as '{text}'"
+            )
         if self.task.kind == LANGUAGE_MODELLING and self.data.label_field is not None:
             wrong.append(f"data.label_field is for task.kind = {CLASSIFICATION!r}")
         if wrong:
@@ -224,4 +235,4 @@ def as_slice(rows: str) -> slice | None:
         numbers = [int(part) if part.strip() else None for part in parts]
     except ValueError:
         return None
-    return slice(*numbers) if 2 <= len(parts) <= 3 and numbers[-1] != 0 else None
+    return slice(*numbers) if len(parts) == 2 or (len(parts) == 3 and numbers[2] != 0) else None

@@ -1,0 +1,422 @@
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from florist.config import Config
+from florist.config.building import _loras, _records, build
+from florist.data import IGNORED
+from florist.errors import ConfigurationError, DataError, MissingInputError, ModelError
+from florist.evaluation import Classification, ExactMatch, LanguageModelLoss
+from florist.rounds import ServerState
+
+Rows = list[dict[str, Any]]
+
+
+def config(path: Path, *, model: Path | str = "org/model", **sections: Mapping[str, Any]) -> Config:
+    tables: dict[str, dict[str, Any]] = {
+        "model": {"name_or_path": str(model)},
+        "data": {"path": str(path), "test_fraction": 0.25},
+        "lora": {"ranks": 4},
+    }
+    for name, keys in sections.items():
+        tables[name] = {**tables.get(name, {}), **keys}
+    return Config.model_validate(tables)
+
+
+def rows(*numbers: int, topic: str = "a") -> Rows:
+    return [{"instruction": f"say {n}", "output": str(n), "topic": topic, "n": n} for n in numbers]
+
+
+def write(file: Path, records: Rows) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(records))
+
+
+def numbers(records: Sequence[Mapping[str, Any]]) -> list[int]:
+    return [record["n"] for record in records]
+
+
+# --- which rows
+
+
+def test_every_file_is_a_client_and_the_test_file_is_not(tmp_path: Path) -> None:
+    write(tmp_path / "b.json", rows(3, 4, 5))
+    write(tmp_path / "a.json", rows(1, 2))
+    write(tmp_path / "test.json", rows(100, 101))
+    held, held_out = _records(config(tmp_path, data={"train": "*.json", "test": "test.json"}))
+    assert {client_id: numbers(own) for client_id, own in held.items()} == {"a": [1, 2], "b": [3, 4, 5]}
+    assert list(held) == ["a", "b"]
+    assert numbers(held_out) == [100, 101]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"client_{k}" for k in range(12)],
+        ["alice", "bo", "zed"],
+        ["a", "a1", "a2", "a10", "a10b2", "a10b10", "b1"],
+        ["site-2-part-1", "site-2-part-10", "site-10-part-1"],
+        ["007", "08", "9", "10"],
+    ],
+)
+def test_files_come_in_their_natural_order(tmp_path: Path, names: list[str]) -> None:
+    for number, name in enumerate(reversed(names)):
+        write(tmp_path / f"{name}.json", rows(number, number))
+    held, _ = _records(config(tmp_path, data={"train": "*.json"}))
+    assert list(held) == names
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("*/*.json", "held/out.json"),
+        ("**/*.json", "held/out.json"),
+        ("*/*.json", "./held/../held/out.json"),
+    ],
+)
+def test_no_test_file_is_trained_on_wherever_it_lies(tmp_path: Path, train: str, test: str) -> None:
+    write(tmp_path / "sites" / "a.json", rows(1, 2))
+    # Another file of the same name is not the test file.
+    write(tmp_path / "sites" / "out.json", rows(3, 4))
+    write(tmp_path / "held" / "out.json", rows(100))
+    held, held_out = _records(config(tmp_path, data={"train": train, "test": test}))
+    assert {client_id: numbers(own) for client_id, own in held.items()} == {"sites/a": [1, 2], "sites/out": [3, 4]}
+    assert numbers(held_out) == [100]
+
+
+def test_clients_may_be_folders_with_files_of_one_name(tmp_path: Path) -> None:
+    for k in (1, 2, 10):
+        write(tmp_path / f"client_{k}" / "train.json", rows(k, k))
+    held, _ = _records(config(tmp_path, data={"train": "*/train.json", "test": "client_1/train.json"}))
+    assert {client_id: numbers(own) for client_id, own in held.items()} == {
+        "client_2/train": [2, 2],
+        "client_10/train": [10, 10],
+    }
+
+
+def test_two_files_that_would_be_one_client_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.json", rows(1, 2))
+    (tmp_path / "a.jsonl").write_text('{"n": 1}\n')
+    with pytest.raises(
+        ConfigurationError, match=r"data\.train = 'a\.\*': expected one file a client, got a\.json.* a\.js"
+    ):
+        _records(config(tmp_path, data={"train": "a.*"}))
+
+
+def test_folders_that_match_are_not_files(tmp_path: Path) -> None:
+    write(tmp_path / "a.json", rows(1, 2))
+    (tmp_path / "folder.json").mkdir()
+    assert list(_records(config(tmp_path, data={"train": "*.json"}))[0]) == ["a"]
+
+
+@pytest.mark.parametrize("train", ["/etc/*.json", ""])
+def test_a_pattern_that_is_none_is_refused(tmp_path: Path, train: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"data\.train = .*: expected a file name or pattern in data\.path"):
+        _records(config(tmp_path, data={"train": train}))
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match=r"expected the data directory .*none, found none; set it with --set"):
+        _records(config(tmp_path / "none"))
+    with pytest.raises(MissingInputError, match=r"expected training files client_\*\.json in .*; set \[data\] train"):
+        _records(config(tmp_path))
+    write(tmp_path / "client_0.json", rows(1, 2))
+    with pytest.raises(MissingInputError, match=r"expected a data file at .*gone\.json, found none"):
+        _records(config(tmp_path, data={"test": "gone.json"}))
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [("1::2", [1, 3]), (":2", [0, 1]), ("-1:", [4]), ("::-1", [4, 3, 2, 1, 0]), (":", [0, 1, 2, 3, 4])],
+)
+def test_a_part_of_every_file_is_used(tmp_path: Path, part: str, expected: list[int]) -> None:
+    write(tmp_path / "client_0.json", rows(*range(5)))
+    write(tmp_path / "client_1.json", rows(*range(10, 15)))
+    write(tmp_path / "test.json", rows(100, 101))
+    held, held_out = _records(config(tmp_path, data={"rows": part, "test": "test.json"}))
+    assert numbers(held["client_0"]) == expected
+    assert numbers(held["client_1"]) == [10 + n for n in expected]
+    assert numbers(held_out) == [100, 101]
+
+
+@pytest.mark.parametrize("part", ["5:", ":0"])
+def test_a_part_that_leaves_a_client_nothing_is_refused(tmp_path: Path, part: str) -> None:
+    write(tmp_path / "client_0.json", rows(*range(5)))
+    write(tmp_path / "client_1.json", rows(*range(9)))
+    empty = r"\['client_0'\]" if part == "5:" else r"\['client_0', 'client_1'\]"
+    with pytest.raises(ConfigurationError, match=rf"data\.rows = '{part}' leaves no rows of {empty}"):
+        _records(config(tmp_path, data={"rows": part}))
+
+
+def test_without_a_test_file_a_fraction_of_every_client_is_held_out(tmp_path: Path) -> None:
+    write(tmp_path / "client_0.json", rows(*range(8)))
+    write(tmp_path / "client_1.json", rows(*range(100, 140)))
+    held, held_out = _records(config(tmp_path))
+    assert [len(own) for own in held.values()] == [6, 30]
+    assert sum(n < 100 for n in numbers(held_out)) == 2
+    kept = [n for own in held.values() for n in numbers(own)]
+    assert sorted(kept + numbers(held_out)) == [*range(8), *range(100, 140)]
+    assert _records(config(tmp_path)) == (held, held_out)
+    assert _records(config(tmp_path, federation={"seed": 1})) != (held, held_out)
+
+
+def test_a_client_with_one_row_cannot_hold_one_out_and_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "client_0.json", rows(1, 2, 3))
+    write(tmp_path / "client_1.json", rows(4))
+    with pytest.raises(
+        DataError, match=r"client_1: expected at least two rows to hold some out, got 1; .*\[data\] test"
+    ):
+        _records(config(tmp_path))
+
+
+def test_iid_shares_the_rows_of_all_files(tmp_path: Path) -> None:
+    write(tmp_path / "client_0.json", rows(*range(10)))
+    write(tmp_path / "client_1.json", rows(*range(10, 33)))
+    write(tmp_path / "test.json", rows(100))
+    data = {"partition": "iid", "num_clients": 11, "test": "test.json"}
+    held, held_out = _records(config(tmp_path, data=data))
+    assert list(held) == [f"client_{k:02d}" for k in range(11)]
+    assert [len(own) for own in held.values()] == [3] * 11
+    assert sorted(n for own in held.values() for n in numbers(own)) == list(range(33))
+    assert numbers(held_out) == [100]
+
+
+def test_as_many_clients_as_ranks(tmp_path: Path) -> None:
+    write(tmp_path / "client_0.json", rows(*range(12)))
+    held, _ = _records(config(tmp_path, data={"partition": "iid"}, lora={"ranks": [8, 4, 2]}))
+    assert list(held) == ["client_0", "client_1", "client_2"]
+
+
+def topics(held: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[list[str]]:
+    return [sorted({record["topic"] for record in own}) for own in held.values()]
+
+
+def test_dirichlet_splits_over_a_field(tmp_path: Path) -> None:
+    topical = [row for k in range(8) for row in rows(*range(50 * k, 50 * k + 50), topic="abcdefgh"[k])]
+    write(tmp_path / "all.json", topical)
+    write(tmp_path / "test.json", rows(1000))
+    data = {
+        "train": "all.json",
+        "test": "test.json",
+        "partition": "dirichlet",
+        "partition_field": "topic",
+        "num_clients": 4,
+    }
+    unlike, _ = _records(config(tmp_path, data={**data, "dirichlet_alpha": 0.05}))
+    alike, _ = _records(config(tmp_path, data={**data, "dirichlet_alpha": 1000.0}))
+    for held in (unlike, alike):
+        assert sorted(n for own in held.values() for n in numbers(own)) == list(range(400))
+    assert topics(alike) == [list("abcdefgh")] * 4
+    assert max(len(own) for own in topics(unlike)) < 8
+
+
+def test_dirichlet_needs_its_field_in_every_record(tmp_path: Path) -> None:
+    write(tmp_path / "client_0.json", [*rows(1, 2, 3), {"instruction": "a", "output": "b"}])
+    data = {"partition": "dirichlet", "partition_field": "topic", "num_clients": 2}
+    with pytest.raises(
+        ConfigurationError, match=r"data\.partition_field = 'topic': expected it in every record, got \['"
+    ):
+        _records(config(tmp_path, data=data))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_dirichlet_leaves_every_client_a_row_to_train_on_and_one_to_hold_out(tmp_path: Path, seed: int) -> None:
+    write(tmp_path / "client_0.json", rows(*range(12)))
+    data = {"partition": "dirichlet", "partition_field": "topic", "num_clients": 3, "dirichlet_alpha": 0.5}
+    held, held_out = _records(config(tmp_path, data=data, federation={"seed": seed}))
+    assert min(len(own) for own in held.values()) >= 1
+    assert len(held_out) >= 3
+
+
+# --- ranks
+
+
+def test_ranks_and_alphas_go_to_the_clients_in_order(tmp_path: Path) -> None:
+    clients = ["client_1", "client_2", "client_10"]
+    found = _loras(config(tmp_path, lora={"ranks": [8, 4, 2], "use_rslora": True, "lora_dropout": 0.1}), clients)
+    assert [(lora.rank, lora.alpha) for lora in found] == [(8, 16.0), (4, 8.0), (2, 4.0)]
+    assert all(lora.use_rslora and lora.dropout == 0.1 for lora in found)
+    found = _loras(config(tmp_path, lora={"ranks": [8, 4, 2], "alpha": 16}), clients)
+    assert [(lora.rank, lora.alpha) for lora in found] == [(8, 16.0), (4, 16.0), (2, 16.0)]
+    found = _loras(config(tmp_path, lora={"ranks": 4, "alpha": [1, 2, 3]}), clients)
+    assert [(lora.rank, lora.alpha) for lora in found] == [(4, 1.0), (4, 2.0), (4, 3.0)]
+
+
+@pytest.mark.parametrize("lora", [{"ranks": [8, 4]}, {"ranks": [8, 4, 2, 1]}, {"ranks": 8, "alpha": [1, 2]}])
+def test_ranks_that_do_not_match_the_clients_are_refused(tmp_path: Path, lora: Mapping[str, Any]) -> None:
+    for name in "abc":
+        write(tmp_path / f"client_{name}.json", rows(1, 2))
+    with pytest.raises(
+        ConfigurationError,
+        match=r"lora\.ranks lists \d clients, lora\.alpha \d, and the data has 3: client_a, client_b, client_c; give",
+    ):
+        build(config(tmp_path, lora=lora))
+
+
+# --- the whole
+
+
+def test_a_language_model_simulation_is_what_was_configured(tiny_llama: Path, toy_data: Path) -> None:
+    simulation = build(
+        config(
+            toy_data,
+            model=tiny_llama,
+            data={"test": "test.json", "prompt_template": "{instruction}|{category}: ", "max_length": 30},
+            lora={"ranks": [4, 2], "target_modules": ["q_proj"]},
+            training={"steps": 7, "learning_rate": 0.01, "bf16": True, "lr_scheduler_type": "linear"},
+            federation={"rounds": 5, "fraction": 0.5, "seed": 3, "shared_init": False, "min_replies": 1},
+            aggregation={"tau": 0.5},
+            evaluation={"metrics": ["exact_match", "loss", "exact_match"], "every": 2, "max_new_tokens": 3},
+        )
+    )
+    assert [(client.client_id, len(client.examples), client.lora.rank) for client in simulation.clients] == [
+        ("client_0", 12, 4),
+        ("client_1", 24, 2),
+    ]
+    first = simulation.clients[0].examples[0]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    assert tokenizer.decode(first["input_ids"]).replace("<unk>", "|") == "0 red|red: r<eos>"
+    assert first["labels"].count(IGNORED) == len("0 red|red: ")
+    assert simulation.federation.shapes == {f"model.layers.{layer}.self_attn.q_proj": (32, 32) for layer in range(2)}
+    assert simulation.federation.client_ids == ("client_0", "client_1")
+    assert (simulation.federation.seed, simulation.federation.fraction, simulation.federation.min_replies) == (
+        3,
+        0.5,
+        1,
+    )
+    assert (simulation.rounds, simulation.evaluate_every, simulation.shared_init) == (5, 2, False)
+    assert (simulation.training.steps, simulation.training.learning_rate, simulation.training.bf16) == (7, 0.01, True)
+    assert simulation.training.lr_scheduler_type == "linear"
+    assert [type(metric) for metric in simulation.metrics] == [ExactMatch, LanguageModelLoss]
+    found = simulation.evaluate(simulation.initial_state)
+    assert list(found) == ["exact_match", "loss", "perplexity"]
+    assert simulation.base_model == str(tiny_llama)
+
+
+def test_the_field_names_may_be_given(tiny_llama: Path, tmp_path: Path) -> None:
+    write(tmp_path / "client_0.json", [{"q": "ask", "facts": "this", "a": n} for n in range(4)])
+    fields = {"instruction_field": "q", "input_field": "facts", "output_field": "a"}
+    template = {"prompt_template": "{input} {instruction}: "}
+    simulation = build(config(tmp_path, model=tiny_llama, data={**fields, **template}))
+    assert AutoTokenizer.from_pretrained(tiny_llama).decode(
+        simulation.clients[0].examples[0]["input_ids"], skip_special_tokens=True
+    )[:-1] == ("this ask: ")
+    with pytest.raises(DataError, match="expected records of a known shape"):
+        build(config(tmp_path, model=tiny_llama))
+
+
+def test_the_default_metrics_and_epochs(tiny_llama: Path, toy_data: Path) -> None:
+    simulation = build(config(toy_data, model=tiny_llama))
+    assert [type(metric) for metric in simulation.metrics] == [LanguageModelLoss]
+    assert (simulation.training.steps, simulation.training.epochs) == (None, 1.0)
+
+
+def test_records_that_do_not_fit_are_named(tiny_llama: Path, tmp_path: Path) -> None:
+    write(tmp_path / "client_0.json", rows(1, 2))
+    write(tmp_path / "client_1.json", [{"instruction": "a", "response": "b"}] * 2)
+    write(tmp_path / "test.json", rows(3))
+    with pytest.raises(DataError, match="client_1, record 1: expected records with 'instruction' and 'output'"):
+        build(config(tmp_path, model=tiny_llama, data={"test": "test.json"}))
+    write(tmp_path / "client_1.json", rows(4))
+    write(tmp_path / "test.json", [{"instruction": "a", "output": "b"}])
+    with pytest.raises(DataError, match=r"the held-out records, record 1: .*expected a record with \['topic'\]"):
+        build(config(tmp_path, model=tiny_llama, data={"test": "test.json", "prompt_template": "{topic}"}))
+
+
+def test_a_model_that_is_not_there_is_told(toy_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"\[model\] name_or_path = '.*none': expected a transformers model"):
+        build(config(toy_data, model=tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "metrics", "telling"),
+    [
+        (
+            "causal-lm",
+            {},
+            ["loss", "accuracy"],
+            r"unknown \['accuracy'\] for task.kind = 'causal-lm', which has \['loss'",
+        ),
+        ("sequence-classification", {"label_field": "category"}, ["exact_match"], r"unknown \['exact_match'\] for"),
+    ],
+)
+def test_metrics_of_another_task_are_refused_before_anything_is_loaded(
+    toy_data: Path, task: str, data: Mapping[str, Any], metrics: list[str], telling: str
+) -> None:
+    # There is no such model: loading it first would be another error.
+    with pytest.raises(ConfigurationError, match=r"evaluation\.metrics: " + telling):
+        build(config(toy_data, task={"kind": task}, data=data, evaluation={"metrics": metrics}))
+
+
+@pytest.mark.parametrize(("fraction", "asked"), [(1.0, 2), (0.5, 1)])
+def test_more_replies_than_are_asked_for_are_refused(
+    tiny_llama: Path, toy_data: Path, fraction: float, asked: int
+) -> None:
+    with pytest.raises(
+        ConfigurationError,
+        match=rf"federation\.min_replies = 3: expected at most the {asked} of 2 clients that a round asks",
+    ):
+        build(config(toy_data, model=tiny_llama, federation={"fraction": fraction, "min_replies": 3}))
+
+
+CLASSIFY = {"kind": "sequence-classification"}
+
+
+def test_a_classifier_simulation_takes_its_classes_from_the_data(tiny_bert: Path, toy_data: Path) -> None:
+    data = {"test": "test.json", "label_field": "category"}
+    simulation = build(
+        config(toy_data, model=tiny_bert, task=CLASSIFY, data=data, evaluation={"metrics": ["loss", "accuracy"]})
+    )
+    # One pass gives both.
+    assert [type(metric) for metric in simulation.metrics] == [Classification]
+    assert [example["labels"] for example in simulation.clients[0].examples[:3]] == [2, 0, 1]  # red, blue, green
+    assert set(simulation.initial_state.full_parameters) == {"classifier.weight", "classifier.bias"}
+    found = simulation.evaluate(simulation.initial_state)
+    assert set(found) == {"loss", "accuracy"}
+    assert simulation.model.task_type == "SEQ_CLS"
+
+
+def test_the_order_of_classes_may_be_given(tiny_bert: Path, toy_data: Path) -> None:
+    task = {**CLASSIFY, "labels": ["red", "green", "blue", "white"]}
+    data = {"test": "test.json", "label_field": "category", "prompt_template": "{output}: {instruction}"}
+    simulation = build(config(toy_data, model=tiny_bert, task=task, data=data))
+    assert [example["labels"] for example in simulation.clients[0].examples[:3]] == [0, 2, 1]
+    assert simulation.initial_state.full_parameters["classifier.weight"].shape == (4, 32)
+    text = AutoTokenizer.from_pretrained(tiny_bert).decode(simulation.clients[0].examples[0]["input_ids"])
+    assert text == "r: 0 red"
+    with pytest.raises(DataError, match=r"client_0, record 3: expected a class of \['blue', 'red'\], got 'green'"):
+        build(config(toy_data, model=tiny_bert, task={**CLASSIFY, "labels": ["blue", "red"]}, data=data))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_results_do_not_depend_on_the_padding_of_the_tokenizer(
+    tiny_bert: Path, toy_data: Path, tmp_path: Path, side: str
+) -> None:
+    padded = tmp_path / side
+    shutil.copytree(tiny_bert, padded)
+    settings = padded / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "padding_side": side}))
+    assert AutoTokenizer.from_pretrained(padded).padding_side == side
+    found = []
+    for batch_size in (1, 9):
+        simulation = build(
+            config(
+                toy_data,
+                model=padded,
+                task=CLASSIFY,
+                data={"test": "test.json", "label_field": "category"},
+                evaluation={"batch_size": batch_size},
+            )
+        )
+        # A fresh model hardly tells positions apart.
+        with torch.no_grad():
+            for parameter in simulation.model.peft.parameters():
+                parameter.mul_(10)
+        found.append(simulation.evaluate(ServerState.initial(simulation.model.full_parameters))["loss"])
+    assert found[0] == pytest.approx(found[1], abs=1e-5)

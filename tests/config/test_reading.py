@@ -1,0 +1,422 @@
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from florist.config import Config, read_config, to_toml
+from florist.config.sections import DataSection
+from florist.errors import ConfigurationError, MissingInputError
+
+MINIMAL = '[model]\nname_or_path = "org/model"\n[data]\npath = "rows"\n[lora]\nranks = 8\n'
+
+EVERY_KEY = r"""
+[model]
+name_or_path = "org/model"
+dtype = "bfloat16"
+[task]
+kind = "sequence-classification"
+labels = ["b", "a\u2028\"\\"]
+[data]
+path = "/data/é ü"
+train = "part-*.jsonl"
+test = "held/out.json"
+test_fraction = 0.30000000000000004
+partition = "dirichlet"
+num_clients = 3
+partition_field = "topic"
+dirichlet_alpha = 1e-3
+rows = "1::2"
+label_field = "class"
+prompt_template = '''
+{{x}} "{text}"\n	tab'''
+max_length = 99
+[lora]
+ranks = [16, 8, 4]
+alpha = [32.5, 16.0, 8.0]
+target_modules = ["q_proj", "v_proj"]
+use_rslora = true
+lora_dropout = 0.05
+modules_to_save = ["score"]
+[training]
+learning_rate = 1e-5
+batch_size = 3
+epochs = 0.5
+lr_scheduler_type = "cosine"
+gradient_accumulation_steps = 2
+weight_decay = 0.01
+max_grad_norm = 0.3
+bf16 = true
+threads = 2
+[federation]
+rounds = 7
+fraction = 0.1
+min_replies = 2
+seed = 123456789012345
+shared_init = false
+[aggregation]
+method = "florist"
+tau = 0.99
+scope = "global"
+max_rank = 64
+[evaluation]
+metrics = ["loss", "accuracy"]
+every = 2
+batch_size = 5
+max_new_tokens = 6
+"""
+
+
+def read(folder: Path, content: str = MINIMAL, overrides: Sequence[str] = ()) -> Config:
+    file = folder / "config.toml"
+    file.write_text(content, encoding="utf-8")
+    return read_config(file, overrides)
+
+
+def refusal(folder: Path, content: str = MINIMAL, overrides: Sequence[str] = ()) -> str:
+    with pytest.raises(ConfigurationError) as held:
+        read(folder, content, overrides)
+    assert "\n" not in str(held.value)
+    return str(held.value)
+
+
+def with_keys(**keys: str) -> str:
+    """The minimal file with more lines in some of its tables: ``data="rows = '1:'"``."""
+    lines = MINIMAL
+    for section, line in keys.items():
+        head = f"[{section}]\n"
+        lines = lines.replace(head, head + line + "\n") if head in lines else f"{lines}{head}{line}\n"
+    return lines
+
+
+# --- reading
+
+
+def test_a_file_is_read_and_the_rest_has_defaults(tmp_path: Path) -> None:
+    found = read(tmp_path)
+    assert (found.model.name_or_path, found.lora.ranks) == ("org/model", 8)
+    assert found.federation.rounds == 3
+    assert found.training.steps is None
+    assert found.aggregation.method == "florist"
+
+
+def test_a_configuration_is_frozen(tmp_path: Path) -> None:
+    found = read(tmp_path)
+    with pytest.raises(ValidationError, match="frozen"):
+        found.federation.rounds = 5
+    with pytest.raises(ValidationError, match="frozen"):
+        found.federation = found.federation
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.toml", tmp_path):
+        with pytest.raises(MissingInputError, match=f"expected a configuration file at {path}, found none"):
+            read_config(path)
+
+
+def test_what_is_no_toml_is_refused_and_located(tmp_path: Path) -> None:
+    assert "config.toml: expected TOML, and reading failed: " in refusal(tmp_path, "[model]\nname_or_path = \n")
+    assert "line 2" in refusal(tmp_path, "[model]\nname_or_path = \n")
+    assert "line 3" in refusal(tmp_path, '[model]\nname_or_path = "a"\nname_or_path = "b"\n')
+    (tmp_path / "latin.toml").write_bytes('[model]\nname_or_path = "é"\n'.encode("latin-1"))
+    with pytest.raises(ConfigurationError, match=r"latin\.toml: expected TOML, and reading failed: .*utf-8"):
+        read_config(tmp_path / "latin.toml")
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize("section", Config.model_fields)
+def test_every_misspelt_key_gets_its_right_name(tmp_path: Path, section: str) -> None:
+    table = Config.model_fields[section].annotation
+    assert table is not None
+    for key in table.model_fields:
+        middle = len(key) // 2
+        wrong = key[:middle] + key[middle + 1 :]
+        told = refusal(tmp_path, with_keys(**{section: f"{wrong} = 1"}))
+        assert f"unknown key {section}.{wrong} (did you mean {section}.{key}?)" in told
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "right"),
+    [
+        ("training", "rounds", "federation.rounds"),
+        ("training", "seed", "federation.seed"),
+        ("training", "ranks", "lora.ranks"),
+        ("data", "labels", "task.labels"),
+        ("model", "target_modules", "lora.target_modules"),
+        ("lora", "tau", "aggregation.tau"),
+        ("federation", "steps", "training.steps"),
+        ("federation", "num_clients", "data.num_clients"),
+        ("lora", "lora_alpha", "lora.alpha"),
+        ("lora", "dropout", "lora.lora_dropout"),
+        ("model", "name", "model.name_or_path"),
+    ],
+)
+def test_a_key_in_another_table_is_found(tmp_path: Path, section: str, key: str, right: str) -> None:
+    told = refusal(tmp_path, with_keys(**{section: f"{key} = 1"}))
+    assert f"unknown key {section}.{key} (did you mean {right}?)" in told
+
+
+def test_a_key_outside_of_any_table_is_found(tmp_path: Path) -> None:
+    assert "unknown key rounds (did you mean federation.rounds?)" in refusal(tmp_path, "rounds = 3\n" + MINIMAL)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("federated", "federation"), ("train", "training"), ("modell", "model"), ("eval", "evaluation"), ("Data", "data")],
+)
+def test_a_misspelt_table_gets_its_right_name(tmp_path: Path, wrong: str, right: str) -> None:
+    assert f"unknown key {wrong} (did you mean [{right}]?)" in refusal(tmp_path, f"{MINIMAL}[{wrong}]\nx = 1\n")
+
+
+def test_a_key_like_no_other_gets_the_list(tmp_path: Path) -> None:
+    told = refusal(tmp_path, with_keys(federation="zzz = 1"))
+    assert "unknown key federation.zzz ([federation] has rounds, fraction, min_replies" in told
+    told = refusal(tmp_path, MINIMAL + "[zzz]\nx = 1\n")
+    assert "unknown key zzz (there are model, task, data, lora" in told
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    told = refusal(
+        tmp_path,
+        """
+        [data]
+        path = 3
+        trian = "a.json"
+        [lora]
+        use_rslora = "perhaps"
+        [training]
+        steps = 0
+        epocs = 1
+        [federaton]
+        rounds = 1
+        [aggregation]
+        tau = 1.5
+        """,
+    )
+    for telling in (
+        "config.toml: ",
+        "missing model, which has no default",
+        "data.path: Input should be a valid string, got 3",
+        "unknown key data.trian (did you mean data.train?)",
+        "missing lora.ranks, which has no default",
+        "lora.use_rslora: Input should be a valid boolean",
+        "training.steps: Input should be greater than 0, got 0",
+        "unknown key training.epocs (did you mean training.epochs?)",
+        "unknown key federaton (did you mean [federation]?)",
+        "aggregation.tau: Input should be less than or equal to 1, got 1.5",
+    ):
+        assert told.count(telling) == 1, telling
+
+
+@pytest.mark.parametrize(
+    ("line", "telling"),
+    [
+        ('ranks = "eight"', "lora.ranks: Input should be a valid integer, unable to parse string as an integer"),
+        # Of the two forms of the key, the one that came closer is the one to explain.
+        ("ranks = [8, 0]", "lora.ranks: Input should be greater than 0, got 0"),
+        ('ranks = [8, "x"]', "lora.ranks: Input should be a valid integer, unable to parse string as an integer"),
+        ("ranks = 0", "lora.ranks: Input should be greater than 0, got 0"),
+        ("ranks = 8\nalpha = [8, -1]", "lora.alpha: Input should be greater than 0, got -1"),
+    ],
+)
+def test_a_wrong_value_of_a_key_with_two_forms_is_told_once(tmp_path: Path, line: str, telling: str) -> None:
+    told = refusal(tmp_path, MINIMAL.replace("ranks = 8", line))
+    assert telling in told
+    assert told.count("lora.") == 1
+
+
+@pytest.mark.parametrize("line", ["data = 3", 'data = "rows"', "data = []"])
+def test_a_key_where_a_table_belongs_is_told(tmp_path: Path, line: str) -> None:
+    told = refusal(tmp_path, line + "\n" + MINIMAL.replace('[data]\npath = "rows"\n', ""))
+    assert f"data: expected a table [data], got {tomllib.loads(line)['data']!r}" in told
+
+
+def test_a_table_in_the_place_of_a_value_is_told(tmp_path: Path) -> None:
+    assert "federation.rounds: Input should be a valid integer" in refusal(
+        tmp_path, MINIMAL + "[federation.rounds]\nmany = true\n"
+    )
+
+
+# --- overrides
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("federation.rounds=2", "federation", "rounds", 2),
+        (" federation.rounds =  2 ", "federation", "rounds", 2),
+        ("training.learning_rate=1e-4", "training", "learning_rate", 1e-4),
+        ("lora.ranks=[8, 4,2]", "lora", "ranks", (8, 4, 2)),
+        ("lora.use_rslora=true", "lora", "use_rslora", True),
+        ("lora.use_rslora=True", "lora", "use_rslora", True),
+        ('lora.target_modules=["q_proj"]', "lora", "target_modules", ("q_proj",)),
+        ("lora.target_modules=all-linear", "lora", "target_modules", "all-linear"),
+        (r"lora.target_modules=.*\.(q|v)_proj", "lora", "target_modules", r".*\.(q|v)_proj"),
+        ("data.train=client_*.json", "data", "train", "client_*.json"),
+        ("data.rows=1::2", "data", "rows", "1::2"),
+        # A time of day in TOML, and yet a slice.
+        ("data.rows=10:50:10", "data", "rows", "10:50:10"),
+        ("data.test=2024-01-01", "data", "test", "2024-01-01"),
+        ("data.prompt_template={instruction} = ?", "data", "prompt_template", "{instruction} = ?"),
+        ('data.prompt_template="{instruction}\\n"', "data", "prompt_template", "{instruction}\n"),
+        ("data.prompt_template='\"{instruction}\"'", "data", "prompt_template", '"{instruction}"'),
+        ("data.prompt_template='''a'b\"c'''", "data", "prompt_template", "a'b\"c"),
+        ('data.prompt_template="unclosed', "data", "prompt_template", '"unclosed'),
+        ("data.test='3'", "data", "test", "3"),
+        ("data.test=", "data", "test", ""),
+    ],
+)
+def test_an_override_is_toml_or_else_text(tmp_path: Path, override: str, section: str, key: str, value: object) -> None:
+    assert getattr(getattr(read(tmp_path, overrides=[override]), section), key) == value
+
+
+def test_overrides_add_to_a_table_and_the_last_counts(tmp_path: Path) -> None:
+    content = with_keys(federation="rounds = 9\nseed = 4")
+    found = read(tmp_path, content, ["federation.rounds=1", "federation.fraction=0.5", "federation.rounds=2"])
+    assert (found.federation.rounds, found.federation.seed, found.federation.fraction) == (2, 4, 0.5)
+
+
+@pytest.mark.parametrize("override", ["federation.rounds", "rounds=3", "=3", ".rounds=3", "federation.=3", "", "a.b"])
+def test_an_override_of_another_form_is_refused(tmp_path: Path, override: str) -> None:
+    assert refusal(tmp_path, overrides=[override]) == f"expected --set section.key=value, got {override!r}"
+
+
+def test_an_override_is_checked_like_the_file(tmp_path: Path) -> None:
+    told = refusal(tmp_path, overrides=["federation.round=2", "training.steps=many", "federaton.rounds=1", "a.b.c=1"])
+    assert "unknown key federation.round (did you mean federation.rounds?)" in told
+    assert "training.steps: Input should be a valid integer" in told
+    assert "unknown key federaton (did you mean [federation]?)" in told
+    assert "unknown key a " in told
+
+
+def test_an_override_completes_a_file(tmp_path: Path) -> None:
+    found = read(tmp_path, "", ["model.name_or_path=org/model", "data.path=/rows", "lora.ranks=4"])
+    assert (found.model.name_or_path, found.data.path, found.lora.ranks) == ("org/model", "/rows", 4)
+
+
+def test_an_override_cannot_turn_a_value_into_a_table(tmp_path: Path) -> None:
+    told = refusal(tmp_path, "federation = 3\n" + MINIMAL, ["federation.rounds=3"])
+    assert told == "expected a table [federation], got 3"
+
+
+# --- paths
+
+
+@pytest.fixture
+def two_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """(of the file, current), each with ``rows`` and ``model`` in it."""
+    for name in ("file", "current"):
+        (tmp_path / name / "rows").mkdir(parents=True)
+        (tmp_path / name / "model").mkdir()
+    monkeypatch.chdir(tmp_path / "current")
+    return tmp_path / "file", tmp_path / "current"
+
+
+def test_a_path_in_the_file_is_relative_to_the_file(two_folders: tuple[Path, Path]) -> None:
+    of_file, _ = two_folders
+    found = read(of_file, MINIMAL.replace("org/model", "model"))
+    assert found.data.path == str((of_file / "rows").resolve())
+    assert found.model.name_or_path == str((of_file / "model").resolve())
+
+
+def test_a_path_in_an_override_is_relative_to_the_current_directory(two_folders: tuple[Path, Path]) -> None:
+    of_file, current = two_folders
+    found = read(of_file, MINIMAL, ["data.path=rows", "model.name_or_path=./model"])
+    assert found.data.path == str((current / "rows").resolve())
+    assert found.model.name_or_path == str((current / "model").resolve())
+
+
+def test_a_file_named_from_elsewhere_keeps_its_own_folder(two_folders: tuple[Path, Path]) -> None:
+    of_file, _ = two_folders
+    read(of_file, MINIMAL)
+    assert read_config(Path("../file/config.toml")).data.path == str((of_file / "rows").resolve())
+
+
+def test_data_are_not_looked_for_elsewhere(two_folders: tuple[Path, Path]) -> None:
+    of_file, current = two_folders
+    (current / "only here").mkdir()
+    found = read(of_file, MINIMAL.replace('"rows"', '"only here"'))
+    assert found.data.path == str((of_file / "only here").resolve())
+    found = read(of_file, MINIMAL, ["data.path=nowhere"])
+    assert found.data.path == str((current / "nowhere").resolve())
+
+
+def test_absolute_paths_and_hub_ids_stay(two_folders: tuple[Path, Path]) -> None:
+    of_file, _ = two_folders
+    for model in ("org/model", "gpt2", "/nowhere/model"):
+        found = read(of_file, MINIMAL.replace("org/model", model).replace('"rows"', '"/nowhere/rows"'))
+        assert (found.model.name_or_path, found.data.path) == (model, "/nowhere/rows")
+
+
+# --- writing
+
+
+def read_back(config: Config, folder: Path) -> Config:
+    folder.mkdir(exist_ok=True)
+    return read(folder, to_toml(config))
+
+
+@pytest.mark.parametrize("content", [MINIMAL, EVERY_KEY], ids=["minimal", "every key"])
+def test_what_is_written_is_read_back_equal(tmp_path: Path, content: str) -> None:
+    config = read(tmp_path, content)
+    assert read_back(config, tmp_path / "run") == config
+
+
+def test_every_key_has_been_tried() -> None:
+    tables = tomllib.loads(EVERY_KEY)
+    tried = {f"{section}.{key}" for section, table in tables.items() for key in table}
+    known = {
+        f"{section}.{key}"
+        for section, field in Config.model_fields.items()
+        if field.annotation is not None
+        for key in field.annotation.model_fields
+    }
+    # Of these, one excludes another.
+    assert known - tried == {
+        "data.instruction_field",
+        "data.input_field",
+        "data.output_field",
+        "training.steps",
+        "aggregation.budget",
+        "aggregation.rank",
+    }
+    assert tried <= known
+
+
+def test_defaults_are_written_out(tmp_path: Path) -> None:
+    written = tomllib.loads(to_toml(read(tmp_path)))
+    assert written["federation"] == {"rounds": 3, "fraction": 1.0, "seed": 0, "shared_init": True}
+    assert written["training"]["learning_rate"] == 3e-4
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "aggregation.budget=20MB",
+        "aggregation.budget=1000",
+        "aggregation.rank=4",
+        "training.steps=3",
+        "lora.alpha=16",
+        "lora.ranks=[1]",
+        "data.path=.",
+    ],
+)
+def test_an_overridden_configuration_is_read_back_equal(tmp_path: Path, override: str) -> None:
+    config = read(tmp_path, overrides=[override])
+    assert read_back(config, tmp_path / "run") == config
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"])), number=st.floats(1e-300, 1e300))
+@example(text="'''\"\"\"\\", number=0.1)
+@example(text="\r\n\x85\u2028\x00\x7f", number=1e16)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+def test_any_text_and_number_is_read_back_equal(tmp_path: Path, text: str, number: float) -> None:
+    minimal = read(tmp_path)
+    data = DataSection(path="/rows", prompt_template=text, test=text, dirichlet_alpha=number)
+    config = minimal.model_copy(update={"data": data})
+    assert read_back(config, tmp_path / "run") == config

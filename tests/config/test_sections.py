@@ -1,0 +1,128 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from florist.config import Config
+from florist.config.sections import as_slice
+from tests.config.test_reading import MINIMAL, read, refusal, with_keys
+
+CLASSIFIER = 'kind = "sequence-classification"'
+
+
+@pytest.mark.parametrize(
+    ("content", "telling"),
+    [
+        (with_keys(training="steps = 5\nepochs = 1.0"), "training: steps = 5 and epochs = 1.0 contradict each other"),
+        (with_keys(task='labels = ["a", "b"]'), "task: labels are for kind = 'sequence-classification'"),
+        (with_keys(task=f'{CLASSIFIER}\nlabels = ["a"]', data='label_field = "y"'), "labels must name at least two"),
+        (with_keys(task=f'{CLASSIFIER}\nlabels = ["a", "b", "a"]', data='label_field = "y"'), "labels must differ"),
+        (with_keys(data='partition = "dirichlet"\nnum_clients = 2'), "needs partition_field, the field to split over"),
+        (with_keys(data="num_clients = 2"), "num_clients is for partition = 'iid' or 'dirichlet'"),
+        (with_keys(data='partition_field = "topic"'), "partition_field is for partition = 'dirichlet'"),
+        (
+            with_keys(data='partition = "iid"\nnum_clients = 2\npartition_field = "topic"'),
+            "partition_field is for partition = 'dirichlet', and partition is 'iid'",
+        ),
+        (with_keys(data='instruction_field = "q"'), "instruction_field and output_field go together"),
+        (with_keys(data='output_field = "q"'), "instruction_field and output_field go together"),
+        (with_keys(data='input_field = "q"'), "input_field needs instruction_field and output_field"),
+        (with_keys(data='rows = "3"'), "rows must be a slice start:stop:step of integers, got '3'"),
+        (with_keys(data='label_field = "y"'), "data.label_field is for task.kind = 'sequence-classification'"),
+        (with_keys(task=CLASSIFIER), "needs data.label_field, the field that holds the class"),
+        (
+            with_keys(task=CLASSIFIER, data='label_field = "y"\ninstruction_field = "q"\noutput_field = "a"'),
+            "data.instruction_field and output_field are for task.kind = 'causal-lm'",
+        ),
+        (with_keys(data='partition = "iid"'), "data.partition = 'iid' needs data.num_clients, or lora.ranks as a list"),
+        (
+            with_keys(data='partition = "iid"\nnum_clients = 3').replace("ranks = 8", "ranks = [8, 4]"),
+            "lora.ranks lists 2 clients and data.num_clients says 3",
+        ),
+        (MINIMAL.replace("ranks = 8", "ranks = [8, 4]\nalpha = [1.0]"), "ranks lists 2 clients and alpha 1"),
+        (with_keys(aggregation="tau = 0.9\nrank = 4"), "tau = 0.9 and rank = 4 contradict each other"),
+        (with_keys(aggregation='scope = "global"\nrank = 4'), "scope = 'global' goes with tau, not with rank"),
+    ],
+)
+def test_keys_that_contradict_each_other_are_refused(tmp_path: Path, content: str, telling: str) -> None:
+    assert telling in refusal(tmp_path, content)
+
+
+def test_contradictions_in_several_tables_are_told_at_once(tmp_path: Path) -> None:
+    told = refusal(
+        tmp_path,
+        with_keys(
+            training="steps = 5\nepochs = 1.0",
+            data='num_clients = 2\ninput_field = "x"\nrows = "a:b"',
+            task='labels = ["a", "b"]',
+        ),
+    )
+    for telling in ("steps = 5 and", "num_clients is for", "input_field needs", "rows must be", "labels are for"):
+        assert told.count(telling) == 1, telling
+
+
+@pytest.mark.parametrize(
+    ("section", "line", "telling"),
+    [
+        # With one token there is nothing to predict it from.
+        ("data", "max_length = 1", "data.max_length: Input should be greater than or equal to 2, got 1"),
+        ("data", "dirichlet_alpha = inf", "data.dirichlet_alpha: Input should be a finite number, got inf"),
+        ("data", "test_fraction = 1.0", "data.test_fraction: Input should be less than 1, got 1.0"),
+        ("training", "learning_rate = nan", "training.learning_rate: Input should be"),
+        ("training", "learning_rate = inf", "training.learning_rate: Input should be a finite number, got inf"),
+        ("training", "learning_rate = 0", "training.learning_rate: Input should be greater than 0, got 0"),
+        ("lora", "alpha = 0", "lora.alpha: Input should be greater than 0, got 0"),
+        ("lora", "alpha = nan", "lora.alpha: Input should be"),
+        ("federation", "fraction = 0.0", "federation.fraction: Input should be greater than 0, got 0.0"),
+        ("federation", "fraction = 10", "federation.fraction: Input should be less than or equal to 1, got 10"),
+        ("federation", "seed = -1", "federation.seed: Input should be greater than or equal to 0, got -1"),
+        ("federation", "rounds = 2.5", "federation.rounds: Input should be a valid integer"),
+        ("aggregation", "tau = 0", "aggregation.tau: Input should be greater than 0, got 0"),
+        ("aggregation", "tau = nan", "aggregation.tau: Input should be"),
+        ("aggregation", "budget = 0", "aggregation.budget: Input should be greater than 0, got 0"),
+        ("aggregation", 'budget = "20 apples"', "aggregation.budget: "),
+        ("aggregation", 'method = "flrist"', "aggregation.method: Input should be 'florist', got 'flrist'"),
+        ("data", 'partition = "random"', "data.partition: Input should be 'given', 'iid' or 'dirichlet', got 'random'"),
+        ("task", 'kind = "lm"', "task.kind: Input should be 'causal-lm' or 'sequence-classification', got 'lm'"),
+    ],
+)
+def test_values_outside_of_their_range_are_refused(tmp_path: Path, section: str, line: str, telling: str) -> None:
+    assert telling in refusal(tmp_path, with_keys(**{section: line}))
+
+
+def test_a_federation_has_clients(tmp_path: Path) -> None:
+    told = refusal(tmp_path, with_keys(data='partition = "iid"').replace("ranks = 8", "ranks = []"))
+    assert "lora.ranks: Tuple should have at least 1 item" in told
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        with_keys(data='partition = "iid"\nnum_clients = 2'),
+        with_keys(data='partition = "iid"').replace("ranks = 8", "ranks = [8, 4]"),
+        with_keys(data='partition = "dirichlet"\npartition_field = "topic"\nnum_clients = 2'),
+        with_keys(data='instruction_field = "q"\noutput_field = "a"\ninput_field = "i"\nrows = "::2"'),
+        with_keys(task=CLASSIFIER + '\nlabels = ["b", "a"]', data='label_field = "y"'),
+        with_keys(aggregation='budget = "20MB"\nmax_rank = 4'),
+        with_keys(aggregation='scope = "global"\ntau = 1.0'),
+    ],
+)
+def test_keys_that_go_together_are_taken(tmp_path: Path, content: str) -> None:
+    assert isinstance(read(tmp_path, content), Config)
+
+
+limits = st.none() | st.integers(-25, 25)
+
+
+@given(start=limits, stop=limits, step=limits, spaces=st.sampled_from(["", " "]))
+def test_a_slice_is_that_of_python(start: int | None, stop: int | None, step: int | None, spaces: str) -> None:
+    start_text, stop_text, step_text = ("" if limit is None else f"{spaces}{limit}" for limit in (start, stop, step))
+    assert as_slice(f"{start_text}:{stop_text}") == slice(start, stop)
+    found = as_slice(f"{start_text}:{stop_text}:{step_text}")
+    assert found == (None if step == 0 else slice(start, stop, step))
+
+
+@pytest.mark.parametrize("rows", ["", "3", "1:2:3:4", "a:b", "1.5:", "1-2", ":x", "0::0", "[1:2]"])
+def test_what_is_no_slice_is_none(rows: str) -> None:
+    assert as_slice(rows) is None

@@ -1,0 +1,67 @@
+"""The demonstration and the committed examples, as a user runs them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+ROOT = Path(__file__).parents[1]
+DOLLY = ROOT.parent / "shared" / "data" / "dolly8"
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+pytestmark = pytest.mark.slow
+needs_dolly = pytest.mark.skipif(not DOLLY.is_dir(), reason=f"the Dolly clients are not at {DOLLY}")
+
+
+def simulate(*arguments: object) -> dict[str, Any]:
+    command = [Path(sys.executable).with_name("florist"), "simulate", *map(str, arguments), "--json"]
+    return json.loads(subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout)
+
+
+def test_the_demonstration_learns_its_tasks_for_a_fraction_of_the_traffic(tmp_path: Path) -> None:
+    result = simulate("-o", tmp_path / "run")
+    assert result["initial"]["metrics"]["exact_match"] < 0.05
+    assert result["rounds"][-1]["metrics"]["exact_match"] > 0.8
+    assert [client["rank"] for client in result["rounds"][0]["clients"]] == [32, 16, 8, 4]
+    assert all(3 * line["broadcast_bytes"] < line["stack_bytes"] for line in result["rounds"])
+    base = AutoModelForCausalLM.from_pretrained(ROOT / "src" / "florist" / "demonstration" / "model")
+    PeftModel.from_pretrained(base, tmp_path / "run" / "adapter")
+
+
+@needs_dolly
+def test_dolly_as_language_modelling_improves(tmp_path: Path) -> None:
+    script = [sys.executable, ROOT / "examples" / "dolly" / "make_model.py", "--data", DOLLY, "-o", tmp_path / "model"]
+    subprocess.run([*map(str, script), "--steps", "60"], env=ENVIRONMENT, check=True)
+    settings = [
+        f"model.name_or_path={tmp_path / 'model'}",
+        f"data.path={DOLLY}",
+        "training.steps=6",
+        "federation.rounds=2",
+    ]
+    flags = [word for setting in settings for word in ("--set", setting)]
+    result = simulate(ROOT / "examples" / "dolly" / "causal-lm.toml", *flags, "-o", tmp_path / "run")
+    losses = [result["initial"]["metrics"]["loss"], *(line["metrics"]["loss"] for line in result["rounds"])]
+    assert losses[2] < losses[0]
+    assert [client["rank"] for client in result["rounds"][0]["clients"]] == [64, 32, 16, 16, 8, 8, 4, 4]
+
+
+@needs_dolly
+def test_dolly_categories_by_any_encoder(tiny_bert: Path, tmp_path: Path) -> None:
+    settings = [
+        f"model.name_or_path={tiny_bert}",
+        f"data.path={DOLLY}",
+        'lora.target_modules=["query","value"]',
+        "data.rows=::24",
+        "federation.rounds=2",
+    ]
+    flags = [word for setting in settings for word in ("--set", setting)]
+    result = simulate(ROOT / "examples" / "dolly" / "categories.toml", *flags, "-o", tmp_path / "run")
+    losses = [result["initial"]["metrics"]["loss"], *(line["metrics"]["loss"] for line in result["rounds"])]
+    assert losses[2] < losses[0]
+    assert 0 <= result["rounds"][-1]["metrics"]["accuracy"] <= 1
