@@ -60,7 +60,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         raise _no_model(name_or_path, error) from error
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         raise ModelError(
-            f"{name_or_path}: expected a tokenizer with a padding or an end-of-sequence token, got one with neither; set "
+            f"{name_or_path}: expected a tokenizer with a padding or an end-of-sequence token, got neither; set "
             "pad_token in its tokenizer_config.json"
         )
     if tokenizer.pad_token_id is None:

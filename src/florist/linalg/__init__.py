@@ -1,6 +1,8 @@
 """Factor-space algebra: the singular value decomposition of ``B @ A`` from the factors, one solver a file."""
 
+from florist.linalg.accumulate import WeightedFactor
+from florist.linalg.decompose import NonFinitePartError, decompose
 from florist.linalg.qr import qr_svd
 from florist.linalg.thin_svd import ThinSvd
 
-__all__ = ["ThinSvd", "qr_svd"]
+__all__ = ["NonFinitePartError", "ThinSvd", "WeightedFactor", "decompose", "qr_svd"]

@@ -1,32 +1,49 @@
 """The reference solver: thin QR of both factors, then the SVD of the small core."""
 
 import torch
+from jaxtyping import Float64
+from torch import Tensor
 
+from florist.errors import NonFiniteUpdateError
 from florist.factors import LoraFactor
-from florist.linalg.thin_svd import ThinSvd, working_dtype
+from florist.linalg.thin_svd import ThinSvd, rounding_floor, working_dtype
 
 
-def qr_svd(factor: LoraFactor) -> ThinSvd:
-    """Thin SVD of ``B @ A`` without forming the product.
+def qr_svd(factor: LoraFactor, weights: Float64[Tensor, " rank"] | None = None) -> ThinSvd:
+    """Thin SVD of ``B @ diag(weights) @ A`` without forming the product.
 
     With thin QRs ``B = Q_b R_b`` and ``A.T = Q_a R_a``, the product is ``Q_b (R_b R_a.T) Q_a.T``: the SVD of the
     small core, rotated by ``Q_b`` and ``Q_a``, is the SVD of the product. Nothing is truncated.
 
     Args:
-        factor: ``B`` (m, r) and ``A`` (r, n), finite; ``r`` may exceed m or n, as it does after stacking many
-            clients.
+        factor: ``B`` (m, r) and ``A`` (r, n); ``r`` may exceed m or n, as it does after stacking many clients.
+        weights: of the r components; all 1 if left out.
 
     Returns:
-        ``U`` (m, k), ``S`` (k,) non-increasing, ``Vh`` (k, n) with k = min(m, n, r); float32, or float64 for
-        float64 factors. The signs of singular vectors are arbitrary.
+        k = min(m, n, r) directions, in float32, or in float64 for float64 factors. The signs of singular vectors are
+        arbitrary.
+
+    Raises:
+        NonFiniteUpdateError: a factor holds NaN or infinity.
 
     Cost: O((m + n) r^2 + r^3) when r <= min(m, n).
     Source: FLoRIST, arXiv:2506.09199, eq. 2, which takes an SVD of each stack; QR gives the same product for less.
     """
-    dtype = working_dtype(factor.B.dtype)
-    Q_b, R_b = torch.linalg.qr(factor.B.to(dtype))
-    Q_a, R_a = torch.linalg.qr(factor.A.to(dtype).T)
+    factor = factor.to(dtype=working_dtype(factor.B.dtype))
+    B, A = factor.B, factor.A
+    if weights is not None:
+        B = B * weights.to(B)
+    Q_b, R_b = torch.linalg.qr(B)
+    Q_a, R_a = torch.linalg.qr(A.T)
+    if not bool(torch.isfinite(R_b).all() & torch.isfinite(R_a).all()):
+        raise NonFiniteUpdateError(
+            f"expected finite factors, got NaN or infinity in B {tuple(B.shape)} or A {tuple(A.shape)}"
+        )
     U, S, Vh = torch.linalg.svd(R_b @ R_a.T, full_matrices=False)
-    # Householder QR and the core's SVD are backward stable: each value is off by a few eps of the largest.
-    resolution = 8 * torch.finfo(dtype).eps
-    return ThinSvd(Q_b @ U, S, Vh @ Q_a.T, resolution)
+    # Householder QR and the SVD of the core are backward stable: values are off by a few eps of the largest term,
+    # which exceeds the largest singular value where terms cancel.
+    terms = R_b.square().sum(dim=0) * R_a.square().sum(dim=0)
+    noise = 4 * torch.finfo(B.dtype).eps * float(terms.sum(dtype=torch.float64).sqrt())
+    largest = float(S[0]) if S.numel() else 0.0
+    resolution = max(rounding_floor(B.dtype), noise / largest) if largest else rounding_floor(B.dtype)
+    return ThinSvd(S.double().cpu(), resolution, 0.0, Q_b, U, Vh, Q_a.T)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from florist.factors import LoraFactor
@@ -11,21 +11,48 @@ from florist.factors import LoraFactor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ThinSvd:
-    """``dW = U @ diag(S) @ Vh``, all of it or its leading part.
+    """``dW = U @ diag(S) @ Vh``, all of it or its leading part, with the singular vectors not yet multiplied out.
+
+    ``U = left @ X`` and ``Vh = Y @ right``: a rank rule looks at `S` first, and only the directions that it keeps are
+    ever formed. ``left`` and ``right`` are the stacked factors themselves, or smaller where `formed` was called.
 
     Attributes:
-        U: orthonormal columns.
-        S: non-increasing.
-        Vh: orthonormal rows.
-        resolution: relative to ``S[0]``: singular values below are the solver's rounding noise.
-        tail_energy: ``||dW||_F^2`` less the energy in `S`; 0 where nothing was truncated.
+        S: non-increasing, float64, on the CPU: every value that can be asked for.
+        resolution: relative to ``S[0]``: singular values below are rounding noise of the solver or of the input.
+        tail_energy: ``||dW||_F^2`` less the energy in `S`; 0 where nothing was left out.
+        left: basis of the columns of ``U``.
+        X: coordinates of ``U`` in it; None where `left` is ``U``.
+        Y: coordinates of ``Vh``; None where `right` is ``Vh``.
+        right: basis of the rows of ``Vh``.
     """
 
-    U: Float[Tensor, "out_features k"]
-    S: Float[Tensor, " k"]
-    Vh: Float[Tensor, "k in_features"]
+    S: Float64[Tensor, " k"]
     resolution: float
-    tail_energy: float = 0.0
+    tail_energy: float
+    left: Float[Tensor, "out_features left_rank"]
+    X: Float[Tensor, "left_rank k"] | None
+    Y: Float[Tensor, "k right_rank"] | None
+    right: Float[Tensor, "right_rank in_features"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features) of the update."""
+        return self.left.shape[0], self.right.shape[1]
+
+    @property
+    def U(self) -> Float[Tensor, "out_features k"]:
+        """Left singular vectors, as columns; formed anew at each access."""
+        return self._left(torch.ones_like(self.S))
+
+    @property
+    def Vh(self) -> Float[Tensor, "k in_features"]:
+        """Right singular vectors, as rows; formed anew at each access."""
+        return self._right(torch.ones_like(self.S))
+
+    @property
+    def total_energy(self) -> float:
+        """``||dW||_F^2`` of the whole update; summed from the smallest value up."""
+        return self.tail_energy + float(self.S.flip(0).square().sum())
 
     def factor(self, rank: int) -> LoraFactor:
         """The best approximation of rank `rank`, with the singular values split evenly.
@@ -33,11 +60,102 @@ class ThinSvd:
         ``B = U_p S_p^(1/2)``, ``A = S_p^(1/2) V_p^T``. FLoRIST (arXiv:2506.09199, eq. 5) puts all of S into B: the
         product is the same, and halves of equal norm survive fp16 and 8-bit storage, where an all-in-B split of a
         small update underflows.
+
+        Raises:
+            ValueError: `rank` is negative or above k.
+
+        Cost: two thin products, O(p (left_rank m + right_rank n)).
         """
+        if not 0 <= rank <= self.S.numel():
+            raise ValueError(
+                f"expected a rank of 0 to {self.S.numel()}, the directions that were resolved, got {rank}; "
+                "decompose with a larger energy to hold more"
+            )
         root = self.S[:rank].sqrt()
-        return LoraFactor((self.U[:, :rank] * root).contiguous(), (root[:, None] * self.Vh[:rank]).contiguous())
+        return LoraFactor(self._left(root).contiguous(), self._right(root).contiguous())
+
+    def leading(self, rank: int) -> "ThinSvd":
+        """The first `rank` directions, the energy of the others in `tail_energy`; nothing is copied."""
+        return ThinSvd(
+            S=self.S[:rank],
+            resolution=self.resolution,
+            tail_energy=self.tail_energy + float(self.S[rank:].flip(0).square().sum()),
+            left=self.left if self.X is not None else self.left[:, :rank],
+            X=None if self.X is None else self.X[:, :rank],
+            Y=None if self.Y is None else self.Y[:rank],
+            right=self.right if self.Y is not None else self.right[:rank],
+        )
+
+    def formed(self, dtype: torch.dtype) -> "ThinSvd":
+        """The same with ``U`` and ``Vh`` multiplied out, so that the bases can be let go.
+
+        Cost: two thin products.
+        """
+        return ThinSvd(self.S, self.resolution, self.tail_energy, self.U.to(dtype), None, None, self.Vh.to(dtype))
+
+    def transposed(self) -> "ThinSvd":
+        """The decomposition of ``dW.T``."""
+        return ThinSvd(
+            S=self.S,
+            resolution=self.resolution,
+            tail_energy=self.tail_energy,
+            left=self.right.T,
+            X=None if self.Y is None else self.Y.T,
+            Y=None if self.X is None else self.X.T,
+            right=self.left.T,
+        )
+
+    def _left(self, scale: Float64[Tensor, " p"]) -> Float[Tensor, "out_features p"]:
+        scale, p = scale.to(self.left.device), scale.numel()
+        if self.X is None:
+            return (self.left[:, :p] * scale).to(self.left.dtype)
+        return self.left @ (self.X[:, :p] * scale).to(self.left.dtype)
+
+    def _right(self, scale: Float64[Tensor, " p"]) -> Float[Tensor, "p in_features"]:
+        scale, p = scale[:, None].to(self.right.device), scale.numel()
+        if self.Y is None:
+            return (scale * self.right[:p]).to(self.right.dtype)
+        return (scale * self.Y[:p]).to(self.right.dtype) @ self.right
+
+
+def no_directions(factor: LoraFactor) -> ThinSvd:
+    """The decomposition of a zero update of that shape."""
+    none = torch.zeros(0, dtype=torch.float64)
+    left, right = factor.B[:, :0], factor.A[:0]
+    return ThinSvd(none, rounding_floor(factor.B.dtype), 0.0, left, None, None, right)
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
     """The precision to compute in: float64 stays, everything narrower becomes float32 (LAPACK knows no half)."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def rounding_floor(dtype: torch.dtype) -> float:
+    """Relative to the largest singular value: below this a value says nothing about the update.
+
+    An update is only known to the rounding of its factors. Equal clients whose weights were folded into float32
+    factors come back with noise of 1e-8 to 1e-7 of the largest value, which must not count as rank; a value above 8
+    eps is real.
+
+    Args:
+        dtype: of the input; half precisions count as float32, because widening them loses nothing.
+    """
+    return 8 * torch.finfo(working_dtype(dtype)).eps
+
+
+def rank_holding(squares: Float64[Tensor, " k"], *, energy: float, total_energy: float, resolution: float) -> int:
+    """The smallest rank that holds a fraction of the energy, at most the numerical rank.
+
+    Args:
+        squares: non-increasing squared singular values.
+        energy: the fraction; 1 asks for the numerical rank.
+        total_energy: of the whole update.
+        resolution: relative to the largest singular value.
+    """
+    if squares.numel() == 0 or squares[0] <= 0:
+        return 0
+    resolved = int((squares > resolution**2 * squares[0]).sum())
+    if energy == 1:
+        return resolved
+    held = torch.cumsum(squares, dim=0)
+    return min(int((held < energy * total_energy).sum()) + 1, resolved)

@@ -1,0 +1,151 @@
+"""The one entry point: a weighted sum of factors, decomposed by the cheapest solver that is right for it."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+
+from florist.errors import IncompatibleAdaptersError, NonFiniteUpdateError
+from florist.factors import LoraFactor
+from florist.linalg.accumulate import WeightedFactor, stack_parts, sum_parts
+from florist.linalg.dense import dense_gram_svd, dense_svd
+from florist.linalg.gram import gram_svd
+from florist.linalg.qr import qr_svd
+from florist.linalg.thin_svd import ThinSvd, no_directions, rank_holding, rounding_floor
+
+# How much of the energy that may be discarded a squared singular value may be off by.
+_TOLERANCE = 1e-4
+
+
+class NonFinitePartError(NonFiniteUpdateError):
+    """One part of a sum holds NaN or infinity.
+
+    Attributes:
+        index: of the part.
+    """
+
+    def __init__(self, message: str, index: int) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+@torch.no_grad()
+def decompose(parts: Sequence[WeightedFactor], *, energy: float = 1.0) -> ThinSvd:
+    """SVD of ``dW = sum_i weight_i B_i A_i``: exact, without ``dW`` unless that is the cheaper way.
+
+    While R, the sum of the ranks, is below min(m, n), the factors are stacked and solved by Gram matrices: in float32
+    where its precision will do for `energy`, else in float64, else (float64 factors asked for their numerical rank;
+    factors that nearly cancel) by QR in float64. Beyond, the weight itself is summed up and decomposed, which is
+    faster from about there on: memory never grows with the number of clients.
+
+    Args:
+        parts: at least one, all of one shape, in an order that is the same every time: the rounding depends on it.
+        energy: the largest fraction of ``||dW||_F^2`` that the caller will ask for, in (0, 1]; 1 for the numerical
+            rank, which is what stands above the rounding of the factors' precision.
+
+    Returns:
+        ``S`` up to the rank that holds `energy`, and exactly how much energy is left out. Float64 for any float64
+        part, else float32. It holds at most 2 k (m + n) numbers for the k directions in ``S``.
+
+    Raises:
+        ValueError: no part, a weight that is not finite, `energy` outside (0, 1].
+        IncompatibleAdaptersError: parts of unlike shape.
+        NonFinitePartError: a part holds NaN or infinity. Parts of weight 0 are not looked at.
+
+    Cost: that of `gram_svd` or `dense_gram_svd`. Memory: R (m + n) numbers, or m n and a batch of clients; and a few
+    times the square of R or min(m, n).
+    """
+    _check(parts, energy)
+    spec = parts[0].spec
+    live = [part for part in parts if part.weight != 0 and part.spec.rank > 0]
+    dtype = torch.float64 if any(part.spec.dtype == torch.float64 for part in parts) else torch.float32
+    if not live:
+        zero = LoraFactor(torch.zeros(spec.out_features, 0, dtype=dtype), torch.zeros(0, spec.in_features, dtype=dtype))
+        return no_directions(zero)
+    solve = _solve_stacked if sum(part.spec.rank for part in live) < min(spec.shape) else _solve_dense
+    try:
+        svd = solve(live, dtype, energy)
+    except NonFiniteUpdateError:
+        _raise_culprit(parts)
+        raise
+    resolution = max(svd.resolution, rounding_floor(dtype))
+    k = rank_holding(svd.S.square(), energy=energy, total_energy=svd.total_energy, resolution=resolution)
+    svd = replace(svd.leading(k), resolution=resolution)
+    held = svd.left.numel() + svd.right.numel()
+    if held > 2 * k * (spec.out_features + spec.in_features) or svd.left.dtype != dtype:
+        return svd.formed(dtype)
+    return svd
+
+
+def _solve_stacked(parts: Sequence[WeightedFactor], dtype: torch.dtype, energy: float) -> ThinSvd:
+    stack = stack_parts(parts, _storage(dtype))
+    for gram_dtype in _gram_dtypes(dtype, energy):
+        svd = gram_svd(stack.factor, stack.weights, energy=energy, gram_dtype=gram_dtype)
+        if _resolves(svd, dtype, energy):
+            return svd
+    return qr_svd(stack.factor.to(dtype=torch.float64), stack.weights)
+
+
+def _solve_dense(parts: Sequence[WeightedFactor], dtype: torch.dtype, energy: float) -> ThinSvd:
+    dense = sum_parts(parts, _storage(dtype))
+    for gram_dtype in _gram_dtypes(dtype, energy):
+        svd = dense_gram_svd(dense.W, energy=energy, gram_dtype=gram_dtype)
+        svd = _with_rounding(svd, dense.rounding)
+        if _resolves(svd, dtype, energy):
+            return svd
+    dense = sum_parts(parts, torch.float64)
+    return _with_rounding(dense_svd(dense.W), dense.rounding)
+
+
+def _with_rounding(svd: ThinSvd, rounding: float) -> ThinSvd:
+    """The sum itself is rounded: where large terms cancel, that is what limits the resolution."""
+    largest = float(svd.S[0]) if svd.S.numel() else 0.0
+    return replace(svd, resolution=max(svd.resolution, rounding / largest)) if largest else svd
+
+
+def _storage(dtype: torch.dtype) -> torch.dtype:
+    """What to stack in: TF32 and bfloat16 products, which torch uses for float32 if told to, lose the update."""
+    return dtype if torch.get_float32_matmul_precision() == "highest" else torch.float64
+
+
+def _gram_dtypes(dtype: torch.dtype, energy: float) -> Iterator[torch.dtype]:
+    """The precisions of Gram matrices that may resolve enough, the cheapest first."""
+    needed = max(rounding_floor(dtype) ** 2, _TOLERANCE * (1 - energy))
+    for gram_dtype in (torch.float32, torch.float64):
+        # Rounding is at least 2 eps of the energy (`eigenpairs`), and more where halves are larger than their product.
+        if gram_dtype.itemsize >= _storage(dtype).itemsize and needed >= 8 * torch.finfo(gram_dtype).eps:
+            yield gram_dtype
+
+
+def _resolves(svd: ThinSvd, dtype: torch.dtype, energy: float) -> bool:
+    """Whether rounding is below what may be discarded, or below what the factors' own precision leaves."""
+    if svd.total_energy == 0 or svd.resolution <= rounding_floor(dtype):
+        return True
+    noise = (svd.resolution * float(svd.S[0])) ** 2 if svd.S.numel() else math.inf
+    return noise <= _TOLERANCE * (1 - energy) * svd.total_energy
+
+
+def _check(parts: Sequence[WeightedFactor], energy: float) -> None:
+    if not parts:
+        raise ValueError("expected at least one factor to decompose, got none")
+    if not 0 < energy <= 1:
+        raise ValueError(f"expected 0 < energy <= 1 (a fraction of the energy to hold), got {energy}")
+    for index, part in enumerate(parts):
+        if part.spec.shape != parts[0].spec.shape:
+            raise IncompatibleAdaptersError(
+                f"expected factors of one shape (out_features, in_features), got {parts[0].spec.shape} for part 0 "
+                f"and {part.spec.shape} for part {index}; a module must have the same size in every adapter"
+            )
+        if not math.isfinite(part.weight):
+            raise ValueError(f"expected a finite weight, got {part.weight} for part {index}")
+
+
+def _raise_culprit(parts: Sequence[WeightedFactor]) -> None:
+    """Look for the part with NaN or infinity; to look before would read and test every tensor for nothing."""
+    for index, part in enumerate(parts):
+        if part.weight == 0 or part.spec.rank == 0:
+            continue
+        factor = part.read()
+        if not bool(factor.B.isfinite().all() & factor.A.isfinite().all()):
+            raise NonFinitePartError(f"expected finite factors, got NaN or infinity in part {index}", index)

@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from florist.linalg import ThinSvd, qr_svd
+from florist.linalg.thin_svd import no_directions, rank_holding
+from tests.linalg.matrices import gaussian, reconstruction, relative_error
+
+
+def test_factor_is_the_best_approximation_split_evenly() -> None:
+    factor = gaussian(12, 9, 5)
+    svd = qr_svd(factor)
+    U, S, Vh = torch.linalg.svd(factor.delta_weight(), full_matrices=False)
+    best = svd.factor(3)
+    assert relative_error(best.delta_weight(), U[:, :3] * S[:3] @ Vh[:3]) < 1e-12
+    assert torch.allclose(best.B.norm(dim=0), best.A.norm(dim=1))
+    assert best.B.is_contiguous()
+    assert best.A.is_contiguous()
+
+
+def test_forming_changes_nothing_but_what_is_held() -> None:
+    factor = gaussian(12, 9, 5)
+    svd = qr_svd(factor)
+    formed = svd.leading(3).formed(torch.float64)
+    assert formed.left.shape == (12, 3)
+    assert formed.right.shape == (3, 9)
+    assert relative_error(reconstruction(formed), svd.factor(3).delta_weight()) < 1e-14
+    assert formed.total_energy == pytest.approx(factor.energy())
+    assert formed.tail_energy == pytest.approx(float(svd.S[3:].square().sum()))
+    assert svd.leading(4).formed(torch.float64).leading(2).factor(2).rank == 2
+
+
+def test_transposing_exchanges_the_sides() -> None:
+    svd = qr_svd(gaussian(12, 9, 5))
+    assert svd.transposed().shape == (9, 12)
+    assert relative_error(reconstruction(svd.transposed()), reconstruction(svd).T) < 1e-14
+
+
+@pytest.mark.parametrize("rank", [-1, 6])
+def test_a_rank_that_is_not_held_is_refused(rank: int) -> None:
+    svd = qr_svd(gaussian(12, 9, 5))
+    with pytest.raises(ValueError, match=f"rank of 0 to 5.*got {rank}.*larger energy"):
+        svd.factor(rank)
+
+
+def test_no_directions_is_a_zero_update() -> None:
+    nothing = no_directions(gaussian(12, 9, 5))
+    assert (nothing.shape, nothing.total_energy, nothing.factor(0).spec.shape) == ((12, 9), 0.0, (12, 9))
+    assert torch.count_nonzero(nothing.factor(0).delta_weight()) == 0
+
+
+@pytest.mark.parametrize(
+    ("squares", "energy", "expected"),
+    [
+        ([8.0, 1.0, 1.0], 0.8, 1),
+        ([8.0, 1.0, 1.0], 0.81, 2),
+        ([8.0, 1.0, 1.0], 1.0, 3),
+        ([1.0, 1e-13, 1e-17], 1.0, 2),
+        ([0.0, 0.0], 1.0, 0),
+        ([0.0, 0.0], 0.9, 0),
+        ([], 0.9, 0),
+    ],
+)
+def test_rank_holding_is_the_smallest_that_will_do(squares: list[float], energy: float, expected: int) -> None:
+    values = torch.tensor(squares, dtype=torch.float64)
+    assert rank_holding(values, energy=energy, total_energy=sum(squares), resolution=1e-8) == expected
+
+
+def test_energy_that_is_not_in_the_spectrum_counts() -> None:
+    # Half of the energy is in a tail that was never decomposed: 0.6 of the whole is more than all that is held.
+    squares = torch.tensor([3.0, 2.0], dtype=torch.float64)
+    assert rank_holding(squares, energy=0.3, total_energy=10.0, resolution=1e-8) == 1
+    assert rank_holding(squares, energy=0.6, total_energy=10.0, resolution=1e-8) == 2
+
+
+def test_vectors_are_formed_on_demand() -> None:
+    svd = qr_svd(gaussian(12, 9, 5))
+    assert isinstance(svd, ThinSvd)
+    assert torch.allclose(svd.U.T @ svd.U, torch.eye(5, dtype=torch.float64))
+    assert torch.allclose(svd.Vh @ svd.Vh.T, torch.eye(5, dtype=torch.float64))
