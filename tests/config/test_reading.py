@@ -420,3 +420,13 @@ def test_any_text_and_number_is_read_back_equal(tmp_path: Path, text: str, numbe
     data = DataSection(path="/rows", prompt_template=text, test=text, dirichlet_alpha=number)
     config = minimal.model_copy(update={"data": data})
     assert read_back(config, tmp_path / "run") == config
+
+
+def test_an_unknown_key_does_not_hide_a_contradiction_beside_it(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(
+        "[model]\nname_or_path = 'm'\n[data]\npath = 'd'\n[lora]\nranks = 4\n"
+        "[training]\nsteps = 1\nepochs = 2.0\nlearning_rat = 1.0\n"
+    )
+    with pytest.raises(ConfigurationError, match=r"training\.learning_rate\?.*contradict each other"):
+        read_config(file)

@@ -40,11 +40,15 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigurationError(f"{path}: expected TOML, and reading failed: {error}") from error
     _anchor(tables, path.parent)
     _apply(tables, overrides)
+    # A section with an unknown key is not searched for contradictions: without such keys it is.
+    problems = list(_drop_unknown(tables))
     try:
-        return Config.model_validate(tables)
+        config = Config.model_validate(tables)
     except ValidationError as error:
-        problems = "; ".join(_explain(error))
-        raise ConfigurationError(f"{path}: {problems}") from error
+        raise ConfigurationError(f"{path}: {'; '.join([*problems, *_explain(error)])}") from error
+    if problems:
+        raise ConfigurationError(f"{path}: {'; '.join(problems)}")
+    return config
 
 
 def validated(section: type[SectionType], values: Mapping[str, Any]) -> SectionType:
@@ -96,6 +100,17 @@ def _apply(tables: dict[str, Any], overrides: Sequence[str]) -> None:
         tables[section].update(table)
 
 
+def _drop_unknown(tables: dict[str, Any]) -> Iterator[str]:
+    for section, field in Config.model_fields.items():
+        table = tables.get(section)
+        if not isinstance(table, dict):
+            continue
+        for key in sorted(table.keys() - _keys(field.annotation)):
+            yield f"unknown key {section}.{key}{_nearest([section, key], table.pop(key))}"
+    for section in sorted(tables.keys() - Config.model_fields.keys()):
+        yield f"unknown key {section}{_nearest([section], tables.pop(section))}"
+
+
 def _explain(error: ValidationError) -> Iterator[str]:
     by_key: dict[str, list[ErrorDetails]] = {}
     for problem in error.errors(include_url=False):
@@ -103,9 +118,7 @@ def _explain(error: ValidationError) -> Iterator[str]:
     for name, problems in by_key.items():
         # A union reports every alternative that failed: the one that looked deepest into the value says most.
         problem = max(problems, key=lambda each: (len(each["loc"]), not each["type"].endswith("_type")))
-        if problem["type"] == "extra_forbidden":
-            yield f"unknown key {name}{_nearest(_where(problem), problem['input'])}"
-        elif problem["type"] == "missing":
+        if problem["type"] == "missing":
             yield f"missing {name}, which has no default"
         elif problem["type"] == "model_type":
             yield f"{name}: expected a table [{name}], got {problem['input']!r}"

@@ -69,11 +69,8 @@ def decompose(parts: Sequence[WeightedFactor], *, energy: float = 1.0) -> ThinSv
     except NonFiniteUpdateError:
         _raise_culprit(parts)
         raise
-    resolution = max(svd.resolution, rounding_floor(dtype))
-    k = rank_holding(svd.S.square(), energy=energy, total_energy=svd.total_energy, resolution=resolution)
-    svd = replace(svd.leading(k), resolution=resolution)
-    held = svd.left.numel() + svd.right.numel()
-    if held > 2 * k * (spec.out_features + spec.in_features) or svd.left.dtype != dtype:
+    k = svd.S.numel()
+    if svd.left.dtype != dtype or svd.left.numel() + svd.right.numel() > 2 * k * (spec.out_features + spec.in_features):
         return svd.formed(dtype)
     return svd
 
@@ -83,19 +80,25 @@ def _solve_stacked(parts: Sequence[WeightedFactor], dtype: torch.dtype, energy: 
     for gram_dtype in _gram_dtypes(dtype, energy):
         svd = gram_svd(stack.factor, stack.weights, energy=energy, gram_dtype=gram_dtype)
         if _resolves(svd, dtype, energy):
-            return svd
-    return qr_svd(stack.factor.to(dtype=torch.float64), stack.weights)
+            return _cut(svd, dtype, energy)
+    return _cut(qr_svd(stack.factor.to(dtype=torch.float64), stack.weights), dtype, energy)
 
 
 def _solve_dense(parts: Sequence[WeightedFactor], dtype: torch.dtype, energy: float) -> ThinSvd:
     dense = sum_parts(parts, _storage(dtype))
     for gram_dtype in _gram_dtypes(dtype, energy):
-        svd = dense_gram_svd(dense.W, energy=energy, gram_dtype=gram_dtype)
-        svd = _with_rounding(svd, dense.rounding)
+        svd = _with_rounding(dense_gram_svd(dense.W, energy=energy, gram_dtype=gram_dtype), dense.rounding)
         if _resolves(svd, dtype, energy):
-            return svd
+            return _cut(svd, dtype, energy)
     dense = sum_parts(parts, torch.float64)
-    return _with_rounding(dense_svd(dense.W), dense.rounding)
+    return _cut(_with_rounding(dense_svd(dense.W), dense.rounding), dtype, energy)
+
+
+def _cut(svd: ThinSvd, dtype: torch.dtype, energy: float) -> ThinSvd:
+    """To the rank that holds `energy`, at most to what the precision of the factors leaves."""
+    resolution = max(svd.resolution, rounding_floor(dtype))
+    k = rank_holding(svd.S.square(), energy=energy, total_energy=svd.total_energy, resolution=resolution)
+    return replace(svd.leading(k), resolution=resolution) if k < svd.S.numel() else svd
 
 
 def _with_rounding(svd: ThinSvd, rounding: float) -> ThinSvd:
