@@ -12,11 +12,11 @@ The model is pretrained on `SEEN_TASKS`; `train.jsonl` and `test.jsonl` hold `NE
 import argparse
 import json
 import math
+import random
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import DataCollatorForSeq2Seq, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -32,15 +32,18 @@ PROMPT_TEMPLATE = "{instruction}: {input}\n"
 MAX_LENGTH = 64
 VOWELS = "aeiou"
 WORDS = """
-arch ash bark barn bay beam bell bird blue boat bolt brim bud calm camp cane cape cask cat cave clay cone cool cord
-cove crab crow cub date dawn deep deer dew dock dome door dove duck dune dusk dust east elm fawn fern fig fir fire
-fish flax foal foam fog fort fox frog gale gate gem glow goat gold gulf gull hall hare harp hawk hay hen herb hill
-hive hoof horn iris iron ivy jade jay jug kelp kid kind king kite lace lake lamb lamp lark lawn leaf leek lily lime
-line lock loft loom loud lute lynx mare mast mild mill mint mist mole moon moss nail nest nook nut oak oat old onyx
-opal ore oval owl oxen park path peak pear pier pine pink pipe plot plow plum pole pond pool port rain ram red reed
-reef rice rock roof root rope rose ruby rust rye sack sage sail salt sand sea seal seed silk silo sink sky sled slow
-snow soft soil song stag star stem sun swan tail tall tan tide tile tin toad tool town tree tub tuna tusk twig vase
-veil vest vine vole wall warm wasp wave wax web well west wild wind wing wolf wood wren yak yard yarn yew zinc
+acorn agate alder amber apple arrow badge bark basil beach beam berry birch bird bloom blue boat bread brook brown
+cabin cave cedar chalk clay clean cliff cloud coast cool coral crab crane creek crow daisy dawn deep deer delta dove
+drift duck dune dusk eagle early earth elm ember fawn feast fern field fig finch fire flame flint flock foam fog fox
+fresh frog frost fruit gate glass glow goat gold goose grain grape grass green grove gull hare hawk hazel hedge heron
+hill hive holly honey horse inlet iris iron ivory ivy jade jolly kelp kind kite knoll lake lamp larch lark leaf lemon
+lemur light lilac linen lotus loud lunar lynx maize mango maple marsh mild mint mist mole moon moose moss mouse nest
+night north nut oak oat ocean old olive onyx opal otter owl paddy panda paper peach peak pear pearl petal pier pine
+pink plain plant plum pond poppy quail quick quiet quill rain raven red reed reef ridge river robin rock root rope
+rose round ruby rust rye sage sail salt sand satin sea seal seed shade shell shore shrub silk skunk sky slate slope
+slow small smoke snail snow soft song spark stag star steel stem stone storm sun sunny swamp swan swift tall tide
+tiger toad topaz tower track trail trout tulip twig umber vine vole warm wasp water wave whale wheat white wild wind
+wing wolf wood wren yak yarn yew young zebra zinc
 """.split()  # noqa: SIM905  # ruff would format a list as a word a line
 
 SEEN_TASKS: Mapping[str, Callable[[str], str]] = {
@@ -68,9 +71,9 @@ TRAIN_RECORDS = 800
 TEST_RECORDS = 200
 
 
-def sample_input(generator: np.random.Generator) -> str:
+def sample_input(generator: random.Random) -> str:
     """Two to four words."""
-    return " ".join(generator.choice(WORDS, size=generator.integers(2, 5)))
+    return " ".join(generator.choices(WORDS, k=generator.randint(2, 4)))
 
 
 def record(task: str, text: str) -> Record:
@@ -78,8 +81,9 @@ def record(task: str, text: str) -> Record:
     return {"instruction": task, "input": text, "output": (SEEN_TASKS | NEW_TASKS)[task](text), "task": task}
 
 
-def new_task_records(generator: np.random.Generator) -> tuple[list[Record], list[Record]]:
+def new_task_records(seed: int) -> tuple[list[Record], list[Record]]:
     """Training and test records of the new tasks, equally many of each; no input occurs twice in either or both."""
+    generator = random.Random(seed)  # noqa: S311  # no secrets here
     inputs: dict[str, None] = {}
     while len(inputs) < TRAIN_RECORDS + TEST_RECORDS:
         inputs[sample_input(generator)] = None
@@ -136,7 +140,7 @@ def examples_of(records: Iterable[Record], tokenizer: PreTrainedTokenizerFast) -
 def pretrain(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    generator: np.random.Generator,
+    generator: random.Random,
     steps: int,
     held_out: set[str],
 ) -> None:
@@ -149,16 +153,16 @@ def pretrain(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / steps))
     )
+    tasks = list(SEEN_TASKS)
     started = time.perf_counter()
     model.train()
     for step in range(1, steps + 1):
-        texts: list[str] = []
-        while len(texts) < 64:
+        batch: list[Record] = []
+        while len(batch) < 64:
             text = sample_input(generator)
             if text not in held_out:
-                texts.append(text)
-        tasks = generator.choice(list(SEEN_TASKS), size=len(texts))
-        examples = examples_of(map(record, tasks.tolist(), texts), tokenizer)
+                batch.append(record(generator.choice(tasks), text))
+        examples = examples_of(batch, tokenizer)
         loss = model(**examples.collate([*examples])).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -169,7 +173,7 @@ def pretrain(
             print(f"step {step:4d}/{steps}  loss {loss.item():.3f}  {time.perf_counter() - started:.0f} s", flush=True)
 
 
-def report(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, generator: np.random.Generator) -> None:
+def report(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, generator: random.Random) -> None:
     """Print the exact match of 200 fresh inputs in every task."""
     for task in (*SEEN_TASKS, *NEW_TASKS):
         examples = examples_of((record(task, sample_input(generator)) for _ in range(200)), tokenizer)
@@ -185,8 +189,8 @@ def make(output: Path, *, seed: int, steps: int) -> None:
     """
     output.mkdir(exist_ok=True)
     require_absent(output / "model")
-    generator = np.random.default_rng(seed)
-    train, test = new_task_records(generator)
+    train, test = new_task_records(seed)
+    generator = random.Random(seed + 1)  # noqa: S311  # no secrets here
     tokenizer = make_tokenizer()
     model = make_model(tokenizer, seed)
     with new_directory(output / "model") as draft:

@@ -26,15 +26,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from florist.errors import DataError, FloristError, MissingInputError
 from florist.outputs import new_directory, require_absent
 
-PROMPT_TEMPLATE = "{input}\nQuestion: {instruction}\nAnswer: "
-"""Short, because every row pays for it; Dolly's context is the input, and comes first because florist cuts a long
-prompt at its start."""
+PROMPT_TEMPLATE = "Question: {instruction}\n{input}\nAnswer: "
+"""Short, because every row pays for it; Dolly's context is the input."""
 
 FIELDS = ("instruction", "context", "response")
 VOCABULARY = 2048
 SEQUENCE_LENGTH = 128
 BATCH_SIZE = 16
-LEARNING_RATE = 3e-3
+LEARNING_RATE = 2e-3
 HERE = Path(__file__).resolve().parent
 
 
@@ -196,7 +195,7 @@ def main() -> None:
     )
     parser.add_argument("-o", "--output", type=Path, default=HERE / "model", help="directory to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=800)
     arguments = parser.parse_args()
     try:
         make(arguments.data, arguments.output, seed=arguments.seed, steps=arguments.steps)
