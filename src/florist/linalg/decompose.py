@@ -98,7 +98,7 @@ def _cut(svd: ThinSvd, dtype: torch.dtype, energy: float) -> ThinSvd:
     """To the rank that holds `energy`, at most to what the precision of the factors leaves."""
     resolution = max(svd.resolution, rounding_floor(dtype))
     k = rank_holding(svd.S.square(), energy=energy, total_energy=svd.total_energy, resolution=resolution)
-    return replace(svd.leading(k), resolution=resolution) if k < svd.S.numel() else svd
+    return replace(svd.leading(k), resolution=resolution)
 
 
 def _with_rounding(svd: ThinSvd, rounding: float) -> ThinSvd:
@@ -125,8 +125,10 @@ def _resolves(svd: ThinSvd, dtype: torch.dtype, energy: float) -> bool:
     """Whether rounding is below what may be discarded, or below what the factors' own precision leaves."""
     if svd.total_energy == 0 or svd.resolution <= rounding_floor(dtype):
         return True
+    discarded = (1 - energy) * svd.total_energy
     noise = (svd.resolution * float(svd.S[0])) ** 2 if svd.S.numel() else math.inf
-    return noise <= _TOLERANCE * (1 - energy) * svd.total_energy
+    # Of many values that are all small, those above the noise may hold too little.
+    return noise <= _TOLERANCE * discarded and svd.tail_energy <= discarded * (1 + 1e-9)
 
 
 def _check(parts: Sequence[WeightedFactor], energy: float) -> None:

@@ -103,8 +103,8 @@ def _all_pairs(G_B: Tensor, G_A: Tensor | None) -> tuple[Tensor, Tensor]:
 
 def _factor(G: Tensor) -> Tensor:
     """L with ``L L^T = G`` to rounding, for a G that may be singular."""
-    # The shift lets Cholesky's factorisation succeed, and moves sigma^2 by less than rounding does.
-    shift = torch.finfo(G.dtype).eps * torch.linalg.norm(G)
+    # The shift lets Cholesky's factorisation succeed as a rule, and moves sigma^2 by no more than rounding does.
+    shift = min(1.0, 4 / G.shape[0] ** 0.5) * torch.finfo(G.dtype).eps * torch.linalg.norm(G)
     L, failed = torch.linalg.cholesky_ex(G + shift * torch.eye(G.shape[0], dtype=G.dtype, device=G.device))
     if not bool(failed):
         return L

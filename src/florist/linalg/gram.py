@@ -76,9 +76,10 @@ def gram_svd(
 def _balance(squares_B: Tensor, squares_A: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """Scales for the columns of B and the rows of A: equal norms after, the product of the two is the weight.
 
-    A component that is zero in one half is scaled to zero in the other too, where it could only add rounding.
+    A component that is zero in one half, or too small to be told from zero, is scaled to zero in both: it could only
+    add rounding.
     """
     weights = torch.ones_like(squares_B) if weights is None else weights.to(squares_B)
-    alive = (squares_B > 0) & (squares_A > 0) & (weights != 0)
-    ratio = torch.where(alive, (squares_A / squares_B).sqrt() / weights.abs(), 1.0).sqrt()
+    ratio = ((squares_A / squares_B).sqrt() / weights.abs()).sqrt()
+    alive = torch.isfinite(ratio) & (ratio > 0)
     return torch.where(alive, weights * ratio, 0.0), torch.where(alive, 1 / ratio, 0.0)
