@@ -131,9 +131,9 @@ REFUSED = {
     "inf": (update("client_1", broken(math.inf)), "layers.1.up holds NaN or inf"),
     "shape": (update("client_1", adapter(2, 1, shapes={"layers.1.up": (9, 20)})), "expected the shape (20, 9)"),
     "module": (update("client_1", adapter(2, 1, shapes={"elsewhere": (4, 4)})), "elsewhere is not a module"),
-    "head": (
-        ClientUpdate("client_1", adapter(2, 1), 1, 1, {"head.bias": torch.tensor([math.nan])}),
-        "head.bias holds NaN or inf",
+    "unexpected head": (
+        ClientUpdate("client_1", adapter(2, 1), 1, 1, {"head.bias": torch.zeros(1)}),
+        "expected the whole parameters [], got ['head.bias']",
     ),
 }
 
@@ -148,6 +148,22 @@ def test_an_update_that_cannot_count_is_dropped_with_its_reason(bad: ClientUpdat
     for module in SHAPES:  # weights are those of the clients that count
         assert relative_error(dense(closed.state.cumulative, module), good.adapter[module].delta_weight()) < 1e-12
     assert bad.client_id not in closed.state.holds
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        ({"head.bias": torch.tensor([math.nan])}, "head.bias holds NaN or inf"),
+        ({"head.bias": torch.zeros(2)}, "head.bias: expected (1,), got (2,)"),
+        ({}, "expected the whole parameters ['head.bias'], got []"),
+    ],
+)
+def test_a_head_that_cannot_be_averaged_is_dropped(head: dict[str, torch.Tensor], reason: str) -> None:
+    state = ServerState.initial({"head.bias": torch.zeros(1)})
+    good = ClientUpdate("client_0", adapter(2, 1), 1, 1, {"head.bias": torch.ones(1)})
+    closed = rules().close_round(state, [good, ClientUpdate("client_1", adapter(2, 1), 1, 1, head)])
+    assert [drop.reason for drop in closed.dropped] == [reason]
+    assert torch.equal(closed.state.full_parameters["head.bias"], torch.ones(1))
 
 
 def test_a_reply_that_comes_twice_counts_once() -> None:

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,11 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from florist.errors import MissingInputError, OutputExistsError
+from florist.aggregation import Florist
+from florist.errors import DamagedRunError, MissingInputError, OutputExistsError
 from florist.factors import AdapterState, LoraFactor
+from florist.federation import Federation, LocalWork, record
 from florist.history import RunDirectory, RunFacts
+from florist.ranks import EnergyThreshold
 from florist.rounds import ClientRecord, Drop, RoundRecord, ServerState
-from tests.builders import SHAPES, adapter
+from tests.builders import SHAPES, adapter, update
 
 CONFIG = '[model]\nname_or_path = "né\\n"\n'
 FACTS = RunFacts("0.1.0", "florist", 1, {"loss": 0.1 + 0.2, "exact_match": 0.0})
@@ -273,3 +276,30 @@ def test_more_rounds_than_the_names_have_digits(tmp_path: Path) -> None:
     (run.path / "state" / "current").write_text("round-10000\n")
     assert run._current() == 10000
     assert run._folder(10000).name == "round-10000"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda run: (run / "state" / "current").write_text(""),
+        lambda run: (run / "state" / "round-0001" / "round.json").unlink(),
+        lambda run: os.truncate(run / "state" / "round-0001" / "cumulative.safetensors", 20),
+    ],
+)
+def test_a_damaged_run_is_said_to_be_one(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
+    directory = RunDirectory.create(tmp_path / "run", "", RunFacts("0", "florist", 1, {}))
+    federation = Federation(("a",), Florist(EnergyThreshold(1.0)), SHAPES, seed=0)
+    closed = federation.close_round(ServerState.initial(), [update("a", adapter(2, 1))])
+    directory.save(closed.state, record(closed, {"a": LocalWork(0, 1.0, 1.0)}, {}, {}))
+    (tmp_path / "run" / "state" / ".round-0002.abc").mkdir()
+    directory.load(ServerState.initial())
+    assert not (tmp_path / "run" / "state" / ".round-0002.abc").exists()
+    spoil(tmp_path / "run")
+    with pytest.raises(DamagedRunError, match=r"expected a whole run in .*restore the directory"):
+        directory.load(ServerState.initial())
+
+
+def test_facts_that_cannot_be_read_are_damage(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(DamagedRunError, match="expected a whole run"):
+        RunDirectory.open(tmp_path).facts  # noqa: B018  # the access is the test

@@ -12,25 +12,33 @@ if TYPE_CHECKING:
     from florist.errors import FloristError
     from florist.factors import AdapterState, LoraFactor
     from florist.one_shot import AggregatedAdapter, aggregate
-    from florist.ranks import EnergyThreshold
+    from florist.ranks import ByteBudget, Capped, EnergyThreshold, FixedRank, GlobalEnergyThreshold
     from florist.rounds import Broadcast, Certificate, ClientUpdate
 
 __all__ = [
     "AdapterState",
     "AggregatedAdapter",
     "Broadcast",
+    "ByteBudget",
+    "Capped",
     "Certificate",
     "ClientUpdate",
     "EnergyThreshold",
     "Export",
+    "FixedRank",
     "Florist",
     "FloristError",
+    "GlobalEnergyThreshold",
     "LoraFactor",
     "aggregate",
     "open_adapter",
 ]
 
 _HOMES = {
+    "GlobalEnergyThreshold": "florist.ranks",
+    "FixedRank": "florist.ranks",
+    "Capped": "florist.ranks",
+    "ByteBudget": "florist.ranks",
     "AdapterState": "florist.factors",
     "AggregatedAdapter": "florist.one_shot",
     "Broadcast": "florist.rounds",

@@ -29,10 +29,6 @@ class InvalidUpdateError(FloristError, ValueError):
     """A client's update cannot be counted: no examples, the wrong round, counted before."""
 
 
-class TooFewRepliesError(FloristError, RuntimeError):
-    """A round ended with fewer usable updates than it needs."""
-
-
 class ConfigurationError(FloristError, ValueError):
     """One or more configuration keys are unknown, wrong, or contradict each other; all of them are listed."""
 
@@ -47,6 +43,10 @@ class ModelError(FloristError, ValueError):
 
 class MissingInputError(FloristError, FileNotFoundError):
     """A file or directory that was named does not exist."""
+
+
+class DamagedRunError(FloristError, ValueError):
+    """A run directory lacks a file or holds one that cannot be read."""
 
 
 class OutputExistsError(FloristError, FileExistsError):

@@ -121,7 +121,7 @@ class Federation:
         counted: dict[str, ClientUpdate] = {}
         dropped: list[Drop] = []
         for update in updates:
-            reason = self._refusal(update, round_number, counted)
+            reason = self._refusal(update, state, counted)
             if reason is None:
                 counted[update.client_id] = update
             else:
@@ -142,8 +142,9 @@ class Federation:
         )
         return ClosedRound(moved, broadcast, usable, tuple(dropped))
 
-    def _refusal(self, update: ClientUpdate, round_number: int, counted: Mapping[str, ClientUpdate]) -> str | None:
+    def _refusal(self, update: ClientUpdate, state: ServerState, counted: Mapping[str, ClientUpdate]) -> str | None:
         """Why an update cannot count; None where it can. Reads every factor once."""
+        round_number = state.round_number + 1
         if update.client_id not in self.client_ids:
             return "not a client of this federation"
         if update.round_number != round_number:
@@ -160,10 +161,18 @@ class Federation:
         for name, factor in update.adapter.items():
             if not (factor.B.isfinite().all() and factor.A.isfinite().all()):
                 return f"{name} holds NaN or inf"
-        for name, tensor in update.full_parameters.items():
-            if not tensor.isfinite().all():
-                return f"{name} holds NaN or inf"
-        return None
+        return _refusal_of_whole(update.full_parameters, state.full_parameters)
+
+
+def _refusal_of_whole(parameters: FullParameters, known: FullParameters) -> str | None:
+    if parameters.keys() != known.keys():
+        return f"expected the whole parameters {sorted(known)}, got {sorted(parameters)}"
+    for name, tensor in parameters.items():
+        if tensor.shape != known[name].shape:
+            return f"{name}: expected {tuple(known[name].shape)}, got {tuple(tensor.shape)}"
+        if not tensor.isfinite().all():
+            return f"{name} holds NaN or inf"
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,15 +13,17 @@ any point resumes from the last whole round. ``rounds.jsonl`` is written from th
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from florist.errors import MissingInputError
+from florist.errors import DamagedRunError, MissingInputError
 from florist.factors import AdapterState, LoraFactor
 from florist.outputs import new_directory, replace_file
 from florist.rounds import FullParameters, RoundRecord, ServerState
@@ -92,8 +94,13 @@ class RunDirectory:
 
     @property
     def facts(self) -> RunFacts:
-        """What `create` was given."""
-        return _FACTS.validate_json((self.path / "run.json").read_bytes())
+        """What `create` was given.
+
+        Raises:
+            DamagedRunError: run.json cannot be read.
+        """
+        with _damage(self.path):
+            return _FACTS.validate_json((self.path / "run.json").read_bytes())
 
     def save(self, state: ServerState, record: RoundRecord) -> None:
         """Make a closed round permanent."""
@@ -113,29 +120,45 @@ class RunDirectory:
         self._write_records(self.records())
 
     def records(self) -> list[RoundRecord]:
-        """The records of all whole rounds."""
-        return [_RECORD.validate_python(self._summary(number)["record"]) for number in range(1, self._current() + 1)]
+        """The records of all whole rounds.
+
+        Raises:
+            DamagedRunError: a file is missing or cannot be read.
+        """
+        with _damage(self.path):
+            return [
+                _RECORD.validate_python(self._summary(number)["record"]) for number in range(1, self._current() + 1)
+            ]
 
     def load(self, initial: ServerState) -> tuple[ServerState, list[RoundRecord]]:
-        """The state after the last whole round, or `initial` where there is none, and the records so far."""
+        """The state after the last whole round, or `initial` where there is none, and the records so far.
+
+        Raises:
+            DamagedRunError: a file is missing or cannot be read.
+        """
+        for draft in (self.path / "state").glob(".round-*"):
+            shutil.rmtree(draft, ignore_errors=True)  # left by a run that was killed while it saved
         records = self.records()
         self._write_records(records)
         if not records:
             return initial, records
-        folder = self._folder(len(records))
+        with _damage(self.path):
+            return self._state(len(records)), records
+
+    def _state(self, round_number: int) -> ServerState:
+        folder = self._folder(round_number)
         broadcasts = {
             number: _load(file)
-            for number in range(1, len(records) + 1)
+            for number in range(1, round_number + 1)
             if (file := self._folder(number) / "broadcast.safetensors").is_file()
         }
-        state = ServerState(
-            round_number=len(records),
+        return ServerState(
+            round_number=round_number,
             cumulative=_load(folder / "cumulative.safetensors"),
             full_parameters=load_file(folder / "full_parameters.safetensors"),
             broadcasts=broadcasts,
-            holds=self._summary(len(records))["holds"],
+            holds=self._summary(round_number)["holds"],
         )
-        return state, records
 
     def _write_records(self, records: Sequence[RoundRecord]) -> None:
         replace_file(self.path / "rounds.jsonl", "".join(json.dumps(asdict(record)) + "\n" for record in records))
@@ -149,6 +172,18 @@ class RunDirectory:
 
     def _summary(self, round_number: int) -> dict[str, Any]:
         return json.loads((self._folder(round_number) / "round.json").read_text(encoding="utf-8"))
+
+
+@contextmanager
+def _damage(path: Path) -> Generator[None, None, None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise DamagedRunError(
+            f"expected a whole run in {path}, and reading it failed ({reason}); restore the directory from a copy, or "
+            "start the run anew"
+        ) from error
 
 
 def _save(adapter: AdapterState, file: Path) -> None:

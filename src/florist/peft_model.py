@@ -4,6 +4,7 @@ The base is never modified and never merged into. All clients of a simulation sh
 is the local adapter and, where a head is trained, the values of that head.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -56,7 +58,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _no_model(name_or_path, error) from error
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         raise ModelError(
@@ -129,7 +131,7 @@ class FederatedModel:
         task_type: PEFT's name of the task.
 
     Raises:
-        ModelError: no module is targeted, or PEFT cannot adapt one that is.
+        ModelError: no module is targeted, PEFT cannot adapt one that is, or a whole module has no parameters.
     """
 
     def __init__(
@@ -144,7 +146,7 @@ class FederatedModel:
         self.whole_modules = whole_modules
         try:
             self.peft = PeftModel(base, LoraConfig(r=1, **self._config), adapter_name=LOCAL)
-        except ValueError as error:
+        except (ValueError, re.error) as error:
             raise ModelError(f"[lora] target_modules = {target_modules!r}: {error}") from error
         self._tuner: Any = self.peft.base_model  # torch types a module's attributes as Tensor | Module
         self._global = AdapterState.of({})
@@ -153,6 +155,12 @@ class FederatedModel:
             for name, parameter in base.named_parameters()
             if any(name.startswith(f"{module}.") for module in whole_modules)
         }
+        idle = [module for module in whole_modules if not any(name.startswith(f"{module}.") for name in self._whole)]
+        if idle:
+            raise ModelError(
+                f"[lora] modules_to_save: expected modules with parameters of their own, got {idle}; give full names, "
+                "and leave out a head that is tied to the embedding"
+            )
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, int]]:
@@ -252,7 +260,7 @@ class FederatedModel:
 def _load(auto: Any, name_or_path: str, dtype: torch.dtype, **settings: Any) -> tuple[PreTrainedModel, list[str]]:
     try:
         model, report = auto.from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **settings)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _no_model(name_or_path, error) from error
     return model, sorted(report["missing_keys"])
 

@@ -182,10 +182,11 @@ class Capped:
 
 @dataclass(frozen=True, slots=True)
 class GlobalEnergyThreshold:
-    """The fewest parameters whose energy, summed over all modules, is a fraction `tau` of the whole.
+    """Few parameters whose energy, summed over all modules, is a fraction `tau` of the whole.
 
     A direction of a module costs m + n parameters and holds sigma^2: directions are taken in the order of sigma^2 per
-    parameter until the sum is reached. Modules that matter little may keep nothing.
+    parameter until the sum is reached: the fewest parameters where all modules have one shape, close to it
+    otherwise. Modules that matter little may keep nothing.
 
     Args:
         tau: in (0, 1].

@@ -13,11 +13,11 @@ def serving_notes(encoded: EncodedAdapter) -> tuple[str, ...]:
     if encoded.config["rank_pattern"]:
         notes.append(
             "ranks differ per module, which PEFT and transformers read right; vLLM and llama.cpp's converter ignore "
-            "the scaling by module, SGLang and TGI refuse or drop modules: for those, export uniform ranks"
+            "the scaling by module, SGLang and TGI refuse or drop modules: for those, write --export uniform"
         )
     enough = next((allowed for allowed in _VLLM_RANKS if allowed >= rank), None)
     if enough is None:
-        notes.append(f"rank {rank} is above vLLM's largest, {_VLLM_RANKS[-1]}; set a maximum rank")
+        notes.append(f"rank {rank} is above vLLM's largest, {_VLLM_RANKS[-1]}; set --max-rank")
     elif enough > 16:
         notes.append(f"vLLM needs --max-lora-rank {enough}; its default is 16")
     return tuple(notes)

@@ -30,6 +30,6 @@ def main() -> None:
     """Run a command; what florist refuses becomes one line on stderr and exit status 2."""
     try:
         app()
-    except FloristError as error:
+    except (FloristError, OSError) as error:  # an OSError is the system's: a full disk, a file where a folder should be
         typer.echo(f"florist: {' '.join(str(error).split())}", err=True)
         sys.exit(2)

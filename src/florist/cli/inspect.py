@@ -39,7 +39,9 @@ def inspect(
     views = {str(one.path): view(one) for one in saved}
     comparison = compare(saved)
     outliers = unlike_norms(saved)
-    points = sweep_thresholds(spectra(open_inputs(adapters, average_full=True).updates), _SWEEP) if sweep else []
+    points: list[SweepPoint] = []
+    if sweep and not comparison.problems:
+        points = sweep_thresholds(spectra(open_inputs(adapters).updates), _SWEEP)
     for one in saved:
         console.print(_heading(one))
         console.print(_module_table(views[str(one.path)]))
@@ -88,6 +90,7 @@ def _module_table(modules: "Mapping[str, ModuleView]") -> "Table":
     table = Table(
         "module", "norm", "rank", *(f"{tau:g}" for tau in taus), "spectrum", box=box.SIMPLE_HEAD, pad_edge=False
     )
+    table.columns[0].overflow = "fold"  # cut short, modules of different layers would look alike
     for column in table.columns[1:-1]:
         column.justify = "right"
     for name, module in modules.items():

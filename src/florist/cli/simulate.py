@@ -82,10 +82,11 @@ def _started(
 
     config = read_config(config_file, overrides)
     path = out or _free_name(config_file)
+    if out is not None:
+        require_absent(path)
+    simulation = _built(config)
     if out is None:
         path.parent.mkdir(exist_ok=True)
-    require_absent(path)
-    simulation = _built(config)
     directory = simulation.start(path, to_toml(config), config.aggregation.method, config.training.threads, progress)
     return simulation, directory
 

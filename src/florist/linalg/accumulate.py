@@ -1,4 +1,4 @@
-"""The weighted sum of many factors in bounded memory: a stack while that is the smaller, the dense update beyond."""
+"""The weighted sum of many factors in bounded memory: stacked, or as the dense update where that is cheaper."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

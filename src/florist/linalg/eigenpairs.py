@@ -95,13 +95,13 @@ def _all_pairs(G_B: Tensor, G_A: Tensor | None) -> tuple[Tensor, Tensor]:
     if G_A is None:
         squares, Q = torch.linalg.eigh(G_B)
         return squares.flip(0).clamp(min=0).double(), Q.flip(1)
-    L = _factor(G_B)
+    L = _square_root(G_B)
     squares, Q = torch.linalg.eigh(L.T @ G_A @ L)
     squares = squares.flip(0).clamp(min=torch.finfo(squares.dtype).tiny)
     return squares.double(), L @ Q.flip(1) / squares.sqrt()
 
 
-def _factor(G: Tensor) -> Tensor:
+def _square_root(G: Tensor) -> Tensor:
     """L with ``L L^T = G`` to rounding, for a G that may be singular."""
     # The shift lets Cholesky's factorisation succeed as a rule, and moves sigma^2 by no more than rounding does.
     shift = min(1.0, 4 / G.shape[0] ** 0.5) * torch.finfo(G.dtype).eps * torch.linalg.norm(G)
