@@ -12,14 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from florist.aggregation import Florist
 from florist.errors import DamagedRunError, MissingInputError, OutputExistsError
 from florist.factors import AdapterState, LoraFactor
-from florist.federation import Federation, LocalWork, record
 from florist.history import RunDirectory, RunFacts
-from florist.ranks import EnergyThreshold
 from florist.rounds import ClientRecord, Drop, RoundRecord, ServerState
-from tests.builders import SHAPES, adapter, update
+from tests.builders import SHAPES, adapter
 
 CONFIG = '[model]\nname_or_path = "né\\n"\n'
 FACTS = RunFacts("0.1.0", "florist", 1, {"loss": 0.1 + 0.2, "exact_match": 0.0})
@@ -287,10 +284,8 @@ def test_more_rounds_than_the_names_have_digits(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_run_is_said_to_be_one(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
-    directory = RunDirectory.create(tmp_path / "run", "", RunFacts("0", "florist", 1, {}))
-    federation = Federation(("a",), Florist(EnergyThreshold(1.0)), SHAPES, seed=0)
-    closed = federation.close_round(ServerState.initial(), [update("a", adapter(2, 1))])
-    directory.save(closed.state, record(closed, {"a": LocalWork(0, 1.0, 1.0)}, {}, {}))
+    directory = started(tmp_path)
+    directory.save(state(1), record(1))
     (tmp_path / "run" / "state" / ".round-0002.abc").mkdir()
     directory.load(ServerState.initial())
     assert not (tmp_path / "run" / "state" / ".round-0002.abc").exists()

@@ -13,7 +13,7 @@ def adapter(*ranks: int) -> AdapterState:
 
 def test_unlike_ranks_are_for_peft():
     (note,) = serving_notes(encode(adapter(3, 5)))
-    assert "export uniform ranks" in note
+    assert "--export uniform" in note
 
 
 @pytest.mark.parametrize("ranks", [(8, 8), (16,), (1, 0)])
@@ -31,4 +31,4 @@ def test_ranks_above_the_default_of_vllm_name_its_option(rank: int, allowed: int
 
 
 def test_ranks_beyond_vllm_are_named():
-    assert serving_notes(encode(adapter(513))) == ("rank 513 is above vLLM's largest, 512; set a maximum rank",)
+    assert serving_notes(encode(adapter(513))) == ("rank 513 is above vLLM's largest, 512; set --max-rank",)
