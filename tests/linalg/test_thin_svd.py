@@ -20,13 +20,13 @@ def test_factor_is_the_best_approximation_split_evenly() -> None:
 def test_forming_changes_nothing_but_what_is_held() -> None:
     factor = gaussian(12, 9, 5)
     svd = qr_svd(factor)
-    formed = svd.leading(3).formed()
+    formed = svd.leading(3).formed(torch.float64)
     assert formed.left.shape == (12, 3)
     assert formed.right.shape == (3, 9)
     assert relative_error(reconstruction(formed), svd.factor(3).delta_weight()) < 1e-14
     assert formed.total_energy == pytest.approx(factor.energy())
     assert formed.tail_energy == pytest.approx(float(svd.S[3:].square().sum()))
-    assert svd.leading(4).formed().leading(2).factor(2).rank == 2
+    assert svd.leading(4).formed(torch.float64).leading(2).factor(2).rank == 2
 
 
 def test_transposing_exchanges_the_sides() -> None:

@@ -46,8 +46,7 @@ def decompose(parts: Sequence[WeightedFactor], *, energy: float = 1.0) -> ThinSv
 
     Returns:
         ``S`` up to the rank that holds `energy`, and exactly how much energy is left out. Float64 for any float64
-        part, else float32. It holds the stacked factors (or the dense sum) until it is dropped; `ThinSvd.formed` lets
-        them go in exchange for k (m + n) numbers.
+        part, else float32. It holds at most 2 k (m + n) numbers for the k directions in ``S``.
 
     Raises:
         ValueError: no part, a weight that is not finite, `energy` outside (0, 1].
@@ -70,8 +69,10 @@ def decompose(parts: Sequence[WeightedFactor], *, energy: float = 1.0) -> ThinSv
     except NonFiniteUpdateError:
         _raise_culprit(parts)
         raise
-    # Solved in more than the factors' precision: the bases are multiplied out there, and only the result is rounded.
-    return svd if svd.left.dtype == dtype else svd.formed(dtype)
+    k = svd.S.numel()
+    if svd.left.dtype != dtype or svd.left.numel() + svd.right.numel() > 2 * k * (spec.out_features + spec.in_features):
+        return svd.formed(dtype)
+    return svd
 
 
 def _solve_stacked(parts: Sequence[WeightedFactor], dtype: torch.dtype, energy: float) -> ThinSvd:

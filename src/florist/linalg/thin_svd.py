@@ -86,16 +86,12 @@ class ThinSvd:
             right=self.right if self.Y is not None else self.right[:rank],
         )
 
-    def formed(self, dtype: torch.dtype | None = None) -> "ThinSvd":
-        """The same with ``U`` and ``Vh`` multiplied out, for a caller that holds on to it: the bases are let go.
+    def formed(self, dtype: torch.dtype) -> "ThinSvd":
+        """The same with ``U`` and ``Vh`` multiplied out, so that the bases can be let go.
 
-        Args:
-            dtype: of both; that of the bases if left out.
-
-        Cost: two thin products; holds k (m + n) numbers.
+        Cost: two thin products.
         """
-        U, Vh = self.U.to(dtype or self.left.dtype), self.Vh.to(dtype or self.right.dtype)
-        return ThinSvd(self.S, self.resolution, self.tail_energy, U, None, None, Vh)
+        return ThinSvd(self.S, self.resolution, self.tail_energy, self.U.to(dtype), None, None, self.Vh.to(dtype))
 
     def transposed(self) -> "ThinSvd":
         """The decomposition of ``dW.T``."""
