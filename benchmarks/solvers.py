@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from florist.factors import LoraFactor
+from florist.factors import LoraFactor, stack
 from florist.linalg import WeightedFactor, decompose
 
 UNLIKE = (64, 32, 16, 16, 8, 8, 4, 4)
@@ -145,12 +145,14 @@ def floor(factors: Sequence[LoraFactor], p: int, dtype: torch.dtype) -> Callable
 
 
 def relative_error(result: LoraFactor, factors: Sequence[LoraFactor], weights: Sequence[float]) -> float:
-    """``||dW - B A||_F / ||dW||_F`` in float64, from the factors of the difference."""
+    """``||dW - B A||_F / ||dW||_F`` in float64: QR of the stacks of the difference, so that nothing cancels."""
     parts = [factor.to(dtype=torch.float64).scaled(w) for factor, w in zip(factors, weights, strict=True)]
-    wide = result.to(dtype=torch.float64)
-    exact = sum((part.delta_weight() for part in parts[1:]), parts[0].delta_weight())
-    norm = float(exact.norm())
-    return float((exact - wide.delta_weight()).norm()) / norm
+    return norm(stack([*parts, result.to(dtype=torch.float64).scaled(-1.0)])) / norm(stack(parts))
+
+
+def norm(factor: LoraFactor) -> float:
+    """``||B A||_F`` of the triangular factors' product."""
+    return float((torch.linalg.qr(factor.B, mode="r")[1] @ torch.linalg.qr(factor.A.T, mode="r")[1].T).norm())
 
 
 def cpu_ms(calls: Sequence[Callable[[], object]], repeats: int) -> list[float]:
