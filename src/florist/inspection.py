@@ -4,11 +4,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from florist.aggregation import decompose_module, spectrum
+from florist.aggregation import decompose_module
 from florist.checkpoint import SavedAdapter
 from florist.factors import AdapterState
-from florist.ranks import EnergyThreshold, RankRule, Spectrum
+from florist.ranks import EnergyThreshold, RankRule
 from florist.rounds import ClientUpdate
+from florist.spectrum import Spectrum
 
 USUAL_TAUS = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
 
@@ -67,7 +68,7 @@ def spectra(updates: Sequence[ClientUpdate]) -> dict[str, Spectrum]:
     Cost: one decomposition a module; any number of rules can be asked afterwards.
     """
     names = sorted(set().union(*(update.adapter for update in updates)))
-    return {name: spectrum(decompose_module(updates, name, 1.0)) for name in names}
+    return {name: decompose_module(updates, name, 1.0).spectrum for name in names}
 
 
 def view(saved: SavedAdapter) -> dict[str, ModuleView]:

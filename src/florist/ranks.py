@@ -8,52 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import torch
-from jaxtyping import Float64
-from torch import Tensor
-
 from florist.errors import ConfigurationError
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Spectrum:
-    """The singular values of one module's update.
-
-    Attributes:
-        S: non-increasing singular values: all of them, or the leading ones where a solver stopped early.
-        resolution: relative to ``S[0]``, what the solver could tell from zero.
-        shape: (out_features, in_features) of the module.
-        tail_energy: of the values that are not in `S`, so that fractions always refer to the whole update.
-    """
-
-    S: Float64[Tensor, " k"]
-    resolution: float
-    shape: tuple[int, int]
-    tail_energy: float = 0.0
-
-    @property
-    def total_energy(self) -> float:
-        """``||dW||_F^2`` of the whole update."""
-        return self.discarded_energy(0)
-
-    @property
-    def numerical_rank(self) -> int:
-        """How many singular values stand above the solver's noise; 0 for a zero update."""
-        if self.S.numel() == 0 or self.S[0] == 0:
-            return 0
-        return int((self.S > self.resolution * self.S[0]).sum())
-
-    def discarded_energy(self, rank: int) -> float:
-        """``||dW - dW_rank||_F^2`` of the best approximation of that rank (Eckart and Young, 1936).
-
-        Summed from the smallest value up, which keeps the digits that ``total - kept`` would cancel.
-        """
-        return self.tail_energy + float(self.S[rank:].flip(0).square().sum())
-
-    def kept_energy(self, rank: int) -> float:
-        """Fraction of the energy in the leading `rank` directions; 1 for a zero update."""
-        total = self.total_energy
-        return 1.0 - self.discarded_energy(rank) / total if total else 1.0
+from florist.spectrum import Spectrum
 
 
 @runtime_checkable
@@ -106,14 +62,7 @@ class EnergyThreshold:
 
     def __call__(self, spectra: Mapping[str, Spectrum], /) -> Mapping[str, int]:
         """The rank of each module. Cost: O(k) a module."""
-        return {name: self._rank(spectrum) for name, spectrum in spectra.items()}
-
-    def _rank(self, spectrum: Spectrum) -> int:
-        full = spectrum.numerical_rank
-        if self.tau == 1 or full == 0:
-            return full
-        held = torch.cumsum(spectrum.S.square(), dim=0)
-        return min(int((held < self.tau * spectrum.total_energy).sum()) + 1, full)
+        return {name: spectrum.rank_holding(self.tau) for name, spectrum in spectra.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,8 +56,8 @@ def test_rank_error_and_tail_are_the_oracle_s(
     error = float((expected - reconstruction(svd)).square().sum())
     discarded = float(squares[k:].sum())
     assert error == pytest.approx(discarded, rel=1e-4)
-    assert svd.tail_energy == pytest.approx(discarded, rel=1e-3)
-    assert svd.total_energy == pytest.approx(total, rel=1e-5)
+    assert svd.spectrum.tail_energy == pytest.approx(discarded, rel=1e-3)
+    assert svd.spectrum.total_energy == pytest.approx(total, rel=1e-5)
 
 
 @pytest.mark.parametrize("rank", [40, 200])
@@ -67,7 +67,7 @@ def test_the_same_for_updates_that_are_summed_densely(rank: int, energy: float) 
     squares = torch.linalg.svdvals(dense(*parts)).square()
     svd = decompose(parts, energy=energy)
     assert svd.S.numel() == oracle_rank(squares, energy)
-    assert svd.tail_energy == pytest.approx(float(squares[svd.S.numel() :].sum()), rel=1e-3)
+    assert svd.spectrum.tail_energy == pytest.approx(float(squares[svd.S.numel() :].sum()), rel=1e-3)
 
 
 def test_large_stacks_that_decay_take_the_rank_of_the_oracle() -> None:
@@ -86,10 +86,10 @@ def test_large_stacks_that_decay_take_the_rank_of_the_oracle() -> None:
     k = svd.S.numel()
     assert k == oracle_rank(squares, 0.9)
     assert torch.allclose(svd.S.square(), squares[:k], rtol=1e-3)
-    assert svd.tail_energy == pytest.approx(float(squares[k:].sum()), rel=1e-3)
+    assert svd.spectrum.tail_energy == pytest.approx(float(squares[k:].sum()), rel=1e-3)
     best = svd.factor(k).to(dtype=torch.float64)
     error = float((B @ A - best.delta_weight()).square().sum())
-    assert error == pytest.approx(svd.tail_energy, rel=1e-4)
+    assert error == pytest.approx(svd.spectrum.tail_energy, rel=1e-4)
 
 
 @given(
@@ -112,7 +112,7 @@ def test_any_sum_holds_the_energy_that_was_asked_for(
     svd = decompose(parts, energy=energy)
     error = float((expected - reconstruction(svd)).square().sum())
     assert error <= (1 - energy + 1e-10) * total
-    assert svd.tail_energy == pytest.approx(error, rel=1e-6, abs=1e-12 * total)
+    assert svd.spectrum.tail_energy == pytest.approx(error, rel=1e-6, abs=1e-12 * total)
     assert svd.S.numel() <= min(*shape, sum(ranks))
 
 
@@ -150,7 +150,7 @@ def test_what_cancels_is_zero(copies: int) -> None:
     factor = gaussian(80, 60, 8, dtype=torch.float32)
     svd = decompose([as_part(factor, weight) for weight in (1.0, -1.0)] * copies)
     assert svd.S.numel() == 0
-    assert svd.total_energy < 1e-10 * factor.energy()
+    assert svd.spectrum.total_energy < 1e-10 * factor.energy()
 
 
 @pytest.mark.parametrize("energy", [0.9, 1.0])
@@ -171,7 +171,7 @@ def test_zero_updates_have_no_directions() -> None:
     for parts in ([as_part(nothing)], [as_part(nothing)] * 20, [as_part(absent)], [as_part(ignored, 0.0)]):
         for energy in (0.9, 1.0):
             svd = decompose(parts, energy=energy)
-            assert (svd.S.numel(), svd.total_energy, svd.shape) == (0, 0.0, (6, 5))
+            assert (svd.S.numel(), svd.spectrum.total_energy, svd.spectrum.shape) == (0, 0.0, (6, 5))
             assert svd.factor(0).delta_weight().shape == (6, 5)
 
 
@@ -192,13 +192,6 @@ def test_equal_inputs_give_equal_results() -> None:
     first, second = decompose(parts, energy=0.9), decompose(parts, energy=0.9)
     assert torch.equal(first.S, second.S)
     assert torch.equal(first.U, second.U)
-
-
-def test_what_is_held_is_about_what_was_asked_for() -> None:
-    parts = [as_part(gaussian(200, 150, 10, seed=i, dtype=torch.float32)) for i in range(12)]
-    for energy in (0.1, 0.5, 0.9, 1.0):
-        svd = decompose(parts, energy=energy)
-        assert svd.left.numel() + svd.right.numel() <= 2 * svd.S.numel() * (200 + 150)
 
 
 @pytest.fixture

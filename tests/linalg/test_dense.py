@@ -13,7 +13,7 @@ SHAPES = [(30, 20), (20, 30), (24, 24), (1, 7), (7, 1)]
 def test_it_reproduces_a_dense_update_of_any_shape(shape: tuple[int, int], dtype: torch.dtype) -> None:
     W = gaussian(*shape, 40, dtype=dtype).delta_weight()
     for svd in (dense_gram_svd(W), dense_svd(W)):
-        assert svd.shape == shape
+        assert svd.spectrum.shape == shape
         assert svd.S.numel() == min(shape)
         assert relative_error(reconstruction(svd), W.double()) < (1e-12 if dtype == torch.float64 else 1e-5)
 
@@ -29,14 +29,14 @@ def test_a_fraction_takes_the_rank_of_the_oracle(
     svd = dense_gram_svd(W, energy=energy, gram_dtype=gram_dtype)
     assert svd.S.numel() == oracle_rank(squares, energy)
     error = (W.double() - reconstruction(svd)).square().sum()
-    assert svd.tail_energy == pytest.approx(float(error), rel=1e-4)
+    assert svd.spectrum.tail_energy == pytest.approx(float(error), rel=1e-4)
 
 
 def test_the_precision_boundary_is_where_it_is_said_to_be() -> None:
     W = with_spectrum(torch.logspace(0, -12, 13, dtype=torch.float64), 30, 20).delta_weight()
     ranks = [dense_gram_svd(W, gram_dtype=dtype).S.numel() for dtype in (torch.float32, torch.float64)]
     full = dense_svd(W)
-    assert [*ranks, int((full.S > full.resolution * full.S[0]).sum())] == [3, 8, 13]
+    assert [*ranks, int((full.S > full.spectrum.resolution * full.S[0]).sum())] == [3, 8, 13]
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e25])

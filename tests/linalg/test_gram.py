@@ -34,27 +34,27 @@ def test_no_squared_value_is_off_by_more_than_the_resolution(
     exact = torch.linalg.svdvals(factor.delta_weight()).square()
     svd = gram_svd(factor, gram_dtype=gram_dtype)
     k = svd.S.numel()
-    assert k > 0 or svd.resolution >= 1  # nothing at all stands above the noise
-    noise = svd.resolution**2 * float(svd.S[0].square() if k else exact[0])
+    assert k > 0 or svd.spectrum.resolution >= 1  # nothing at all stands above the noise
+    noise = svd.spectrum.resolution**2 * float(svd.S[0].square() if k else exact[0])
     assert bool(((svd.S.square() - exact[:k]).abs() <= noise).all())
     # What is left out is at the level of the noise: nothing that could be told from zero is lost.
     assert float(exact[k:].sum()) <= 30 * 3 * noise
-    assert svd.total_energy == pytest.approx(float(exact.sum()), rel=1e-3, abs=30 * noise)
+    assert svd.spectrum.total_energy == pytest.approx(float(exact.sum()), rel=1e-3, abs=30 * noise)
 
 
 def test_the_precision_boundary_is_where_it_is_said_to_be() -> None:
     # Of values 1, 1e-1, ..., 1e-12, float64 Gram matrices resolve those above 1e-8, float32 ones those above 1e-3.
     factor = with_spectrum(torch.logspace(0, -12, 13, dtype=torch.float64), 60, 50)
     wide, narrow = gram_svd(factor), gram_svd(factor, gram_dtype=torch.float32)
-    assert 1e-8 < wide.resolution < 1e-7
-    assert 1e-3 < narrow.resolution < 1e-2
+    assert 1e-8 < wide.spectrum.resolution < 1e-7
+    assert 1e-3 < narrow.spectrum.resolution < 1e-2
     assert (wide.S.numel(), narrow.S.numel()) == (8, 3)
 
 
 def test_float32_factors_end_where_their_own_rounding_begins() -> None:
     factor = with_spectrum(torch.logspace(0, -12, 13, dtype=torch.float64), 60, 50, dtype=torch.float32)
     svd = gram_svd(factor)
-    assert svd.resolution == 8 * torch.finfo(torch.float32).eps
+    assert svd.spectrum.resolution == 8 * torch.finfo(torch.float32).eps
     assert svd.S.numel() == 7
 
 
@@ -67,8 +67,8 @@ def test_a_fraction_takes_the_rank_of_the_oracle(energy: float, condition: float
     svd = gram_svd(factor, energy=energy)
     assert svd.S.numel() == oracle_rank(squares, energy)
     error = (expected - reconstruction(svd)).square().sum()
-    assert svd.tail_energy == pytest.approx(float(squares[svd.S.numel() :].sum()), rel=1e-6, abs=1e-14)
-    assert svd.tail_energy == pytest.approx(float(error), rel=1e-6, abs=1e-14)
+    assert svd.spectrum.tail_energy == pytest.approx(float(squares[svd.S.numel() :].sum()), rel=1e-6, abs=1e-14)
+    assert svd.spectrum.tail_energy == pytest.approx(float(error), rel=1e-6, abs=1e-14)
 
 
 @given(
@@ -84,7 +84,7 @@ def test_the_scale_at_which_a_client_keeps_its_halves_costs_nothing(
     rescaled = [LoraFactor(f.B * 10**s, f.A / 10**s) for f, s in zip(factors, scales, strict=False)]
     plain, moved = gram_svd(stack(factors)), gram_svd(stack(rescaled))
     assert torch.allclose(plain.S, moved.S, rtol=1e-9)
-    assert moved.resolution == pytest.approx(plain.resolution)
+    assert moved.spectrum.resolution == pytest.approx(plain.spectrum.resolution)
 
 
 def test_weights_are_those_of_the_components() -> None:
@@ -111,7 +111,7 @@ def test_equal_stacks_have_the_rank_of_one(copies: int, dtype: torch.dtype) -> N
 def test_zero_updates_have_no_directions(energy: float, gram_dtype: torch.dtype) -> None:
     factor = LoraFactor(torch.zeros(6, 2), torch.ones(2, 5))
     svd = gram_svd(factor, energy=energy, gram_dtype=gram_dtype)
-    assert (svd.S.numel(), svd.total_energy, svd.factor(0).spec.shape) == (0, 0.0, (6, 5))
+    assert (svd.S.numel(), svd.spectrum.total_energy, svd.factor(0).spec.shape) == (0, 0.0, (6, 5))
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e-10, 1e10, 1e18])

@@ -30,7 +30,7 @@ def test_its_resolution_separates_values_from_noise(condition: float, dtype: tor
     factor = with_spectrum(S, 60, 50, dtype=torch.float64)
     exact = torch.linalg.svdvals(factor.to(dtype=dtype).to(dtype=torch.float64).delta_weight())
     svd = qr_svd(factor.to(dtype=dtype))
-    floor = svd.resolution * float(svd.S[0])
+    floor = svd.spectrum.resolution * float(svd.S[0])
     assert float((svd.S - exact[:20]).abs().max()) < floor
     if dtype == torch.float64:
         assert int((svd.S > floor).sum()) == 10
@@ -46,13 +46,13 @@ def test_weights_are_those_of_the_components() -> None:
 def test_equal_stacks_have_the_rank_of_one(copies: int) -> None:
     factor = gaussian(60, 50, 8, dtype=torch.float32)
     svd = qr_svd(stack([factor.scaled(1 / copies)] * copies))
-    assert int((svd.S > svd.resolution * svd.S[0]).sum()) == 8
+    assert int((svd.S > svd.spectrum.resolution * svd.S[0]).sum()) == 8
 
 
 def test_what_cancels_resolves_nothing() -> None:
     factor = gaussian(60, 50, 8, dtype=torch.float32)
     svd = qr_svd(stack([factor, factor.scaled(-1.0)]))
-    assert int((svd.S > svd.resolution * svd.S[0]).sum()) == 0
+    assert int((svd.S > svd.spectrum.resolution * svd.S[0]).sum()) == 0
 
 
 def test_a_zero_update_has_no_rank() -> None:

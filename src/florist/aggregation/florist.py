@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from florist.aggregation import updates as uploads
-from florist.aggregation.weighted_sum import decompose_module, spectrum
+from florist.aggregation.weighted_sum import decompose_module
 from florist.factors import AdapterState, LoraFactor
-from florist.ranks import RankRule, Spectrum
+from florist.ranks import RankRule
 from florist.rounds import Broadcast, Certificate, ClientUpdate, ModuleCertificate, full_bytes
+from florist.spectrum import Spectrum
 
 _Compressed = tuple[str, Spectrum, LoraFactor]
 
@@ -53,14 +54,13 @@ class Florist:
     def _one_by_one(self, updates: Sequence[ClientUpdate], names: Sequence[str]) -> Iterator[_Compressed]:
         for name in names:
             svd = decompose_module(updates, name, self.rank_rule.required_energy)
-            seen = spectrum(svd)
-            yield name, seen, svd.factor(self.rank_rule({name: seen})[name])
+            yield name, svd.spectrum, svd.factor(self.rank_rule({name: svd.spectrum})[name])
 
     def _all_together(self, updates: Sequence[ClientUpdate], names: Sequence[str]) -> Iterator[_Compressed]:
         # The rule needs every spectrum before it names a rank. To hold every module's singular vectors until then
         # could take more memory than all inputs; decomposing twice takes twice the time and one module's memory.
         energy = self.rank_rule.required_energy
-        spectra = {name: spectrum(decompose_module(updates, name, energy)) for name in names}
+        spectra = {name: decompose_module(updates, name, energy).spectrum for name in names}
         ranks = self.rank_rule(spectra)
         for name in names:
             svd = decompose_module(updates, name, energy)

@@ -6,8 +6,8 @@ from itertools import pairwise
 from torch import Tensor
 
 from florist.errors import IncompatibleAdaptersError, InvalidUpdateError, NonFiniteUpdateError
-from florist.ranks import Spectrum
 from florist.rounds import ClientUpdate, FullParameters, ModuleCertificate
+from florist.spectrum import Spectrum
 
 
 def accepted(updates: Sequence[ClientUpdate]) -> tuple[ClientUpdate, ...]:

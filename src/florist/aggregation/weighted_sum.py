@@ -7,7 +7,6 @@ from florist.aggregation.updates import weights
 from florist.errors import NonFiniteUpdateError
 from florist.factors import AdapterState, LoraFactor
 from florist.linalg import NonFinitePartError, ThinSvd, WeightedFactor, decompose
-from florist.ranks import Spectrum
 from florist.rounds import ClientUpdate
 
 
@@ -32,11 +31,6 @@ def decompose_module(updates: Sequence[ClientUpdate], module: str, energy: float
         ) from error
 
 
-def spectrum(svd: ThinSvd) -> Spectrum:
-    """What a rank rule sees of a decomposition."""
-    return Spectrum(svd.S, svd.resolution, svd.shape, svd.tail_energy)
-
-
 def lossless_sum(adapters: Sequence[AdapterState]) -> AdapterState:
     """The sum of adapters, each module at its numerical rank: nothing is lost but rounding.
 
@@ -47,7 +41,7 @@ def lossless_sum(adapters: Sequence[AdapterState]) -> AdapterState:
     total: dict[str, LoraFactor] = {}
     for name in names:
         svd = decompose([_share(adapter, name, 1.0) for adapter in adapters if name in adapter.specs])
-        total[name] = svd.factor(spectrum(svd).numerical_rank)
+        total[name] = svd.factor(svd.spectrum.numerical_rank)
     return AdapterState.of(total)
 
 

@@ -12,7 +12,8 @@ from florist.linalg.accumulate import WeightedFactor, stack_parts, sum_parts
 from florist.linalg.dense import dense_gram_svd, dense_svd
 from florist.linalg.gram import gram_svd
 from florist.linalg.qr import qr_svd
-from florist.linalg.thin_svd import ThinSvd, no_directions, rank_holding, rounding_floor
+from florist.linalg.thin_svd import ThinSvd, no_directions, rounding_floor
+from florist.spectrum import Spectrum
 
 # How much of the energy that may be discarded a squared singular value may be off by.
 _TOLERANCE = 1e-4
@@ -46,7 +47,7 @@ def decompose(parts: Sequence[WeightedFactor], *, energy: float = 1.0) -> ThinSv
 
     Returns:
         ``S`` up to the rank that holds `energy`, and exactly how much energy is left out. Float64 for any float64
-        part, else float32. It holds at most 2 k (m + n) numbers for the k directions in ``S``.
+        part, else float32. It holds what was decomposed, the stack or the dense update, until it is let go.
 
     Raises:
         ValueError: no part, a weight that is not finite, `energy` outside (0, 1].
@@ -69,10 +70,7 @@ def decompose(parts: Sequence[WeightedFactor], *, energy: float = 1.0) -> ThinSv
     except NonFiniteUpdateError:
         _raise_culprit(parts)
         raise
-    k = svd.S.numel()
-    if svd.left.dtype != dtype or svd.left.numel() + svd.right.numel() > 2 * k * (spec.out_features + spec.in_features):
-        return svd.formed(dtype)
-    return svd
+    return svd if svd.left.dtype == dtype else svd.formed(dtype)
 
 
 def _solve_stacked(parts: Sequence[WeightedFactor], dtype: torch.dtype, energy: float) -> ThinSvd:
@@ -96,15 +94,18 @@ def _solve_dense(parts: Sequence[WeightedFactor], dtype: torch.dtype, energy: fl
 
 def _cut(svd: ThinSvd, dtype: torch.dtype, energy: float) -> ThinSvd:
     """To the rank that holds `energy`, at most to what the precision of the factors leaves."""
-    resolution = max(svd.resolution, rounding_floor(dtype))
-    k = rank_holding(svd.S.square(), energy=energy, total_energy=svd.total_energy, resolution=resolution)
-    return replace(svd.leading(k), resolution=resolution)
+    spectrum = _with_resolution(svd.spectrum, rounding_floor(dtype))
+    return replace(svd, spectrum=spectrum).leading(spectrum.rank_holding(energy))
 
 
 def _with_rounding(svd: ThinSvd, rounding: float) -> ThinSvd:
     """The sum itself is rounded: where large terms cancel, that is what limits the resolution."""
     largest = float(svd.S[0]) if svd.S.numel() else 0.0
-    return replace(svd, resolution=max(svd.resolution, rounding / largest)) if largest else svd
+    return replace(svd, spectrum=_with_resolution(svd.spectrum, rounding / largest)) if largest else svd
+
+
+def _with_resolution(spectrum: Spectrum, at_best: float) -> Spectrum:
+    return replace(spectrum, resolution=max(spectrum.resolution, at_best))
 
 
 def _storage(dtype: torch.dtype) -> torch.dtype:
@@ -123,12 +124,13 @@ def _gram_dtypes(dtype: torch.dtype, energy: float) -> Iterator[torch.dtype]:
 
 def _resolves(svd: ThinSvd, dtype: torch.dtype, energy: float) -> bool:
     """Whether rounding is below what may be discarded, or below what the factors' own precision leaves."""
-    if svd.total_energy == 0 or svd.resolution <= rounding_floor(dtype):
+    spectrum = svd.spectrum
+    if spectrum.total_energy == 0 or spectrum.resolution <= rounding_floor(dtype):
         return True
-    discarded = (1 - energy) * svd.total_energy
-    noise = (svd.resolution * float(svd.S[0])) ** 2 if svd.S.numel() else math.inf
+    discarded = (1 - energy) * spectrum.total_energy
+    noise = (spectrum.resolution * float(spectrum.S[0])) ** 2 if spectrum.S.numel() else math.inf
     # Of many values that are all small, those above the noise may hold too little.
-    return noise <= _TOLERANCE * discarded and svd.tail_energy <= discarded * (1 + 1e-9)
+    return noise <= _TOLERANCE * discarded and spectrum.tail_energy <= discarded * (1 + 1e-9)
 
 
 def _check(parts: Sequence[WeightedFactor], energy: float) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 from florist.errors import NonFiniteUpdateError
 from florist.linalg.eigenpairs import eigenpairs, fit_float32, gram_matrix
 from florist.linalg.thin_svd import ThinSvd, rounding_floor
+from florist.spectrum import Spectrum
 
 
 def dense_gram_svd(
@@ -37,9 +38,7 @@ def dense_gram_svd(
     pairs = eigenpairs(G, None, energy=energy, floor=rounding_floor(W.dtype))
     S = pairs.squares.sqrt()
     return ThinSvd(
-        S=S.cpu(),
-        resolution=pairs.resolution,
-        tail_energy=pairs.tail_energy,
+        spectrum=Spectrum(S.cpu(), pairs.resolution, (W.shape[0], W.shape[1]), pairs.tail_energy),
         left=pairs.C.to(W.dtype),
         X=None,
         Y=(pairs.C / S).T,
@@ -57,7 +56,8 @@ def dense_svd(W: Float[Tensor, "out_features in_features"]) -> ThinSvd:
     """
     _require_finite(W.abs().amax(dim=0), W)
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
-    return ThinSvd(S.double().cpu(), rounding_floor(W.dtype), 0.0, U, None, None, Vh)
+    spectrum = Spectrum(S.double().cpu(), rounding_floor(W.dtype), (W.shape[0], W.shape[1]))
+    return ThinSvd(spectrum, U, None, None, Vh)
 
 
 def _require_finite(values: Tensor, W: Tensor) -> None:

@@ -7,12 +7,12 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from florist.linalg.randomized import leading_pairs
-from florist.linalg.thin_svd import rank_holding
+from florist.spectrum import rank_holding
 
 # Columns that are widened to float64 at a time: wide enough for the product, small enough for the cache.
 _CHUNK = 1024
 # From this size on, leaving out the products below the diagonal pays for the four calls that it takes.
-_SYMMETRY_PAYS = 512
+_SYMMETRY_PAYS = 96
 # From this size on, the full eigenproblem costs more than the leading part of a spectrum that decays.
 _RANDOMIZED_PAYS = 768
 
@@ -76,10 +76,17 @@ def eigenpairs(
     total_energy = max(float(diagonal.sum(dtype=torch.float64)), 0.0)
     if total_energy == 0:
         return Eigenpairs(diagonal.double()[:0], G_B[:, :0], floor, 0.0)
-    pairs = None
+    leading = L = None
     if energy < 1 and G_B.shape[0] >= _RANDOMIZED_PAYS:
-        pairs = leading_pairs(G_B, G_A, energy=energy, total_energy=total_energy)
-    squares, C = pairs or _all_pairs(G_B, G_A)
+        leading = leading_pairs(G_B, G_A, energy=energy, total_energy=total_energy)
+    if leading is not None:
+        squares, Q = leading
+    elif G_A is None:
+        squares, Q = _descending(G_B)
+    else:
+        # With G_B = L L^T: the symmetric eigenproblem of L^T G_A L, whose q give c = L q / sigma.
+        L = _square_root(G_B)
+        squares, Q = _descending(L.T @ G_A @ L)
     largest = float(squares[0])
     size = float(torch.linalg.norm(G_B)) * (1.0 if G_A is None else float(torch.linalg.norm(G_A)))
     # Measured: on spectra of condition 1e2 to 1e12, and with halves up to 1e6 times larger than their product, no
@@ -87,18 +94,14 @@ def eigenpairs(
     noise = torch.finfo(G_B.dtype).eps * (16 * largest + 2 * size)
     resolution = max(floor, (noise / largest) ** 0.5) if largest > 0 else floor
     k = rank_holding(squares, energy=energy, total_energy=total_energy, resolution=resolution)
-    return Eigenpairs(squares[:k], C[:, :k], resolution, max(total_energy - float(squares[:k].sum()), 0.0))
+    squares, Q = squares[:k], Q[:, :k]
+    C = Q if L is None else L @ Q / squares.sqrt().to(Q.dtype)
+    return Eigenpairs(squares, C, resolution, max(total_energy - float(squares.sum()), 0.0))
 
 
-def _all_pairs(G_B: Tensor, G_A: Tensor | None) -> tuple[Tensor, Tensor]:
-    """With ``G_B = L L^T``, the symmetric eigenproblem of ``L^T G_A L``, and ``c = L q / sigma``."""
-    if G_A is None:
-        squares, Q = torch.linalg.eigh(G_B)
-        return squares.flip(0).clamp(min=0).double(), Q.flip(1)
-    L = _square_root(G_B)
-    squares, Q = torch.linalg.eigh(L.T @ G_A @ L)
-    squares = squares.flip(0).clamp(min=torch.finfo(squares.dtype).tiny)
-    return squares.double(), L @ Q.flip(1) / squares.sqrt()
+def _descending(G: Tensor) -> tuple[Tensor, Tensor]:
+    values, vectors = torch.linalg.eigh(G)
+    return values.flip(0).clamp(min=0).double(), vectors.flip(1)
 
 
 def _square_root(G: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from florist.errors import NonFiniteUpdateError
 from florist.factors import LoraFactor
 from florist.linalg.eigenpairs import eigenpairs, fit_float32, gram_matrix
 from florist.linalg.thin_svd import ThinSvd, rounding_floor
+from florist.spectrum import Spectrum
 
 
 def gram_svd(
@@ -63,9 +64,7 @@ def gram_svd(
     pairs = eigenpairs(G_B, G_A, energy=energy, floor=rounding_floor(factor.B.dtype))
     S = pairs.squares.sqrt()
     return ThinSvd(
-        S=S.cpu(),
-        resolution=pairs.resolution,
-        tail_energy=pairs.tail_energy,
+        spectrum=Spectrum(S.cpu(), pairs.resolution, factor.spec.shape, pairs.tail_energy),
         left=factor.B,
         X=scale_B[:, None] * (G_A @ pairs.C) / S,
         Y=(scale_A[:, None] * pairs.C).T,

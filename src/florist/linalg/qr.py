@@ -7,6 +7,7 @@ from torch import Tensor
 from florist.errors import NonFiniteUpdateError
 from florist.factors import LoraFactor
 from florist.linalg.thin_svd import ThinSvd, rounding_floor, working_dtype
+from florist.spectrum import Spectrum
 
 
 def qr_svd(factor: LoraFactor, weights: Float64[Tensor, " rank"] | None = None) -> ThinSvd:
@@ -46,4 +47,4 @@ def qr_svd(factor: LoraFactor, weights: Float64[Tensor, " rank"] | None = None) 
     noise = 4 * torch.finfo(B.dtype).eps * float(terms.sum(dtype=torch.float64).sqrt())
     largest = float(S[0]) if S.numel() else 0.0
     resolution = max(rounding_floor(B.dtype), noise / largest) if largest else rounding_floor(B.dtype)
-    return ThinSvd(S.double().cpu(), resolution, 0.0, Q_b, U, Vh, Q_a.T)
+    return ThinSvd(Spectrum(S.double().cpu(), resolution, factor.spec.shape), Q_b, U, Vh, Q_a.T)

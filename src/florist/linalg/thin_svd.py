@@ -1,43 +1,40 @@
 """The singular value decomposition of an update, as every solver returns it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from florist.factors import LoraFactor
+from florist.spectrum import Spectrum
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ThinSvd:
     """``dW = U @ diag(S) @ Vh``, all of it or its leading part, with the singular vectors not yet multiplied out.
 
-    ``U = left @ X`` and ``Vh = Y @ right``: a rank rule looks at `S` first, and only the directions that it keeps are
-    ever formed. ``left`` and ``right`` are the stacked factors themselves, or smaller where `formed` was called.
+    ``U = left @ X`` and ``Vh = Y @ right``: a rank rule looks at the spectrum first, and only the directions that it
+    keeps are ever formed. Until then the stacked factors, or the dense update, are held: take `factor` and let go.
 
     Attributes:
-        S: non-increasing, float64, on the CPU: every value that can be asked for.
-        resolution: relative to ``S[0]``: singular values below are rounding noise of the solver or of the input.
-        tail_energy: ``||dW||_F^2`` less the energy in `S`; 0 where nothing was left out.
+        spectrum: every singular value that can be asked for.
         left: basis of the columns of ``U``.
         X: coordinates of ``U`` in it; None where `left` is ``U``.
         Y: coordinates of ``Vh``; None where `right` is ``Vh``.
         right: basis of the rows of ``Vh``.
     """
 
-    S: Float64[Tensor, " k"]
-    resolution: float
-    tail_energy: float
+    spectrum: Spectrum
     left: Float[Tensor, "out_features left_rank"]
     X: Float[Tensor, "left_rank k"] | None
     Y: Float[Tensor, "k right_rank"] | None
     right: Float[Tensor, "right_rank in_features"]
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(out_features, in_features) of the update."""
-        return self.left.shape[0], self.right.shape[1]
+    def S(self) -> Float64[Tensor, " k"]:
+        """Singular values, non-increasing."""
+        return self.spectrum.S
 
     @property
     def U(self) -> Float[Tensor, "out_features k"]:
@@ -48,11 +45,6 @@ class ThinSvd:
     def Vh(self) -> Float[Tensor, "k in_features"]:
         """Right singular vectors, as rows; formed anew at each access."""
         return self._right(torch.ones_like(self.S))
-
-    @property
-    def total_energy(self) -> float:
-        """``||dW||_F^2`` of the whole update; summed from the smallest value up."""
-        return self.tail_energy + float(self.S.flip(0).square().sum())
 
     def factor(self, rank: int) -> LoraFactor:
         """The best approximation of rank `rank`, with the singular values split evenly.
@@ -75,11 +67,9 @@ class ThinSvd:
         return LoraFactor(self._left(root).contiguous(), self._right(root).contiguous())
 
     def leading(self, rank: int) -> "ThinSvd":
-        """The first `rank` directions, the energy of the others in `tail_energy`; nothing is copied."""
+        """The first `rank` directions, the energy of the others in the tail; nothing is copied."""
         return ThinSvd(
-            S=self.S[:rank],
-            resolution=self.resolution,
-            tail_energy=self.tail_energy + float(self.S[rank:].flip(0).square().sum()),
+            spectrum=self.spectrum.leading(rank),
             left=self.left if self.X is not None else self.left[:, :rank],
             X=None if self.X is None else self.X[:, :rank],
             Y=None if self.Y is None else self.Y[:rank],
@@ -87,18 +77,17 @@ class ThinSvd:
         )
 
     def formed(self, dtype: torch.dtype) -> "ThinSvd":
-        """The same with ``U`` and ``Vh`` multiplied out, so that the bases can be let go.
+        """The same with ``U`` and ``Vh`` multiplied out, in another precision.
 
         Cost: two thin products.
         """
-        return ThinSvd(self.S, self.resolution, self.tail_energy, self.U.to(dtype), None, None, self.Vh.to(dtype))
+        return ThinSvd(self.spectrum, self.U.to(dtype), None, None, self.Vh.to(dtype))
 
     def transposed(self) -> "ThinSvd":
         """The decomposition of ``dW.T``."""
+        out_features, in_features = self.spectrum.shape
         return ThinSvd(
-            S=self.S,
-            resolution=self.resolution,
-            tail_energy=self.tail_energy,
+            spectrum=replace(self.spectrum, shape=(in_features, out_features)),
             left=self.right.T,
             X=None if self.Y is None else self.Y.T,
             Y=None if self.X is None else self.X.T,
@@ -121,8 +110,8 @@ class ThinSvd:
 def no_directions(factor: LoraFactor) -> ThinSvd:
     """The decomposition of a zero update of that shape."""
     none = torch.zeros(0, dtype=torch.float64)
-    left, right = factor.B[:, :0], factor.A[:0]
-    return ThinSvd(none, rounding_floor(factor.B.dtype), 0.0, left, None, None, right)
+    spectrum = Spectrum(none, rounding_floor(factor.B.dtype), factor.spec.shape)
+    return ThinSvd(spectrum, factor.B[:, :0], None, None, factor.A[:0])
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -141,21 +130,3 @@ def rounding_floor(dtype: torch.dtype) -> float:
         dtype: of the input; half precisions count as float32, because widening them loses nothing.
     """
     return 8 * torch.finfo(working_dtype(dtype)).eps
-
-
-def rank_holding(squares: Float64[Tensor, " k"], *, energy: float, total_energy: float, resolution: float) -> int:
-    """The smallest rank that holds a fraction of the energy, at most the numerical rank.
-
-    Args:
-        squares: non-increasing squared singular values.
-        energy: the fraction; 1 asks for the numerical rank.
-        total_energy: of the whole update.
-        resolution: relative to the largest singular value.
-    """
-    if squares.numel() == 0 or squares[0] <= 0:
-        return 0
-    resolved = int((squares > resolution**2 * squares[0]).sum())
-    if energy == 1:
-        return resolved
-    held = torch.cumsum(squares, dim=0)
-    return min(int((held < energy * total_energy).sum()) + 1, resolved)
