@@ -1,6 +1,7 @@
 """What the names in an adapter's weights file mean."""
 
 import re
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ def sort_keys(path: Path, names: Collection[str], *, modules_to_save: Collection
         if name == key:
             problems.append(f"{key} lacks the prefix {PREFIX!r}, without which PEFT would not load it")
         elif match := _HALF.fullmatch(name):
-            module = match["module"] or match["embedding"]
+            module = sys.intern(match["module"] or match["embedding"])  # one copy for all clients
             half = match["embedding_half"] or match["half"] + match["leaf"]
             if halves.setdefault(module, {}).setdefault(half, key) != key:
                 problems.append(f"{key} is the second {half} of {module}: a file must hold one adapter")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -53,11 +54,13 @@ def stored_modules(file: TensorFile, settings: LoraSettings, keys: Mapping[str, 
         InvalidAdapterError: shapes contradict the config or each other; all such modules are listed.
         UnsupportedAdapterError: a module's update is not one product.
     """
-    parameters = {base_module(stored): adapted_parameters(settings, base_module(stored)) for stored in keys}
+    groups: dict[str, dict[str, ModuleKeys]] = {}
+    for stored, pair in keys.items():
+        groups.setdefault(base_module(stored), {})[stored] = pair
     modules: dict[str, StoredModule] = {}
     problems: list[str] = []
-    for module, names in parameters.items():
-        own = {stored: pair for stored, pair in keys.items() if base_module(stored) == module}
+    for module, own in groups.items():
+        names = adapted_parameters(settings, module)
         try:
             if names:
                 modules |= _experts(file, settings, module, names, own)
@@ -77,8 +80,7 @@ def stored_modules(file: TensorFile, settings: LoraSettings, keys: Mapping[str, 
 
 
 def _module(file: TensorFile, settings: LoraSettings, name: str, keys: ModuleKeys) -> StoredModule:
-    key_A, key_B = keys.A, keys.B
-    A, B = file.tensors[key_A], file.tensors[key_B]
+    A, B = file.tensors[keys.A], file.tensors[keys.B]
     rank, scaling = settings.resolve(name)
     if ".base_layer" in name:
         raise UnsupportedAdapterError(
@@ -99,12 +101,13 @@ def _module(file: TensorFile, settings: LoraSettings, name: str, keys: ModuleKey
             )
     if not A.shape[0] == B.shape[1] == rank:
         raise InvalidAdapterError(f"{name} has lora_A {A.shape} and lora_B {B.shape} where the config says rank {rank}")
-    spec = FactorSpec(B.shape[0], torch.Size(A.shape[1:]).numel(), rank, _dtype(A, B))
-
-    def read() -> LoraFactor:
-        return _factor(read_finite(file, key_A), read_finite(file, key_B), scaling, spec.dtype)
-
+    spec = _spec(B.shape[0], torch.Size(A.shape[1:]).numel(), rank, _dtype(A, B))
+    read = partial(_read, file, keys, scaling, spec.dtype)
     return StoredModule(layout, spec, read, _bias_reader(file, name, keys.bias, B, scaling))
+
+
+def _read(file: TensorFile, keys: ModuleKeys, scaling: float, dtype: torch.dtype) -> LoraFactor:
+    return _factor(read_finite(file, keys.A), read_finite(file, keys.B), scaling, dtype)
 
 
 def _experts(
@@ -131,7 +134,7 @@ def _experts(
 def _expert(file: TensorFile, keys: ModuleKeys, pair: ExpertPair, layout: ExpertLayout) -> StoredModule:
     key_A, key_B = keys.A, keys.B
     stored_A, stored_B = file.tensors[key_A], file.tensors[key_B]
-    spec = FactorSpec(stored_B.shape[0], stored_A.shape[1], pair.rank, _dtype(stored_A, stored_B))
+    spec = _spec(stored_B.shape[0], stored_A.shape[1], pair.rank, _dtype(stored_A, stored_B))
 
     def read() -> LoraFactor:
         A, B = split_expert(file.read(key_A), file.read(key_B), pair, layout.expert)
@@ -145,6 +148,12 @@ def _expert(file: TensorFile, keys: ModuleKeys, pair: ExpertPair, layout: Expert
 def _factor(A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype) -> LoraFactor:
     # The conversion comes first: half precision would round the scaled B.
     return LoraFactor(B=B.to(dtype).flatten(1) * scaling, A=A.to(dtype).flatten(1))
+
+
+@cache
+def _spec(out_features: int, in_features: int, rank: int, dtype: torch.dtype) -> FactorSpec:
+    # Shared, since every layer of every client has the same few.
+    return FactorSpec(out_features, in_features, rank, dtype)
 
 
 def _dtype(A: StoredTensor, B: StoredTensor) -> torch.dtype:

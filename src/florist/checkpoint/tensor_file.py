@@ -3,8 +3,10 @@
 import json
 import pickle
 import struct
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +97,7 @@ def open_safetensors(path: Path) -> TensorFile:
             problems.append(f"{name} occurs twice")
         shape, dtype = tuple(entry["shape"]), entry["dtype"]
         problems += _problems(name, shape, dtype if dtype not in _FLOATS else None)
-        tensors[name] = StoredTensor(shape, _FLOATS.get(dtype, torch.float32))
+        tensors[name] = _stored(shape, _FLOATS.get(dtype, torch.float32))
     _refuse(path, problems)
     return TensorFile(path, tensors, handle.get_tensor)
 
@@ -133,7 +135,14 @@ def _header(path: Path) -> list[tuple[str, dict[str, Any]]]:
     with path.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         pairs: list[tuple[str, Any]] = json.loads(stream.read(length), object_pairs_hook=list)
-    return [(name, dict(entry)) for name, entry in pairs if name != "__metadata__"]
+    # Hundreds of clients name the same tensors: one copy of each name serves all.
+    return [(sys.intern(name), dict(entry)) for name, entry in pairs if name != "__metadata__"]
+
+
+@cache
+def _stored(shape: tuple[int, ...], dtype: torch.dtype) -> StoredTensor:
+    # Shared, since every layer of every client has the same few.
+    return StoredTensor(shape, dtype)
 
 
 def _problems(name: str, shape: tuple[int, ...], foreign_dtype: object) -> list[str]:

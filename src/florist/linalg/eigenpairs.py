@@ -11,8 +11,10 @@ from florist.spectrum import rank_holding
 
 # Columns that are widened to float64 at a time: wide enough for the product, small enough for the cache.
 _CHUNK = 1024
-# From this size on, leaving out the products below the diagonal pays for the four calls that it takes.
+# From this size on, leaving out the products below the diagonal pays for the four calls that it takes; and from the
+# larger one for eight.
 _SYMMETRY_PAYS = 96
+_SYMMETRY_PAYS_TWICE = 512
 # From this size on, the full eigenproblem costs more than the leading part of a spectrum that decays.
 _RANDOMIZED_PAYS = 768
 
@@ -41,7 +43,9 @@ def gram_matrix(X: Float[Tensor, "rank features"], dtype: torch.dtype) -> Float[
     """
     rank, features = X.shape
     G = torch.empty(rank, rank, dtype=dtype, device=X.device)
-    height = max(rank, 1) if rank < _SYMMETRY_PAYS else -(-rank // 4)
+    height = max(rank, 1)
+    if rank >= _SYMMETRY_PAYS:
+        height = -(-rank // (8 if rank >= _SYMMETRY_PAYS_TWICE else 4))
     width = max(features, 1) if X.dtype == dtype else _CHUNK
     for column in range(0, features, width):
         chunk = X[:, column : column + width].to(dtype)
