@@ -6,9 +6,8 @@
 1. Time: adapters of LLaMA-7B's attention shape (4096 x 4096), ranks 64,32,16,16,8,8,4,4, tau 0.9, aggregated and
    written, against the floor: reading the same files and the matrix products that no Gram route avoids. CPU seconds.
 2. Start-up: `florist --help` (CPU seconds) and two tiny adapters (wall seconds), as processes.
-3. Memory: 8 and 800 clients of rank 8, as processes. Peak resident memory above that of a process that only imports
-   torch, and the part of it that is the process's own: mapped files count as resident while there is memory to spare,
-   and the system takes them back when there is not.
+3. Memory: 8, 80 and 800 clients of rank 8, as processes. Peak resident memory above that of a process that only
+   imports torch.
 
 Factors are random with a decaying scale; what is stored is float32.
 """
@@ -35,15 +34,7 @@ from florist.ranks import EnergyThreshold
 UNLIKE = (64, 32, 16, 16, 8, 8, 4, 4)
 FLORIST = Path(sys.executable).with_name("florist")
 PEAK = """
-import json, re, sys, threading, time
-own = 0
-def watch():
-    global own
-    while True:
-        status = open("/proc/self/status").read()
-        own = max(own, int(re.search(r"RssAnon:\\s+(\\d+)", status)[1]))
-        time.sleep(0.01)
-threading.Thread(target=watch, daemon=True).start()
+import re, sys
 import torch
 torch.set_num_threads(1)
 if sys.argv[1:]:
@@ -53,8 +44,7 @@ if sys.argv[1:]:
         main()
     except SystemExit as end:
         assert not end.code, end.code
-status = open("/proc/self/status").read()
-print(json.dumps([int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]), own]), file=sys.stderr)
+print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1], file=sys.stderr)
 """
 
 
@@ -136,21 +126,19 @@ def memory(folder: Path, size: int, modules: int) -> None:
     print(f"\n{modules} modules of {size} x {size}, clients of rank 8; MB above a process that imports torch")
     for count in (8, 80, 800):
         out = folder / f"many{count}"
-        resident, own = peak_kib(["aggregate", *map(str, adapters[:count]), "-o", str(out)])
+        peak = peak_kib(["aggregate", *map(str, adapters[:count]), "-o", str(out)])
         written = (out / "adapter_model.safetensors").stat().st_size
         inputs = sum((adapter / "adapter_model.safetensors").stat().st_size for adapter in adapters[:count])
         print(
             f"{count:4d} clients, {inputs / 1e6:7.1f} MB in, {written / 1e6:6.1f} MB out, module "
-            f"{4 * size * size / 1e6:.1f} MB dense: peak {(resident - idle[0]) / 1e3:7.1f} resident, of which own "
-            f"{(own - idle[1]) / 1e3:7.1f}"
+            f"{4 * size * size / 1e6:.1f} MB dense: peak {(peak - idle) / 1e3:7.1f}"
         )
 
 
-def peak_kib(arguments: Sequence[str]) -> tuple[int, int]:
-    """(peak resident KiB, peak KiB that are not mapped files) of a process."""
+def peak_kib(arguments: Sequence[str]) -> int:
+    """Peak resident KiB of a process."""
     done = subprocess.run([sys.executable, "-c", PEAK, *arguments], check=True, capture_output=True, text=True)
-    resident, own = json.loads(done.stderr.strip().splitlines()[-1])
-    return resident, own
+    return int(done.stderr.strip().splitlines()[-1])
 
 
 def main() -> None:

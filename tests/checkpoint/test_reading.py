@@ -1,3 +1,4 @@
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from florist.checkpoint import open_adapter
 from florist.errors import (
@@ -309,15 +310,30 @@ def test_a_missing_config_is_named(client: Client):
 
 def test_a_pickle_is_read_only_when_asked_for(client: Client):
     directory = client("a")
-    expected = open_adapter(directory).adapter
+    expected = dict(open_adapter(directory).adapter)
     file = directory / "adapter_model.safetensors"
     torch.save(load_file(file), directory / "adapter_model.bin")
     file.unlink()
     with pytest.raises(InvalidAdapterError, match="found only the pickle"):
         open_adapter(directory)
     adapter = open_adapter(directory, allow_pickle=True).adapter
-    assert adapter.specs == expected.specs
+    assert adapter.keys() == expected.keys()
     assert all(torch.equal(adapter[name].B, factor.B) for name, factor in expected.items())
+
+
+@pytest.mark.parametrize("what", ["rewritten", "truncated", "gone"])
+def test_a_file_that_changes_after_it_was_opened_is_refused(client: Client, what: str):
+    directory = client("a")
+    adapter = open_adapter(directory).adapter
+    file = directory / "adapter_model.safetensors"
+    if what == "rewritten":
+        save_file({name: tensor * 2 for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    elif what == "truncated":
+        os.truncate(file, file.stat().st_size // 2)
+    else:
+        file.unlink()
+    with pytest.raises(InvalidAdapterError, match="changed or gone since; copy an upload"):
+        dict(adapter)
 
 
 class _Payload:

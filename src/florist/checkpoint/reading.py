@@ -105,7 +105,7 @@ class SavedAdapter:
 def open_adapter(path: Path, *, allow_pickle: bool = False) -> SavedAdapter:
     """Open a PEFT adapter for reading, module by module.
 
-    The weights file stays open, mapped into memory. Whether the values are finite shows only when they are read:
+    A weights file that changes afterwards is refused when it is read. Whether the values are finite shows then, too:
     reading a module raises `NonFiniteUpdateError` where they are not.
 
     Args:

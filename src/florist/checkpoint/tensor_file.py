@@ -1,6 +1,7 @@
-"""A file of named tensors, opened without reading them."""
+"""A file of named tensors, looked into without reading them."""
 
 import json
+import os
 import pickle
 import struct
 import sys
@@ -34,12 +35,12 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TensorFile:
-    """An open file.
+    """A file of tensors.
 
     Attributes:
         path: of the file.
         tensors: what is known of each tensor without reading it.
-        read: returns one tensor. Treat it as read-only: it is a view of the mapped file, shared by all who read it.
+        read: returns one tensor. Treat it as read-only: some readers hand the same one to all who ask.
     """
 
     path: Path
@@ -72,9 +73,11 @@ def require_finite(file: TensorFile, key: str, part: Tensor) -> None:
 
 
 def open_safetensors(path: Path) -> TensorFile:
-    """Map a safetensors file and keep it open; its tensors are read when asked for.
+    """Look into a safetensors file; its tensors are read when asked for.
 
-    A file that shrinks while it is mapped kills the process (SIGBUS): copy an upload that others can still write to.
+    Each is read into memory of its own and nothing is held open or mapped: pages of mapped files would count as the
+    process's memory until all inputs are in it, a thousand open files are more than most systems allow, and a mapped
+    file that shrinks kills the process. A file that has changed since is refused when it is read.
 
     Raises:
         InvalidAdapterError: the file is no sound safetensors file; a name occurs twice; a tensor is empty or not of
@@ -84,22 +87,53 @@ def open_safetensors(path: Path) -> TensorFile:
     Cost: one read of the header.
     """
     try:
-        handle: Any = safe_open(path, framework="pt")
-        header = _header(path)
+        with safe_open(path, framework="pt"):
+            pass  # it checks sizes and offsets
+        header, start = _header(path)
+        version = _version(path.stat())
     except (SafetensorError, OSError, ValueError) as error:
         raise InvalidAdapterError(
             f"expected a safetensors file, got {path}: {error}; save the adapter again with save_pretrained()"
         ) from error
     problems: list[str] = []
     tensors: dict[str, StoredTensor] = {}
+    offsets: dict[str, int] = {}
     for name, entry in header:
         if name in tensors:
             problems.append(f"{name} occurs twice")
         shape, dtype = tuple(entry["shape"]), entry["dtype"]
         problems += _problems(name, shape, dtype if dtype not in _FLOATS else None)
         tensors[name] = _stored(shape, _FLOATS.get(dtype, torch.float32))
+        offsets[name] = start + entry["data_offsets"][0]
     _refuse(path, problems)
-    return TensorFile(path, tensors, handle.get_tensor)
+
+    def read(name: str) -> Tensor:
+        stored = tensors[name]
+        tensor = torch.empty(stored.shape, dtype=stored.dtype)
+        rest = tensor.view(-1).view(torch.uint8).numpy().data
+        try:
+            with path.open("rb", buffering=0) as stream:
+                if _version(os.fstat(stream.fileno())) != version:
+                    raise _changed(path)
+                stream.seek(offsets[name])
+                while rest and (count := stream.readinto(rest)):  # one call reads 2 GB at most
+                    rest = rest[count:]
+        except OSError as error:
+            raise _changed(path) from error
+        return tensor
+
+    return TensorFile(path, tensors, read)
+
+
+def _changed(path: Path) -> InvalidAdapterError:
+    return InvalidAdapterError(
+        f"expected {path} as it was when it was opened, and it has changed or gone since; copy an upload that others "
+        "can still write to"
+    )
+
+
+def _version(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def open_pickle(path: Path) -> TensorFile:
@@ -130,13 +164,13 @@ def open_pickle(path: Path) -> TensorFile:
     return TensorFile(path, {k: StoredTensor(tuple(v.shape), v.dtype) for k, v in held.items()}, held.__getitem__)
 
 
-def _header(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Names and entries, with the duplicates that safetensors' own parser drops."""
+def _header(path: Path) -> tuple[list[tuple[str, dict[str, Any]]], int]:
+    """(names and entries, with the duplicates that safetensors' own parser drops; where the data begin)."""
     with path.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         pairs: list[tuple[str, Any]] = json.loads(stream.read(length), object_pairs_hook=list)
     # Hundreds of clients name the same tensors: one copy of each name serves all.
-    return [(sys.intern(name), dict(entry)) for name, entry in pairs if name != "__metadata__"]
+    return [(sys.intern(name), dict(entry)) for name, entry in pairs if name != "__metadata__"], 8 + length
 
 
 @cache
