@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from florist.aggregation import decompose_module
 from florist.checkpoint import SavedAdapter
 from florist.factors import AdapterState
+from florist.parallel import in_order
 from florist.ranks import EnergyThreshold, RankRule
 from florist.rounds import ClientUpdate
 from florist.spectrum import Spectrum
@@ -68,7 +69,11 @@ def spectra(updates: Sequence[ClientUpdate]) -> dict[str, Spectrum]:
     Cost: one decomposition a module; any number of rules can be asked afterwards.
     """
     names = sorted(set().union(*(update.adapter for update in updates)))
-    return {name: decompose_module(updates, name, 1.0).spectrum for name in names}
+
+    def look(name: str) -> Spectrum:
+        return decompose_module(updates, name, 1.0).spectrum
+
+    return dict(zip(names, in_order(look, names), strict=True))
 
 
 def view(saved: SavedAdapter) -> dict[str, ModuleView]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from florist.aggregation import updates as uploads
 from florist.aggregation.weighted_sum import decompose_module
 from florist.factors import AdapterState, LoraFactor
+from florist.parallel import in_order
 from florist.ranks import RankRule
 from florist.rounds import Broadcast, Certificate, ClientUpdate, ModuleCertificate, full_bytes
 from florist.spectrum import Spectrum
@@ -52,16 +53,24 @@ class Florist:
         return Broadcast(shared=shared, certificate=certificate, full_parameters=full_parameters)
 
     def _one_by_one(self, updates: Sequence[ClientUpdate], names: Sequence[str]) -> Iterator[_Compressed]:
-        for name in names:
+        def compress(name: str) -> _Compressed:
             svd = decompose_module(updates, name, self.rank_rule.required_energy)
-            yield name, svd.spectrum, svd.factor(self.rank_rule({name: svd.spectrum})[name])
+            return name, svd.spectrum, svd.factor(self.rank_rule({name: svd.spectrum})[name])
+
+        return in_order(compress, names)
 
     def _all_together(self, updates: Sequence[ClientUpdate], names: Sequence[str]) -> Iterator[_Compressed]:
         # The rule needs every spectrum before it names a rank. To hold every module's singular vectors until then
         # could take more memory than all inputs; decomposing twice takes twice the time and one module's memory.
         energy = self.rank_rule.required_energy
-        spectra = {name: decompose_module(updates, name, energy).spectrum for name in names}
+
+        def look(name: str) -> Spectrum:
+            return decompose_module(updates, name, energy).spectrum
+
+        spectra = dict(zip(names, in_order(look, names), strict=True))
         ranks = self.rank_rule(spectra)
-        for name in names:
-            svd = decompose_module(updates, name, energy)
-            yield name, spectra[name], svd.factor(ranks[name])
+
+        def compress(name: str) -> _Compressed:
+            return name, spectra[name], decompose_module(updates, name, energy).factor(ranks[name])
+
+        return in_order(compress, names)

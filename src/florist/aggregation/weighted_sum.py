@@ -7,6 +7,7 @@ from florist.aggregation.updates import weights
 from florist.errors import NonFiniteUpdateError
 from florist.factors import AdapterState, LoraFactor
 from florist.linalg import NonFinitePartError, ThinSvd, WeightedFactor, decompose
+from florist.parallel import in_order
 from florist.rounds import ClientUpdate
 
 
@@ -38,11 +39,12 @@ def lossless_sum(adapters: Sequence[AdapterState]) -> AdapterState:
     their sum holds. No adapter gives an empty one.
     """
     names = sorted(set().union(*adapters)) if adapters else []
-    total: dict[str, LoraFactor] = {}
-    for name in names:
+
+    def add(name: str) -> LoraFactor:
         svd = decompose([_share(adapter, name, 1.0) for adapter in adapters if name in adapter.specs])
-        total[name] = svd.factor(svd.spectrum.numerical_rank)
-    return AdapterState.of(total)
+        return svd.factor(svd.spectrum.numerical_rank)
+
+    return AdapterState.of(dict(zip(names, in_order(add, names), strict=True)))
 
 
 def _share(adapter: AdapterState, module: str, weight: float) -> WeightedFactor:
