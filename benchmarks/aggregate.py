@@ -72,8 +72,8 @@ def floor(adapters: Sequence[Path], ranks: Sequence[int]) -> None:
         B = torch.cat([file.get_tensor(name.replace("lora_A", "lora_B")) for file in files], dim=1)
         A = torch.cat([file.get_tensor(name) for file in files])
         G_B, G_A = B.T @ B, A @ A.T
-        B @ G_B[:, :p]
-        G_A[:p] @ A
+        _ = B @ G_B[:, :p]
+        _ = G_A[:p] @ A
 
 
 def least_cpu(call: Callable[[], object], repeats: int = 3) -> float:

@@ -1,11 +1,12 @@
 """CPU time of florist's decomposition against the paper's three SVDs, QR, the dense SVD, and bare matrix products.
 
     python benchmarks/solvers.py            # one to several minutes
-    python benchmarks/solvers.py --dense    # and one dense SVD of a 4096 x 4096 update, minutes more
+    python benchmarks/solvers.py --dense    # and against FlexLoRA's and PEFT's dense SVDs, minutes more
 
-Every time is from the clients' factors in memory to the finished rank-p factor of one module: stacking, weights,
-choosing p at tau and forming both halves included. It is `time.process_time` (CPU seconds over all threads), the least
-of repeats that take turns. A model of LLaMA-7B's size holds 32 modules of each kind; one of each shape is timed here.
+Every time is from the clients' factors in memory to the finished rank-p factor of a module: stacking, weights,
+choosing p at tau and forming both halves included. It is `time.process_time` (CPU time over all threads) per module, of
+a pass over a few modules one after the other, as an aggregation makes it; the least of repeats that take turns. A model
+of LLaMA-7B's size holds 32 modules of each kind; three of each shape are timed here, one of the largest.
 
 Two kinds of update: "trained" factors are those after one gradient step from B = 0, on gradients of which half is
 common to the clients and whose singular values fall as 1/j, each client with its own random A; "gaussian" factors are
@@ -20,12 +21,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from peft import LoraConfig, PeftModel
 from torch import Tensor
 
 from florist.factors import LoraFactor, stack
 from florist.linalg import WeightedFactor, decompose
+from florist.parallel import in_order
 
 UNLIKE = (64, 32, 16, 16, 8, 8, 4, 4)
 HUNDRED = (4,) * 40 + (8,) * 20 + (16,) * 20 + (32,) * 10 + (64,) * 10
@@ -122,6 +126,24 @@ def dense_svd(factors: Sequence[LoraFactor], weights: Sequence[float], tau: floa
     return LoraFactor(U[:, :p] * S[:p], Vh[:p].contiguous())
 
 
+def peft_svd(factors: Sequence[LoraFactor], weights: Sequence[float], tau: float) -> LoraFactor:
+    """PEFT's ``add_weighted_adapter(combination_type="svd")``, told the rank that holds tau."""
+    (m, _), (_, n) = factors[0].B.shape, factors[0].A.shape
+    names = [f"c{number}" for number in range(len(factors))]
+    configs = [LoraConfig(r=factor.rank, lora_alpha=factor.rank, target_modules=["0"]) for factor in factors]
+    model = PeftModel(torch.nn.Sequential(torch.nn.Linear(n, m, bias=False)), configs[0], names[0])
+    for name, config in zip(names[1:], configs[1:], strict=True):
+        model.add_adapter(name, config)
+    layer: Any = model.get_submodule("base_model.model.0")
+    for name, factor in zip(names, factors, strict=True):
+        layer.lora_A[name].weight.data.copy_(factor.A)
+        layer.lora_B[name].weight.data.copy_(factor.B)
+    rank = florist(factors, weights, tau).rank
+    merge: Any = model.base_model.add_weighted_adapter
+    merge(names, list(weights), "merged", combination_type="svd", svd_rank=rank)
+    return LoraFactor(layer.lora_B["merged"].weight.data, layer.lora_A["merged"].weight.data)
+
+
 def stacked(factors: Sequence[LoraFactor], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
     """The stacks of the baselines, weights folded into B."""
     B = torch.cat([factor.B * weight for factor, weight in zip(factors, weights, strict=True)], dim=1)
@@ -156,7 +178,7 @@ def norm(factor: LoraFactor) -> float:
 
 
 def cpu_ms(calls: Sequence[Callable[[], object]], repeats: int) -> list[float]:
-    """Least CPU time of each call, all threads together; the calls take turns, so that a busy machine is fair."""
+    """Least CPU time of each call, all threads together; they take turns, so that a busy machine is fair to all."""
     least = [math.inf] * len(calls)
     for repeat in range(repeats + 1):
         for i, call in enumerate(calls):
@@ -176,17 +198,22 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def compare(case: Case, kind: str, tau: float, baseline: tuple[str, Solver], repeats: int) -> None:
+def compare(case: Case, kind: str, tau: float, baseline: tuple[str, Solver], *, repeats: int, modules: int = 3) -> None:
     """Print one row: florist, the baseline, the floor, their ratios and errors."""
-    factors = trained_factors(case) if kind == "trained" else gaussian_factors(case)
-    total = sum(range(1, len(factors) + 1))
-    weights = [(i + 1) / total for i in range(len(factors))]
+    draw = trained_factors if kind == "trained" else gaussian_factors
+    data = [draw(case, seed) for seed in range(modules)]
+    clients, factors = len(case.ranks), data[0]
+    weights = [(i + 1) / (clients * (clients + 1) / 2) for i in range(clients)]
     name, solve = baseline
     ours, theirs = florist(factors, weights, tau), solve(factors, weights, tau)
-    bare = floor(factors, ours.rank, torch.float64 if tau > 0.96 else torch.float32)
-    time_ours, time_theirs, time_floor = cpu_ms(
-        [lambda: florist(factors, weights, tau), lambda: solve(factors, weights, tau), bare], repeats
+    # Beyond 0.96 florist needs its Gram matrices in float64.
+    bare = [floor(each, ours.rank, torch.float64 if tau > 0.96 else torch.float32) for each in data]
+    passes = (
+        lambda: list(in_order(lambda each: florist(each, weights, tau), data)),
+        lambda: [solve(each, weights, tau) for each in data],
+        lambda: [products() for products in bare],
     )
+    time_ours, time_theirs, time_floor = (ms / modules for ms in cpu_ms(passes, repeats))
     print(
         f"{case.name:38} {kind:9} {tau:4} {sum(case.ranks):5} {ours.rank:5} {theirs.rank:5} {time_ours:9.2f} "
         f"{name:>10} {time_theirs:9.1f} {time_theirs / time_ours:7.1f} {time_floor:8.2f} {time_ours / time_floor:6.2f} "
@@ -200,7 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dense", action="store_true", help="also against a dense SVD (a minute or more a run)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
     print(f"{processor()}, {os.cpu_count()} CPUs; torch {torch.__version__}; float32 factors; CPU ms, least of repeats")
     print(f"load average before the start: {os.getloadavg()[0]:.1f} (times on a busy machine mean little, least of all")
@@ -215,11 +242,12 @@ def main() -> None:
         for case in CASES:
             for kind in ("trained", "gaussian"):
                 for tau in (0.9, 1.0):
-                    compare(case, kind, tau, ("three SVDs", three_svds), args.repeats)
+                    compare(case, kind, tau, ("three SVDs", three_svds), repeats=args.repeats)
         for kind in ("trained", "gaussian"):
-            compare(MANY, kind, 0.9, ("QR + core", qr_and_core), min(args.repeats, 3))
+            compare(MANY, kind, 0.9, ("QR + core", qr_and_core), repeats=min(args.repeats, 3), modules=1)
         if args.dense:
-            compare(CASES[0], "trained", 0.9, ("dense SVD", dense_svd), 0)
+            compare(CASES[0], "trained", 0.9, ("dense SVD", dense_svd), repeats=0, modules=1)
+            compare(CASES[0], "trained", 0.9, ("PEFT's svd", peft_svd), repeats=0, modules=1)
 
 
 if __name__ == "__main__":
