@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from florist.checkpoint import Export, open_adapter
 from florist.errors import IncompatibleAdaptersError, InvalidUpdateError, OutputExistsError
 from florist.one_shot import aggregate
-from florist.ranks import EnergyThreshold
+from florist.ranks import EnergyThreshold, GlobalEnergyThreshold
 from tests.builders import relative_error
 
 IDS = torch.arange(5, 25).reshape(2, 10)
@@ -110,3 +110,15 @@ def test_an_output_that_exists_is_kept(saved_adapters: list[Path], tmp_path: Pat
     with pytest.raises(OutputExistsError):
         aggregate(saved_adapters, rank_rule=EnergyThreshold(0.9)).write(tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_observer_is_told_of_every_module(saved_adapters: list[Path]) -> None:
+    told: list[tuple[int, int]] = []
+    once = aggregate(saved_adapters, rank_rule=EnergyThreshold(0.9), on_module=lambda *step: told.append(step))
+    assert list(dict.fromkeys(told)) == [(position, 14) for position in range(14)]
+    last = told.count((13, 14))
+    told.clear()
+    aggregate(saved_adapters, rank_rule=GlobalEnergyThreshold(0.9), on_module=lambda *step: told.append(step))
+    assert told.count((13, 14)) == 2 * last  # the rule wants every spectrum before it names a rank
+    silent = aggregate(saved_adapters, rank_rule=EnergyThreshold(0.9))
+    assert all(torch.equal(once.adapter[name].B, silent.adapter[name].B) for name in silent.adapter)
