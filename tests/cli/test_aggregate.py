@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from florist.checkpoint import open_adapter
+from tests.breaking import Break, copied, edit_config, edit_tensors, first, last
 from tests.builders import relative_error
 
-from .breaking import Break, copied, edit_config, edit_tensors, first, last
 from .running import Run, refused
 
 

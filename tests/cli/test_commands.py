@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from .breaking import copied
+from tests.breaking import copied
+
 from .running import COMMAND, ENVIRONMENT, Run, refused
 
 

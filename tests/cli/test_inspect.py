@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from florist.cli.inspect import sparkline
+from tests.breaking import copied, edit_config, edit_tensors
 
-from .breaking import copied, edit_config, edit_tensors
 from .running import Run, refused
 
 
@@ -32,7 +32,18 @@ def test_a_sweep_reaches_from_half_to_all_of_the_energy(florist: Run, saved_adap
         assert values[0] < values[-1]
     weighed = florist("inspect", *saved_adapters, "--sweep", "--weights", "9,1,1", "--json")
     assert json.loads(weighed.stdout)["sweep"] != points
-    assert "a weight for each of the 3" in refused(florist("inspect", *saved_adapters, "--sweep", "--weights", "9,1"))
+    assert "as 3,1,1" in refused(florist("inspect", *saved_adapters, "--sweep", "--weights", "nine"))
+
+
+def test_a_sweep_that_cannot_be_made_is_a_finding(florist: Run, saved_adapters: list[Path], tmp_path: Path) -> None:
+    short = florist("inspect", *saved_adapters, "--sweep", "--weights", "9,1")
+    assert short.returncode == 0
+    assert "no sweep: expected a weight for each of the 3 adapters, got 2" in short.stdout
+    a, b, c = saved_adapters
+    assert florist("aggregate", a, b, "-o", tmp_path / "edge", "--weights", "3,1").returncode == 0
+    mixed = florist("inspect", tmp_path / "edge", c, "--sweep")
+    assert "no sweep: expected weights that can be compared" in mixed.stdout
+    assert "q_proj" in mixed.stdout
 
 
 def test_what_does_not_combine_is_explained_and_what_does_is_named(

@@ -51,3 +51,22 @@ def test_two_unlike_clients_make_the_mean_of_the_merged_models(name: str, export
     expected = logits(merged_mean(base(), models, [0.75, 0.25]))
     assert relative(found, expected) < 1e-5
     assert relative(logits(base()), expected) > 0.01  # the update matters
+
+
+@pytest.mark.parametrize(
+    "name", ["linear", "convolutions", "output bias", "token rows", "a head", "experts, unlike ranks"]
+)
+def test_an_aggregate_may_be_aggregated_again_whatever_it_holds(name: str, tmp_path: Path) -> None:
+    base, settings = ALL_CASES[name]
+    models = [trained(base(), LoraConfig(**{"r": 3, "lora_alpha": 8} | settings), seed) for seed in range(3)]
+    paths = [saved(model, tmp_path / str(number)) for number, model in enumerate(models)]
+    exact = EnergyThreshold(1.0)
+    for out, parts, counts in (
+        ("edge", paths[:2], [3, 1]),
+        ("other", paths[2:], [4]),
+        ("all", [tmp_path / "edge", tmp_path / "other"], None),
+    ):
+        aggregate(parts, rank_rule=exact, num_examples=counts, average_full=True).write(tmp_path / out)
+    found = logits(loaded(base(), tmp_path / "all"))
+    expected = logits(merged_mean(base(), models, [3 / 8, 1 / 8, 1 / 2]))
+    assert relative(found, expected) < 1e-5

@@ -8,6 +8,7 @@ import typer
 
 from florist.cli.summaries import absences, some, span
 from florist.cli.weighing import parse_weights
+from florist.errors import InvalidUpdateError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,28 +52,29 @@ def inspect(
     comparison = compare(saved)
     groups = combinable(saved) if comparison.problems else [tuple(saved)]
     points: list[SweepPoint] = []
+    obstacle = "the adapters cannot be combined as they are" if comparison.problems else None
     with module_bar(progress, "decomposing") as on_module:
         views = {str(one.path): view(one, on_module) for one in saved}
-        if sweep and not comparison.problems:
-            inputs = open_inputs(adapters, num_examples=counts)
-            points = sweep_thresholds(spectra(inputs.updates, on_module), _SWEEP)
+        if sweep and obstacle is None:
+            try:
+                inputs = open_inputs(adapters, num_examples=counts)
+                points = sweep_thresholds(spectra(inputs.updates, on_module), _SWEEP)
+            except InvalidUpdateError as error:
+                obstacle = str(error)
     outliers = unlike_norms(saved)
     for one in saved:
         modules = views[str(one.path)]
         console.print(_heading(one), soft_wrap=True)
         console.print(_module_table(modules) if every else _kind_table(modules))
         _say(console, _findings(modules))
-    if len(saved) > 1:
-        _say(
-            console,
-            [f"outlier: the update of {p} is {times:.2g} times the median of all" for p, times in outliers.items()],
-        )
+    _say(console, [f"outlier: the update of {p} is {times:.2g} times the median" for p, times in outliers.items()])
+    if len(saved) > 1 or comparison.problems:
         _say(console, absences(comparison.absent))
         _say(console, _verdict(comparison.problems, [[str(one.path) for one in group] for group in groups]))
     if points:
         console.print(_sweep_table(points))
     elif sweep:
-        _say(console, ["no sweep: it is of the sum of all the adapters, which cannot be combined as they are"])
+        _say(console, [f"no sweep: {obstacle}"])
     if as_json:
         document: dict[str, Any] = {
             "adapters": [{"path": path, "modules": _as_json(modules)} for path, modules in views.items()],
@@ -82,15 +84,7 @@ def inspect(
             "outliers": outliers,
         }
         if sweep:
-            document["sweep"] = [
-                {
-                    "tau": point.tau,
-                    "total_rank": point.total_rank,
-                    "bytes": point.nbytes,
-                    "relative_error": point.relative_error,
-                }
-                for point in points
-            ]
+            document["sweep"] = [_point_as_json(point) for point in points]
         typer.echo(json.dumps(document))
 
 
@@ -200,6 +194,15 @@ def _sweep_table(points: "Sequence[SweepPoint]") -> "Table":
             f"{point.tau:g}", str(point.total_rank), f"{point.nbytes / 1e3:.0f}", f"{point.relative_error:.2e}"
         )
     return table
+
+
+def _point_as_json(point: "SweepPoint") -> dict[str, Any]:
+    return {
+        "tau": point.tau,
+        "total_rank": point.total_rank,
+        "bytes": point.nbytes,
+        "relative_error": point.relative_error,
+    }
 
 
 def _as_json(modules: "Mapping[str, ModuleView]") -> dict[str, Any]:

@@ -84,11 +84,13 @@ def combined(paths: Sequence[Path], known: Sequence[Weight]) -> Weights:
     Raises:
         InvalidUpdateError: they are counted in unlike things, or in shares; a single adapter needs no comparison.
     """
-    kinds = {weight.counted_in for weight in known}
+    kinds = {
+        weight.counted_in: f"{path}: {weight.count} {weight.counted_in.value}"
+        for path, weight in zip(paths, known, strict=True)
+    }
     if len(known) > 1 and (len(kinds) > 1 or CountedIn.SHARES in kinds):
-        said = (f"{path}: {weight.count} {weight.counted_in.value}" for path, weight in zip(paths, known, strict=True))
         raise InvalidUpdateError(
-            f"expected weights that can be compared, and the adapters are counted in unlike units or in shares of "
-            f"unknown size ({', '.join(said)}); give the examples behind every adapter (--weights)"
+            "expected weights that can be compared, and these are counted in unlike units, or are shares of an "
+            f"unknown number ({'; '.join(kinds.values())}); give the examples behind every adapter (--weights)"
         )
     return Weights(tuple(weight.count for weight in known), known[0].counted_in)
