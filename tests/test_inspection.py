@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from florist.checkpoint import open_adapter
-from florist.inspection import USUAL_TAUS, spectra, sweep, unlike_norms, view
+from florist.inspection import USUAL_TAUS, combinable, kind, spectra, sweep, unlike_norms, view
 from florist.one_shot import aggregate, open_inputs
 from florist.ranks import EnergyThreshold
 
@@ -66,3 +67,36 @@ def test_a_sweep_gives_what_aggregating_at_each_threshold_gives(saved_adapters: 
         assert point.total_rank == certificate.total_rank
         assert point.nbytes == certificate.bytes_out
         assert point.relative_error == pytest.approx(certificate.relative_error, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        ("model.layers.0.self_attn.q_proj", "q_proj"),
+        ("lm_head", "lm_head"),
+        ("model.layers.1.mlp.experts[12]", "experts"),
+        ("model.layers.1.mlp.experts.base_layer[3]", "experts.base_layer"),
+        ("down_blocks.0.attn.to_out.0", "to_out.0"),
+        ("0", "0"),
+    ],
+)
+def test_a_kind_is_what_layers_share(module: str, expected: str) -> None:
+    assert kind(module) == expected
+
+
+def test_groups_hold_what_may_be_combined(saved_adapters: list[Path], tmp_path: Path) -> None:
+    def copy(name: str, change: Callable[[dict[str, torch.Tensor]], None] = lambda tensors: None, **settings: object):
+        path = changed(saved_adapters[0], tmp_path / name, change)
+        config = json.loads((path / "adapter_config.json").read_text())
+        (path / "adapter_config.json").write_text(json.dumps(config | settings))
+        return path
+
+    def headed(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["base_model.model.lm_head.weight"] = torch.ones(3, 32)
+
+    head = copy("head", headed, modules_to_save=["lm_head"])
+    one, two = (copy(name, base_model_name_or_path="elsewhere") for name in ("one", "two"))
+    opened = [open_adapter(path) for path in (one, saved_adapters[0], head, two, *saved_adapters[1:])]
+    groups = [[saved.path for saved in group] for group in combinable(opened)]
+    # The one with a head trained whole needs a permission that nobody gave: it is in no group.
+    assert groups == [saved_adapters, [one, two]]

@@ -1,11 +1,11 @@
-"""Looking at adapters: spectra, what a threshold would keep, dead directions, outliers."""
+"""Looking at adapters: spectra, what a threshold would keep, dead directions, outliers, what fits together."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from florist.aggregation import decompose_module
-from florist.checkpoint import SavedAdapter
+from florist.checkpoint import SavedAdapter, compare
 from florist.factors import AdapterState
 from florist.parallel import in_order
 from florist.ranks import EnergyThreshold, RankRule
@@ -63,8 +63,14 @@ class SweepPoint:
     relative_error: float
 
 
-def spectra(updates: Sequence[ClientUpdate]) -> dict[str, Spectrum]:
+def spectra(
+    updates: Sequence[ClientUpdate], on_module: Callable[[int, int], None] | None = None
+) -> dict[str, Spectrum]:
     """The whole spectrum of every module of the weighted sum.
+
+    Args:
+        updates: of one round, in the order of their client ids.
+        on_module: told how many modules are done, and of how many.
 
     Cost: one decomposition a module; any number of rules can be asked afterwards.
     """
@@ -73,16 +79,21 @@ def spectra(updates: Sequence[ClientUpdate]) -> dict[str, Spectrum]:
     def look(name: str) -> Spectrum:
         return decompose_module(updates, name, 1.0).spectrum
 
-    return dict(zip(names, in_order(look, names), strict=True))
+    found: dict[str, Spectrum] = {}
+    for name, one in zip(names, in_order(look, names), strict=True):
+        found[name] = one
+        if on_module is not None:
+            on_module(len(found), len(names))
+    return found
 
 
-def view(saved: SavedAdapter) -> dict[str, ModuleView]:
+def view(saved: SavedAdapter, on_module: Callable[[int, int], None] | None = None) -> dict[str, ModuleView]:
     """Every module of one adapter, with what stands out among the modules of its kind.
 
     A kind is what modules of one name in different layers are: ``q_proj``. The median is not moved by the outlier
     itself, as a mean and standard deviation would be.
     """
-    own = spectra([ClientUpdate(str(saved.path), saved.adapter, 1, 1)])
+    own = spectra([ClientUpdate(str(saved.path), saved.adapter, 1, 1)], on_module)
     norms: dict[str, list[float]] = {}
     for name, one in own.items():
         norms.setdefault(kind(name), []).append(one.total_energy**0.5)
@@ -96,6 +107,26 @@ def view(saved: SavedAdapter) -> dict[str, ModuleView]:
         )
         for name, one in own.items()
     }
+
+
+def combinable(adapters: Sequence[SavedAdapter]) -> list[tuple[SavedAdapter, ...]]:
+    """Groups of adapters that may be aggregated with each other, the largest first.
+
+    Each adapter goes to the first group that it fits into. One that may not be aggregated by itself is in none.
+
+    Cost: a comparison for each adapter and group.
+    """
+    groups: list[list[SavedAdapter]] = []
+    for adapter in adapters:
+        if compare([adapter]).problems:
+            continue
+        for group in groups:
+            if not compare([*group, adapter]).problems:
+                group.append(adapter)
+                break
+        else:
+            groups.append([adapter])
+    return [tuple(group) for group in sorted(groups, key=len, reverse=True)]
 
 
 def unlike_norms(adapters: Sequence[SavedAdapter]) -> dict[str, float]:
@@ -125,8 +156,14 @@ def sweep(spectra: Mapping[str, Spectrum], taus: Sequence[float]) -> list[SweepP
 
 
 def kind(module: str) -> str:
-    """The last part of a module's name, which layers share."""
-    return module.rpartition(".")[2]
+    """What modules of all layers share: the end of the name, ``q_proj``, from its last part that is a name.
+
+    A number alone says nothing, nor does PEFT's ``base_layer``: ``to_out.0``, ``experts.base_layer``. The experts of
+    one layer are of one kind.
+    """
+    parts = module.partition("[")[0].split(".")
+    names = [position for position, part in enumerate(parts) if not part.isdigit() and part != "base_layer"]
+    return ".".join(parts[max(names, default=0) :])
 
 
 def _outlier(norm: float, median: float) -> float | None:

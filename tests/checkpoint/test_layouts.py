@@ -23,7 +23,7 @@ from florist.checkpoint import (
     open_adapter,
 )
 from florist.errors import IncompatibleAdaptersError, InvalidAdapterError, NonFiniteUpdateError, UnsupportedAdapterError
-from florist.factors import AdapterState, LoraFactor, stack
+from florist.factors import AdapterState, LoraFactor
 
 from .adapters import deltas, edit_config, edit_tensors, loaded, logits, relative, saved, tiny_llama, trained, written
 from .moe import tiny_gpt_oss, tiny_mixtral, tiny_qwen3_moe
@@ -247,35 +247,6 @@ def test_a_resized_vocabulary_is_refused_with_the_remedy(tmp_path: Path):
         InvalidAdapterError, match=r"embed_tokens\.weight is a whole parameter .*save_embedding_layers=False"
     ):
         open_adapter(tmp_path / "a")
-
-
-def test_two_clients_with_unlike_settings_sum_to_the_mean_of_their_updates(case: Case, tmp_path: Path):
-    base, model, first = case
-    settings = {
-        key: value
-        for key, value in first.config.items()
-        if key.startswith(("target", "modules", "bias", "fan", "lora_bias", "trainable"))
-    }
-    other = trained(base(), LoraConfig(**settings | {"r": 2, "lora_alpha": 9, "use_rslora": True}), seed=2)
-    second = open_adapter(saved(other, tmp_path / "other"))
-    comparison = check_compatible([first, second], average_full=True)
-    mean = AdapterState.of(
-        {name: stack([a.adapter[name].scaled(0.5) for a in (first, second)]) for name in first.adapter}
-    )
-    directory = written(
-        encode(
-            mean,
-            layout=comparison.layout,
-            full_parameters={
-                n: (first.full_parameters[n] + second.full_parameters[n]) / 2 for n in first.full_parameters
-            },
-            additive={n: (first.additive[n] + second.additive[n]) / 2 for n in first.additive},
-        ),
-        tmp_path / "mean",
-    )
-    expected = {name: (delta + deltas(other)[name]) / 2 for name, delta in deltas(model).items()}
-    found = deltas(loaded(base(), directory))
-    assert all(relative(found[name], expected[name]) < 1e-5 for name in expected)
 
 
 def test_conv1d_of_gpt2_keeps_its_orientation(tmp_path: Path):

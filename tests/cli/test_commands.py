@@ -1,4 +1,4 @@
-"""The command line through its entry point: exit status, stdout, stderr, and what is left on disk.
+"""``florist simulate`` and what holds for every command: exit status, stdout, stderr, and what is left on disk.
 
 A new process pays several seconds for its imports, so that most tests call the entry point in this one; those marked
 so start the installed command.
@@ -6,71 +6,16 @@ so start the installed command.
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
-from florist.cli import main
-from florist.cli.inspect import sparkline
+from tests.breaking import copied
 
-COMMAND = Path(sys.executable).with_name("florist")
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
-
-
-@dataclass(frozen=True)
-class Result:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def florist(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command in this process."""
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["florist", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "120")
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main()
-        captured = capsys.readouterr()
-        return Result(int(end.value.code or 0), captured.out, captured.err)
-
-    return run
-
-
-@pytest.fixture
-def process() -> Run:
-    """Run the installed command in a process of its own."""
-
-    def run(*arguments: object) -> Result:
-        done = subprocess.run(
-            [COMMAND, *map(str, arguments)], env=ENVIRONMENT, capture_output=True, text=True, check=False
-        )
-        return Result(done.returncode, done.stdout, done.stderr)
-
-    return run
-
-
-def refused(result: Result) -> str:
-    """The one line that a refusal prints."""
-    assert result.returncode == 2, result.stderr
-    assert result.stdout == ""
-    assert "Traceback" not in result.stderr
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("florist: ")
-    return lines[0]
+from .running import COMMAND, ENVIRONMENT, Run, refused
 
 
 def test_help_does_not_import_torch() -> None:
@@ -82,128 +27,54 @@ def test_help_does_not_import_torch() -> None:
     assert result.stdout.strip().endswith("0 False")
 
 
-def test_aggregate_prints_a_table_and_writes_an_adapter(
-    florist: Run, saved_adapters: list[Path], tmp_path: Path
-) -> None:
-    result = florist("aggregate", *saved_adapters, "-o", tmp_path / "out", "--tau", "0.8", "--weights", "0.5,0.25,0.25")
-    assert result.returncode == 0, result.stderr
-    assert "q_proj" in result.stdout
-    assert "times smaller" in result.stdout
-    certificate = json.loads((tmp_path / "out" / "florist.json").read_text())
-    assert [entry["num_examples"] for entry in certificate["inputs"]] == [2, 1, 1]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "florist.json",
-    ]
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_aggregate_json_is_all_of_stdout(process: Run, saved_adapters: list[Path], tmp_path: Path) -> None:
-    result = process("aggregate", *saved_adapters, "-o", tmp_path / "out", "--json")
-    document = json.loads(result.stdout)
-    assert {"method", "tau", "total_rank", "input_rank", "bytes_in", "bytes_out", "modules"} <= document.keys()
-    module = next(iter(document["modules"].values()))
-    assert {"rank", "input_rank", "energy_kept", "relative_error", "shape"} <= module.keys()
-    assert "q_proj" in result.stderr
-
-
-Break = Callable[[Path], object]
-
-
-def edit_config(**changes: object) -> Break:
-    def edit(adapter: Path) -> None:
-        file = adapter / "adapter_config.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-    return edit
-
-
-def edit_tensors(change: Callable[[dict[str, torch.Tensor]], None]) -> Break:
-    def edit(adapter: Path) -> None:
-        file = adapter / "adapter_model.safetensors"
-        tensors = load_file(file)
-        change(tensors)
-        save_file(tensors, file)
-
-    return edit
-
-
-def first(tensors: dict[str, torch.Tensor], half: str) -> str:
-    return min(name for name in tensors if f"lora_{half}" in name)
-
-
-def last(tensors: dict[str, torch.Tensor], half: str) -> str:
-    # beartype looks at the first value of a mapping, which would read it long before the aggregation does.
-    return max(name for name in tensors if f"lora_{half}" in name)
-
-
-BROKEN: dict[str, tuple[Break, str]] = {
-    "no lora_B": (edit_tensors(lambda t: t.pop(first(t, "B"))), "has no lora_B"),
-    "unlike ranks": (edit_config(r=5), "where the config says rank"),
-    "nan": (edit_tensors(lambda t: t[last(t, "A")].fill_(float("nan"))), "NaN"),
-    "inf": (edit_tensors(lambda t: t[last(t, "B")].fill_(float("inf"))), "infinity"),
-    "integers": (edit_tensors(lambda t: t.update({first(t, "A"): t[first(t, "A")].int()})), "is I32"),
-    "shape": (
-        edit_tensors(lambda t: t.update({first(t, "A"): torch.zeros(4, 7)})),
-        "updates a weight",
-    ),
-    "base": (edit_config(base_model_name_or_path="elsewhere"), "--allow-base-mismatch"),
-    "dora": (edit_config(use_dora=True), "DoRA"),
-    "truncated": (lambda a: os.truncate(a / "adapter_model.safetensors", 500), "adapter_model.safetensors"),
-    "no weights": (lambda a: (a / "adapter_model.safetensors").unlink(), "expected adapter_model.safetensors"),
-    "no config": (lambda a: (a / "adapter_config.json").unlink(), "adapter_config.json"),
-    "no json": (lambda a: (a / "adapter_config.json").write_text("{"), "adapter_config.json"),
-}
-
-
-@pytest.mark.parametrize(("spoil", "reason"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_adapter_is_refused_in_one_line_and_leaves_nothing(
-    florist: Run, saved_adapters: list[Path], tmp_path: Path, spoil: Break, reason: str
-) -> None:
-    adapter = tmp_path / "broken"
-    adapter.mkdir()
-    for file in saved_adapters[0].iterdir():
-        (adapter / file.name).write_bytes(file.read_bytes())
-    spoil(adapter)
-    line = refused(florist("aggregate", saved_adapters[1], adapter, "-o", tmp_path / "out"))
-    assert reason in line
-    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
-
-
 @pytest.mark.parametrize(
-    ("arguments", "reason"),
+    ("words", "reason"),
     [
-        (["--weights", "3,1"], "a weight for each of the 3 adapters, got 2"),
-        (["--weights", "3,1,0"], "a positive number of examples, got 0"),
-        (["--weights", "3,1,-2"], "a positive number of examples, got -2"),
-        (["--weights", "a,b,c"], "as 3,1,1"),
-        (["--tau", "0"], "tau: Input should be greater than 0, got 0.0"),
-        (["--tau", "1.5"], "tau: Input should be less than or equal to 1, got 1.5"),
-        (["--tau", "0.5", "--budget", "1MB"], "contradict each other"),
-        (["--scope", "global", "--rank", "3"], "goes with tau, not with rank"),
-        (["--budget", "1MB", "--export", "uniform"], "use --rank or --max-rank"),
-        (["--budget", "100"], "rank 1 in each of the 14 modules"),
-        (["--rank", "0"], "rank: Input should be greater than 0"),
+        (["aggregate", "x", "-o", "y", "--tau", "abc"], "'abc' is not a valid float"),
+        (["aggregate", "x", "-o", "y", "--dtype", "int8"], "not one of 'float32', 'bfloat16', 'float16'"),
+        (["aggregate", "x"], "Missing option '--out'"),
+        (["aggregate"], "Missing argument 'ADAPTERS...'"),
+        (["inspect", "x", "--nonsense"], "No such option"),
+        (["nonsense"], "No such command 'nonsense'"),
+        (["--nonsense"], "No such option"),
     ],
+    ids=" ".join,
 )
-def test_wrong_options_are_refused(
-    florist: Run, saved_adapters: list[Path], tmp_path: Path, arguments: list[str], reason: str
+def test_a_command_line_that_cannot_be_parsed_is_refused_in_one_line(
+    florist: Run, words: list[str], reason: str
 ) -> None:
-    line = refused(florist("aggregate", *saved_adapters, "-o", tmp_path / "out", *arguments))
+    line = refused(florist(*words))
     assert reason in line
-    assert list(tmp_path.iterdir()) == []
+    assert line.endswith(" --help.")
 
 
-def test_an_output_that_exists_is_refused_before_any_work(
-    florist: Run, saved_adapters: list[Path], tmp_path: Path
-) -> None:
-    (tmp_path / "out").mkdir()
-    assert "already exists" in refused(florist("aggregate", tmp_path / "nothing", "-o", tmp_path / "out"))
+def test_no_command_at_all_is_answered_with_help(florist: Run) -> None:
+    result = florist()
+    assert result.returncode == 2
+    assert "aggregate" in result.stdout
+    assert result.stderr == ""
 
 
-def test_an_adapter_that_is_not_there_is_refused(process: Run, tmp_path: Path) -> None:
-    assert "nothing" in refused(process("aggregate", tmp_path / "nothing", "-o", tmp_path / "out"))
+def test_an_interrupted_command_says_so_and_leaves_nothing(saved_adapters: list[Path], tmp_path: Path) -> None:
+    # A config that is a pipe: the command waits in it until the interruption comes.
+    adapter = copied(saved_adapters[0], tmp_path / "slow")
+    (adapter / "adapter_config.json").unlink()
+    os.mkfifo(adapter / "adapter_config.json")
+    with (
+        subprocess.Popen(
+            [COMMAND, "aggregate", saved_adapters[1], adapter, "-o", tmp_path / "out"],
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as command,
+        (adapter / "adapter_config.json").open("wb"),
+    ):  # opens when the command has opened its end
+        command.send_signal(signal.SIGINT)
+        stdout, stderr = command.communicate(timeout=60)
+    assert command.returncode == 130
+    assert (stdout, stderr) == ("", "florist: interrupted\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["slow"]
 
 
 def simulation(tmp_path: Path, model: Path, data: Path, more: str = "") -> Path:
@@ -275,34 +146,3 @@ def test_a_wrong_simulation_is_refused_in_one_line_and_leaves_nothing(
 def test_a_directory_that_is_no_run_cannot_be_resumed(florist: Run, tmp_path: Path) -> None:
     assert "run.json" in refused(florist("simulate", "--resume", tmp_path))
     assert "--resume goes on" in refused(florist("simulate", "--resume", tmp_path, "-o", tmp_path / "other"))
-
-
-def test_inspect_shows_modules_and_says_that_adapters_combine(florist: Run, saved_adapters: list[Path]) -> None:
-    result = florist("inspect", *saved_adapters, "--sweep")
-    assert result.returncode == 0
-    assert "model.layers.0.self_attn.q_proj" in result.stdout
-    assert "█" in result.stdout
-    assert "these adapters may be aggregated" in result.stdout
-    assert "relative error" in result.stdout
-
-
-def test_inspect_says_why_adapters_do_not_combine(florist: Run, saved_adapters: list[Path], tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    for file in saved_adapters[0].iterdir():
-        (other / file.name).write_bytes(file.read_bytes())
-    edit_config(base_model_name_or_path="elsewhere")(other)
-    result = florist("inspect", saved_adapters[1], other, "--json")
-    assert result.returncode == 0
-    document = json.loads(result.stdout)
-    assert len(document["problems"]) == 1
-    assert "elsewhere" in document["problems"][0]
-    assert len(document["adapters"]) == 2
-    assert "cannot be aggregated as they are" in result.stderr
-
-
-def test_a_sparkline_follows_the_values() -> None:
-    assert sparkline([1.0, 0.5, 0.0]) == "█▄ "
-    assert sparkline([4.0, 1e-9]) == "█▁"
-    assert len(sparkline([1.0] * 100)) <= 12
-    assert sparkline([]) == sparkline([0.0]) == ""

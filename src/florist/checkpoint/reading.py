@@ -16,7 +16,6 @@ from florist.checkpoint.settings import read_settings
 from florist.checkpoint.tensor_file import TensorFile, open_pickle, open_safetensors, read_finite
 from florist.errors import InvalidAdapterError, MissingInputError, UnsupportedAdapterError
 from florist.factors import AdapterState
-from florist.outputs import sha256
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -92,10 +91,6 @@ class SavedAdapter:
     def task_type(self) -> str | None:
         """PEFT's name of the task: CAUSAL_LM, SEQ_CLS."""
         return self._text("task_type")
-
-    def sha256(self) -> str:
-        """Hexadecimal SHA-256 of the weights file. Cost: reads the file."""
-        return sha256(self.weights_path)
 
     def _text(self, key: str) -> str | None:
         value = self.config.get(key)

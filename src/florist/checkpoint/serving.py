@@ -12,8 +12,8 @@ def serving_notes(encoded: EncodedAdapter) -> tuple[str, ...]:
     notes: list[str] = []
     if encoded.config["rank_pattern"]:
         notes.append(
-            "ranks differ per module, which PEFT and transformers read right; vLLM and llama.cpp's converter ignore "
-            "the scaling by module, SGLang and TGI refuse or drop modules: for those, write --export uniform"
+            "ranks differ per module, which PEFT, transformers and vLLM read right; llama.cpp's converter would scale "
+            "the smaller modules up, SGLang and TGI refuse or drop modules: for those, write --export uniform"
         )
     enough = next((allowed for allowed in _VLLM_RANKS if allowed >= rank), None)
     if enough is None:

@@ -1,18 +1,35 @@
 """The command line. Commands import what they need when they run, so that ``--help`` does not wait for torch."""
 
 import sys
+from typing import Any
 
+import click
 import typer
+from typer.core import TyperGroup
 
 from florist.cli.aggregate import aggregate
 from florist.cli.inspect import inspect
 from florist.cli.simulate import simulate
 from florist.errors import FloristError
 
+
+class _InterruptedError(Exception):
+    """Ctrl-C, on its way through click, which would end without a word."""
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _InterruptedError from None
+
+
 app = typer.Typer(
     name="florist",
+    cls=_Commands,
     help="Federated LoRA fine-tuning of language models: many adapters in, one compact adapter out.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -22,14 +39,30 @@ app.command()(simulate)
 
 
 @app.callback()
-def _several_commands() -> None:
-    """Keep the name of the command required, however many there are."""
+def _without_command(context: click.Context) -> None:
+    """Help, where no command is named."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
 
 
 def main() -> None:
-    """Run a command; what florist refuses becomes one line on stderr and exit status 2."""
+    """Run a command; whatever it refuses becomes one line on stderr and exit status 2, Ctrl-C one line and 130."""
     try:
-        app()
+        status = app(standalone_mode=False)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "florist"
+        _stop(f"{error.format_message()} See {command} --help.", status=2)
+    except click.ClickException as error:
+        _stop(error.format_message(), status=2)
+    except _InterruptedError:
+        _stop("interrupted", status=130)
     except (FloristError, OSError) as error:  # an OSError is the system's: a full disk, a file where a folder should be
-        typer.echo(f"florist: {' '.join(str(error).split())}", err=True)
-        sys.exit(2)
+        _stop(str(error), status=2)
+    else:
+        sys.exit(status)
+
+
+def _stop(message: str, *, status: int) -> None:
+    typer.echo(f"florist: {' '.join(message.split())}", err=True)
+    sys.exit(status)

@@ -1,21 +1,21 @@
 """``florist aggregate``: several adapters in, one out."""
 
 import json
-import math
 from collections.abc import Mapping
 from enum import Enum
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from florist.errors import ConfigurationError, InvalidUpdateError
+from florist.cli.summaries import absences, span
+from florist.cli.weighing import parse_weights
+from florist.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from florist.rounds import Certificate, ModuleCertificate
+_MOST_ROWS = 40
 
 
 class ExportName(Enum):
@@ -53,7 +53,11 @@ def aggregate(
     rank: Annotated[int | None, typer.Option(help="The same rank for every module.")] = None,
     max_rank: Annotated[int | None, typer.Option(help="No module above this rank, whatever the rule.")] = None,
     weights: Annotated[
-        str | None, typer.Option(help="One each, as 3,1,1: examples behind the adapters. Equal by default.")
+        str | None,
+        typer.Option(
+            help="One each, as 3,1,1: examples behind the adapters; fractions are shares. By default what florist.json "
+            "beside an adapter says, else equal."
+        ),
     ] = None,
     export: Annotated[
         ExportName, typer.Option(help="A rank for every module, or one for all (for servers that know no other).")
@@ -65,6 +69,7 @@ def aggregate(
     average_full: Annotated[
         bool, typer.Option("--average-full", help="Average parameters that were trained whole, as a head.")
     ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="A row of the table for every module.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
     """Combine LoRA adapters of unlike ranks into one, exactly but for what tau leaves out.
@@ -76,7 +81,7 @@ def aggregate(
     from florist.outputs import require_absent  # noqa: PLC0415  # light, but torch comes with what follows
 
     require_absent(out)
-    counts = _counts(weights) if weights is not None else None
+    counts = parse_weights(weights) if weights is not None else None
     wanted = {"tau": tau, "scope": scope.value, "budget": budget, "rank": rank, "max_rank": max_rank}
     section = validated(AggregationSection, {name: value for name, value in wanted.items() if value is not None})
     if budget is not None and export is ExportName.UNIFORM:
@@ -89,71 +94,65 @@ def aggregate(
 
     from florist import one_shot  # noqa: PLC0415
     from florist.checkpoint import Export  # noqa: PLC0415
+    from florist.cli.progress import module_bar  # noqa: PLC0415
     from florist.config.methods import DEFAULT_TAU, rank_rule  # noqa: PLC0415
 
-    console = Console(stderr=as_json)
-    progress = Console(stderr=True)
+    # A name in brackets is a name, and no markup.
+    console, progress = Console(stderr=as_json, markup=False), Console(stderr=True, markup=False)
     torch_dtype: torch.dtype = getattr(torch, dtype.value)
     if section.tau is None and section.budget is None and section.rank is None:
         section = section.model_copy(update={"tau": DEFAULT_TAU})
-    with progress.status(f"aggregating {len(adapters)} adapters"):
+    with module_bar(progress, f"aggregating {len(adapters)} adapters") as on_module:
         result = one_shot.aggregate(
             adapters,
             rank_rule=rank_rule(section, torch_dtype.itemsize),
             num_examples=counts,
             allow_base_mismatch=allow_base_mismatch,
             average_full=average_full,
+            on_module=on_module,
         )
         settings = {**section.model_dump(mode="json"), "export": export.value, "dtype": dtype.value}
         document = result.write(out, export=Export(export.value), dtype=torch_dtype, settings=settings)
-    console.print(_table(result.certificate))
-    console.print(_totals(document, out))
-    notes = [
-        f"{module} is absent from {', '.join(map(str, paths))}, which counts as a zero update"
-        for module, paths in result.inputs.comparison.absent.items()
-    ]
-    for note in (*notes, *document["notes"]):
-        progress.print(f"note: {note}")
+    console.print(_table(document["modules"], every=verbose))
+    console.print(_totals(document, out), highlight=False, soft_wrap=True)
+    for note in (*absences(result.inputs.comparison.absent), *document["notes"]):
+        progress.print(f"note: {note}", highlight=False, soft_wrap=True)
     if as_json:
         typer.echo(json.dumps(document))
 
 
-def _counts(weights: str) -> list[int]:
-    """``0.5,0.25,0.25`` -> 2, 1, 1: weights as whole examples, without rounding."""
-    try:
-        parts = [Fraction(part.strip()) for part in weights.split(",")]
-    except (ValueError, ZeroDivisionError) as error:
-        raise InvalidUpdateError(f"expected --weights as numbers with commas, as 3,1,1, got {weights!r}") from error
-    return [int(part * math.lcm(*(part.denominator for part in parts))) for part in parts]
-
-
-def _table(certificate: "Certificate") -> "Table":
+def _table(modules: Mapping[str, Mapping[str, Any]], *, every: bool) -> "Table":
+    """A row for the modules of one name and shape, which every layer has; or a row a module."""
     from rich import box  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    kinds: dict[tuple[str, tuple[int, int]], list[ModuleCertificate]] = {}
-    for name, module in certificate.modules.items():
-        kinds.setdefault((name.rpartition(".")[2], module.shape), []).append(module)
+    from florist.inspection import kind  # noqa: PLC0415
+
+    groups: dict[tuple[str, int, int], list[Mapping[str, Any]]] = {}
+    for name, module in modules.items():
+        groups.setdefault((name if every else kind(name), *module["shape"]), []).append(module)
     heads = ("module", "shape", "how many", "rank in", "rank out", "energy kept", "relative error")
-    table = Table(*heads, box=box.SIMPLE_HEAD)
+    table = Table(*heads, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left")
+    table.columns[0].overflow = "fold"  # cut short, modules of different layers would look alike
     for column in table.columns[1:]:
         column.justify = "right"
-    for (kind, shape), modules in kinds.items():
+    rows = list(groups.items())
+    shown = rows if every else rows[:_MOST_ROWS]
+    for (name, out_features, in_features), group in shown:
         table.add_row(
-            kind,
-            f"{shape[0]} x {shape[1]}",
-            str(len(modules)),
-            _span([module.input_rank for module in modules]),
-            _span([module.rank for module in modules]),
-            f"{min(module.energy_kept for module in modules):.4f}",
-            f"{max(module.relative_error for module in modules):.2e}",
+            name,
+            f"{out_features} x {in_features}",
+            str(len(group)),
+            span([module["input_rank"] for module in group]),
+            span([module["rank"] for module in group]),
+            f"{min(module['energy_kept'] for module in group):.4f}",
+            f"{max(module['relative_error'] for module in group):.2e}",
         )
+    if len(modules) > len(groups):
+        table.caption = "ranks: least, median and most; energy: the least; error: the largest. --verbose: every module"
+    if len(shown) < len(rows):
+        table.add_row(f"and {len(rows) - len(shown)} more kinds: --verbose", *[""] * (len(heads) - 1))
     return table
-
-
-def _span(values: list[int]) -> str:
-    low, high = min(values), max(values)
-    return str(low) if low == high else f"{low} to {high}"
 
 
 def _totals(document: Mapping[str, Any], out: Path) -> str:

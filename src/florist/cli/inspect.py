@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from florist.cli.summaries import absences, some, span
+from florist.cli.weighing import parse_weights
+from florist.errors import InvalidUpdateError
+
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from florist.checkpoint import SavedAdapter
@@ -19,59 +24,73 @@ _SWEEP = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999, 1
 def inspect(
     adapters: Annotated[list[str], typer.Argument(help="PEFT adapters: directories or hub ids in the local cache.")],
     sweep: Annotated[
-        bool, typer.Option("--sweep", help="What every threshold would make of their equally weighted sum.")
+        bool, typer.Option("--sweep", help="What every threshold would make of their weighted sum.")
     ] = False,
+    weights: Annotated[
+        str | None, typer.Option(help="For --sweep, as `florist aggregate` takes them: examples behind the adapters.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--modules", help="A row for every module, not for every kind.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
     """Show spectra, ranks and norms of adapters, and whether they may be aggregated.
 
     Adapters that may not be combined are a finding, not an error: the reasons are listed and the exit status is 0.
     """
+    counts = parse_weights(weights) if weights is not None else None
+
     from rich.console import Console  # noqa: PLC0415  # keeps --help fast
 
     from florist.checkpoint import compare, locate, open_adapter  # noqa: PLC0415
-    from florist.inspection import spectra, unlike_norms, view  # noqa: PLC0415
+    from florist.cli.progress import module_bar  # noqa: PLC0415
+    from florist.inspection import combinable, spectra, unlike_norms, view  # noqa: PLC0415
     from florist.inspection import sweep as sweep_thresholds  # noqa: PLC0415
     from florist.one_shot import open_inputs  # noqa: PLC0415
 
-    console = Console(stderr=as_json)
+    # A name in brackets is a name, and no markup.
+    console, progress = Console(stderr=as_json, markup=False), Console(stderr=True, markup=False)
     saved = [open_adapter(locate(adapter)) for adapter in adapters]
-    views = {str(one.path): view(one) for one in saved}
     comparison = compare(saved)
-    outliers = unlike_norms(saved)
+    groups = combinable(saved) if comparison.problems else [tuple(saved)]
     points: list[SweepPoint] = []
-    if sweep and not comparison.problems:
-        points = sweep_thresholds(spectra(open_inputs(adapters).updates), _SWEEP)
+    obstacle = "the adapters cannot be combined as they are" if comparison.problems else None
+    with module_bar(progress, "decomposing") as on_module:
+        views = {str(one.path): view(one, on_module) for one in saved}
+        if sweep and obstacle is None:
+            try:
+                inputs = open_inputs(adapters, num_examples=counts)
+                points = sweep_thresholds(spectra(inputs.updates, on_module), _SWEEP)
+            except InvalidUpdateError as error:
+                obstacle = str(error)
+    outliers = unlike_norms(saved)
     for one in saved:
-        console.print(_heading(one))
-        console.print(_module_table(views[str(one.path)]))
-        for line in _findings(views[str(one.path)]):
-            console.print(line)
-    if len(saved) > 1:
-        for path, times in outliers.items():
-            console.print(f"outlier: the update of {path} is {times:.2g} times as large as the median of all")
-        for line in _verdict(comparison.problems, {m: list(map(str, p)) for m, p in comparison.absent.items()}):
-            console.print(line)
+        modules = views[str(one.path)]
+        console.print(_heading(one), soft_wrap=True)
+        console.print(_module_table(modules) if every else _kind_table(modules))
+        _say(console, _findings(modules))
+    _say(console, [f"outlier: the update of {p} is {times:.2g} times the median" for p, times in outliers.items()])
+    if len(saved) > 1 or comparison.problems:
+        _say(console, absences(comparison.absent))
+        _say(console, _verdict(comparison.problems, [[str(one.path) for one in group] for group in groups]))
     if points:
         console.print(_sweep_table(points))
+    elif sweep:
+        _say(console, [f"no sweep: {obstacle}"])
     if as_json:
         document: dict[str, Any] = {
             "adapters": [{"path": path, "modules": _as_json(modules)} for path, modules in views.items()],
             "problems": list(comparison.problems),
+            "combinable": [[str(one.path) for one in group] for group in groups],
             "absent": {module: list(map(str, paths)) for module, paths in comparison.absent.items()},
             "outliers": outliers,
         }
-        if points:
-            document["sweep"] = [
-                {
-                    "tau": point.tau,
-                    "total_rank": point.total_rank,
-                    "bytes": point.nbytes,
-                    "relative_error": point.relative_error,
-                }
-                for point in points
-            ]
+        if sweep:
+            document["sweep"] = [_point_as_json(point) for point in points]
         typer.echo(json.dumps(document))
+
+
+def _say(console: "Console", lines: Sequence[str]) -> None:
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _heading(saved: "SavedAdapter") -> str:
@@ -83,20 +102,50 @@ def _heading(saved: "SavedAdapter") -> str:
 
 
 def _module_table(modules: "Mapping[str, ModuleView]") -> "Table":
+    table = _table("module", modules)
+    for name, module in modules.items():
+        kept = (str(rank) for rank in module.ranks.values())
+        line = sparkline(module.spectrum.S.tolist()[: module.rank])
+        table.add_row(name, f"{module.norm:.3g}", str(module.rank), *kept, line)
+    return table
+
+
+def _kind_table(modules: "Mapping[str, ModuleView]") -> "Table":
+    """A row for the modules of one name, which every layer has: the same facts, in the median."""
+    from florist.inspection import kind  # noqa: PLC0415
+
+    groups: dict[str, list[ModuleView]] = {}
+    for name, module in modules.items():
+        groups.setdefault(kind(name), []).append(module)
+    table = _table("modules", modules)
+    for name, group in groups.items():
+        kept = (span([module.ranks[tau] for module in group]) for tau in group[0].ranks)
+        typical = sorted(group, key=lambda module: module.norm)[len(group) // 2]
+        table.add_row(
+            name if len(group) == 1 else f"{len(group)} x {name}",
+            f"{typical.norm:.3g}",
+            span([module.rank for module in group]),
+            *kept,
+            sparkline(typical.spectrum.S.tolist()[: typical.rank]),
+        )
+    if len(groups) < len(modules):
+        table.caption = (
+            f"{table.caption}; least/median/most of the modules of a kind. Norm and spectrum: of the module with the "
+            "median norm. --modules: all of them"
+        )
+    return table
+
+
+def _table(first: str, modules: "Mapping[str, ModuleView]") -> "Table":
     from rich import box  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
     taus = list(next(iter(modules.values())).ranks)
-    table = Table(
-        "module", "norm", "rank", *(f"{tau:g}" for tau in taus), "spectrum", box=box.SIMPLE_HEAD, pad_edge=False
-    )
+    heads = (first, "norm", "rank", *(f"{tau:g}" for tau in taus), "spectrum")
+    table = Table(*heads, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left")
     table.columns[0].overflow = "fold"  # cut short, modules of different layers would look alike
     for column in table.columns[1:-1]:
         column.justify = "right"
-    for name, module in modules.items():
-        kept = (str(module.ranks[tau]) for tau in taus)
-        line = sparkline(module.spectrum.S.tolist()[: module.rank])
-        table.add_row(name, f"{module.norm:.3g}", str(module.rank), *kept, line)
     table.caption = f"columns {taus[0]:g} to {taus[-1]:g}: the rank that holds that fraction of the energy"
     return table
 
@@ -112,24 +161,25 @@ def sparkline(values: Sequence[float], width: int = 12) -> str:
 
 
 def _findings(modules: "Mapping[str, ModuleView]") -> list[str]:
-    dead = {name: module.dead_directions for name, module in modules.items() if module.dead_directions}
+    dead = [f"{name} ({module.dead_directions})" for name, module in modules.items() if module.dead_directions]
+    count = sum(module.dead_directions for module in modules.values())
+    outliers = [f"{name} ({m.outlier:.2g} times)" for name, m in modules.items() if m.outlier is not None]
     lines: list[str] = []
     if dead:
-        some = ", ".join(f"{name} ({count})" for name, count in list(dead.items())[:5])
-        lines.append(f"dead ranks: {sum(dead.values())} directions in {len(dead)} modules carry nothing: {some}")
-    lines += [
-        f"outlier: the norm of {name} is {module.outlier:.2g} times the median of its kind"
-        for name, module in modules.items()
-        if module.outlier is not None
-    ]
+        lines.append(f"dead ranks: {count} directions in {len(dead)} modules carry nothing: {some(dead)}")
+    if outliers:
+        lines.append(f"outliers: norms far from the median of their kind: {some(outliers)}")
     return lines
 
 
-def _verdict(problems: Sequence[str], absent: Mapping[str, Sequence[str]]) -> list[str]:
-    lines = [f"{module} is absent from {', '.join(paths)}: a zero update" for module, paths in absent.items()]
-    if problems:
-        return [*lines, "these adapters cannot be aggregated as they are:", *(f"- {problem}" for problem in problems)]
-    return [*lines, "these adapters may be aggregated"]
+def _verdict(problems: Sequence[str], groups: Sequence[Sequence[str]]) -> list[str]:
+    if not problems:
+        return ["these adapters may be aggregated"]
+    lines = ["these adapters cannot be aggregated as they are:", *(f"- {problem}" for problem in problems)]
+    parts = [group for group in groups if len(group) > 1]
+    if not parts:
+        return [*lines, "no two of them may be aggregated"]
+    return [*lines, *(f"these {len(group)} may be aggregated: {' '.join(group)}" for group in parts)]
 
 
 def _sweep_table(points: "Sequence[SweepPoint]") -> "Table":
@@ -144,6 +194,15 @@ def _sweep_table(points: "Sequence[SweepPoint]") -> "Table":
             f"{point.tau:g}", str(point.total_rank), f"{point.nbytes / 1e3:.0f}", f"{point.relative_error:.2e}"
         )
     return table
+
+
+def _point_as_json(point: "SweepPoint") -> dict[str, Any]:
+    return {
+        "tau": point.tau,
+        "total_rank": point.total_rank,
+        "bytes": point.nbytes,
+        "relative_error": point.relative_error,
+    }
 
 
 def _as_json(modules: "Mapping[str, ModuleView]") -> dict[str, Any]:

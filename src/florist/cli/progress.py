@@ -1,5 +1,7 @@
-"""Progress bars of a simulation, on stderr."""
+"""Progress bars, on stderr, where that is a terminal."""
 
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -63,3 +65,21 @@ class Progress:
         metrics = ", ".join(f"{name} {value:.3f}" for name, value in record.metrics.items())
         outcome = f"total rank {record.total_rank}" if record.aggregated else "too few replies, nothing changed"
         self._console.print(f"round {record.round}: {metrics}{', ' if metrics else ''}{outcome}", highlight=False)
+
+
+@contextmanager
+def module_bar(console: Console, what: str) -> Generator[Callable[[int, int], None]]:
+    """A bar over the modules of an adapter; what it yields is told how many are done, and of how many."""
+    bar = progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("modules"),
+        progress.TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    task = bar.add_task(what, total=None)
+    with bar:
+        yield lambda done, total: bar.update(task, completed=done, total=total)

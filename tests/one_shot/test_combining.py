@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 from florist.checkpoint import Export, open_adapter
 from florist.errors import IncompatibleAdaptersError, InvalidUpdateError, OutputExistsError
 from florist.one_shot import aggregate
-from florist.ranks import EnergyThreshold
+from florist.ranks import EnergyThreshold, GlobalEnergyThreshold
+from tests.breaking import copied, edit_tensors
 from tests.builders import relative_error
 
 IDS = torch.arange(5, 25).reshape(2, 10)
@@ -110,3 +111,33 @@ def test_an_output_that_exists_is_kept(saved_adapters: list[Path], tmp_path: Pat
     with pytest.raises(OutputExistsError):
         aggregate(saved_adapters, rank_rule=EnergyThreshold(0.9)).write(tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_observer_is_told_of_every_module(saved_adapters: list[Path]) -> None:
+    told: list[tuple[int, int]] = []
+    once = aggregate(saved_adapters, rank_rule=EnergyThreshold(0.9), on_module=lambda *step: told.append(step))
+    assert list(dict.fromkeys(told)) == [(position, 14) for position in range(14)]
+    last = told.count((13, 14))
+    told.clear()
+    aggregate(saved_adapters, rank_rule=GlobalEnergyThreshold(0.9), on_module=lambda *step: told.append(step))
+    assert told.count((13, 14)) == 2 * last  # the rule wants every spectrum before it names a rank
+    silent = aggregate(saved_adapters, rank_rule=EnergyThreshold(0.9))
+    assert all(torch.equal(once.adapter[name].B, silent.adapter[name].B) for name in silent.adapter)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("tau", [0.9, 1.0])
+def test_adapters_that_learnt_nothing_make_one_that_adds_nothing(
+    tiny_llama: Path, saved_adapters: list[Path], tmp_path: Path, dtype: torch.dtype, tau: float
+) -> None:
+    def forget(tensors: dict[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            tensors[name] = (tensor * ("lora_A" in name)).to(dtype)
+
+    idle = [copied(path, tmp_path / path.name, edit_tensors(forget)) for path in saved_adapters]
+    document = aggregate(idle, rank_rule=EnergyThreshold(tau)).write(tmp_path / "out", dtype=dtype)
+    assert (document["total_rank"], document["relative_error"]) == (0, 0.0)
+    assert {module["energy_kept"] for module in document["modules"].values()} == {1.0}
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    with torch.no_grad():
+        assert torch.equal(loaded_logits(tiny_llama, tmp_path / "out"), base(input_ids=IDS).logits)

@@ -1,0 +1,28 @@
+"""Many values in few words, for tables and notes."""
+
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+
+def span(values: Collection[int]) -> str:
+    """Least, median and most, as ``2/5/9``; one number where all are equal."""
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low}/{statistics.median_low(values)}/{high}"
+
+
+def some(items: Sequence[str], most: int = 5) -> str:
+    """The first few, and how many more there are."""
+    rest = len(items) - most
+    return ", ".join(items[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def absences(absent: Mapping[str, Collection[Path]]) -> list[str]:
+    """One line for all the modules that the same adapters lack."""
+    together: dict[tuple[str, ...], list[str]] = {}
+    for module, paths in absent.items():
+        together.setdefault(tuple(map(str, paths)), []).append(module)
+    return [
+        f"absent from {', '.join(paths)}, where it counts as a zero update: {some(modules)}"
+        for paths, modules in together.items()
+    ]

@@ -1,0 +1,183 @@
+"""Aggregation of saved adapters by FLoRIST, and writing the result."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from florist.aggregation import Florist
+from florist.checkpoint import Export, encode, serving_notes, write_adapter
+from florist.checkpoint.reading import WEIGHTS_NAME
+from florist.factors import AdapterState, LoraFactor, stack
+from florist.one_shot.certificate import CERTIFICATE_NAME, document, sealed
+from florist.one_shot.inputs import OUTPUT_BIAS, Inputs, open_inputs
+from florist.outputs import new_directory
+from florist.ranks import RankRule
+from florist.rounds import Certificate, ClientUpdate, FullParameters
+
+OnModule = Callable[[int, int], None]
+"""Called with how many modules lie before the one that is being read, and how many there are.
+
+Modules are read side by side, so that it is called from several threads, several times for a module, and not quite in
+order. It starts again from 0 for a rule that needs every spectrum beforehand.
+"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AggregatedAdapter:
+    """One adapter made of many.
+
+    Attributes:
+        adapter: module name -> factor.
+        certificate: what the rank kept and lost; ``bytes_in`` as stored, ``bytes_out`` before `write`.
+        inputs: what went in.
+        full_parameters: averaged values of the parameters that travel whole.
+        additive: module name -> summed output bias.
+    """
+
+    adapter: AdapterState
+    certificate: Certificate
+    inputs: Inputs
+    full_parameters: FullParameters
+    additive: FullParameters
+
+    def write(
+        self,
+        directory: Path,
+        *,
+        export: Export = Export.PER_MODULE,
+        dtype: torch.dtype = torch.float32,
+        settings: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Write a PEFT adapter and its certificate, whole or not at all.
+
+        Args:
+            directory: to create.
+            export: a rank for every module or one for all.
+            dtype: of the stored tensors.
+            settings: how the adapter was made, to be put at the head of the certificate.
+
+        Returns:
+            The content of the certificate file. Its errors are those of what was written: what the rank leaves out
+            and what storing in `dtype` rounds off. Not counted is the float32 arithmetic of the sum itself, about
+            1e-7 of the norm. Its ``notes`` say what servers other than PEFT make of the result.
+
+        Raises:
+            OutputExistsError, MissingInputError: as `outputs.require_absent`.
+            NonFiniteUpdateError: a value does not fit `dtype`.
+        """
+        common = self.inputs.comparison
+        encoded = encode(
+            self.adapter,
+            layout=common.layout,
+            full_parameters=self.full_parameters,
+            additive=self.additive,
+            base_model=common.base_model,
+            revision=common.revision,
+            task_type=common.task_type,
+            export=export,
+            dtype=dtype,
+        )
+        storage_errors = {name: storage_error(factor, dtype) for name, factor in self.adapter.items()}
+        stored = {
+            # What the rank leaves out is orthogonal to both factors, so that the squares add up; only the product of
+            # the two roundings, smaller by another factor of the dtype's eps, is not.
+            name: replace(module, error=math.hypot(module.error, storage_errors[name]))
+            for name, module in self.certificate.modules.items()
+        }
+        content = document(
+            replace(self.certificate, modules=stored, bytes_out=encoded.nbytes),
+            storage_errors=storage_errors,
+            saved=self.inputs.saved,
+            weights=self.inputs.weights,
+            notes=(*self.inputs.notes, *serving_notes(encoded)),
+            settings=settings or {},
+        )
+        with new_directory(directory) as draft:
+            write_adapter(draft, encoded)
+            content = sealed(content, draft / WEIGHTS_NAME)
+            (draft / CERTIFICATE_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        return content
+
+
+def aggregate(
+    adapters: Sequence[str | Path],
+    *,
+    rank_rule: RankRule,
+    num_examples: Sequence[int | Fraction] | None = None,
+    allow_base_mismatch: bool = False,
+    average_full: bool = False,
+    on_module: OnModule | None = None,
+) -> AggregatedAdapter:
+    """Combine saved PEFT adapters into one by FLoRIST.
+
+    The tensors are read module by module, so that memory does not hold all adapters at once.
+
+    Args:
+        adapters: directories as `save_pretrained` writes them, weights files, or hub ids in the local cache.
+        rank_rule: how many directions each module keeps.
+        num_examples: training examples behind each adapter, whole numbers; or fractions, which are shares of an
+            unknown number. If left out, an aggregate counts as much as its certificate says went into it, and any
+            other adapter counts once: an aggregate of aggregates is that of all the adapters in them.
+        allow_base_mismatch: accept unlike names of the base model.
+        average_full: average parameters that were trained whole, where they would be refused.
+        on_module: told how far it is.
+
+    Raises:
+        MissingInputError, InvalidAdapterError, UnsupportedAdapterError: as `checkpoint.open_adapter`.
+        IncompatibleAdaptersError: they cannot be combined; the message lists every reason.
+        InvalidUpdateError: the number of weights is not that of the adapters, a weight is not positive, an adapter
+            is given twice, or the certificates count in unlike units and no weights are given.
+        NonFiniteUpdateError: a factor holds NaN or infinity.
+    """
+    inputs = open_inputs(
+        adapters, num_examples=num_examples, allow_base_mismatch=allow_base_mismatch, average_full=average_full
+    )
+    updates = inputs.updates if on_module is None else _observed(inputs.updates, on_module)
+    broadcast = Florist(rank_rule)(updates)
+    whole = broadcast.full_parameters
+    return AggregatedAdapter(
+        adapter=broadcast.shared,
+        certificate=replace(broadcast.certificate, bytes_in=sum(one.stored_bytes for one in inputs.saved)),
+        inputs=inputs,
+        full_parameters={name: tensor for name, tensor in whole.items() if not name.endswith(OUTPUT_BIAS)},
+        additive={
+            name.removesuffix(OUTPUT_BIAS): tensor for name, tensor in whole.items() if name.endswith(OUTPUT_BIAS)
+        },
+    )
+
+
+def storage_error(factor: LoraFactor, dtype: torch.dtype) -> float:
+    """``||B A - B' A'||_F`` with B' and A' rounded to `dtype`; exactly 0 where nothing is rounded.
+
+    ``B A - B' A' = (B - B') A + B' (A - A')``: a sum of two small products, whose norm the trace identity gives
+    without cancellation.
+
+    Cost: O((m + n) r^2) in float64; nothing where the factor has that dtype already.
+    """
+    if factor.B.dtype == dtype:
+        return 0.0
+    exact = factor.to(dtype=torch.float64)
+    rounded = factor.to(dtype=dtype).to(dtype=torch.float64)
+    off = stack([LoraFactor(exact.B - rounded.B, exact.A), LoraFactor(rounded.B, exact.A - rounded.A)])
+    return max(0.0, off.energy()) ** 0.5
+
+
+def _observed(updates: Sequence[ClientUpdate], on_module: OnModule) -> tuple[ClientUpdate, ...]:
+    """The same updates, which tell when one of their modules is read; they are read about in the order of the names."""
+    names = sorted(set().union(*(update.adapter for update in updates)))
+    positions = {name: position for position, name in enumerate(names)}
+
+    def read(adapter: AdapterState, name: str) -> LoraFactor:
+        on_module(positions[name], len(positions))
+        return adapter[name]
+
+    return tuple(
+        replace(update, adapter=AdapterState(update.adapter.specs, partial(read, update.adapter))) for update in updates
+    )

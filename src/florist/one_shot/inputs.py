@@ -1,0 +1,88 @@
+"""Adapters that may be combined, opened and weighed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+
+from florist.checkpoint import Comparison, SavedAdapter, check_compatible, locate, open_adapter
+from florist.errors import InvalidAdapterError, InvalidUpdateError
+from florist.one_shot.certificate import certified_weight
+from florist.one_shot.weights import ONE_ADAPTER, Weight, Weights, combined, given
+from florist.rounds import ClientUpdate, FullParameters
+
+OUTPUT_BIAS = ".lora_B.bias"
+"""Ends the name under which a module's output bias travels with the parameters that travel whole."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inputs:
+    """Adapters that may be combined, opened and weighed.
+
+    Attributes:
+        saved: the adapters, in the order given.
+        weights: of each.
+        comparison: what they have in common, and the modules that some lack.
+        updates: the same as updates of one round.
+        notes: what a person should know of how they were weighed.
+    """
+
+    saved: tuple[SavedAdapter, ...]
+    weights: Weights
+    comparison: Comparison
+    updates: tuple[ClientUpdate, ...]
+    notes: tuple[str, ...]
+
+
+def open_inputs(
+    adapters: Sequence[str | Path],
+    *,
+    num_examples: Sequence[int | Fraction] | None = None,
+    allow_base_mismatch: bool = False,
+    average_full: bool = False,
+) -> Inputs:
+    """Open adapters and check that they may be combined; nothing but headers and certificates is read.
+
+    Args, Raises: as `aggregate`.
+
+    Cost: where nothing is said of the weights, an adapter with a certificate is read once to hash it.
+    """
+    if num_examples is not None and len(num_examples) != len(adapters):
+        raise InvalidUpdateError(f"expected a weight for each of the {len(adapters)} adapters, got {len(num_examples)}")
+    saved = tuple(open_adapter(locate(str(adapter))) for adapter in adapters)
+    places = [one.weights_path.resolve() for one in saved]
+    twice = sorted({str(one.path) for one, place in zip(saved, places, strict=True) if places.count(place) > 1})
+    if twice:
+        raise InvalidUpdateError(f"expected every adapter once, got {', '.join(twice)} twice; raise its weight instead")
+    comparison = check_compatible(saved, allow_base_mismatch=allow_base_mismatch, average_full=average_full)
+    weights, notes = (given(num_examples), ()) if num_examples is not None else _certified(saved)
+    biased = {module: shape for one in saved for module, shape in one.additive.shapes.items()}
+    updates = tuple(
+        ClientUpdate(str(one.path), one.adapter, count, round_number=1, full_parameters=_whole(one, biased))
+        for one, count in zip(saved, weights.counts, strict=True)
+    )
+    return Inputs(saved, weights, comparison, updates, notes)
+
+
+def _certified(saved: Sequence[SavedAdapter]) -> tuple[Weights, tuple[str, ...]]:
+    """What each adapter's certificate says that it counts for; one that cannot be believed is noted and not used."""
+    known: list[Weight] = []
+    notes: list[str] = []
+    for one in saved:
+        try:
+            known.append(certified_weight(one) or ONE_ADAPTER)
+        except InvalidAdapterError as error:
+            known.append(ONE_ADAPTER)
+            notes.append(str(error))
+    return combined([one.path for one in saved], known), tuple(notes)
+
+
+def _whole(saved: SavedAdapter, biased: Mapping[str, tuple[int, ...]]) -> FullParameters:
+    """What is averaged: parameters that travel whole, and output biases, of which a missing one is zero."""
+    biases = {
+        module + OUTPUT_BIAS: saved.additive[module] if module in saved.additive else torch.zeros(shape)
+        for module, shape in biased.items()
+    }
+    return {**saved.full_parameters, **biases}

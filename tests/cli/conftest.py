@@ -1,0 +1,37 @@
+import subprocess
+import sys
+
+import pytest
+
+from florist.cli import main
+
+from .running import COMMAND, ENVIRONMENT, Result, Run
+
+
+@pytest.fixture
+def florist(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in this process."""
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["florist", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "120")
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        return Result(int(end.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def process() -> Run:
+    """Run the installed command in a process of its own."""
+
+    def run(*arguments: object) -> Result:
+        done = subprocess.run(
+            [COMMAND, *map(str, arguments)], env=ENVIRONMENT, capture_output=True, text=True, check=False
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    return run

@@ -1,0 +1,183 @@
+"""``florist aggregate``: exit status, stdout, stderr, and what is left on disk."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from florist.checkpoint import open_adapter
+from tests.breaking import Break, copied, edit_config, edit_tensors, first, last
+from tests.builders import relative_error
+
+from .running import Run, refused
+
+
+def test_aggregate_prints_a_table_and_writes_an_adapter(
+    florist: Run, saved_adapters: list[Path], tmp_path: Path
+) -> None:
+    result = florist("aggregate", *saved_adapters, "-o", tmp_path / "out", "--tau", "0.8", "--weights", "0.5,0.25,0.25")
+    assert result.returncode == 0, result.stderr
+    assert "q_proj" in result.stdout
+    assert "times smaller" in result.stdout
+    certificate = json.loads((tmp_path / "out" / "florist.json").read_text())
+    assert [entry["num_examples"] for entry in certificate["inputs"]] == [2, 1, 1]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "florist.json",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_aggregate_json_is_all_of_stdout(process: Run, saved_adapters: list[Path], tmp_path: Path) -> None:
+    result = process("aggregate", *saved_adapters, "-o", tmp_path / "out", "--json")
+    document = json.loads(result.stdout)
+    assert {"method", "tau", "total_rank", "input_rank", "bytes_in", "bytes_out", "modules"} <= document.keys()
+    module = next(iter(document["modules"].values()))
+    assert {"rank", "input_rank", "energy_kept", "relative_error", "shape"} <= module.keys()
+    assert "q_proj" in result.stderr
+
+
+BROKEN: dict[str, tuple[Break, str]] = {
+    "no lora_B": (edit_tensors(lambda t: t.pop(first(t, "B"))), "has no lora_B"),
+    "unlike ranks": (edit_config(r=5), "where the config says rank"),
+    "nan": (edit_tensors(lambda t: t[last(t, "A")].fill_(float("nan"))), "NaN"),
+    "inf": (edit_tensors(lambda t: t[last(t, "B")].fill_(float("inf"))), "infinity"),
+    "integers": (edit_tensors(lambda t: t.update({first(t, "A"): t[first(t, "A")].int()})), "is I32"),
+    "shape": (
+        edit_tensors(lambda t: t.update({first(t, "A"): torch.zeros(4, 7)})),
+        "updates a weight",
+    ),
+    "base": (edit_config(base_model_name_or_path="elsewhere"), "--allow-base-mismatch"),
+    "dora": (edit_config(use_dora=True), "DoRA"),
+    "truncated": (lambda a: os.truncate(a / "adapter_model.safetensors", 500), "adapter_model.safetensors"),
+    "no weights": (lambda a: (a / "adapter_model.safetensors").unlink(), "expected adapter_model.safetensors"),
+    "no config": (lambda a: (a / "adapter_config.json").unlink(), "adapter_config.json"),
+    "no json": (lambda a: (a / "adapter_config.json").write_text("{"), "adapter_config.json"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "reason"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_adapter_is_refused_in_one_line_and_leaves_nothing(
+    florist: Run, saved_adapters: list[Path], tmp_path: Path, spoil: Break, reason: str
+) -> None:
+    adapter = copied(saved_adapters[0], tmp_path / "broken", spoil)
+    line = refused(florist("aggregate", saved_adapters[1], adapter, "-o", tmp_path / "out"))
+    assert reason in line
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--weights", "3,1"], "a weight for each of the 3 adapters, got 2"),
+        (["--weights", "3,1,0"], "a positive number of examples, got 0"),
+        (["--weights", "3,1,-2"], "a positive number of examples, got -2"),
+        (["--weights", "a,b,c"], "as 3,1,1"),
+        (["--tau", "0"], "tau: Input should be greater than 0, got 0.0"),
+        (["--tau", "1.5"], "tau: Input should be less than or equal to 1, got 1.5"),
+        (["--tau", "0.5", "--budget", "1MB"], "contradict each other"),
+        (["--scope", "global", "--rank", "3"], "goes with tau, not with rank"),
+        (["--budget", "1MB", "--export", "uniform"], "use --rank or --max-rank"),
+        (["--budget", "100"], "rank 1 in each of the 14 modules"),
+        (["--rank", "0"], "rank: Input should be greater than 0"),
+    ],
+)
+def test_wrong_options_are_refused(
+    florist: Run, saved_adapters: list[Path], tmp_path: Path, arguments: list[str], reason: str
+) -> None:
+    line = refused(florist("aggregate", *saved_adapters, "-o", tmp_path / "out", *arguments))
+    assert reason in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_exists_is_refused_before_any_work(
+    florist: Run, saved_adapters: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    assert "already exists" in refused(florist("aggregate", tmp_path / "nothing", "-o", tmp_path / "out"))
+
+
+def test_an_adapter_that_is_not_there_is_refused(process: Run, tmp_path: Path) -> None:
+    assert "nothing" in refused(process("aggregate", tmp_path / "nothing", "-o", tmp_path / "out"))
+
+
+def test_two_levels_through_the_command_line_equal_one(
+    florist: Run, saved_adapters: list[Path], tmp_path: Path
+) -> None:
+    def merge(out: str, *words: object) -> dict[str, Any]:
+        result = florist("aggregate", *words, "-o", tmp_path / out, "--tau", "1", "--json")
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)
+
+    a, b, c = saved_adapters
+    assert merge("edge", a, b, "--weights", "30,10")["num_examples"] == 40
+    merge("other", c, "--weights", "5")
+    nested, flat = (
+        merge("nested", tmp_path / "edge", tmp_path / "other"),
+        merge("flat", a, b, c, "--weights", "30,10,5"),
+    )
+    assert [entry["num_examples"] for entry in nested["inputs"]] == [40, 5]
+    assert (
+        (nested["num_examples"], nested["counted_in"]) == (flat["num_examples"], flat["counted_in"]) == (45, "examples")
+    )
+    one, two = (open_adapter(tmp_path / out).adapter for out in ("nested", "flat"))
+    for name in two:
+        assert relative_error(one[name].delta_weight(), two[name].delta_weight()) < 1e-5
+
+
+def test_an_unweighed_adapter_beside_a_weighed_aggregate_is_refused(
+    florist: Run, saved_adapters: list[Path], tmp_path: Path
+) -> None:
+    a, b, c = saved_adapters
+    assert florist("aggregate", a, b, "-o", tmp_path / "edge", "--weights", "30,10").returncode == 0
+    line = refused(florist("aggregate", tmp_path / "edge", c, "-o", tmp_path / "out"))
+    assert "edge: 40 examples" in line
+    assert "(--weights)" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_certificate_of_other_weights_is_noted(florist: Run, saved_adapters: list[Path], tmp_path: Path) -> None:
+    a, b, c = saved_adapters
+    assert florist("aggregate", a, b, "-o", tmp_path / "edge").returncode == 0
+    edit_tensors(lambda tensors: tensors[first(tensors, "A")].mul_(2))(tmp_path / "edge")
+    result = florist("aggregate", tmp_path / "edge", c, "-o", tmp_path / "out", "--json")
+    assert "note: expected" in result.stderr
+    assert "has changed since" in result.stderr
+    assert [entry["num_examples"] for entry in json.loads(result.stdout)["inputs"]] == [1, 1]
+
+
+def test_every_module_has_a_row_where_that_is_asked_for(
+    florist: Run, saved_adapters: list[Path], tmp_path: Path
+) -> None:
+    short = florist("aggregate", *saved_adapters, "-o", tmp_path / "short").stdout
+    full = florist("aggregate", *saved_adapters, "-o", tmp_path / "full", "--verbose").stdout
+    assert "layers" not in short
+    assert full.count("model.layers.") == 14
+
+
+def test_hub_ids_in_the_cache_are_adapters(
+    florist: Run, saved_adapters: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As huggingface_hub lays it out: a snapshot is links to files that are named by their content.
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--org--adapter"
+    for folder in ("refs", "blobs", "snapshots/abc"):
+        (repository / folder).mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    for file in saved_adapters[0].iterdir():
+        (repository / "blobs" / file.stem).write_bytes(file.read_bytes())
+        (repository / "snapshots" / "abc" / file.name).symlink_to(f"../../blobs/{file.stem}")
+    weights = saved_adapters[1] / "adapter_model.safetensors"
+    result = florist("aggregate", "org/adapter", weights, "-o", tmp_path / "out", "--tau", "1")
+    assert result.returncode == 0, result.stderr
+    same = florist("aggregate", *saved_adapters[:2], "-o", tmp_path / "same", "--tau", "1")
+    assert same.returncode == 0
+    found, expected = (open_adapter(tmp_path / out).adapter for out in ("out", "same"))
+    for name in expected:
+        assert relative_error(found[name].delta_weight(), expected[name].delta_weight()) < 1e-6
+    line = refused(florist("aggregate", "org/other", weights, "-o", tmp_path / "more"))
+    assert "hf download org/other" in line

@@ -1,0 +1,155 @@
+"""An aggregate counts as much as what went into it."""
+
+import json
+import re
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save
+
+from florist.errors import InvalidUpdateError
+from florist.one_shot import CountedIn, aggregate, open_inputs
+from florist.one_shot.weights import given as given_weights
+from florist.ranks import EnergyThreshold
+from tests.builders import SHAPES, relative_error
+
+from .sites import Site, products, weighted
+
+LOSSLESS = EnergyThreshold(1.0)
+SITES = st.builds(
+    Site,
+    rank=st.integers(1, 5),
+    alpha=st.integers(1, 16),
+    examples=st.integers(1, 9),
+    modules=st.sets(st.sampled_from(list(SHAPES)), min_size=1).map(lambda names: tuple(sorted(names))),
+    seed=st.integers(0, 99),
+    dtype=st.sampled_from([torch.float32, torch.float16]),
+)
+
+
+def merge(out: Path, *adapters: Path, num_examples: list[int | Fraction] | None = None) -> Path:
+    aggregate(adapters, rank_rule=LOSSLESS, num_examples=num_examples).write(out)
+    return out
+
+
+@given(groups=st.lists(st.lists(SITES, min_size=1, max_size=3), min_size=1, max_size=3), weighed=st.booleans())
+@settings(deadline=None, max_examples=30)
+def test_an_aggregate_of_aggregates_is_the_aggregate_of_all(groups: list[list[Site]], weighed: bool) -> None:
+    with TemporaryDirectory() as folder:
+        edges: list[Path] = []
+        leaves: dict[Path, int] = {}
+        for number, group in enumerate(groups):
+            paths = [site.save(Path(folder, f"site-{number}-{k}")) for k, site in enumerate(group)]
+            counts = [site.examples if weighed else 1 for site in group]
+            leaves |= dict(zip(paths, counts, strict=True))
+            edges.append(merge(Path(folder, f"edge-{number}"), *paths, num_examples=counts if weighed else None))
+        found = products(merge(Path(folder, "nested"), *edges))
+        flat = products(merge(Path(folder, "flat"), *leaves, num_examples=list(leaves.values())))
+        expected = weighted(leaves)
+        for name in SHAPES:
+            # Terms may cancel: what float32 rounds off is measured against them.
+            scale = max(1.0, *(float(products(path)[name].norm()) for path in leaves))
+            for result in (found, flat):
+                assert float((result[name] - expected[name]).norm()) < 2e-6 * scale
+
+
+def test_three_levels_keep_count(tmp_path: Path) -> None:
+    a, b, c = (Site(3, 6, seed=seed).save(tmp_path / str(seed)) for seed in range(3))
+    region = merge(tmp_path / "region", merge(tmp_path / "edge", a, b, num_examples=[30, 10]))
+    assert json.loads((region / "florist.json").read_text())["num_examples"] == 40
+    top = merge(tmp_path / "top", region, merge(tmp_path / "other", c, num_examples=[60]))
+    assert open_inputs([top]).weights.counts == (100,)
+    expected = weighted({a: 30, b: 10, c: 60})
+    assert all(relative_error(products(top)[name], expected[name]) < 1e-6 for name in SHAPES)
+
+
+def test_adapters_that_nobody_weighed_count_once_each_and_their_aggregates_as_often(tmp_path: Path) -> None:
+    a, b, c = (Site(2, 2, seed=seed).save(tmp_path / str(seed)) for seed in range(3))
+    inputs = open_inputs([merge(tmp_path / "edge", a, b), c])
+    assert (inputs.weights.counts, inputs.weights.counted_in) == ((2, 1), CountedIn.ADAPTERS)
+
+
+@pytest.mark.parametrize(
+    "weighed", [[Fraction(1, 2), Fraction(1, 4), Fraction(1, 4)], [3, 1, 1]], ids=["shares", "examples"]
+)
+def test_unlike_units_are_refused_until_all_are_weighed(tmp_path: Path, weighed: list[int | Fraction]) -> None:
+    a, b, c, d = (Site(2, 2, seed=seed).save(tmp_path / str(seed)) for seed in range(4))
+    edge = merge(tmp_path / "edge", a, b, c, num_examples=weighed)
+    with pytest.raises(InvalidUpdateError, match=r"edge: \d (shares|examples); .*3: 1 adapters\); .*\(--weights\)"):
+        open_inputs([edge, d])
+    assert open_inputs([edge, d], num_examples=[5, 1]).weights.counts == (5, 1)
+
+
+def test_shares_of_unknown_size_are_not_compared_even_with_each_other(tmp_path: Path) -> None:
+    half = [Fraction(1, 2), Fraction(1, 2)]
+    sites = [Site(2, 2, seed=seed).save(tmp_path / str(seed)) for seed in range(4)]
+    one, two = (
+        merge(tmp_path / "one", *sites[:2], num_examples=half),
+        merge(tmp_path / "two", *sites[2:], num_examples=half),
+    )
+    with pytest.raises(InvalidUpdateError, match=r"two: 2 shares.*--weights"):
+        open_inputs([one, two])
+    alone = merge(tmp_path / "alone", one)  # nothing to compare with, and still no number of examples
+    assert open_inputs([alone]).weights.counted_in is CountedIn.SHARES
+
+
+def test_fractions_become_whole_numbers_without_rounding() -> None:
+    third = given_weights([Fraction(1, 3), Fraction("0.5"), Fraction(1, 6)])
+    assert (third.counts, third.counted_in) == ((2, 3, 1), CountedIn.SHARES)
+    whole = given_weights([Fraction(3), 1])
+    assert (whole.counts, whole.counted_in) == ((3, 1), CountedIn.EXAMPLES)
+    assert whole.shares == (0.75, 0.25)
+
+
+def edit(directory: Path, change: Callable[[dict[str, object]], object]) -> None:
+    file = directory / "florist.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
+    "weights": (
+        lambda d: d.joinpath("adapter_model.safetensors").write_bytes(
+            save({k: 2 * t for k, t in load_file(d / "adapter_model.safetensors").items()})
+        ),
+        "has changed since or is another",
+    ),
+    "alpha": (
+        lambda d: (d / "adapter_config.json").write_text((d / "adapter_config.json").read_text() + "\n"),
+        "has changed since or is another",
+    ),
+    "no hash": (lambda d: edit(d, lambda c: c.pop("sha256")), "expected a certificate of florist in .* 'sha256'"),
+    "no json": (lambda d: (d / "florist.json").write_text("{"), "expected a certificate of florist in .*JSON"),
+    "a list": (lambda d: (d / "florist.json").write_text("[]"), "expected a certificate of florist in"),
+    "count": (lambda d: edit(d, lambda c: c.update(num_examples=-4)), "a whole number from 1, got -4"),
+    "unit": (lambda d: edit(d, lambda c: c.update(counted_in="pounds")), "expected a certificate .*pounds"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "reason"), SPOILT.values(), ids=SPOILT)
+def test_a_certificate_that_cannot_be_believed_is_noted_and_not_used(
+    tmp_path: Path, spoil: Callable[[Path], object], reason: str
+) -> None:
+    a, b, c = (Site(2, 2, seed=seed).save(tmp_path / str(seed)) for seed in range(3))
+    edge = merge(tmp_path / "edge", a, b)
+    assert open_inputs([edge, c]).weights.counts == (2, 1)
+    spoil(edge)
+    inputs = open_inputs([edge, c])
+    assert inputs.weights.counts == (1, 1)
+    (note,) = inputs.notes
+    assert re.search(reason, note)
+    document = aggregate([edge, c], rank_rule=LOSSLESS).write(tmp_path / "out")
+    assert note in document["notes"]
+
+
+def test_certificates_are_not_consulted_where_weights_are_given(tmp_path: Path) -> None:
+    a, b = (Site(2, 2, seed=seed).save(tmp_path / str(seed)) for seed in range(2))
+    (a / "florist.json").write_text("{")
+    assert open_inputs([a, b], num_examples=[1, 1]).notes == ()
