@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from florist.checkpoint import open_adapter
+from florist.checkpoint import encode, open_adapter, write_adapter
 from tests.breaking import Break, copied, edit_config, edit_tensors, first, last
-from tests.builders import relative_error
+from tests.builders import adapter, relative_error
 
 from .running import Run, refused
 
@@ -64,8 +64,8 @@ BROKEN: dict[str, tuple[Break, str]] = {
 def test_a_broken_adapter_is_refused_in_one_line_and_leaves_nothing(
     florist: Run, saved_adapters: list[Path], tmp_path: Path, spoil: Break, reason: str
 ) -> None:
-    adapter = copied(saved_adapters[0], tmp_path / "broken", spoil)
-    line = refused(florist("aggregate", saved_adapters[1], adapter, "-o", tmp_path / "out"))
+    broken = copied(saved_adapters[0], tmp_path / "broken", spoil)
+    line = refused(florist("aggregate", saved_adapters[1], broken, "-o", tmp_path / "out"))
     assert reason in line
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
@@ -157,6 +157,20 @@ def test_every_module_has_a_row_where_that_is_asked_for(
     full = florist("aggregate", *saved_adapters, "-o", tmp_path / "full", "--verbose").stdout
     assert "layers" not in short
     assert full.count("model.layers.") == 14
+
+
+def test_a_table_stays_readable_whatever_the_modules_are_called(tmp_path: Path, florist: Run) -> None:
+    # No two layers share a name here, so that every module is of its own kind.
+    names = {f"block.stage{number}": (6, 5) for number in range(50)}
+    for seed in (1, 2):
+        encoded = encode(adapter(2, seed, shapes=names, dtype=torch.float32), base_model="org/base")
+        (tmp_path / str(seed)).mkdir()
+        write_adapter(tmp_path / str(seed), encoded)
+    words = ("aggregate", tmp_path / "1", tmp_path / "2", "-o")
+    short, full = florist(*words, tmp_path / "short"), florist(*words, tmp_path / "full", "--verbose")
+    assert "and 10 more kinds: --verbose" in short.stdout
+    assert (short.stdout.count("stage"), full.stdout.count("stage")) == (40, 50)
+    assert "more kinds" not in full.stdout
 
 
 def test_hub_ids_in_the_cache_are_adapters(
