@@ -85,3 +85,11 @@ def test_a_state_reads_anew_at_each_access() -> None:
     assert reads == ["m", "m"]
     with pytest.raises(KeyError):
         state["other"]
+
+
+def test_a_state_on_another_device_is_copied_there_when_it_is_read() -> None:
+    read: list[str] = []
+    held = LoraFactor(torch.ones(3, 2), torch.ones(2, 4))
+    state = AdapterState({"a": held.spec}, lambda name: (read.append(name), held)[1]).on("meta")
+    assert (read, state.specs) == ([], {"a": held.spec})
+    assert state["a"].B.device.type == state["a"].A.device.type == "meta"

@@ -155,6 +155,10 @@ class AdapterState(Mapping[str, LoraFactor]):
     def __len__(self) -> int:
         return len(self.specs)
 
+    def on(self, device: torch.device | str) -> "AdapterState":
+        """The same adapter on another device: a factor is copied there when it is read."""
+        return AdapterState(self.specs, lambda name: self._read(name).to(device=device))
+
     @property
     def total_rank(self) -> int:
         """Sum of the ranks over all modules."""

@@ -9,9 +9,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from florist.checkpoint import Export, open_adapter
-from florist.errors import IncompatibleAdaptersError, InvalidUpdateError, OutputExistsError
+from florist.errors import ConfigurationError, IncompatibleAdaptersError, InvalidUpdateError, OutputExistsError
 from florist.one_shot import aggregate
-from florist.ranks import EnergyThreshold, GlobalEnergyThreshold
+from florist.ranks import EnergyThreshold, GlobalEnergyThreshold, RankRule
 from tests.breaking import copied, edit_tensors
 from tests.builders import relative_error
 
@@ -81,6 +81,21 @@ def test_the_order_of_the_adapters_changes_no_bit(saved_adapters: list[Path], tm
         aggregate(order, rank_rule=EnergyThreshold(0.9)).write(tmp_path / name)
     one, two = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two
+
+
+@pytest.mark.parametrize("device", ["nowhere", "meta:x", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(saved_adapters: list[Path], device: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"expected a device that torch can use.*'{device}'.*use cpu"):
+        aggregate(saved_adapters, rank_rule=EnergyThreshold(1.0), device=device)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("rule", [EnergyThreshold(1.0), EnergyThreshold(0.8), GlobalEnergyThreshold(0.9)])
+def test_a_gpu_gives_what_the_cpu_gives(saved_adapters: list[Path], rule: RankRule) -> None:
+    ours, theirs = (aggregate(saved_adapters, rank_rule=rule, device=device) for device in ("cuda", "cpu"))
+    assert ours.certificate.total_rank == theirs.certificate.total_rank
+    for name, factor in theirs.adapter.items():
+        assert relative_error(ours.adapter[name].delta_weight(), factor.delta_weight()) < 1e-5
 
 
 def test_an_adapter_given_twice_is_refused(saved_adapters: list[Path]) -> None:

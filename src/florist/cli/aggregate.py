@@ -69,6 +69,7 @@ def aggregate(
     average_full: Annotated[
         bool, typer.Option("--average-full", help="Average parameters that were trained whole, as a head.")
     ] = False,
+    device: Annotated[str, typer.Option(help="Where to decompose: cpu, cuda, cuda:1.")] = "cpu",
     verbose: Annotated[bool, typer.Option("--verbose", help="A row of the table for every module.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
@@ -109,6 +110,7 @@ def aggregate(
             num_examples=counts,
             allow_base_mismatch=allow_base_mismatch,
             average_full=average_full,
+            device=device,
             on_module=on_module,
         )
         settings = {**section.model_dump(mode="json"), "export": export.value, "dtype": dtype.value}

@@ -14,6 +14,7 @@ import torch
 from florist.aggregation import Florist
 from florist.checkpoint import Export, encode, serving_notes, write_adapter
 from florist.checkpoint.reading import WEIGHTS_NAME
+from florist.errors import ConfigurationError
 from florist.factors import AdapterState, LoraFactor, stack
 from florist.one_shot.certificate import CERTIFICATE_NAME, document, sealed
 from florist.one_shot.inputs import OUTPUT_BIAS, Inputs, open_inputs
@@ -113,6 +114,7 @@ def aggregate(
     num_examples: Sequence[int | Fraction] | None = None,
     allow_base_mismatch: bool = False,
     average_full: bool = False,
+    device: torch.device | str = "cpu",
     on_module: OnModule | None = None,
 ) -> AggregatedAdapter:
     """Combine saved PEFT adapters into one by FLoRIST.
@@ -127,23 +129,26 @@ def aggregate(
             other adapter counts once: an aggregate of aggregates is that of all the adapters in them.
         allow_base_mismatch: accept unlike names of the base model.
         average_full: average parameters that were trained whole, where they would be refused.
+        device: where to decompose, ``"cuda"`` for instance; the result is on the CPU.
         on_module: told how far it is.
 
     Raises:
+        ConfigurationError: torch cannot use `device`, or not in float64.
         MissingInputError, InvalidAdapterError, UnsupportedAdapterError: as `checkpoint.open_adapter`.
         IncompatibleAdaptersError: they cannot be combined; the message lists every reason.
         InvalidUpdateError: the number of weights is not that of the adapters, a weight is not positive, an adapter
             is given twice, or the certificates count in unlike units and no weights are given.
         NonFiniteUpdateError: a factor holds NaN or infinity.
     """
+    require_device(device)
     inputs = open_inputs(
         adapters, num_examples=num_examples, allow_base_mismatch=allow_base_mismatch, average_full=average_full
     )
     updates = inputs.updates if on_module is None else _observed(inputs.updates, on_module)
-    broadcast = Florist(rank_rule)(updates)
+    broadcast = Florist(rank_rule)([replace(update, adapter=update.adapter.on(device)) for update in updates])
     whole = broadcast.full_parameters
     return AggregatedAdapter(
-        adapter=broadcast.shared,
+        adapter=broadcast.shared.on("cpu"),
         certificate=replace(broadcast.certificate, bytes_in=sum(one.stored_bytes for one in inputs.saved)),
         inputs=inputs,
         full_parameters={name: tensor for name, tensor in whole.items() if not name.endswith(OUTPUT_BIAS)},
@@ -151,6 +156,21 @@ def aggregate(
             name.removesuffix(OUTPUT_BIAS): tensor for name, tensor in whole.items() if name.endswith(OUTPUT_BIAS)
         },
     )
+
+
+def require_device(device: torch.device | str) -> None:
+    """Check that torch can compute on a device.
+
+    Raises:
+        ConfigurationError: it cannot, or not in float64.
+    """
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigurationError(
+            f"expected a device that torch can use in float64, got {str(device)!r}: {reason}; use cpu"
+        ) from error
 
 
 def storage_error(factor: LoraFactor, dtype: torch.dtype) -> float:
