@@ -128,12 +128,11 @@ def test_a_client_that_diverges_is_dropped_and_the_round_goes_on(
 ) -> None:
     simulation = build(read_config(configure(tmp_path, tiny_llama, toy_data, rounds=1)))
     diverges = simulation.clients[0]
-    infinite = type(diverges)(diverges.client_id, diverges.examples, type(diverges.lora)(rank=8, alpha=float("inf")))
+    infinite = type(diverges)(
+        diverges.client_id, diverges.examples, type(diverges.lora)(rank=8, alpha=float("inf")), diverges.training
+    )
     broken = type(simulation)(
-        **{
-            name: getattr(simulation, name)
-            for name in ("model", "base_model", "federation", "training", "metrics", "rounds")
-        },
+        **{name: getattr(simulation, name) for name in ("model", "base_model", "federation", "metrics", "rounds")},
         clients=(infinite, simulation.clients[1]),
     )
     directory = broken.start(tmp_path / "run", "", "florist", 1, Silent())
