@@ -16,7 +16,8 @@ from florist.data import (
     CausalLmEncoder,
     ClassificationEncoder,
     Examples,
-    RecordShape,
+    InstructionPrompt,
+    InstructionShape,
     alpaca_prompt,
     classes,
     encode,
@@ -48,7 +49,7 @@ def framing_tokenizer(tiny_llama: Path) -> PreTrainedTokenizerBase:
 def encoder(
     tokenizer: PreTrainedTokenizerBase, max_length: int = 100, template: str = "{instruction}:"
 ) -> CausalLmEncoder:
-    return CausalLmEncoder(tokenizer, ALPACA, template_prompt(template), max_length)
+    return CausalLmEncoder(tokenizer, InstructionPrompt(ALPACA, template_prompt(template)), max_length)
 
 
 # --- reading
@@ -127,7 +128,7 @@ def test_an_empty_jsonl_file_is_refused(tmp_path: Path) -> None:
         ({"instruction": "", "response": ""}, DOLLY),
     ],
 )
-def test_the_shape_of_a_record_is_recognised(record: Mapping[str, Any], shape: RecordShape) -> None:
+def test_the_shape_of_a_record_is_recognised(record: Mapping[str, Any], shape: InstructionShape) -> None:
     assert recognise([record]) == shape
 
 
@@ -251,16 +252,21 @@ def test_cutting_keeps_the_answers_start_and_the_prompts_end(
     assert prompt == whole_prompt[len(whole_prompt) - len(prompt) :]
 
 
-def test_the_fields_of_the_shape_fill_the_prompt(tokenizer: PreTrainedTokenizerBase) -> None:
-    shape = RecordShape("question", "facts", "answer")
-    encoding = CausalLmEncoder(tokenizer, shape, template_prompt("{topic}: {input} {instruction}"), 50)
+def test_the_fields_of_the_shape_fill_the_prompt() -> None:
+    shape = InstructionShape("question", "facts", "answer")
+    render = InstructionPrompt(shape, template_prompt("{topic}: {input} {instruction}"))
+
+    def texts(record: Mapping[str, Any]) -> tuple[str, str]:
+        prompt, answer = render(record)
+        return prompt.text, answer.text
+
     record = {"question": "q", "facts": "f", "answer": 7, "topic": "t"}
-    assert encoding.texts(record) == ("t: f q", "7")
-    assert encoding.texts({**record, "facts": None}) == ("t:  q", "7")
+    assert texts(record) == ("t: f q", "7")
+    assert texts({**record, "facts": None}) == ("t:  q", "7")
     del record["facts"]
-    assert encoding.texts(record) == ("t:  q", "7")
+    assert texts(record) == ("t:  q", "7")
     with pytest.raises(DataError, match=r"expected records with 'question' and 'answer', got \['question'\]"):
-        encoding({"question": "q"})
+        render({"question": "q"})
 
 
 def test_an_error_names_the_source_and_the_record(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
-from florist.data import ALPACA, CausalLmEncoder, Examples, encode, read_records, template_prompt
+from florist.data import (
+    ALPACA,
+    CausalLmEncoder,
+    Examples,
+    InstructionPrompt,
+    encode,
+    read_records,
+    template_prompt,
+)
 from florist.evaluation import LanguageModelLoss
 from florist.factors import AdapterState, LoraFactor
 from florist.peft_model import FederatedModel, LocalLora
@@ -25,7 +33,7 @@ def tokenizer(tiny_llama: Path) -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="module")
 def examples(tokenizer: PreTrainedTokenizerBase, toy_data: Path) -> Examples:
-    encoder = CausalLmEncoder(tokenizer, ALPACA, template_prompt("{instruction}:"), 40)
+    encoder = CausalLmEncoder(tokenizer, InstructionPrompt(ALPACA, template_prompt("{instruction}:")), 40)
     return encode(read_records(toy_data / "client_1.json"), encoder, DataCollatorForSeq2Seq(tokenizer), "client_1")
 
 

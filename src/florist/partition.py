@@ -66,12 +66,10 @@ def dirichlet(
     )
 
 
-def shards(
-    labels: Sequence[Hashable], num_clients: int, seed: int, *, shards_per_client: int = 2, min_rows: int = 1
-) -> Partition:
+def shards(labels: Sequence[Hashable], num_clients: int, seed: int, *, shards_per_client: int = 2) -> Partition:
     """Sort the rows by label, cut them into equal shards, and deal every client `shards_per_client` of them.
 
-    A client sees few labels: with two shards each, most see two. Shard sizes differ by one row at most, and so do client
+    A client sees few labels: with two shards each, most see two. Shard sizes differ by one row at most, and client
     sizes by at most `shards_per_client`.
 
     Source: McMahan et al., arXiv:1602.05629, sec. 3 (200 shards of MNIST by digit, two each for 100 clients).
@@ -81,7 +79,7 @@ def shards(
     """
     if shards_per_client < 1:
         raise DataError(f"expected at least one shard a client, got {shards_per_client}")
-    _require_rows(len(labels), num_clients, max(shards_per_client, min_rows))
+    _require_rows(len(labels), num_clients, shards_per_client)
     by_label = sorted(range(len(labels)), key=lambda row: repr(labels[row]))
     count = num_clients * shards_per_client
     ends = [len(labels) * (shard + 1) // count for shard in range(count)]

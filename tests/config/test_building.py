@@ -9,13 +9,20 @@ import torch
 from transformers import AutoTokenizer
 
 from florist.config import Config
-from florist.config.building import _loras, _records, build
+from florist.config.building import _loras, build
+from florist.config.records import read_splits
 from florist.data import IGNORED
 from florist.errors import ConfigurationError, DataError, MissingInputError, ModelError
 from florist.evaluation import Classification, ExactMatch, LanguageModelLoss
 from florist.rounds import ServerState
 
 Rows = list[dict[str, Any]]
+
+
+def _records(config: Config) -> tuple[Mapping[str, Sequence[Mapping[str, Any]]], Sequence[Mapping[str, Any]]]:
+    splits = read_splits(config)
+    assert not splits.validation
+    return splits.training, splits.test
 
 
 def config(path: Path, *, model: Path | str = "org/model", **sections: Mapping[str, Any]) -> Config:
@@ -291,8 +298,12 @@ def test_a_language_model_simulation_is_what_was_configured(tiny_llama: Path, to
         1,
     )
     assert (simulation.rounds, simulation.evaluate_every, simulation.shared_init) == (5, 2, False)
-    assert (simulation.training.steps, simulation.training.learning_rate, simulation.training.bf16) == (7, 0.01, True)
-    assert simulation.training.lr_scheduler_type == "linear"
+    assert (
+        simulation.clients[0].training.steps,
+        simulation.clients[0].training.learning_rate,
+        simulation.clients[0].training.bf16,
+    ) == (7, 0.01, True)
+    assert simulation.clients[0].training.lr_scheduler_type == "linear"
     assert [type(metric) for metric in simulation.metrics] == [ExactMatch, LanguageModelLoss]
     found = simulation.evaluate(simulation.initial_state)
     assert list(found) == ["exact_match", "loss", "perplexity"]
@@ -314,7 +325,7 @@ def test_the_field_names_may_be_given(tiny_llama: Path, tmp_path: Path) -> None:
 def test_the_default_metrics_and_epochs(tiny_llama: Path, toy_data: Path) -> None:
     simulation = build(config(toy_data, model=tiny_llama))
     assert [type(metric) for metric in simulation.metrics] == [LanguageModelLoss]
-    assert (simulation.training.steps, simulation.training.epochs) == (None, 1.0)
+    assert (simulation.clients[0].training.steps, simulation.clients[0].training.epochs) == (None, 1.0)
 
 
 def test_records_that_do_not_fit_are_named(tiny_llama: Path, tmp_path: Path) -> None:
