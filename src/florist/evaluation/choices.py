@@ -44,8 +44,8 @@ class MultipleChoice:
     """Fraction of questions whose right choice has the largest log-likelihood per character.
 
     The score of a choice is the sum of the log-probabilities of its tokens after the prompt, divided by the number
-    of its characters. Characters do not depend on the tokenizer, so that models can be compared. Without the division, short
-    choices would win. Ties go to the first.
+    of its characters. Characters do not depend on the tokenizer, so that models can be compared. Without the division,
+    short choices would win. Ties go to the first.
 
     Source: ``acc_norm`` of lm-evaluation-harness.
 
@@ -167,7 +167,8 @@ def _parsed(record: Record) -> tuple[str, list[str], int]:
         )
     question, *texts = found.groups()
     letter = _ANSWER.match(str(record["output"]))
-    return question, texts, _right(letter[1] if letter is not None else record["output"], texts)
+    # A letter here, whatever the choices say: one of the sample's is called B.
+    return question, texts, _right(_LETTERS.find(letter[1].upper()) if letter is not None else None, texts)
 
 
 def _right(answer: Any, choices: Sequence[str]) -> int:

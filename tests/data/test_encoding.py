@@ -11,7 +11,6 @@ from transformers import AutoTokenizer, DataCollatorForSeq2Seq, PreTrainedTokeni
 
 from florist.data import (
     ALPACA,
-    DOLLY,
     IGNORED,
     CausalLmEncoder,
     ClassificationEncoder,
@@ -22,7 +21,6 @@ from florist.data import (
     classes,
     encode,
     read_records,
-    recognise,
     template_prompt,
 )
 from florist.errors import DataError, MissingInputError
@@ -117,26 +115,6 @@ def test_an_empty_jsonl_file_is_refused(tmp_path: Path) -> None:
 
 
 # --- shapes and prompts
-
-
-@pytest.mark.parametrize(
-    ("record", "shape"),
-    [
-        ({"instruction": "", "input": "", "output": ""}, ALPACA),
-        ({"instruction": "", "output": ""}, ALPACA),
-        ({"instruction": "", "context": "", "response": "", "category": ""}, DOLLY),
-        ({"instruction": "", "response": ""}, DOLLY),
-    ],
-)
-def test_the_shape_of_a_record_is_recognised(record: Mapping[str, Any], shape: InstructionShape) -> None:
-    assert recognise([record]) == shape
-
-
-def test_an_unknown_shape_is_refused_with_what_to_set() -> None:
-    with pytest.raises(
-        DataError, match=r"alpaca: .*dolly: .*got the fields \['a', 'q'\]; name yours with .*output_field"
-    ):
-        recognise([{"q": 1, "a": 2}])
 
 
 def test_the_alpaca_prompt_has_a_form_with_an_input_and_one_without() -> None:
@@ -349,3 +327,11 @@ def test_examples_are_a_sequence_and_batches_cover_it_once(tokenizer: PreTrained
     assert [len(row) for row in seen] == sorted(len(row) for row in seen)
     for batch in batches:
         assert bool((batch["labels"][batch["attention_mask"] == 0] == IGNORED).all())
+
+
+def test_the_records_own_fields_do_not_stand_in_for_the_shapes(tokenizer: PreTrainedTokenizerBase) -> None:
+    shape = InstructionShape("title", "instruction", "input")
+    prompt, answer = InstructionPrompt(shape, template_prompt("{instruction}|{input}"))(
+        {"title": "t", "instruction": "i", "input": "o"}
+    )
+    assert (prompt.text, answer.text) == ("t|i", "o")
