@@ -122,10 +122,12 @@ def _built(config: "Config", status: "Console") -> "Simulation":
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     splits = read_splits(config)
+    simulation = build(config, splits)
+    # Only now: what is refused is told in one line.
     picture = who_holds_what(config, splits)
     if picture is not None:
         status.print(_holdings(picture))
-    return build(config, splits)
+    return simulation
 
 
 def _tested(directory: "RunDirectory") -> dict[str, float | None] | None:
