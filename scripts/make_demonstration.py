@@ -21,7 +21,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import DataCollatorForSeq2Seq, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from florist.data import ALPACA, CausalLmEncoder, Examples, template_prompt
+from florist.data import ALPACA, CausalLmEncoder, Examples, InstructionPrompt, template_prompt
 from florist.errors import FloristError
 from florist.evaluation import ExactMatch
 from florist.outputs import new_directory, replace_file, require_absent
@@ -133,7 +133,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalL
 
 def examples_of(records: Iterable[Record], tokenizer: PreTrainedTokenizerFast) -> Examples:
     """The records as the federation's clients encode theirs."""
-    encoder = CausalLmEncoder(tokenizer, ALPACA, template_prompt(PROMPT_TEMPLATE), MAX_LENGTH)
+    encoder = CausalLmEncoder(tokenizer, InstructionPrompt(ALPACA, template_prompt(PROMPT_TEMPLATE)), MAX_LENGTH)
     return Examples([encoder(item) for item in records], DataCollatorForSeq2Seq(tokenizer))
 
 

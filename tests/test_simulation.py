@@ -15,6 +15,7 @@ from florist.config import read_config, to_toml
 from florist.config.building import build
 from florist.history import RunDirectory
 from florist.rounds import RoundRecord
+from florist.simulation import finite_or_null
 
 FAST = """
 [model]
@@ -128,12 +129,11 @@ def test_a_client_that_diverges_is_dropped_and_the_round_goes_on(
 ) -> None:
     simulation = build(read_config(configure(tmp_path, tiny_llama, toy_data, rounds=1)))
     diverges = simulation.clients[0]
-    infinite = type(diverges)(diverges.client_id, diverges.examples, type(diverges.lora)(rank=8, alpha=float("inf")))
+    infinite = type(diverges)(
+        diverges.client_id, diverges.examples, type(diverges.lora)(rank=8, alpha=float("inf")), diverges.training
+    )
     broken = type(simulation)(
-        **{
-            name: getattr(simulation, name)
-            for name in ("model", "base_model", "federation", "training", "metrics", "rounds")
-        },
+        **{name: getattr(simulation, name) for name in ("model", "base_model", "federation", "metrics", "rounds")},
         clients=(infinite, simulation.clients[1]),
     )
     directory = broken.start(tmp_path / "run", "", "florist", 1, Silent())
@@ -163,6 +163,43 @@ def test_killed_at_any_point_a_run_resumes_to_the_same_bits(tiny_llama: Path, to
     assert weights(killed) == weights(whole.path)
     records = RunDirectory.open(killed).records()
     assert [line.metrics for line in records] == [line.metrics for line in whole.records()]
+
+
+def test_the_final_adapter_is_tested_once_on_what_no_round_saw(
+    tiny_llama: Path, toy_data: Path, tmp_path: Path
+) -> None:
+    config = configure(tmp_path, tiny_llama, toy_data)
+    directory = run(config, tmp_path / "run", "data.validation_fraction=0.2")
+    tested = json.loads((directory.path / "test.json").read_text())
+    simulation = build(read_config(directory.config_file))
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), directory.adapter)
+    expected = build(read_config(config)).metrics[0](loaded)
+    assert tested == {name: pytest.approx(value, rel=1e-5) for name, value in expected.items()}
+    assert directory.records()[-1].metrics == {
+        name: pytest.approx(value, rel=1e-5) for name, value in simulation.metrics[0](loaded).items()
+    }
+    # A run that ended is not tested again.
+    (directory.path / "test.json").write_text("kept")
+    simulation.run(directory, Silent())
+    assert (directory.path / "test.json").read_text() == "kept"
+    assert not (run(config, tmp_path / "plain").path / "test.json").exists()
+
+
+def test_every_client_trains_by_its_own_settings(tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:
+    simulation = build(read_config(configure(tmp_path, tiny_llama, toy_data, rounds=1), ["training.steps=[2, 5]"]))
+    taken: dict[str, int] = {}
+
+    class Counting(Silent):
+        def training(self, round_number: int, client_id: str, done: int, total: int) -> None:
+            taken[client_id] = done
+
+    simulation.run(simulation.start(tmp_path / "run", "", "florist", 1, Silent()), Counting())
+    assert taken == {"client_0": 2, "client_1": 5}
+
+
+def test_metrics_that_are_no_numbers_are_null() -> None:
+    found = finite_or_null({"a": 1.5, "b": float("nan"), "c": float("-inf")})
+    assert json.dumps(found, allow_nan=False) == '{"a": 1.5, "b": null, "c": null}'
 
 
 def test_threads_are_chosen_where_none_are_given(tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:

@@ -8,11 +8,20 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
-from florist.data import ALPACA, CausalLmEncoder, Examples, encode, read_records, template_prompt
+from florist.data import (
+    ALPACA,
+    CausalLmEncoder,
+    Examples,
+    InstructionPrompt,
+    encode,
+    read_records,
+    template_prompt,
+)
+from florist.errors import UnsupportedHardwareError
 from florist.evaluation import LanguageModelLoss
 from florist.factors import AdapterState, LoraFactor
 from florist.peft_model import FederatedModel, LocalLora
-from florist.training import TrainingSettings, fastest_thread_count, train
+from florist.training import Hardware, TrainingSettings, fastest_thread_count, require_precision, train
 
 LORA = LocalLora(rank=4, alpha=8.0)
 SETTINGS = TrainingSettings(learning_rate=5e-3, batch_size=4, steps=3)
@@ -25,7 +34,7 @@ def tokenizer(tiny_llama: Path) -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="module")
 def examples(tokenizer: PreTrainedTokenizerBase, toy_data: Path) -> Examples:
-    encoder = CausalLmEncoder(tokenizer, ALPACA, template_prompt("{instruction}:"), 40)
+    encoder = CausalLmEncoder(tokenizer, InstructionPrompt(ALPACA, template_prompt("{instruction}:")), 40)
     return encode(read_records(toy_data / "client_1.json"), encoder, DataCollatorForSeq2Seq(tokenizer), "client_1")
 
 
@@ -233,3 +242,32 @@ def test_bfloat16_is_for_training_only(model: FederatedModel, examples: Examples
     handle.remove()
     assert kernels == {torch.float32}
     assert same_bits(full, trained(model, examples, SETTINGS, 1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "hardware", "telling"),
+    [
+        (TrainingSettings(fp16=True), Hardware(cuda=False, bf16=True), "training.fp16 = true: expected a CUDA device"),
+        (
+            TrainingSettings(bf16=True),
+            Hardware(cuda=True, bf16=False),
+            "computes in bfloat16 .*, found an older one; use",
+        ),
+    ],
+)
+def test_a_precision_that_the_machine_lacks_is_refused(
+    settings: TrainingSettings, hardware: Hardware, telling: str
+) -> None:
+    with pytest.raises(UnsupportedHardwareError, match=telling):
+        require_precision(settings, hardware)
+
+
+@pytest.mark.parametrize("settings", [TrainingSettings(), TrainingSettings(bf16=True)])
+def test_a_cpu_trains_in_float32_and_bfloat16(settings: TrainingSettings) -> None:
+    require_precision(settings, Hardware(cuda=False, bf16=True))
+
+
+def test_this_machine_is_told_as_torch_sees_it() -> None:
+    found = Hardware.found()
+    assert found.cuda == torch.cuda.is_available()
+    assert found.bf16 or found.cuda

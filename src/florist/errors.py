@@ -57,5 +57,9 @@ class UnwritableOutputError(FloristError, PermissionError):
     """The folder for the output may not be written to."""
 
 
+class UnsupportedHardwareError(FloristError, RuntimeError):
+    """The machine lacks what a setting asks of it, a CUDA device for instance."""
+
+
 class MissingDependencyError(FloristError, ImportError):
     """The command needs an optional part of florist that is not installed."""

@@ -71,19 +71,29 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_causal_lm(name_or_path: str, dtype: torch.dtype) -> PreTrainedModel:
+def load_causal_lm(name_or_path: str, dtype: torch.dtype, **loading: Any) -> PreTrainedModel:
     """A causal language model.
+
+    Args:
+        name_or_path: local directory or hub id.
+        dtype: of the parameters.
+        loading: what else ``from_pretrained`` takes, a quantization for instance.
 
     Raises:
         ModelError: it cannot be loaded, or the checkpoint lacks some of its parameters.
     """
-    model, missing = _load(AutoModelForCausalLM, name_or_path, dtype)
+    model, missing = _load(AutoModelForCausalLM, name_or_path, dtype, **loading)
     _require_complete(name_or_path, missing, ())
     return model
 
 
 def load_classifier(
-    name_or_path: str, dtype: torch.dtype, labels: tuple[str, ...], head: tuple[str, ...] | None, seed: int
+    name_or_path: str,
+    dtype: torch.dtype,
+    labels: tuple[str, ...],
+    head: tuple[str, ...] | None,
+    seed: int,
+    **loading: Any,
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """A model with a classification head, and the names of the modules that make up the head.
 
@@ -95,6 +105,7 @@ def load_classifier(
         labels: class names in the order of their numbers.
         head: modules to train whole; by default PEFT's for the task, ``classifier`` and ``score``, where they exist.
         seed: of the run.
+        loading: what else ``from_pretrained`` takes, a quantization for instance.
 
     Raises:
         ModelError: it cannot be loaded, a named module does not exist, or parameters outside the head are missing.
@@ -108,6 +119,7 @@ def load_classifier(
             num_labels=len(labels),
             id2label=dict(enumerate(labels)),
             label2id={label: number for number, label in enumerate(labels)},
+            **loading,
         )
     children = dict(model.named_modules())
     names = head if head is not None else tuple(name for name in ("classifier", "score") if name in children)

@@ -1,6 +1,8 @@
 """A whole federation in one process: no Flower, no Ray, one loaded base model shared by all clients."""
 
 import gc
+import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,11 +17,14 @@ from florist.data import Examples
 from florist.evaluation import Metric
 from florist.federation import Federation, LocalWork, record
 from florist.history import RunDirectory, RunFacts
-from florist.outputs import new_directory
+from florist.outputs import new_directory, replace_file
 from florist.peft_model import FederatedModel, LocalLora
 from florist.rounds import ClientUpdate, RoundRecord, ServerState
 from florist.seeding import derive_seed
 from florist.training import TrainingSettings, fastest_thread_count, train
+
+FINAL_METRICS = "test.json"
+"""In the directory of a run: metrics of the final adapter that are no rounds'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +35,13 @@ class Client:
         client_id: names it in every round.
         examples: its own, which nobody else sees; their number is its weight.
         lora: the adapter that its hardware allows.
+        training: how it trains.
     """
 
     client_id: str
     examples: Examples
     lora: LocalLora
+    training: TrainingSettings
 
 
 @runtime_checkable
@@ -63,9 +70,9 @@ class Simulation:
         base_model: directory or hub id of the base, for the final adapter's config.
         clients: all of them.
         federation: the rules of the rounds.
-        training: how a client trains.
-        metrics: of the global adapter, on held-out examples.
+        metrics: of the global adapter, on held-out examples, in the rounds.
         rounds: how many.
+        final_metrics: of the final adapter, once, on examples that no choice was made by.
         evaluate_every: evaluate after each such number of rounds, and after the last.
         shared_init: all clients of a round start from the first rows of one random A. Otherwise each draws its own,
             which makes the sum need more directions.
@@ -75,9 +82,9 @@ class Simulation:
     base_model: str
     clients: tuple[Client, ...]
     federation: Federation
-    training: TrainingSettings
     metrics: tuple[Metric, ...]
     rounds: int
+    final_metrics: tuple[Metric, ...] = ()
     evaluate_every: int = 1
     shared_init: bool = True
 
@@ -88,9 +95,8 @@ class Simulation:
 
     def evaluate(self, state: ServerState) -> Mapping[str, float]:
         """Metrics of the global adapter of `state` over the base model."""
-        self.model.set_global(state.cumulative)
-        self.model.full_parameters = state.full_parameters
-        return {name: value for metric in self.metrics for name, value in metric(self.model.peft).items()}
+        self._show(state)
+        return self._measure(self.metrics)
 
     def start(self, path: Path, config_toml: str, method: str, threads: int | None, observer: Observer) -> RunDirectory:
         """Measure the base model, choose the number of threads, and create the directory of a run.
@@ -133,14 +139,26 @@ class Simulation:
             observer.closed(latest)
         if not directory.adapter.exists():
             self._export(state, directory)
+        if self.final_metrics and not (directory.path / FINAL_METRICS).exists():
+            observer.evaluating(self.rounds)
+            self._show(state)
+            measured = self._measure(self.final_metrics)
+            replace_file(directory.path / FINAL_METRICS, json.dumps(finite_or_null(measured), indent=2) + "\n")
         gc.unfreeze()
         return records
+
+    def _show(self, state: ServerState) -> None:
+        self.model.set_global(state.cumulative)
+        self.model.full_parameters = state.full_parameters
+
+    def _measure(self, metrics: tuple[Metric, ...]) -> Mapping[str, float]:
+        return {name: value for metric in metrics for name, value in metric(self.model.peft).items()}
 
     def _fastest_threads(self) -> int:
         """The faster of one torch thread and all of them, measured on a batch of the first client."""
         client = self.clients[0]
         self.model.start_local(client.lora, seed=0, max_rank=client.lora.rank)
-        batch = client.examples.collate([*client.examples][: self.training.batch_size])
+        batch = client.examples.collate([*client.examples][: client.training.batch_size])
         return fastest_thread_count(self.model.peft, batch)
 
     def _round(self, state: ServerState, observer: Observer) -> tuple[ServerState, RoundRecord]:
@@ -184,7 +202,7 @@ class Simulation:
         outcome = train(
             self.model.peft,
             client.examples,
-            self.training,
+            client.training,
             seed=derive_seed(seed, "training", round_number, client.client_id),
             on_step=lambda done, total: observer.training(round_number, client.client_id, done, total),
         )
@@ -207,3 +225,8 @@ class Simulation:
         )
         with new_directory(directory.adapter) as draft:
             write_adapter(draft, encoded)
+
+
+def finite_or_null(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Metrics as strict JSON can hold them: null for what is not a finite number."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

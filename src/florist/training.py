@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from florist.data import Examples
+from florist.errors import UnsupportedHardwareError
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class TrainingSettings:
         weight_decay: of AdamW.
         max_grad_norm: the gradient is clipped to it.
         bf16: train in bfloat16 mixed precision.
+        fp16: train in float16 mixed precision, with a scaled loss; CUDA only.
     """
 
     learning_rate: float = 3e-4
@@ -40,6 +42,43 @@ class TrainingSettings:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     bf16: bool = False
+    fp16: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What mixed precision asks of a machine.
+
+    Attributes:
+        cuda: there is a CUDA device.
+        bf16: the device that trains computes in bfloat16; every CPU does, slowly.
+    """
+
+    cuda: bool
+    bf16: bool
+
+    @classmethod
+    def found(cls) -> "Hardware":
+        """Of this machine."""
+        cuda = torch.cuda.is_available()
+        return cls(cuda, not cuda or torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def require_precision(settings: TrainingSettings, hardware: Hardware) -> None:
+    """Check that a machine can train in the precision that is asked for.
+
+    Raises:
+        UnsupportedHardwareError: it cannot.
+    """
+    if settings.fp16 and not hardware.cuda:
+        raise UnsupportedHardwareError(
+            "training.fp16 = true: expected a CUDA device, found none; use bf16, or float32 without either"
+        )
+    if settings.bf16 and not hardware.bf16:
+        raise UnsupportedHardwareError(
+            "training.bf16 = true: expected a GPU that computes in bfloat16 (Ampere or newer), found an older one; use "
+            "fp16"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +128,7 @@ def train(
                 weight_decay=settings.weight_decay,
                 max_grad_norm=settings.max_grad_norm,
                 bf16=settings.bf16,
+                fp16=settings.fp16,
                 seed=seed,
                 data_seed=seed,
                 save_strategy="no",

@@ -104,9 +104,23 @@ def test_simulate_prints_tables_and_json_as_designed(
     assert [json.loads(line) for line in lines] == document["rounds"]
     assert (tmp_path / "run" / "adapter" / "adapter_config.json").exists()
     assert "FLoRA" in result.stderr
+    # Who holds what: four rows of each colour with one client, eight with the other.
+    picture = [line.split() for line in result.stderr.splitlines() if line.strip().startswith("client_")]
+    assert picture[:2] == [["client_0", *["4", "▒"] * 3, "12"], ["client_1", *["8", "▒"] * 3, "24"]]
+    assert "test" not in document
     again = process("simulate", "--resume", tmp_path / "run")
     assert again.returncode == 0
     assert "rounds.jsonl" in again.stdout
+
+
+def test_simulate_tests_the_final_adapter_once(florist: Run, tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:
+    config = simulation(tmp_path, tiny_llama, toy_data)
+    result = florist("simulate", config, "--set", "data.validation_fraction=0.2", "-o", tmp_path / "run", "--json")
+    document = json.loads(result.stdout)
+    assert document["test"]["metrics"] == json.loads((tmp_path / "run" / "test.json").read_text())
+    assert document["test"]["metrics"].keys() == document["rounds"][-1]["metrics"].keys()
+    assert document["test"]["metrics"] != document["rounds"][-1]["metrics"]
+    assert "the final adapter on the test records: loss" in result.stderr
 
 
 def test_simulate_names_its_own_run(

@@ -9,13 +9,20 @@ import torch
 from transformers import AutoTokenizer
 
 from florist.config import Config
-from florist.config.building import _loras, _records, build
+from florist.config.building import _loras, build
+from florist.config.records import read_splits, who_holds_what
 from florist.data import IGNORED
-from florist.errors import ConfigurationError, DataError, MissingInputError, ModelError
-from florist.evaluation import Classification, ExactMatch, LanguageModelLoss
+from florist.errors import ConfigurationError, DataError, MissingInputError, ModelError, UnsupportedHardwareError
+from florist.evaluation import Classification, ExactMatch, LanguageModelLoss, MultipleChoice
 from florist.rounds import ServerState
 
 Rows = list[dict[str, Any]]
+
+
+def _records(config: Config) -> tuple[Mapping[str, Sequence[Mapping[str, Any]]], Sequence[Mapping[str, Any]]]:
+    splits = read_splits(config)
+    assert not splits.validation
+    return splits.training, splits.test
 
 
 def config(path: Path, *, model: Path | str = "org/model", **sections: Mapping[str, Any]) -> Config:
@@ -291,8 +298,12 @@ def test_a_language_model_simulation_is_what_was_configured(tiny_llama: Path, to
         1,
     )
     assert (simulation.rounds, simulation.evaluate_every, simulation.shared_init) == (5, 2, False)
-    assert (simulation.training.steps, simulation.training.learning_rate, simulation.training.bf16) == (7, 0.01, True)
-    assert simulation.training.lr_scheduler_type == "linear"
+    assert (
+        simulation.clients[0].training.steps,
+        simulation.clients[0].training.learning_rate,
+        simulation.clients[0].training.bf16,
+    ) == (7, 0.01, True)
+    assert simulation.clients[0].training.lr_scheduler_type == "linear"
     assert [type(metric) for metric in simulation.metrics] == [ExactMatch, LanguageModelLoss]
     found = simulation.evaluate(simulation.initial_state)
     assert list(found) == ["exact_match", "loss", "perplexity"]
@@ -314,7 +325,7 @@ def test_the_field_names_may_be_given(tiny_llama: Path, tmp_path: Path) -> None:
 def test_the_default_metrics_and_epochs(tiny_llama: Path, toy_data: Path) -> None:
     simulation = build(config(toy_data, model=tiny_llama))
     assert [type(metric) for metric in simulation.metrics] == [LanguageModelLoss]
-    assert (simulation.training.steps, simulation.training.epochs) == (None, 1.0)
+    assert (simulation.clients[0].training.steps, simulation.clients[0].training.epochs) == (None, 1.0)
 
 
 def test_records_that_do_not_fit_are_named(tiny_llama: Path, tmp_path: Path) -> None:
@@ -420,3 +431,213 @@ def test_results_do_not_depend_on_the_padding_of_the_tokenizer(
                 parameter.mul_(10)
         found.append(simulation.evaluate(ServerState.initial(simulation.model.full_parameters))["loss"])
     assert found[0] == pytest.approx(found[1], abs=1e-5)
+
+
+# --- validation
+
+
+def test_validation_rows_are_neither_trained_nor_tested_on(tmp_path: Path) -> None:
+    write(tmp_path / "client_0.json", rows(*range(20)))
+    write(tmp_path / "client_1.json", rows(*range(100, 120)))
+    plain = read_splits(config(tmp_path))
+    found = read_splits(config(tmp_path, data={"validation_fraction": 0.2}))
+    # Setting some apart to choose by leaves the test what it was.
+    assert numbers(found.test) == numbers(plain.test)
+    kept = [n for own in found.training.values() for n in numbers(own)]
+    assert sorted(kept + numbers(found.validation) + numbers(found.test)) == [*range(20), *range(100, 120)]
+    assert [sum(n < 100 for n in numbers(some)) for some in (found.validation, found.test)] == [3, 5]
+
+
+def test_a_validation_file_is_no_client(tmp_path: Path) -> None:
+    for name, number in (("a", 1), ("choose", 2), ("test", 3)):
+        write(tmp_path / f"{name}.json", rows(number))
+    data = {"train": "*.json", "validation": "choose.json", "test": "test.json"}
+    found = read_splits(config(tmp_path, data=data))
+    assert (list(found.training), numbers(found.validation), numbers(found.test)) == (["a"], [2], [3])
+
+
+def test_a_client_too_small_to_validate_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "client_0.json", rows(1, 2))
+    with pytest.raises(
+        DataError, match=r"client_0: expected at least two rows .*validation records with \[data\] valid"
+    ):
+        read_splits(config(tmp_path, data={"validation_fraction": 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("split", "in_rounds", "at_the_end"), [(None, 7, [9]), ("validation", 7, [9]), ("test", 9, [])]
+)
+def test_rounds_are_measured_on_the_validation_records(
+    tiny_llama: Path, toy_data: Path, tmp_path: Path, split: str | None, in_rounds: int, at_the_end: list[int]
+) -> None:
+    write(tmp_path / "choose.json", json.loads((toy_data / "test.json").read_text())[:7])
+    data = {"test": "test.json", "validation": str(tmp_path / "choose.json")}
+    evaluation = {"split": split} if split else {}
+    simulation = build(config(toy_data, model=tiny_llama, data=data, evaluation=evaluation))
+    assert [len(metric.examples) for metric in simulation.metrics] == [in_rounds]
+    assert [len(metric.examples) for metric in simulation.final_metrics] == at_the_end
+
+
+# --- partitions
+
+
+def topical(path: Path, *topics: str) -> None:
+    write(path, [row for k, topic in enumerate(topics) for row in rows(*range(10 * k, 10 * k + 10), topic=topic)])
+
+
+def test_a_value_of_a_field_is_a_client_of_its_name(tmp_path: Path) -> None:
+    topical(tmp_path / "all.json", "maths", "law", "art's")
+    data = {"train": "all.json", "partition": "by-field", "partition_field": "topic"}
+    held, _ = _records(config(tmp_path, data=data))
+    assert {name: {record["topic"] for record in own} for name, own in held.items()} == {
+        name: {name} for name in ("maths", "law", "art's")
+    }
+    held, _ = _records(config(tmp_path, data={**data, "num_clients": 2}))
+    assert list(held) == ["client_0", "client_1"]
+    held, _ = _records(config(tmp_path, data=data, lora={"ranks": [4, 2]}))
+    assert list(held) == ["client_0", "client_1"]
+    with pytest.raises(DataError, match="expected at least 4 values to deal to 4 clients, got 3"):
+        read_splits(config(tmp_path, data={**data, "num_clients": 4}))
+
+
+def test_shards_of_a_field(tmp_path: Path) -> None:
+    topical(tmp_path / "all.json", *"abcd")
+    write(tmp_path / "test.json", rows(1000))
+    data = {"train": "all.json", "test": "test.json", "partition": "shards", "partition_field": "topic"}
+    held, _ = _records(config(tmp_path, data={**data, "num_clients": 4, "shards_per_client": 1}))
+    assert [len(own) for own in held.values()] == [10] * 4
+    assert sorted(topics(held)) == [["a"], ["b"], ["c"], ["d"]]
+    # Two each by default.
+    held, _ = _records(config(tmp_path, data={**data, "num_clients": 2}))
+    assert all(len(own) == 2 for own in topics(held))
+
+
+def test_who_holds_what_is_counted_by_the_field_that_divides(tmp_path: Path) -> None:
+    topical(tmp_path / "all.json", "x", "y")
+    data = {"train": "all.json", "partition": "by-field", "partition_field": "topic", "test_fraction": 0.1}
+    configured = config(tmp_path, data=data)
+    found = who_holds_what(configured, read_splits(configured))
+    assert found is not None
+    assert (found.clients, found.labels, found.counts) == (("x", "y"), ("x", "y"), ((9, 0), (0, 9)))
+
+
+def test_given_clients_are_counted_by_category_where_they_have_one(toy_data: Path, tmp_path: Path) -> None:
+    configured = config(toy_data, data={"test": "test.json"})
+    found = who_holds_what(configured, read_splits(configured))
+    assert found is not None
+    assert found.counts == ((4, 4, 4), (8, 8, 8))
+    write(tmp_path / "client_0.json", rows(1, 2, 3))
+    configured = config(tmp_path)
+    assert who_holds_what(configured, read_splits(configured)) is None
+
+
+# --- each client its own training
+
+
+def test_batch_sizes_steps_and_epochs_may_be_listed(tiny_llama: Path, toy_data: Path) -> None:
+    simulation = build(config(toy_data, model=tiny_llama, training={"batch_size": [4, 2], "steps": [3, 5]}))
+    assert [(c.training.batch_size, c.training.steps) for c in simulation.clients] == [(4, 3), (2, 5)]
+    simulation = build(config(toy_data, model=tiny_llama, training={"epochs": [0.5, 2]}))
+    assert [(c.training.steps, c.training.epochs) for c in simulation.clients] == [(None, 0.5), (None, 2.0)]
+
+
+@pytest.mark.parametrize("key", ["batch_size", "steps", "epochs"])
+def test_a_list_that_does_not_match_the_clients_is_refused(toy_data: Path, key: str) -> None:
+    with pytest.raises(
+        ConfigurationError, match=rf"training\.{key} lists 3 clients, and the data has 2: client_0, client_1; give one"
+    ):
+        build(config(toy_data, data={"test": "test.json"}, training={key: [1, 2, 3]}))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a CUDA device, float16 is no mistake")
+def test_what_the_machine_lacks_is_told_before_anything_is_loaded(toy_data: Path) -> None:
+    # There is no such model: loading it first would be another error.
+    with pytest.raises(UnsupportedHardwareError, match=r"training.fp16 = true: expected a CUDA device, found none"):
+        build(config(toy_data, data={"test": "test.json"}, training={"fp16": True}))
+
+
+# --- chat
+
+
+CHATML = (
+    "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+
+
+@pytest.fixture
+def chat_llama(tiny_llama: Path, tmp_path: Path) -> Path:
+    directory = tmp_path / "chat-llama"
+    shutil.copytree(tiny_llama, directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def first_text(model: Path, data: Path, **keys: Any) -> str:
+    simulation = build(config(data, model=model, data=keys))
+    decoded = AutoTokenizer.from_pretrained(model).decode(simulation.clients[0].examples[0]["input_ids"])
+    return str(decoded).replace("<unk>", "_")
+
+
+def test_the_chat_template_of_the_tokenizer_is_used(chat_llama: Path, tiny_llama: Path, toy_data: Path) -> None:
+    in_chat = "_user_ 0 red<eos>_assistant_ r<eos>"
+    alpaca = first_text(tiny_llama, toy_data, test="test.json")
+    assert "Instruction:" in alpaca
+    own = {"test": "test.json", "prompt_template": "{instruction}?"}
+    assert first_text(chat_llama, toy_data, test="test.json") == in_chat
+    assert first_text(chat_llama, toy_data, test="test.json", chat_template=False) == alpaca
+    # A template of one's own is meant as it is written, unless both are asked for.
+    assert first_text(chat_llama, toy_data, **own) == "0 red?r<eos>"
+    assert first_text(chat_llama, toy_data, **own, chat_template=True) == in_chat.replace("red<", "red?<")
+
+
+def test_messages_are_trained_with_and_without_a_chat_template(
+    chat_llama: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]
+    write(tmp_path / "data" / "client_0.json", [{"conversations": turns * 2}] * 4)
+    assert first_text(chat_llama, tmp_path / "data") == "_user_ hi<eos>_assistant_ yo<eos>" * 2
+    plain = first_text(tiny_llama, tmp_path / "data")
+    assert plain.count("yo<eos>") == plain.count("### Instruction:\nhi") == 2
+    with pytest.raises(
+        ConfigurationError, match=r"data\.prompt_template is for rows with an instruction, and these hold"
+    ):
+        first_text(chat_llama, tmp_path / "data", prompt_template="{instruction}")
+
+
+def test_a_chat_template_that_is_not_there_is_told(tiny_llama: Path, toy_data: Path) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"data\.chat_template = true: expected a tokenizer with a chat template"
+    ):
+        build(config(toy_data, model=tiny_llama, data={"chat_template": True}))
+
+
+def test_the_loss_on_all_tokens_is_a_matter_of_training(tiny_llama: Path, toy_data: Path) -> None:
+    simulation = build(config(toy_data, model=tiny_llama, data={"test": "test.json", "loss_on": "all"}))
+    assert all(row["labels"] == row["input_ids"] for client in simulation.clients for row in client.examples)
+    assert all(row["labels"].count(IGNORED) > 10 for row in simulation.metrics[0].examples)
+
+
+def test_a_format_may_be_said(tiny_llama: Path, tmp_path: Path) -> None:
+    both = {"instruction": "a", "output": "alpaca", "response": "dolly", "context": ""}
+    write(tmp_path / "client_0.json", [both] * 4)
+    assert first_text(tiny_llama, tmp_path, prompt_template="{instruction}|", format="dolly") == "a_dolly<eos>"
+    assert first_text(tiny_llama, tmp_path, prompt_template="{instruction}|") == "a_alpaca<eos>"
+
+
+# --- multiple choice
+
+
+def test_multiple_choice_is_a_test_and_no_validation(tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:
+    write(tmp_path / "questions.json", [{"question": "2+2?", "choices": ["3", "4"], "answer": 1}] * 3)
+    evaluation = {"metrics": ["loss", "multiple_choice"], "multiple_choice": str(tmp_path / "questions.json")}
+    plain = build(config(toy_data, model=tiny_llama, evaluation=evaluation))
+    assert [type(metric) for metric in plain.metrics] == [LanguageModelLoss, MultipleChoice]
+    assert plain.final_metrics == ()
+    data = {"validation_fraction": 0.2}
+    chosen = build(config(toy_data, model=tiny_llama, data=data, evaluation=evaluation))
+    assert [type(metric) for metric in chosen.metrics] == [LanguageModelLoss]
+    assert [type(metric) for metric in chosen.final_metrics] == [LanguageModelLoss, MultipleChoice]
+    assert set(chosen.final_metrics[1](chosen.model.peft)) == {"multiple_choice"}

@@ -17,6 +17,7 @@ EVERY_KEY = r"""
 [model]
 name_or_path = "org/model"
 dtype = "bfloat16"
+quantization = "4bit"
 [task]
 kind = "sequence-classification"
 labels = ["b", "a\u2028\"\\"]
@@ -25,11 +26,16 @@ path = "/data/é ü"
 train = "part-*.jsonl"
 test = "held/out.json"
 test_fraction = 0.30000000000000004
-partition = "dirichlet"
+validation = "held/choose.json"
+partition = "shards"
+shards_per_client = 3
 num_clients = 3
 partition_field = "topic"
 dirichlet_alpha = 1e-3
 rows = "1::2"
+format = "dolly"
+chat_template = false
+loss_on = "all"
 label_field = "class"
 prompt_template = '''
 {{x}} "{text}"\n	tab'''
@@ -43,13 +49,14 @@ lora_dropout = 0.05
 modules_to_save = ["score"]
 [training]
 learning_rate = 1e-5
-batch_size = 3
+batch_size = [3, 2, 1]
 epochs = 0.5
 lr_scheduler_type = "cosine"
 gradient_accumulation_steps = 2
 weight_decay = 0.01
 max_grad_norm = 0.3
 bf16 = true
+fp16 = false
 threads = 2
 [federation]
 rounds = 7
@@ -63,10 +70,17 @@ tau = 0.99
 scope = "global"
 max_rank = 64
 [evaluation]
-metrics = ["loss", "accuracy"]
+metrics = ["loss", "multiple_choice"]
 every = 2
+split = "validation"
 batch_size = 5
 max_new_tokens = 6
+multiple_choice = "questions.json"
+choice_prompt = "{question}"
+choice_answer = "{letter}"
+harness_tasks = []
+harness_task_path = "tasks"
+harness_limit = 8
 """
 
 
@@ -381,6 +395,7 @@ def test_every_key_has_been_tried() -> None:
         "data.instruction_field",
         "data.input_field",
         "data.output_field",
+        "data.validation_fraction",
         "training.steps",
         "aggregation.budget",
         "aggregation.rank",

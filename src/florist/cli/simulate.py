@@ -12,11 +12,13 @@ import typer
 from florist.errors import ConfigurationError, MissingDependencyError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from florist.cli.progress import Progress
     from florist.config import Config
     from florist.history import RunDirectory
+    from florist.partition import LabelCounts
     from florist.rounds import RoundRecord
     from florist.simulation import Simulation
 
@@ -51,16 +53,20 @@ def simulate(
         raise ConfigurationError("--resume goes on with a run as it was configured: give no CONFIG, --set or -o")
     with Progress(status) as progress:
         if resume is not None:
-            simulation, directory = _resumed(resume)
+            simulation, directory = _resumed(resume, status)
         else:
-            simulation, directory = _started(config_file or DEMONSTRATION, overrides or (), out, progress)
+            simulation, directory = _started(config_file or DEMONSTRATION, overrides or (), out, progress, status)
         try:
             records = progress.follow(simulation, directory)
         except KeyboardInterrupt:
             status.print(f"interrupted; go on with: florist simulate --resume {directory.path}")
             raise typer.Exit(130) from None
     facts = directory.facts
+    tested = _tested(directory)
     console.print(_table(facts.initial, records))
+    if tested is not None:
+        values = ", ".join(f"{name} {value:.3f}" for name, value in tested.items() if value is not None)
+        console.print(f"the final adapter on the test records: {values}", highlight=False)
     console.print(_totals(directory, records))
     if as_json:
         document = {
@@ -70,12 +76,13 @@ def simulate(
             "adapter": str(directory.adapter),
             "initial": {"metrics": dict(facts.initial)},
             "rounds": [asdict(record) for record in records],
+            **({"test": {"metrics": tested}} if tested is not None else {}),
         }
         typer.echo(json.dumps(document))
 
 
 def _started(
-    config_file: Path, overrides: Sequence[str], out: Path | None, progress: "Progress"
+    config_file: Path, overrides: Sequence[str], out: Path | None, progress: "Progress", status: "Console"
 ) -> tuple["Simulation", "RunDirectory"]:
     from florist.config import read_config, to_toml  # noqa: PLC0415
     from florist.outputs import require_absent  # noqa: PLC0415
@@ -84,26 +91,27 @@ def _started(
     path = out or _free_name(config_file)
     if out is not None:
         require_absent(path)
-    simulation = _built(config)
+    simulation = _built(config, status)
     if out is None:
         path.parent.mkdir(exist_ok=True)
     directory = simulation.start(path, to_toml(config), config.aggregation.method, config.training.threads, progress)
     return simulation, directory
 
 
-def _resumed(path: Path) -> tuple["Simulation", "RunDirectory"]:
+def _resumed(path: Path, status: "Console") -> tuple["Simulation", "RunDirectory"]:
     from florist.config import read_config  # noqa: PLC0415
     from florist.history import RunDirectory  # noqa: PLC0415
 
     directory = RunDirectory.open(path)
-    return _built(read_config(directory.config_file)), directory
+    return _built(read_config(directory.config_file), status), directory
 
 
-def _built(config: "Config") -> "Simulation":
+def _built(config: "Config", status: "Console") -> "Simulation":
     try:
         import transformers  # noqa: PLC0415
 
         from florist.config.building import build  # noqa: PLC0415
+        from florist.config.records import read_splits, who_holds_what  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f"florist simulate trains with transformers and PEFT, and {error.name} is not installed: "
@@ -113,7 +121,20 @@ def _built(config: "Config") -> "Simulation":
     warnings.filterwarnings("ignore", module=r"(transformers|peft)\.")
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    return build(config)
+    splits = read_splits(config)
+    simulation = build(config, splits)
+    # Only now: what is refused is told in one line.
+    picture = who_holds_what(config, splits)
+    if picture is not None:
+        status.print(_holdings(picture))
+    return simulation
+
+
+def _tested(directory: "RunDirectory") -> dict[str, float | None] | None:
+    from florist.simulation import FINAL_METRICS  # noqa: PLC0415
+
+    file = directory.path / FINAL_METRICS
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def _free_name(config_file: Path) -> Path:
@@ -121,6 +142,29 @@ def _free_name(config_file: Path) -> Path:
     while (RUNS / f"{config_file.stem}-{number}").exists():
         number += 1
     return RUNS / f"{config_file.stem}-{number}"
+
+
+SHADES = " ░▒▓█"
+MAX_CLIENTS = 32
+
+
+def _holdings(counted: "LabelCounts") -> "Table":
+    """Who holds what: a row a client, a column a label; the shade is the label's share of the client's rows."""
+    from rich import box  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table("rows of", *counted.labels, "all", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in table.columns[1:]:
+        column.justify, column.overflow, column.max_width = "right", "ellipsis", 12
+    for client, counts in list(zip(counted.clients, counted.counts, strict=True))[:MAX_CLIENTS]:
+        total = sum(counts)
+        # Rounded up: whatever a client holds is to be seen.
+        shades = [SHADES[min(4, -(-4 * count // total))] if count else SHADES[0] for count in counts]
+        cells = [f"{count} {shade}" if count else "" for count, shade in zip(counts, shades, strict=True)]
+        table.add_row(client, *cells, str(total))
+    if len(counted.clients) > MAX_CLIENTS:
+        table.add_row(f"and {len(counted.clients) - MAX_CLIENTS} more", *[""] * (len(counted.labels) + 1))
+    return table
 
 
 def _table(initial: Mapping[str, float], records: Sequence["RoundRecord"]) -> "Table":

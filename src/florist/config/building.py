@@ -1,8 +1,7 @@
 """From a configuration to the objects of a simulation."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +14,59 @@ from transformers import (
 )
 
 from florist.config.methods import METHODS
-from florist.config.sections import CLASSIFICATION, LANGUAGE_MODELLING, Config, as_slice
+from florist.config.records import Splits, read_splits
+from florist.config.sections import CLASSIFICATION, LANGUAGE_MODELLING, Config
 from florist.data import (
+    KNOWN_SHAPES,
     CausalLmEncoder,
+    ChatShape,
+    ChatTemplate,
     ClassificationEncoder,
     Examples,
     Features,
+    InstructionConversation,
+    InstructionPrompt,
+    InstructionShape,
+    PlainChat,
     Record,
     RecordShape,
+    Renderer,
     alpaca_prompt,
     classes,
     encode,
+    instruction_and_input,
     read_records,
     recognise,
     template_prompt,
 )
-from florist.errors import ConfigurationError, DataError, MissingInputError
-from florist.evaluation import Classification, ExactMatch, LanguageModelLoss, Metric
+from florist.errors import ConfigurationError
+from florist.evaluation import (
+    Classification,
+    ExactMatch,
+    HarnessTasks,
+    LanguageModelLoss,
+    Metric,
+    MultipleChoice,
+    read_questions,
+    require_tasks,
+)
 from florist.federation import Federation
-from florist.partition import Partitioner, dirichlet, hold_out, iid
 from florist.peft_model import FederatedModel, LocalLora, load_causal_lm, load_classifier, load_tokenizer
+from florist.quantization import prepared, quantized_loading
 from florist.simulation import Client, Simulation
-from florist.training import TrainingSettings
+from florist.training import Hardware, TrainingSettings, require_precision
 
 Encode = Callable[[Sequence[Record], str], Examples]
 
 METRICS: Mapping[str, Mapping[str, Callable[[Config, Examples, PreTrainedTokenizerBase], Metric]]] = {
     LANGUAGE_MODELLING: {
         "loss": lambda config, examples, _: LanguageModelLoss(examples, config.evaluation.batch_size),
+        # One pass gives both.
+        "perplexity": lambda config, examples, _: LanguageModelLoss(examples, config.evaluation.batch_size),
         "exact_match": lambda config, examples, tokenizer: ExactMatch(
             examples, tokenizer, config.evaluation.batch_size, config.evaluation.max_new_tokens
         ),
+        "multiple_choice": lambda config, _, tokenizer: _multiple_choice(config, tokenizer),
     },
     CLASSIFICATION: {
         # One pass gives both.
@@ -55,31 +76,41 @@ METRICS: Mapping[str, Mapping[str, Callable[[Config, Examples, PreTrainedTokeniz
 }
 
 
-def build(config: Config) -> Simulation:
+def build(config: Config, splits: Splits | None = None) -> Simulation:
     """Load model and data and put the simulation together.
+
+    Args:
+        config: what to build.
+        splits: its records, where they were read before.
 
     Raises:
         ConfigurationError: keys contradict what is in the data, the number of clients for instance.
         MissingInputError, DataError: a data file is missing or is not what it should be.
         ModelError: the model cannot be loaded or adapted.
+        UnsupportedHardwareError, MissingDependencyError: this machine lacks what the precision or quantization needs.
     """
     metric_names = _metric_names(config)
-    holdings, held_out = _records(config)
-    loras = _loras(config, list(holdings))
+    splits = splits if splits is not None else read_splits(config)
+    client_ids = list(splits.training)
+    loras, settings = _loras(config, client_ids), _settings(config, client_ids)
+    require_precision(settings[0], Hardware.found())
     tokenizer = load_tokenizer(config.model.name_or_path)
     tokenizer.padding_side = "right"  # from the left, models that count positions from there would be led astray
-    base, head, task_type, encoder = _task(config, tokenizer, [row for rows in holdings.values() for row in rows])
-    if torch.cuda.is_available():
-        base.to("cuda")  # pyright: ignore[reportArgumentType]  # transformers wraps Module.to without its overloads
+    task = _task(config, tokenizer, [row for rows in splits.training.values() for row in rows])
+    # A quantized model is put on its device as it is loaded.
+    if torch.cuda.is_available() and config.model.quantization is None:
+        task.base.to("cuda")  # pyright: ignore[reportArgumentType]  # transformers wraps Module.to without its overloads
     target = config.lora.target_modules
-    model = FederatedModel(base, target if isinstance(target, str) else list(target), head, task_type)
-    clients = tuple(
-        Client(client_id, encoder(rows, client_id), lora)
-        for (client_id, rows), lora in zip(holdings.items(), loras, strict=True)
+    model = FederatedModel(
+        task.base, target if isinstance(target, str) else list(target), task.whole_modules, task.task_type
     )
-    training, federation = config.training, config.federation
+    clients = tuple(
+        Client(client_id, task.encode_training(rows, client_id), lora, own)
+        for (client_id, rows), lora, own in zip(splits.training.items(), loras, settings, strict=True)
+    )
+    federation = config.federation
     rules = Federation(
-        client_ids=tuple(holdings),
+        client_ids=tuple(client_ids),
         aggregator=METHODS[config.aggregation.method](config.aggregation),
         shapes=model.shapes,
         seed=federation.seed,
@@ -91,107 +122,18 @@ def build(config: Config) -> Simulation:
             f"federation.min_replies = {rules.required_replies}: expected at most the {rules.clients_per_round} of "
             f"{len(clients)} clients that a round asks"
         )
+    in_rounds, at_the_end = _metrics(config, metric_names, task.encode_held_out, splits, tokenizer)
     return Simulation(
         model=model,
         base_model=config.model.name_or_path,
         clients=clients,
         federation=rules,
-        training=TrainingSettings(
-            learning_rate=training.learning_rate,
-            batch_size=training.batch_size,
-            steps=training.steps,
-            epochs=training.epochs or 1.0,
-            lr_scheduler_type=training.lr_scheduler_type,
-            gradient_accumulation_steps=training.gradient_accumulation_steps,
-            weight_decay=training.weight_decay,
-            max_grad_norm=training.max_grad_norm,
-            bf16=training.bf16,
-        ),
-        metrics=_metrics(config, metric_names, encoder(held_out, "the held-out records"), tokenizer),
+        metrics=in_rounds,
+        final_metrics=at_the_end,
         rounds=federation.rounds,
         evaluate_every=config.evaluation.every,
         shared_init=federation.shared_init,
     )
-
-
-def _records(config: Config) -> tuple[dict[str, list[Record]], list[Record]]:
-    """(rows of every client in the order of the files, held-out rows)."""
-    data = config.data
-    part = as_slice(data.rows) if data.rows is not None else None
-    rows = {name: list(read_records(file))[part or slice(None)] for name, file in _training_files(config).items()}
-    empty = [name for name, some in rows.items() if not some]
-    if empty:
-        raise ConfigurationError(f"data.rows = {data.rows!r} leaves no rows of {empty}")
-    if data.partition == "given":
-        holdings = rows
-    else:
-        holdings = _share_out(config, [row for some in rows.values() for row in some])
-    if data.test is not None:
-        return holdings, list(read_records(Path(data.path, data.test)))
-    kept: dict[str, list[Record]] = {}
-    held_out: list[Record] = []
-    for client_id, own in holdings.items():
-        try:
-            training, testing = hold_out(len(own), data.test_fraction, config.federation.seed)
-        except DataError as error:
-            raise DataError(f"{client_id}: {error}; give it more, or held-out records with [data] test") from error
-        kept[client_id] = [own[i] for i in training]
-        held_out += [own[i] for i in testing]
-    return kept, held_out
-
-
-def _training_files(config: Config) -> dict[str, Path]:
-    """Name of a client -> its file, in the natural order of the names: 9 before 10."""
-    data, folder = config.data, Path(config.data.path)
-    if not folder.is_dir():
-        raise MissingInputError(f"expected the data directory {folder}, found none; set it with --set data.path=DIR")
-    try:
-        found = [file for file in folder.glob(data.train) if file.is_file()]
-    except (ValueError, NotImplementedError) as error:
-        raise ConfigurationError(
-            f"data.train = {data.train!r}: expected a file name or pattern in data.path, and it is none: {error}"
-        ) from error
-    test = (folder / data.test).resolve() if data.test is not None else None
-    files: dict[str, Path] = {}
-    for file in sorted(found):
-        if file.resolve() == test:
-            continue
-        name = file.relative_to(folder).with_suffix("").as_posix()
-        if name in files:
-            raise ConfigurationError(
-                f"data.train = {data.train!r}: expected one file a client, got {files[name].name} and {file.name}; "
-                "name one ending"
-            )
-        files[name] = file
-    if not files:
-        raise MissingInputError(f"expected training files {data.train} in {folder}, found none; set [data] train")
-    return dict(sorted(files.items(), key=lambda item: _natural(item[0])))
-
-
-def _natural(name: str) -> list[str | int]:
-    # Text and numbers take turns, so that like is compared with like.
-    return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"(\d+)", name))]
-
-
-def _share_out(config: Config, rows: list[Record]) -> dict[str, list[Record]]:
-    data, ranks = config.data, config.lora.ranks
-    num_clients = data.num_clients or (len(ranks) if isinstance(ranks, tuple) else 1)
-    # A client that holds some rows out itself needs another to train on.
-    min_rows = 1 if data.test is not None else 2
-    partitioners: Mapping[str, Partitioner] = {
-        "iid": iid,
-        "dirichlet": partial(dirichlet, alpha=data.dirichlet_alpha, min_rows=min_rows),
-    }
-    field = data.partition_field
-    lacking = next((row for row in rows if field is not None and field not in row), None)
-    if lacking is not None:
-        raise ConfigurationError(
-            f"data.partition_field = {field!r}: expected it in every record, got {sorted(lacking)}"
-        )
-    labels = [str(row[field]) if field is not None else "" for row in rows]
-    shares = partitioners[data.partition](labels, num_clients, config.federation.seed)
-    width = len(str(num_clients - 1))
-    return {f"client_{k:0{width}d}": [rows[i] for i in share] for k, share in enumerate(shares)}
 
 
 def _loras(config: Config, client_ids: Sequence[str]) -> list[LocalLora]:
@@ -211,31 +153,104 @@ def _loras(config: Config, client_ids: Sequence[str]) -> list[LocalLora]:
     ]
 
 
-def _task(
-    config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequence[Record]
-) -> tuple[PreTrainedModel, tuple[str, ...], str, Encode]:
-    """(base model, modules trained whole, PEFT's name of the task, encoder of records)."""
-    data, dtype = config.data, getattr(torch, config.model.dtype)
-    template = data.prompt_template
-    collate: Callable[[list[Features]], Mapping[str, Any]]
+def _settings(config: Config, client_ids: Sequence[str]) -> list[TrainingSettings]:
+    training, count = config.training, len(client_ids)
+    own: dict[str, tuple[Any, ...]] = {}
+    for key in ("batch_size", "steps", "epochs"):
+        value = getattr(training, key)
+        own[key] = value if isinstance(value, tuple) else (value,) * count
+        if len(own[key]) != count:
+            raise ConfigurationError(
+                f"training.{key} lists {len(own[key])} clients, and the data has {count}: {', '.join(client_ids)}; "
+                "give one each or one for all"
+            )
+    return [
+        TrainingSettings(
+            learning_rate=training.learning_rate,
+            batch_size=batch_size,
+            steps=steps,
+            epochs=epochs or 1.0,
+            lr_scheduler_type=training.lr_scheduler_type,
+            gradient_accumulation_steps=training.gradient_accumulation_steps,
+            weight_decay=training.weight_decay,
+            max_grad_norm=training.max_grad_norm,
+            bf16=training.bf16,
+            fp16=training.fp16,
+        )
+        for batch_size, steps, epochs in zip(own["batch_size"], own["steps"], own["epochs"], strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Task:
+    """What depends on the kind of task.
+
+    Attributes:
+        base: the model.
+        whole_modules: trained and sent whole.
+        task_type: PEFT's name of the task.
+        encode_training: encoder of clients' records.
+        encode_held_out: encoder of held-out records, whose answers alone count.
+    """
+
+    base: PreTrainedModel
+    whole_modules: tuple[str, ...]
+    task_type: str
+    encode_training: Encode
+    encode_held_out: Encode
+
+
+def _task(config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequence[Record]) -> _Task:
+    data, name, dtype = config.data, config.model.name_or_path, getattr(torch, config.model.dtype)
+    bits = config.model.quantization
+    quantized = quantized_loading(bits, dtype) if bits is not None else {}
     if config.task.kind == CLASSIFICATION and data.label_field is not None:
         labels = config.task.labels or classes(training, data.label_field)
         base, head = load_classifier(
-            config.model.name_or_path, dtype, labels, config.lora.modules_to_save, config.federation.seed
+            name, dtype, labels, config.lora.modules_to_save, config.federation.seed, **quantized
         )
-        text = template_prompt(template or "{instruction}")
+        text = template_prompt(data.prompt_template or "{instruction}")
         encoder = ClassificationEncoder(tokenizer, text, data.label_field, labels, data.max_length)
-        collate = DataCollatorWithPadding(tokenizer)
-        return base, head, "SEQ_CLS", lambda records, source: encode(records, encoder, collate, source)
-    base = load_causal_lm(config.model.name_or_path, dtype)
-    if data.instruction_field and data.output_field:
-        shape = RecordShape(data.instruction_field, data.input_field or "", data.output_field)
-    else:
-        shape = recognise(training)
-    prompt = template_prompt(template) if template is not None else alpaca_prompt
-    encoder = CausalLmEncoder(tokenizer, shape, prompt, data.max_length)
+        encoding = _encoding(encoder, DataCollatorWithPadding(tokenizer))
+        return _Task(prepared(base) if bits else base, head, "SEQ_CLS", encoding, encoding)
+    base = load_causal_lm(name, dtype, **quantized)
+    render = _renderer(config, tokenizer, training)
     collate = DataCollatorForSeq2Seq(tokenizer)
-    return base, config.lora.modules_to_save or (), "CAUSAL_LM", lambda r, source: encode(r, encoder, collate, source)
+    learn, answer = (
+        _encoding(CausalLmEncoder(tokenizer, render, data.max_length, loss_on_prompts), collate)
+        for loss_on_prompts in (data.loss_on == "all", False)
+    )
+    return _Task(prepared(base) if bits else base, config.lora.modules_to_save or (), "CAUSAL_LM", learn, answer)
+
+
+def _encoding(encoder: Callable[[Record], Features], collate: Callable[[list[Features]], Mapping[str, Any]]) -> Encode:
+    return lambda records, source: encode(records, encoder, collate, source)
+
+
+def _renderer(config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequence[Record]) -> Renderer:
+    data = config.data
+    if data.instruction_field and data.output_field:
+        shape: RecordShape = InstructionShape(data.instruction_field, data.input_field or "", data.output_field)
+    else:
+        shape = KNOWN_SHAPES[data.format] if data.format != "auto" else recognise(training)
+    has_template = bool(tokenizer.chat_template)
+    if data.chat_template is True and not has_template:
+        raise ConfigurationError(
+            f"data.chat_template = true: expected a tokenizer with a chat template, and that of "
+            f"{config.model.name_or_path} has none; leave it at 'auto'"
+        )
+    if isinstance(shape, ChatShape):
+        if data.prompt_template is not None:
+            raise ConfigurationError(
+                "data.prompt_template is for rows with an instruction, and these hold messages: remove it; messages "
+                "are written as the tokenizer's chat template does"
+            )
+        use_template = has_template and data.chat_template is not False
+        return ChatTemplate(tokenizer, shape.conversation) if use_template else PlainChat(shape)
+    prompt = template_prompt(data.prompt_template) if data.prompt_template is not None else None
+    if data.chat_template is True or (data.chat_template == "auto" and has_template and prompt is None):
+        return ChatTemplate(tokenizer, InstructionConversation(shape, prompt or instruction_and_input))
+    return InstructionPrompt(shape, prompt or alpaca_prompt)
 
 
 def _metric_names(config: Config) -> Sequence[str]:
@@ -250,7 +265,46 @@ def _metric_names(config: Config) -> Sequence[str]:
 
 
 def _metrics(
-    config: Config, names: Sequence[str], examples: Examples, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Metric, ...]:
-    metrics = [METRICS[config.task.kind][name](config, examples, tokenizer) for name in names]
-    return tuple(metric for i, metric in enumerate(metrics) if metric not in metrics[:i])
+    config: Config, names: Sequence[str], encode_held_out: Encode, splits: Splits, tokenizer: PreTrainedTokenizerBase
+) -> tuple[tuple[Metric, ...], tuple[Metric, ...]]:
+    """(metrics of every round, further ones of the final adapter)."""
+    on_validation = config.has_validation and config.evaluation.split != "test"
+    # The questions are a test as well: whoever chooses by the rounds' metrics must not have seen them.
+    measured = [name for name in names if not (on_validation and name == "multiple_choice")]
+
+    def of(examples: Examples, some: Sequence[str]) -> tuple[Metric, ...]:
+        metrics = [METRICS[config.task.kind][name](config, examples, tokenizer) for name in some]
+        return tuple(metric for i, metric in enumerate(metrics) if metric not in metrics[:i])
+
+    test = encode_held_out(splits.test, "the held-out records")
+    if on_validation:
+        in_rounds = of(encode_held_out(splits.validation, "the validation records"), measured)
+        at_the_end = of(test, names)
+    else:
+        in_rounds, at_the_end = of(test, names), ()
+    return in_rounds, at_the_end + _harness(config, tokenizer)
+
+
+def _multiple_choice(config: Config, tokenizer: PreTrainedTokenizerBase) -> MultipleChoice:
+    evaluation = config.evaluation
+    file = Path(config.data.path, evaluation.multiple_choice or "")
+    questions = read_questions(
+        read_records(file),
+        tokenizer,
+        prompt=template_prompt(evaluation.choice_prompt),
+        answer=template_prompt(evaluation.choice_answer),
+        max_length=config.data.max_length,
+        source=str(file),
+    )
+    return MultipleChoice(questions, tokenizer, evaluation.batch_size)
+
+
+def _harness(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[Metric, ...]:
+    evaluation = config.evaluation
+    if not evaluation.harness_tasks:
+        return ()
+    own = evaluation.harness_task_path
+    path = Path(config.data.path, own) if own is not None else None
+    # Before hours of training, not after them.
+    require_tasks(evaluation.harness_tasks, path)
+    return (HarnessTasks(tokenizer, evaluation.harness_tasks, path, evaluation.batch_size, evaluation.harness_limit),)

@@ -28,6 +28,8 @@ class ModelSection(Section):
     """A directory as transformers writes it, or a hub id."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the base's parameters; adapters train in float32."""
+    quantization: Literal["4bit", "8bit"] | None = None
+    """Hold the base in 4 bits (NF4, computed in `dtype`) or 8, with bitsandbytes; needs CUDA."""
 
 
 class TaskSection(Section):
@@ -58,17 +60,25 @@ class DataSection(Section):
     test: str | None = None
     """File of held-out records; without it, `test_fraction` of every client's rows is held out."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    partition: Literal["given", "iid", "dirichlet"] = "given"
+    validation: str | None = None
+    """File of records to choose by, which are neither trained on nor tested on."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """In place of a file: of every client's rows, after the test's."""
+    partition: Literal["given", "iid", "dirichlet", "by-field", "shards"] = "given"
     num_clients: Positive | None = None
-    """For ``iid`` and ``dirichlet``; by default as many as there are ranks."""
+    """Where the rows are shared out; by default as many as there are ranks, or one a value for ``by-field``."""
     partition_field: str | None = None
-    """Whose values the Dirichlet split is over, a task or category for instance."""
+    """Whose values make clients unlike, a task or category for instance; for all partitions but given and iid."""
     dirichlet_alpha: PositiveFloat = 1.0
     """Concentration: small gives unlike clients, large the iid split."""
+    shards_per_client: Positive | None = None
+    """For ``shards``, 2 by default: parts of the sorted rows that a client gets."""
     rows: str | None = None
     """Part of every training file to use, as a Python slice ``start:stop:step``; ``1::2`` is every second row."""
+    format: Literal["auto", "alpaca", "dolly", "messages", "sharegpt"] = "auto"
+    """Shape of the records; by default that which the first one has."""
     instruction_field: str | None = None
-    """With `output_field`: names of the fields; by default the Alpaca and Dolly shapes are recognised."""
+    """With `output_field`: names of the fields where the shape is none of these."""
     input_field: str | None = None
     output_field: str | None = None
     label_field: str | None = None
@@ -76,18 +86,33 @@ class DataSection(Section):
     prompt_template: str | None = None
     """Text before the answer, from ``{instruction}``, ``{input}`` and the record's own fields; or the text to
     classify, from the record's own fields, by default its ``{instruction}``."""
+    chat_template: bool | Literal["auto"] = "auto"
+    """Write prompts as the tokenizer's chat template does; ``auto``: where it has one and no `prompt_template` is
+    set."""
+    loss_on: Literal["response", "all"] = "response"
+    """The tokens that training counts. Evaluation always counts the responses."""
     max_length: Annotated[int, Field(ge=2)] = 512
     """In tokens, prompt and answer together."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "DataSection":
         wrong: list[str] = []
-        if self.partition == "dirichlet" and self.partition_field is None:
-            wrong.append("partition = 'dirichlet' needs partition_field, the field to split over")
-        if self.partition != "dirichlet" and self.partition_field is not None:
-            wrong.append(f"partition_field is for partition = 'dirichlet', and partition is {self.partition!r}")
+        by_value = self.partition in {"dirichlet", "by-field", "shards"}
+        if by_value and self.partition_field is None:
+            wrong.append(f"partition = {self.partition!r} needs partition_field, the field to split over")
+        if not by_value and self.partition_field is not None:
+            wrong.append(
+                "partition_field is for partition = 'dirichlet', 'by-field' or 'shards', and partition is "
+                f"{self.partition!r}"
+            )
+        if self.partition != "shards" and self.shards_per_client is not None:
+            wrong.append(f"shards_per_client is for partition = 'shards', and partition is {self.partition!r}")
         if self.partition == "given" and self.num_clients is not None:
-            wrong.append("num_clients is for partition = 'iid' or 'dirichlet'; given files are the clients themselves")
+            wrong.append("num_clients is for rows that are shared out; given files are the clients themselves")
+        if self.validation is not None and self.validation_fraction is not None:
+            wrong.append("validation and validation_fraction contradict each other: remove one")
+        if self.format != "auto" and self.instruction_field is not None:
+            wrong.append(f"format = {self.format!r} and instruction_field contradict each other: remove one")
         if (self.instruction_field is None) != (self.output_field is None):
             wrong.append("instruction_field and output_field go together: set both or neither")
         if self.input_field is not None and self.instruction_field is None:
@@ -123,16 +148,20 @@ class TrainingSection(Section):
     """``[training]``: one client's part of a round, by AdamW."""
 
     learning_rate: PositiveFloat = 3e-4
-    batch_size: Positive = 8
-    steps: Positive | None = None
+    batch_size: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] = 8
+    """One for all clients, or one each in the order of the files; so are `steps` and `epochs`."""
+    steps: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
     """Optimiser steps a round."""
-    epochs: PositiveFloat | None = None
+    epochs: PositiveFloat | Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] | None = None
     """Passes over the client's rows a round; 1 where neither is set."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
     gradient_accumulation_steps: Positive = 1
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: PositiveFloat = 1.0
     bf16: bool = False
+    """Train in bfloat16 mixed precision."""
+    fp16: bool = False
+    """Train in float16 mixed precision, with a scaled loss; needs CUDA."""
     threads: Positive | None = None
     """Torch threads; by default the faster of one and all cores, measured at the start."""
 
@@ -140,6 +169,8 @@ class TrainingSection(Section):
     def _consistent(self) -> "TrainingSection":
         if self.steps is not None and self.epochs is not None:
             raise ValueError(f"steps = {self.steps} and epochs = {self.epochs} contradict each other: remove one")
+        if self.bf16 and self.fp16:
+            raise ValueError("bf16 and fp16 contradict each other: remove one")
         return self
 
 
@@ -186,12 +217,37 @@ class EvaluationSection(Section):
     """``[evaluation]``: what is measured on the held-out records."""
 
     metrics: tuple[str, ...] | None = None
-    """``loss`` and ``exact_match`` for language models, ``loss`` and ``accuracy`` for classifiers."""
+    """``loss``, ``perplexity``, ``exact_match`` and ``multiple_choice`` for language models, ``loss`` and ``accuracy``
+    for classifiers."""
     every: Positive = 1
     """Rounds between evaluations; the last is always evaluated."""
+    split: Literal["validation", "test"] | None = None
+    """Whose metrics the rounds have; by default the validation records where there are some. The final adapter is then
+    measured on the test records as well."""
     batch_size: Positive = 32
     max_new_tokens: Positive = 64
     """Of a generated answer."""
+    multiple_choice: str | None = None
+    """File of the questions for ``multiple_choice``, in the directory `data.path` unless absolute."""
+    choice_prompt: str = "{question}\nAnswer:"
+    """Text before a choice, from ``{question}``, ``{options}`` (a line each: ``A. ...``) and the record's fields."""
+    choice_answer: str = " {choice}"
+    """Text whose likelihood is measured, from ``{choice}`` and ``{letter}``."""
+    harness_tasks: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness to measure the final adapter on; needs ``florist[eval]``."""
+    harness_task_path: str | None = None
+    """Directory of task files of your own, in `data.path` unless absolute."""
+    harness_limit: Positive | None = None
+    """Examples a task, to try a configuration; by default all."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "EvaluationSection":
+        asked = "multiple_choice" in (self.metrics or ())
+        if asked and self.multiple_choice is None:
+            raise ValueError("metrics has 'multiple_choice': set multiple_choice, the file of the questions")
+        if self.multiple_choice is not None and not asked:
+            raise ValueError("multiple_choice is a file of questions: add 'multiple_choice' to metrics")
+        return self
 
 
 class Config(Section):
@@ -212,7 +268,7 @@ class Config(Section):
         ranks, clients = self.lora.ranks, self.data.num_clients
         if isinstance(ranks, tuple) and clients is not None and len(ranks) != clients:
             wrong.append(f"lora.ranks lists {len(ranks)} clients and data.num_clients says {clients}")
-        if self.data.partition != "given" and clients is None and not isinstance(ranks, tuple):
+        if self.data.partition not in {"given", "by-field"} and clients is None and not isinstance(ranks, tuple):
             wrong.append(f"data.partition = {self.data.partition!r} needs data.num_clients, or lora.ranks as a list")
         if self.task.kind == CLASSIFICATION and self.data.label_field is None:
             wrong.append(f"task.kind = {CLASSIFICATION!r} needs data.label_field, the field that holds the class")
@@ -221,11 +277,20 @@ class Config(Section):
                 f"data.instruction_field and output_field are for task.kind = {LANGUAGE_MODELLING!r}: name the text to "
                 "classify with data.prompt_template, as '{text}'"
             )
+        if self.task.kind == CLASSIFICATION and (self.evaluation.harness_tasks or self.data.chat_template is True):
+            wrong.append(f"evaluation.harness_tasks and data.chat_template are for task.kind = {LANGUAGE_MODELLING!r}")
+        if self.evaluation.split == "validation" and not self.has_validation:
+            wrong.append("evaluation.split = 'validation' needs data.validation or data.validation_fraction")
         if self.task.kind == LANGUAGE_MODELLING and self.data.label_field is not None:
             wrong.append(f"data.label_field is for task.kind = {CLASSIFICATION!r}")
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether some records are set apart to choose by."""
+        return self.data.validation is not None or self.data.validation_fraction is not None
 
 
 def as_slice(rows: str) -> slice | None:

@@ -199,6 +199,29 @@ def test_a_longer_answer_than_is_generated_cannot_match(
     assert exact_match(rows, tokenizer, max_new_tokens=5)(llama) == {"exact_match": 0.0}
 
 
+def test_of_a_conversation_the_last_answer_is_asked_for(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    first, second = prompts(2)
+    asked = [*first, *greedy(llama, first, 4), *second]
+    said = greedy(llama, asked, 6)
+    earlier = [IGNORED] * len(first) + asked[len(first) : -len(second)]
+    row = {"input_ids": [*asked, *said, EOS], "labels": [*earlier, *[IGNORED] * len(second), *said, EOS]}
+    wrong = {"input_ids": [*asked, *said[::-1], EOS], "labels": row["labels"]}
+    assert said != said[::-1]
+    assert exact_match([row, wrong], tokenizer)(llama) == {"exact_match": 0.5}
+
+
+def test_a_turn_ends_where_the_model_says_as_well(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    prompt = prompts(1)[0]
+    said = greedy(llama, prompt, 6)
+    end = next(token for token in said[1:] if token != said[0])
+    row = features(prompt, said[: said.index(end) + 1])
+    assert exact_match([row], tokenizer)(llama) == {"exact_match": 0.0}
+    llama.generation_config.eos_token_id = [EOS, end]
+    assert exact_match([row], tokenizer)(llama) == {"exact_match": 1.0}
+
+
 def class_examples(tokenizer: PreTrainedTokenizerBase) -> Examples:
     rows = [{"input_ids": ids, "labels": number % 3} for number, ids in enumerate(prompts(20))]
     return Examples(rows, DataCollatorWithPadding(tokenizer))

@@ -55,6 +55,8 @@ class LanguageModelLoss:
 class ExactMatch:
     """Fraction of prompts whose greedy continuation is the answer, up to surrounding white space.
 
+    Of a conversation, the last answer is asked for, given all before it.
+
     Args:
         examples: encoded prompt and answer, as for training.
         tokenizer: of the model.
@@ -70,7 +72,7 @@ class ExactMatch:
     def __call__(self, model: Any, /) -> Mapping[str, float]:
         """``exact_match``."""
         # Prompts of similar length together: less padding.
-        ordered = sorted(self.examples, key=lambda features: features["labels"].count(IGNORED))
+        ordered = sorted(self.examples, key=_answer_start)
         hits = 0
         model.eval()
         with torch.inference_mode():
@@ -79,7 +81,7 @@ class ExactMatch:
         return {"exact_match": hits / len(ordered)}
 
     def _hits(self, model: Any, examples: Sequence[Features]) -> int:
-        prompts = [features["input_ids"][: features["labels"].count(IGNORED)] for features in examples]
+        prompts = [features["input_ids"][: _answer_start(features)] for features in examples]
         answers = [features["input_ids"][len(prompt) :] for features, prompt in zip(examples, prompts, strict=True)]
         width = max(len(prompt) for prompt in prompts)
         pad = self.tokenizer.pad_token_id
@@ -92,11 +94,17 @@ class ExactMatch:
             **_GREEDY,
             max_new_tokens=self.max_new_tokens,
             pad_token_id=pad,
-            eos_token_id=self.tokenizer.eos_token_id,
+            eos_token_id=self._ends(model),
         )
         texts = self.tokenizer.batch_decode(generated[:, width:], skip_special_tokens=True)
         expected = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
         return sum(text.strip() == answer.strip() for text, answer in zip(texts, expected, strict=True))
+
+    def _ends(self, model: Any) -> list[int] | None:
+        # A chat model may end its turns by another token than its tokenizer ends texts.
+        of_model = model.generation_config.eos_token_id
+        of_model = of_model if isinstance(of_model, list) else [of_model]
+        return sorted({end for end in (self.tokenizer.eos_token_id, *of_model) if isinstance(end, int)}) or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,3 +131,9 @@ def _batches(model: nn.Module, examples: Examples, batch_size: int) -> Iterator[
     with torch.inference_mode():
         for batch in examples.batches(batch_size):
             yield {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def _answer_start(features: Features) -> int:
+    """Where the last run of tokens that count begins."""
+    labels: Sequence[int] = features["labels"]
+    return max(k for k, label in enumerate(labels) if label != IGNORED and (k == 0 or labels[k - 1] == IGNORED))

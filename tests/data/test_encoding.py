@@ -11,17 +11,16 @@ from transformers import AutoTokenizer, DataCollatorForSeq2Seq, PreTrainedTokeni
 
 from florist.data import (
     ALPACA,
-    DOLLY,
     IGNORED,
     CausalLmEncoder,
     ClassificationEncoder,
     Examples,
-    RecordShape,
+    InstructionPrompt,
+    InstructionShape,
     alpaca_prompt,
     classes,
     encode,
     read_records,
-    recognise,
     template_prompt,
 )
 from florist.errors import DataError, MissingInputError
@@ -48,7 +47,7 @@ def framing_tokenizer(tiny_llama: Path) -> PreTrainedTokenizerBase:
 def encoder(
     tokenizer: PreTrainedTokenizerBase, max_length: int = 100, template: str = "{instruction}:"
 ) -> CausalLmEncoder:
-    return CausalLmEncoder(tokenizer, ALPACA, template_prompt(template), max_length)
+    return CausalLmEncoder(tokenizer, InstructionPrompt(ALPACA, template_prompt(template)), max_length)
 
 
 # --- reading
@@ -116,26 +115,6 @@ def test_an_empty_jsonl_file_is_refused(tmp_path: Path) -> None:
 
 
 # --- shapes and prompts
-
-
-@pytest.mark.parametrize(
-    ("record", "shape"),
-    [
-        ({"instruction": "", "input": "", "output": ""}, ALPACA),
-        ({"instruction": "", "output": ""}, ALPACA),
-        ({"instruction": "", "context": "", "response": "", "category": ""}, DOLLY),
-        ({"instruction": "", "response": ""}, DOLLY),
-    ],
-)
-def test_the_shape_of_a_record_is_recognised(record: Mapping[str, Any], shape: RecordShape) -> None:
-    assert recognise([record]) == shape
-
-
-def test_an_unknown_shape_is_refused_with_what_to_set() -> None:
-    with pytest.raises(
-        DataError, match=r"alpaca: .*dolly: .*got the fields \['a', 'q'\]; name yours with .*output_field"
-    ):
-        recognise([{"q": 1, "a": 2}])
 
 
 def test_the_alpaca_prompt_has_a_form_with_an_input_and_one_without() -> None:
@@ -251,16 +230,21 @@ def test_cutting_keeps_the_answers_start_and_the_prompts_end(
     assert prompt == whole_prompt[len(whole_prompt) - len(prompt) :]
 
 
-def test_the_fields_of_the_shape_fill_the_prompt(tokenizer: PreTrainedTokenizerBase) -> None:
-    shape = RecordShape("question", "facts", "answer")
-    encoding = CausalLmEncoder(tokenizer, shape, template_prompt("{topic}: {input} {instruction}"), 50)
+def test_the_fields_of_the_shape_fill_the_prompt() -> None:
+    shape = InstructionShape("question", "facts", "answer")
+    render = InstructionPrompt(shape, template_prompt("{topic}: {input} {instruction}"))
+
+    def texts(record: Mapping[str, Any]) -> tuple[str, str]:
+        prompt, answer = render(record)
+        return prompt.text, answer.text
+
     record = {"question": "q", "facts": "f", "answer": 7, "topic": "t"}
-    assert encoding.texts(record) == ("t: f q", "7")
-    assert encoding.texts({**record, "facts": None}) == ("t:  q", "7")
+    assert texts(record) == ("t: f q", "7")
+    assert texts({**record, "facts": None}) == ("t:  q", "7")
     del record["facts"]
-    assert encoding.texts(record) == ("t:  q", "7")
+    assert texts(record) == ("t:  q", "7")
     with pytest.raises(DataError, match=r"expected records with 'question' and 'answer', got \['question'\]"):
-        encoding({"question": "q"})
+        render({"question": "q"})
 
 
 def test_an_error_names_the_source_and_the_record(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -343,3 +327,11 @@ def test_examples_are_a_sequence_and_batches_cover_it_once(tokenizer: PreTrained
     assert [len(row) for row in seen] == sorted(len(row) for row in seen)
     for batch in batches:
         assert bool((batch["labels"][batch["attention_mask"] == 0] == IGNORED).all())
+
+
+def test_the_records_own_fields_do_not_stand_in_for_the_shapes(tokenizer: PreTrainedTokenizerBase) -> None:
+    shape = InstructionShape("title", "instruction", "input")
+    prompt, answer = InstructionPrompt(shape, template_prompt("{instruction}|{input}"))(
+        {"title": "t", "instruction": "i", "input": "o"}
+    )
+    assert (prompt.text, answer.text) == ("t|i", "o")

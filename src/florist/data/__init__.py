@@ -1,0 +1,49 @@
+"""From JSON records to tokens: reading, recognising the shape of a record, prompts, labels."""
+
+from florist.data.causal_lm import CausalLmEncoder, opening_tokens
+from florist.data.classification import ClassificationEncoder, classes
+from florist.data.examples import IGNORED, Examples, Features, encode
+from florist.data.prompts import alpaca_prompt, instruction_and_input, template_prompt
+from florist.data.reading import Record, read_records
+from florist.data.rendering import ChatTemplate, InstructionConversation, InstructionPrompt, PlainChat, Renderer
+from florist.data.shapes import (
+    ALPACA,
+    DOLLY,
+    KNOWN_SHAPES,
+    MESSAGES,
+    SHAREGPT,
+    ChatShape,
+    InstructionShape,
+    RecordShape,
+    recognise,
+)
+
+__all__ = [
+    "ALPACA",
+    "DOLLY",
+    "IGNORED",
+    "KNOWN_SHAPES",
+    "MESSAGES",
+    "SHAREGPT",
+    "CausalLmEncoder",
+    "ChatShape",
+    "ChatTemplate",
+    "ClassificationEncoder",
+    "Examples",
+    "Features",
+    "InstructionConversation",
+    "InstructionPrompt",
+    "InstructionShape",
+    "PlainChat",
+    "Record",
+    "RecordShape",
+    "Renderer",
+    "alpaca_prompt",
+    "classes",
+    "encode",
+    "instruction_and_input",
+    "opening_tokens",
+    "read_records",
+    "recognise",
+    "template_prompt",
+]

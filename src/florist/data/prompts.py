@@ -1,0 +1,55 @@
+"""The text before an answer: instruction prompts and templates over a record's fields."""
+
+import string
+from collections.abc import Callable, Mapping
+
+from florist.errors import DataError
+
+ALPACA_PROMPT = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n"
+)
+ALPACA_PROMPT_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+    "response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+
+
+def alpaca_prompt(values: Mapping[str, str]) -> str:
+    """The prompt of Stanford Alpaca, which has one form with an input and one without."""
+    return (ALPACA_PROMPT_WITH_INPUT if values["input"] else ALPACA_PROMPT).format_map(values)
+
+
+def template_prompt(template: str) -> Callable[[Mapping[str, str]], str]:
+    """A prompt from a ``str.format`` template over ``{instruction}``, ``{input}`` and the record's own fields.
+
+    Raises:
+        DataError: the template's braces do not pair, or hold more than a field's name; or (later) it names a field
+            that a record lacks.
+    """
+    try:
+        fields = [field for field in string.Formatter().parse(template) if field[1] is not None]
+    except ValueError as error:
+        raise DataError(f"prompt_template {template!r}: {error}; write a literal brace twice") from error
+    names = {name or "" for _, name, _, _ in fields}
+    if any(spec or conversion for _, _, spec, conversion in fields) or any(not n or set(n) & set(".[") for n in names):
+        raise DataError(
+            f"prompt_template {template!r}: expected plain fields as {{instruction}}, got an empty one, or one with "
+            "a format, an attribute or an index"
+        )
+
+    def render(values: Mapping[str, str]) -> str:
+        missing = sorted(names - values.keys())
+        if missing:
+            raise DataError(
+                f"prompt_template {template!r}: expected a record with {missing}, got one with {sorted(values)}"
+            )
+        return template.format_map(values)
+
+    return render
+
+
+def instruction_and_input(values: Mapping[str, str]) -> str:
+    """What a user would write: the instruction, and its input below."""
+    return "\n\n".join(part for part in (values["instruction"], values["input"]) if part)

@@ -1,0 +1,183 @@
+"""Multiple choice by likelihood: the answer that the model finds likeliest for its length."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from florist.data import Record, opening_tokens
+from florist.data.reading import as_text
+from florist.errors import DataError
+
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+# The MMLU sample of the FLoRIST paper's repository: question and options in one text, whose first word is misspelt.
+_IN_ONE_TEXT = re.compile(
+    r"\s*Qu[a-z]+tion:\s*(.*?)\s*Options:\s*A\.\s*(.*?),\s*B\.\s*(.*?),\s*C\.\s*(.*?),\s*D\.\s*(.*?)\s*", re.DOTALL
+)
+_ANSWER = re.compile(r"\s*(?:The answer is:?)?\s*\(?([A-Z])\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question as tokens.
+
+    Attributes:
+        prompt: before each choice; one token at least.
+        choices: tokens of each.
+        lengths: of each choice, in characters.
+        answer: number of the right one.
+    """
+
+    prompt: tuple[int, ...]
+    choices: tuple[tuple[int, ...], ...]
+    lengths: tuple[int, ...]
+    answer: int
+
+
+@dataclass(frozen=True, slots=True)
+class MultipleChoice:
+    """Fraction of questions whose right choice has the largest log-likelihood per character.
+
+    The score of a choice is the sum of the log-probabilities of its tokens after the prompt, divided by the number
+    of its characters. Characters do not depend on the tokenizer, so that models can be compared. Without the division,
+    short choices would win. Ties go to the first.
+
+    Source: ``acc_norm`` of lm-evaluation-harness.
+
+    Args:
+        questions: encoded by `read_questions`.
+        tokenizer: of the model, for its padding.
+        batch_size: choices that are run together.
+    """
+
+    questions: tuple[Question, ...]
+    tokenizer: PreTrainedTokenizerBase
+    batch_size: int
+
+    def __call__(self, model: nn.Module, /) -> Mapping[str, float]:
+        """``multiple_choice``."""
+        pairs = [(q, c) for q, question in enumerate(self.questions) for c in range(len(question.choices))]
+        # Texts of similar length together: less padding.
+        pairs.sort(key=lambda pair: len(self.questions[pair[0]].prompt) + len(self._choice(pair)))
+        scores = [[0.0] * len(question.choices) for question in self.questions]
+        model.eval()
+        with torch.inference_mode():
+            for start in range(0, len(pairs), self.batch_size):
+                some = pairs[start : start + self.batch_size]
+                for (q, c), likelihood in zip(some, self._log_likelihoods(model, some), strict=True):
+                    scores[q][c] = likelihood / self.questions[q].lengths[c]
+        hits = sum(own.index(max(own)) == q.answer for own, q in zip(scores, self.questions, strict=True))
+        return {"multiple_choice": hits / len(self.questions)}
+
+    def _choice(self, pair: tuple[int, int]) -> tuple[int, ...]:
+        return self.questions[pair[0]].choices[pair[1]]
+
+    def _log_likelihoods(self, model: nn.Module, pairs: Sequence[tuple[int, int]]) -> list[float]:
+        texts = [[*self.questions[pair[0]].prompt, *self._choice(pair)] for pair in pairs]
+        width = max(len(text) for text in texts)
+        pad, device = self.tokenizer.pad_token_id, next(model.parameters()).device
+        ids = torch.tensor([text + [pad] * (width - len(text)) for text in texts], device=device)
+        mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts], device=device)
+        logits = model(input_ids=ids, attention_mask=mask).logits
+        found: list[float] = []
+        for row, (text, pair) in enumerate(zip(texts, pairs, strict=True)):
+            first = len(text) - len(self._choice(pair))
+            predicted = logits[row, first - 1 : len(text) - 1].float().log_softmax(dim=1)
+            targets = ids[row, first : len(text), None]
+            found.append(float(predicted.gather(1, targets).sum()))
+        return found
+
+
+def read_questions(
+    records: Sequence[Record],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    prompt: Callable[[Mapping[str, str]], str],
+    answer: Callable[[Mapping[str, str]], str],
+    max_length: int,
+    source: str,
+) -> tuple[Question, ...]:
+    """Questions from records with ``question``, ``choices`` and ``answer``, or in the shape of the paper's MMLU sample.
+
+    `answer` is the number of a choice, from 0, its letter, or its text. A prompt that is too long loses its start.
+
+    Args:
+        records: one a question.
+        tokenizer: of the model.
+        prompt: from the fields, ``question`` and ``options`` (a line each) to the text before a choice.
+        answer: from ``choice`` and ``letter`` to the text whose likelihood is measured.
+        max_length: in tokens, prompt and choice together.
+        source: named in errors.
+
+    Raises:
+        DataError: a record is not in one of the two shapes, or a choice is empty or too long.
+    """
+    questions: list[Question] = []
+    for number, record in enumerate(records, start=1):
+        try:
+            questions.append(_question(record, tokenizer, prompt, answer, max_length))
+        except DataError as error:
+            raise DataError(f"{source}, record {number}: {error}") from error
+    return tuple(questions)
+
+
+def _question(
+    record: Record,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Callable[[Mapping[str, str]], str],
+    answer: Callable[[Mapping[str, str]], str],
+    max_length: int,
+) -> Question:
+    question, choices, right = _parsed(record)
+    lettered = list(zip(_LETTERS, choices, strict=False))
+    options = "\n".join(f"{letter}. {choice}" for letter, choice in lettered)
+    before = opening_tokens(tokenizer, prompt(as_text(record) | {"question": question, "options": options}))
+    texts = [answer({"letter": letter, "choice": choice}) for letter, choice in lettered]
+    tokens: list[list[int]] = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    room = max_length - max(len(own) for own in tokens)
+    if not all(text.strip() for text in texts) or not before or room < 1:
+        raise DataError(
+            f"expected a prompt, and choices of one token at least and with it at most {max_length}, got {len(before)} "
+            f"tokens of prompt and {[len(own) for own in tokens]} of choices; see data.max_length"
+        )
+    excess = max(0, len(before) - room)
+    opening = 1 if before[0] == tokenizer.bos_token_id and room > 1 else 0
+    before = before[:opening] + before[opening + excess :]
+    return Question(
+        tuple(before), tuple(tuple(own) for own in tokens), tuple(len(text.strip()) for text in texts), right
+    )
+
+
+def _parsed(record: Record) -> tuple[str, list[str], int]:
+    """(question, choices, number of the right one)."""
+    choices = record.get("choices")
+    if isinstance(record.get("question"), str) and isinstance(choices, list) and "answer" in record:
+        texts = [str(choice) for choice in choices]
+        return record["question"], texts, _right(record["answer"], texts)
+    found = _IN_ONE_TEXT.fullmatch(str(record.get("input", "")))
+    if found is None or "output" not in record:
+        raise DataError(
+            "expected the fields question, choices and answer, or an input 'Question: ... Options: A. ..., B. ..., "
+            f"C. ..., D. ...' and an output 'The answer is: B. ...', got {sorted(record)}"
+        )
+    question, *texts = found.groups()
+    letter = _ANSWER.match(str(record["output"]))
+    # A letter here, whatever the choices say: one of the sample's is called B.
+    return question, texts, _right(_LETTERS.find(letter[1].upper()) if letter is not None else None, texts)
+
+
+def _right(answer: Any, choices: Sequence[str]) -> int:
+    if isinstance(answer, str):
+        named = choices.index(answer) if answer in choices else -1
+        letter = _LETTERS.find(answer.strip().upper()) if len(answer.strip()) == 1 else -1
+        number = named if named >= 0 else letter
+    else:
+        number = answer
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < min(len(choices), len(_LETTERS)):
+        raise DataError(f"expected the answer as a number from 0, a letter or the text of a choice, got {answer!r}")
+    return number

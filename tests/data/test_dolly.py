@@ -1,0 +1,62 @@
+"""The eight Dolly clients of the paper's repository, where they are at hand."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from florist.config import Config
+from florist.config.records import read_splits, who_holds_what
+from florist.data import DOLLY, IGNORED, CausalLmEncoder, InstructionPrompt, alpaca_prompt, recognise
+
+FOLDER = Path(__file__).parents[3] / "shared" / "data" / "dolly8"
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"the Dolly clients are not at {FOLDER}")
+
+CATEGORIES = 8
+
+
+def config(**data: object) -> Config:
+    tables = {"path": str(FOLDER), "test": "test.json", **data}
+    return Config.model_validate({"model": {"name_or_path": "m"}, "data": tables, "lora": {"ranks": 4}})
+
+
+def test_the_given_clients_are_counted_by_category() -> None:
+    configured = config()
+    splits = read_splits(configured)
+    found = who_holds_what(configured, splits)
+    assert found is not None
+    assert [sum(row) for row in found.counts] == [1579, 685, 3775, 1830, 2152, 1776, 2531, 607]
+    assert len(found.labels) == CATEGORIES
+    assert len(splits.test) == 10 * CATEGORIES
+
+
+def test_a_category_may_be_a_client() -> None:
+    configured = config(partition="by-field", partition_field="category", validation_fraction=0.1)
+    found = who_holds_what(configured, read_splits(configured))
+    assert found is not None
+    assert found.clients == found.labels
+    assert all(
+        (count > 0) == (client == label)
+        for client, row in zip(found.clients, found.counts, strict=True)
+        for label, count in zip(found.labels, row, strict=True)
+    )
+
+
+def test_every_row_keeps_its_answer_and_its_instruction(tiny_llama: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    encoder = CausalLmEncoder(tokenizer, InstructionPrompt(DOLLY, alpaca_prompt), 1024)
+    rows = read_splits(config()).training["client_7"]
+    assert recognise(rows) == DOLLY
+    cut = 0
+    for row in rows:
+        found = encoder(row)
+        assert len(found["input_ids"]) <= 1024
+        learnt = [token for token in found["labels"] if token != IGNORED]
+        answer = [*tokenizer(row["response"])["input_ids"], tokenizer.eos_token_id]
+        assert learnt == answer[: len(learnt)]
+        assert len(learnt) >= min(len(answer), 512)
+        if row["context"] and len(row["instruction"]) < 150:
+            cut += len(found["input_ids"]) == 1024
+            instruction = tokenizer.decode(tokenizer(row["instruction"])["input_ids"])
+            assert instruction in tokenizer.decode(found["input_ids"])
+    assert cut > 0
