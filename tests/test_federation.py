@@ -17,7 +17,7 @@ CLIENTS = tuple(f"client_{k}" for k in range(10))
 
 def rules(**changes: object) -> Federation:
     settings = {
-        "client_ids": CLIENTS,
+        "client_ranks": dict.fromkeys(CLIENTS, 8),
         "aggregator": Florist(EnergyThreshold(1.0)),
         "shapes": SHAPES,
         "seed": 0,
@@ -45,19 +45,21 @@ def dense(held: AdapterState, module: str) -> torch.Tensor:
 
 @given(fraction=st.floats(0.01, 1.0), clients=st.integers(1, 40))
 def test_a_round_asks_the_fraction_rounded_up(fraction: float, clients: int) -> None:
-    federation = rules(client_ids=tuple(map(str, range(clients))), fraction=fraction)
+    federation = rules(client_ranks={str(k): 8 for k in range(clients)}, fraction=fraction)
     asked = federation.participants(1)
     assert len(asked) == len(set(asked)) == max(1, math.ceil(round(fraction * clients, 9)))
 
 
 def test_a_tenth_of_thirty_is_three() -> None:
-    assert rules(client_ids=tuple(map(str, range(30))), fraction=0.1).clients_per_round == 3
+    assert rules(client_ranks={str(k): 8 for k in range(30)}, fraction=0.1).clients_per_round == 3
 
 
 def test_sampling_depends_on_seed_and_round_alone() -> None:
     federation = rules(fraction=0.3)
     rounds = [federation.participants(number) for number in range(1, 20)]
-    assert rounds == [rules(fraction=0.3, client_ids=CLIENTS[::-1]).participants(n) for n in range(1, 20)]
+    assert rounds == [
+        rules(fraction=0.3, client_ranks=dict.fromkeys(CLIENTS[::-1], 8)).participants(n) for n in range(1, 20)
+    ]
     assert len(set(rounds)) > 5
     assert set().union(*rounds) == set(CLIENTS)
     assert rounds != [rules(fraction=0.3, seed=1).participants(n) for n in range(1, 20)]
@@ -130,6 +132,7 @@ REFUSED = {
     "nan": (update("client_1", broken(math.nan)), "layers.1.up holds NaN or inf"),
     "inf": (update("client_1", broken(math.inf)), "layers.1.up holds NaN or inf"),
     "shape": (update("client_1", adapter(2, 1, shapes={"layers.1.up": (9, 20)})), "expected the shape (20, 9)"),
+    "rank": (update("client_1", adapter(9, 1)), "expected at most the client's rank 8, got 9"),
     "module": (update("client_1", adapter(2, 1, shapes={"elsewhere": (4, 4)})), "elsewhere is not a module"),
     "unexpected head": (
         ClientUpdate("client_1", adapter(2, 1), 1, 1, {"head.bias": torch.zeros(1)}),
@@ -191,7 +194,7 @@ def test_a_round_with_too_few_replies_changes_nothing_but_its_number() -> None:
 def test_by_default_half_of_the_asked_clients_must_reply() -> None:
     assert rules(min_replies=None).required_replies == 5
     assert rules(min_replies=None, fraction=0.3).required_replies == 2
-    assert rules(min_replies=None, client_ids=("a",)).required_replies == 1
+    assert rules(min_replies=None, client_ranks={"a": 8}).required_replies == 1
 
 
 def test_the_record_counts_what_was_sent_to_clients_that_were_then_dropped() -> None:

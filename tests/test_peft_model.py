@@ -9,6 +9,7 @@ from florist.checkpoint import encode, write_adapter
 from florist.errors import ModelError
 from florist.factors import AdapterState
 from florist.peft_model import FederatedModel, LocalLora, load_causal_lm, load_classifier, load_tokenizer
+from florist.rounds import NO_ADAPTER
 from tests.builders import adapter, relative_error
 
 IDS = torch.arange(5, 25).reshape(2, 10)
@@ -33,7 +34,7 @@ def random_global(model: FederatedModel, seed: int = 0, rank: int = 3) -> Adapte
 def test_a_fresh_local_adapter_does_not_change_the_function(model: FederatedModel) -> None:
     model.set_global(random_global(model))
     before = logits(model)
-    model.start_local(LocalLora(rank=4, alpha=8), seed=1, max_rank=8)
+    model.start_local(LocalLora(rank=4, alpha=8), NO_ADAPTER, seed=1, max_rank=8)
     assert torch.equal(logits(model), before)
 
 
@@ -58,14 +59,14 @@ def test_an_empty_global_adapter_is_the_base(model: FederatedModel, tiny_llama: 
 
 
 def test_unlike_ranks_share_the_first_rows_of_one_random_start(model: FederatedModel) -> None:
-    model.start_local(LocalLora(rank=8, alpha=16), seed=5, max_rank=8)
+    model.start_local(LocalLora(rank=8, alpha=16), NO_ADAPTER, seed=5, max_rank=8)
     large = model.read_local()
-    model.start_local(LocalLora(rank=3, alpha=6), seed=5, max_rank=8)
+    model.start_local(LocalLora(rank=3, alpha=6), NO_ADAPTER, seed=5, max_rank=8)
     small = model.read_local()
     for name in large:
         assert torch.equal(small[name].A, large[name].A[:3])
         assert float(small[name].B.norm()) == 0.0
-    model.start_local(LocalLora(rank=3, alpha=6), seed=6, max_rank=8)
+    model.start_local(LocalLora(rank=3, alpha=6), NO_ADAPTER, seed=6, max_rank=8)
     assert not torch.equal(model.read_local()["model.layers.0.mlp.up_proj"].A, small["model.layers.0.mlp.up_proj"].A)
 
 
@@ -78,7 +79,7 @@ def test_unlike_ranks_share_the_first_rows_of_one_random_start(model: FederatedM
     ],
 )
 def test_reading_folds_in_the_scaling(model: FederatedModel, lora: LocalLora, scaling: float) -> None:
-    model.start_local(lora, seed=0, max_rank=8)
+    model.start_local(lora, NO_ADAPTER, seed=0, max_rank=8)
     parameters = dict(model.peft.named_parameters())
     name = "model.layers.0.self_attn.q_proj"
     B = parameters[f"base_model.model.{name}.lora_B.local.weight"]
@@ -89,7 +90,7 @@ def test_reading_folds_in_the_scaling(model: FederatedModel, lora: LocalLora, sc
 
 def test_the_update_that_was_read_is_the_change_of_the_function(model: FederatedModel) -> None:
     model.set_global(random_global(model, seed=1))
-    model.start_local(LocalLora(rank=4, alpha=6, use_rslora=True), seed=0, max_rank=4)
+    model.start_local(LocalLora(rank=4, alpha=6, use_rslora=True), NO_ADAPTER, seed=0, max_rank=4)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.peft.named_parameters():
@@ -107,7 +108,7 @@ def test_the_update_that_was_read_is_the_change_of_the_function(model: Federated
 
 def test_only_the_local_adapter_is_trainable(model: FederatedModel) -> None:
     model.set_global(random_global(model))
-    model.start_local(LocalLora(rank=2, alpha=4), seed=0, max_rank=2)
+    model.start_local(LocalLora(rank=2, alpha=4), NO_ADAPTER, seed=0, max_rank=2)
     trainable = [name for name, parameter in model.peft.named_parameters() if parameter.requires_grad]
     assert trainable
     assert all(".local." in name for name in trainable)
@@ -128,7 +129,7 @@ def test_the_exported_global_adapter_gives_the_same_logits_through_peft(
 def test_a_head_is_trained_sent_and_put_back_whole(tiny_bert: Path) -> None:
     base, head = load_classifier(str(tiny_bert), torch.float32, ("a", "b", "c"), None, seed=0)
     model = FederatedModel(base, ["query", "value"], head, "SEQ_CLS")
-    model.start_local(LocalLora(rank=2, alpha=4), seed=0, max_rank=2)
+    model.start_local(LocalLora(rank=2, alpha=4), NO_ADAPTER, seed=0, max_rank=2)
     assert model.full_parameters.keys() == {"classifier.weight", "classifier.bias"}
     assert base.get_submodule("classifier").weight.requires_grad
     before = model.full_parameters

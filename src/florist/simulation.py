@@ -13,11 +13,11 @@ import torch
 from florist.checkpoint import encode, write_adapter
 from florist.data import Examples
 from florist.evaluation import Metric
-from florist.federation import Federation, LocalWork, record
+from florist.federation import Federation, LocalWork, global_adapter, record
 from florist.history import RunDirectory, RunFacts
 from florist.outputs import new_directory
 from florist.peft_model import FederatedModel, LocalLora
-from florist.rounds import ClientUpdate, RoundRecord, ServerState
+from florist.rounds import NO_ADAPTER, ClientUpdate, RoundRecord, ServerState
 from florist.seeding import derive_seed
 from florist.training import TrainingSettings, fastest_thread_count, train
 
@@ -67,8 +67,6 @@ class Simulation:
         metrics: of the global adapter, on held-out examples.
         rounds: how many.
         evaluate_every: evaluate after each such number of rounds, and after the last.
-        shared_init: all clients of a round start from the first rows of one random A. Otherwise each draws its own,
-            which makes the sum need more directions.
     """
 
     model: FederatedModel
@@ -79,7 +77,6 @@ class Simulation:
     metrics: tuple[Metric, ...]
     rounds: int
     evaluate_every: int = 1
-    shared_init: bool = True
 
     @property
     def initial_state(self) -> ServerState:
@@ -87,8 +84,8 @@ class Simulation:
         return ServerState.initial(self.model.full_parameters)
 
     def evaluate(self, state: ServerState) -> Mapping[str, float]:
-        """Metrics of the global adapter of `state` over the base model."""
-        self.model.set_global(state.cumulative)
+        """Metrics of the global model of `state`."""
+        self.model.set_global(global_adapter(state))
         self.model.full_parameters = state.full_parameters
         return {name: value for metric in self.metrics for name, value in metric(self.model.peft).items()}
 
@@ -139,7 +136,7 @@ class Simulation:
     def _fastest_threads(self) -> int:
         """The faster of one torch thread and all of them, measured on a batch of the first client."""
         client = self.clients[0]
-        self.model.start_local(client.lora, seed=0, max_rank=client.lora.rank)
+        self.model.start_local(client.lora, NO_ADAPTER, seed=0, max_rank=client.lora.rank)
         batch = client.examples.collate([*client.examples][: self.training.batch_size])
         return fastest_thread_count(self.model.peft, batch)
 
@@ -149,8 +146,6 @@ class Simulation:
         asked = set(self.federation.participants(round_number))
         updates: list[ClientUpdate] = []
         work: dict[str, LocalWork] = {}
-        # Every client adds what it downloads to what it holds, and so has the server's global adapter: one is loaded.
-        self.model.set_global(state.cumulative)
         for client in self.clients:
             if client.client_id in asked:
                 update, done = self._train(client, state, observer)
@@ -174,12 +169,15 @@ class Simulation:
 
     def _train(self, client: Client, state: ServerState, observer: Observer) -> tuple[ClientUpdate, LocalWork]:
         round_number, seed = state.round_number + 1, self.federation.seed
-        whose = () if self.shared_init else (client.client_id,)
+        # Every client adds what it downloads to what it holds, and so has what the server has.
+        start = self.federation.start(state, client.client_id)
         self.model.full_parameters = state.full_parameters
+        self.model.set_global(start.frozen)
         self.model.start_local(
             client.lora,
-            seed=derive_seed(seed, "local adapter", round_number, *whose),
-            max_rank=max(each.lora.rank for each in self.clients),
+            start.local,
+            seed=self.federation.local_seed(round_number, client.client_id),
+            max_rank=self.federation.max_rank,
         )
         outcome = train(
             self.model.peft,
@@ -199,9 +197,10 @@ class Simulation:
         return update, LocalWork(download_bytes, outcome.loss, outcome.seconds)
 
     def _export(self, state: ServerState, directory: RunDirectory) -> None:
+        adapter, full_parameters = self.model.deliverable(global_adapter(state), state.full_parameters)
         encoded = encode(
-            state.cumulative,
-            full_parameters=state.full_parameters,
+            adapter,
+            full_parameters=full_parameters,
             base_model=self.base_model,
             task_type=self.model.task_type,
         )

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from florist.aggregation import updates as uploads
+from florist.aggregation.certifying import broadcast, certify_cut
 from florist.aggregation.weighted_sum import decompose_module, spectrum
 from florist.factors import AdapterState, LoraFactor
 from florist.ranks import RankRule, Spectrum
-from florist.rounds import Broadcast, Certificate, ClientUpdate, ModuleCertificate, full_bytes
+from florist.rounds import Broadcast, ClientUpdate, ClientWork, ModuleCertificate
 
 _Compressed = tuple[str, Spectrum, LoraFactor]
 
@@ -28,6 +29,11 @@ class Florist:
 
     rank_rule: RankRule
 
+    @property
+    def work(self) -> ClientWork:
+        """Both halves."""
+        return ClientWork()
+
     def __call__(self, updates: Sequence[ClientUpdate], /) -> Broadcast:
         """Aggregate one round.
 
@@ -41,14 +47,8 @@ class Florist:
         modules: dict[str, ModuleCertificate] = {}
         for name, seen, factor in compress(accepted, uploads.modules(accepted)):
             factors[name] = factor
-            modules[name] = uploads.certify(accepted, name, seen, factor.rank)
-        shared, full_parameters = AdapterState.of(factors), uploads.average(accepted)
-        certificate = Certificate(
-            modules=modules,
-            bytes_in=sum(update.nbytes for update in accepted),
-            bytes_out=shared.nbytes + full_bytes(full_parameters),
-        )
-        return Broadcast(shared=shared, certificate=certificate, full_parameters=full_parameters)
+            modules[name] = certify_cut(accepted, name, seen, factor.rank)
+        return broadcast(self.work, accepted, modules, shared=AdapterState.of(factors))
 
     def _one_by_one(self, updates: Sequence[ClientUpdate], names: Sequence[str]) -> Iterator[_Compressed]:
         for name in names:

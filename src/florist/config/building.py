@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from florist.config.methods import METHODS
+from florist.config.methods import LOCAL_INITS, METHODS
 from florist.config.sections import CLASSIFICATION, LANGUAGE_MODELLING, Config, as_slice
 from florist.data import (
     CausalLmEncoder,
@@ -72,17 +72,22 @@ def build(config: Config) -> Simulation:
     if torch.cuda.is_available():
         base.to("cuda")  # pyright: ignore[reportArgumentType]  # transformers wraps Module.to without its overloads
     target = config.lora.target_modules
-    model = FederatedModel(base, target if isinstance(target, str) else list(target), head, task_type)
+    aggregator = METHODS[config.aggregation.method](config.aggregation, max(lora.rank for lora in loras))
+    model = FederatedModel(
+        base, target if isinstance(target, str) else list(target), head, task_type, aggregator.work.trained
+    )
     clients = tuple(
         Client(client_id, encoder(rows, client_id), lora)
         for (client_id, rows), lora in zip(holdings.items(), loras, strict=True)
     )
     training, federation = config.training, config.federation
     rules = Federation(
-        client_ids=tuple(holdings),
-        aggregator=METHODS[config.aggregation.method](config.aggregation),
+        client_ranks={client.client_id: client.lora.rank for client in clients},
+        aggregator=aggregator,
         shapes=model.shapes,
         seed=federation.seed,
+        local_init=LOCAL_INITS[federation.local_init](),
+        shared_init=federation.shared_init,
         fraction=federation.fraction,
         min_replies=federation.min_replies,
     )
@@ -110,7 +115,6 @@ def build(config: Config) -> Simulation:
         metrics=_metrics(config, metric_names, encoder(held_out, "the held-out records"), tokenizer),
         rounds=federation.rounds,
         evaluate_every=config.evaluation.every,
-        shared_init=federation.shared_init,
     )
 
 
