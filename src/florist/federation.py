@@ -25,6 +25,7 @@ from florist.rounds import (
     RoundRecord,
     ServerState,
     full_bytes,
+    weight_name,
 )
 from florist.seeding import derive_seed, generator
 
@@ -119,14 +120,18 @@ class Federation:
         """What a client lacks: every broadcast since it last held the global adapter, as one adapter.
 
         Sums of several broadcasts are decomposed again without loss, so that a long absence does not cost the sum
-        of all that was sent meanwhile. Of continued adapters only the latest counts.
+        of all that was sent meanwhile. Of continued adapters only the latest counts. Every client has the base model,
+        so that weights of adapted modules are not sent before a round has changed them; a head, which starts at random,
+        is.
         """
         held = state.holds.get(client_id, 0)
         missed = [broadcast for number, broadcast in sorted(state.broadcasts.items()) if number > held]
         if client_id in state.holds and not missed:
             return Download(NO_ADAPTER, NO_ADAPTER, NOTHING, 0)
         added = missed[0] if len(missed) == 1 else lossless_sum(missed)
-        return self._download(client_id, added, state.continued, state.full_parameters)
+        of_base = () if state.broadcasts else {weight_name(module) for module in self.shapes}
+        whole = {name: tensor for name, tensor in state.full_parameters.items() if name not in of_base}
+        return self._download(client_id, added, state.continued, whole)
 
     def start(self, state: ServerState, client_id: str) -> LocalStart:
         """What a client that has downloaded what it lacked begins the next round with."""

@@ -28,7 +28,7 @@ from florist.aggregation import lossless_sum
 from florist.checkpoint import encode
 from florist.errors import ModelError
 from florist.factors import AdapterState, LoraFactor
-from florist.rounds import NO_ADAPTER, FullParameters, Trained
+from florist.rounds import NO_ADAPTER, FullParameters, Trained, weight_name
 from florist.seeding import derive_seed, generator
 
 GLOBAL = "global"
@@ -266,7 +266,7 @@ class FederatedModel:
         """
         moved: dict[str, LoraFactor] = {}
         for module, layer in self._layers().items():
-            name = _weight_name(module)
+            name = weight_name(module)
             if name in self._pristine:
                 change = full_parameters[name].float() - self._pristine[name].float().cpu()
                 dense = change.T if getattr(layer, "fan_in_fan_out", False) else change
@@ -315,10 +315,6 @@ class FederatedModel:
         return layer.lora_B[LOCAL].weight, layer.lora_A[LOCAL].weight
 
 
-def _weight_name(module: str) -> str:
-    return f"{module}.weight"
-
-
 def _trainable_weights(base: PreTrainedModel, layers: Mapping[str, LoraLayer]) -> dict[str, torch.nn.Parameter]:
     """The weights of the targeted modules, by their names in the pristine model.
 
@@ -335,7 +331,7 @@ def _trainable_weights(base: PreTrainedModel, layers: Mapping[str, LoraLayer]) -
                 f"{tuple(weight.shape)} in {weight.dtype}, shared or not; train adapters instead, or leave the module "
                 "out of [lora] target_modules"
             )
-        weights[_weight_name(module)] = weight
+        weights[weight_name(module)] = weight
     return weights
 
 

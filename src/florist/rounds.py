@@ -173,6 +173,11 @@ class Aggregator(Protocol):
         ...
 
 
+def weight_name(module: str) -> str:
+    """The name under which the weight of an adapted module travels whole: that in the pristine model."""
+    return f"{module}.weight"
+
+
 def full_bytes(parameters: FullParameters) -> int:
     """Bytes of parameters that travel whole."""
     return sum(tensor.nbytes for tensor in parameters.values())

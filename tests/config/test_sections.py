@@ -82,7 +82,6 @@ def test_contradictions_in_several_tables_are_told_at_once(tmp_path: Path) -> No
         ("aggregation", "tau = nan", "aggregation.tau: Input should be"),
         ("aggregation", "budget = 0", "aggregation.budget: Input should be greater than 0, got 0"),
         ("aggregation", 'budget = "20 apples"', "aggregation.budget: "),
-        (
         ("aggregation", 'method = "flrist"', "'flexlora', 'fedex' or 'full', got 'flrist'"),
         ("federation", 'local_init = "cold"', "federation.local_init: Input should be 'fresh', 'aligned' or 'warm'"),
         ("data", 'partition = "random"', "data.partition: Input should be 'given', 'iid' or 'dirichlet', got 'random'"),
