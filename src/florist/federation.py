@@ -38,12 +38,14 @@ class Download:
         adapter: to be added to the global adapter that the client holds: what it missed, or a round's broadcast.
         continued: the first components of the continued adapter, as many as the client's rank, to train on from.
         full_parameters: current values of the parameters that travel whole; empty where the client has them.
-        nbytes: of all that is sent; a half of `continued` that nobody trains is not.
+        directions: first rows of A to start from, under B = 0, where the client cannot tell them from `adapter`.
+        nbytes: of all that is sent: not of a half of `continued` that nobody trains, nor of the zeros of `directions`.
     """
 
     adapter: AdapterState
     continued: AdapterState
     full_parameters: FullParameters
+    directions: AdapterState
     nbytes: int
 
 
@@ -127,11 +129,14 @@ class Federation:
         held = state.holds.get(client_id, 0)
         missed = [broadcast for number, broadcast in sorted(state.broadcasts.items()) if number > held]
         if client_id in state.holds and not missed:
-            return Download(NO_ADAPTER, NO_ADAPTER, NOTHING, 0)
+            return Download(NO_ADAPTER, NO_ADAPTER, NOTHING, NO_ADAPTER, 0)
         added = missed[0] if len(missed) == 1 else lossless_sum(missed)
         of_base = () if state.broadcasts else {weight_name(module) for module in self.shapes}
         whole = {name: tensor for name, tensor in state.full_parameters.items() if name not in of_base}
-        return self._download(client_id, added, state.continued, whole)
+        # The sum of several no longer shows the last of them.
+        hidden = len(missed) > 1 and self._init(state).needs_last
+        directions = self.start(state, client_id).local if hidden else NO_ADAPTER
+        return self._download(client_id, added, state.continued, whole, directions)
 
     def start(self, state: ServerState, client_id: str) -> LocalStart:
         """What a client that has downloaded what it lacked begins the next round with."""
@@ -190,12 +195,18 @@ class Federation:
         return replace(update, adapter=change(update.adapter, given))
 
     def _download(
-        self, client_id: str, added: AdapterState, continued: AdapterState, full_parameters: FullParameters
+        self,
+        client_id: str,
+        added: AdapterState,
+        continued: AdapterState,
+        full_parameters: FullParameters,
+        directions: AdapterState = NO_ADAPTER,
     ) -> Download:
         rank = self.client_ranks[client_id]
         own = continued.map(lambda factor: factor.leading(rank))
-        nbytes = added.nbytes + self.aggregator.work.sent_bytes(own) + full_bytes(full_parameters)
-        return Download(added, own, full_parameters, nbytes)
+        rows = sum(factor.A.nbytes for factor in directions.values())
+        nbytes = added.nbytes + self.aggregator.work.sent_bytes(own) + full_bytes(full_parameters) + rows
+        return Download(added, own, full_parameters, directions, nbytes)
 
     def _refusal(self, update: ClientUpdate, state: ServerState, counted: Mapping[str, ClientUpdate]) -> str | None:
         """Why an update cannot count; None where it can. Reads every factor once."""

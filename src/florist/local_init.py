@@ -37,6 +37,11 @@ class LocalStart:
 class LocalInit(Protocol):
     """Chooses the start of a local adapter; the function before training is that of the global model."""
 
+    @property
+    def needs_last(self) -> bool:
+        """Whether the start depends on the last broadcast by itself, and not on the global adapter alone."""
+        ...
+
     def __call__(self, state: ServerState, rank: int, /) -> LocalStart:
         """The start of a client of that rank."""
         ...
@@ -52,6 +57,11 @@ class Fresh:
 
     Source: FLoRIST, arXiv:2506.09199, and FLoRA, arXiv:2409.05976, which start every round anew.
     """
+
+    @property
+    def needs_last(self) -> bool:
+        """Never."""
+        return False
 
     def __call__(self, state: ServerState, rank: int, /) -> LocalStart:  # noqa: ARG002  # the same for every rank
         """Nothing but random rows."""
@@ -71,6 +81,11 @@ class Aligned:
 
     Source: florist's own.
     """
+
+    @property
+    def needs_last(self) -> bool:
+        """Always."""
+        return True
 
     def __call__(self, state: ServerState, rank: int, /) -> LocalStart:
         """As many directions as the last update has, at most `rank`.
@@ -95,6 +110,11 @@ class Warm:
     Source: florist's own.
     """
 
+    @property
+    def needs_last(self) -> bool:
+        """Never."""
+        return False
+
     def __call__(self, state: ServerState, rank: int, /) -> LocalStart:
         """The first `rank` components; `ServerState.cumulative` holds them in descending order."""
         return LocalStart(state.cumulative.map(lambda factor: factor.trailing(rank)), self.given(state, rank))
@@ -110,6 +130,11 @@ class Continued:
 
     For methods that send one; nothing is subtracted, since what they average is the adapter and not its change.
     """
+
+    @property
+    def needs_last(self) -> bool:
+        """Never."""
+        return False
 
     def __call__(self, state: ServerState, rank: int, /) -> LocalStart:
         """The first `rank` components, beside all that was ever added."""

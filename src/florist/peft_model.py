@@ -30,6 +30,7 @@ from florist.errors import ModelError
 from florist.factors import AdapterState, LoraFactor
 from florist.rounds import NO_ADAPTER, FullParameters, Trained, weight_name
 from florist.seeding import derive_seed, generator
+from florist.whole_weights import PristineWeight, difference, pristine_weights, trainable_weights
 
 GLOBAL = "global"
 LOCAL = "local"
@@ -171,9 +172,10 @@ class FederatedModel:
                 f"[lora] modules_to_save: expected modules with parameters of their own, got {idle}; give full names, "
                 "and leave out a head that is tied to the embedding"
             )
-        weights = _trainable_weights(base, self._layers()) if Trained.WEIGHTS in trained else {}
-        self._pristine = {name: weight.detach().clone() for name, weight in weights.items()}
-        self._whole |= weights
+        self._pristine: Mapping[str, PristineWeight] = {}
+        if Trained.WEIGHTS in trained:
+            self._whole |= trainable_weights(base, self._layers())
+            self._pristine = pristine_weights(self._layers())
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, int]]:
@@ -264,15 +266,11 @@ class FederatedModel:
 
         Cost: where weights were trained, a dense SVD a module.
         """
-        moved: dict[str, LoraFactor] = {}
-        for module, layer in self._layers().items():
-            name = weight_name(module)
-            if name in self._pristine:
-                change = full_parameters[name].float() - self._pristine[name].float().cpu()
-                dense = change.T if getattr(layer, "fan_in_fan_out", False) else change
-                moved[module] = LoraFactor(dense.contiguous(), torch.eye(dense.shape[1]))
-        heads = {name: value for name, value in full_parameters.items() if name not in self._pristine}
-        return (lossless_sum([adapter, AdapterState.of(moved)]) if moved else adapter), heads
+        whole = {weight_name(module) for module in self._pristine}
+        heads = {name: value for name, value in full_parameters.items() if name not in whole}
+        if not self._pristine:
+            return adapter, heads
+        return lossless_sum([adapter, difference(self._pristine, full_parameters)]), heads
 
     def _replace_global(self, adapter: AdapterState) -> None:
         if self._global:
@@ -313,26 +311,6 @@ class FederatedModel:
     @staticmethod
     def _weights_of(layer: Any) -> tuple[Tensor, Tensor]:
         return layer.lora_B[LOCAL].weight, layer.lora_A[LOCAL].weight
-
-
-def _trainable_weights(base: PreTrainedModel, layers: Mapping[str, LoraLayer]) -> dict[str, torch.nn.Parameter]:
-    """The weights of the targeted modules, by their names in the pristine model.
-
-    Raises:
-        ModelError: one is quantised, no matrix, or shared.
-    """
-    named = [parameter for _, parameter in base.named_parameters(remove_duplicate=False)]
-    weights: dict[str, torch.nn.Parameter] = {}
-    for module, layer in layers.items():
-        weight: Any = layer.get_base_layer().weight
-        if weight.ndim != 2 or not weight.is_floating_point() or sum(other is weight for other in named) != 1:
-            raise ModelError(
-                f"{module}: expected a weight matrix of its own in floating point to train it whole, got "
-                f"{tuple(weight.shape)} in {weight.dtype}, shared or not; train adapters instead, or leave the module "
-                "out of [lora] target_modules"
-            )
-        weights[weight_name(module)] = weight
-    return weights
 
 
 def _load(auto: Any, name_or_path: str, dtype: torch.dtype, **settings: Any) -> tuple[PreTrainedModel, list[str]]:

@@ -138,13 +138,19 @@ def _table(initial: Mapping[str, float], records: Sequence["RoundRecord"]) -> "T
             str(record.round),
             *(f"{record.metrics[name]:.3f}" if name in record.metrics else "" for name in initial),
             f"{len(record.clients)}" + (f" ({len(record.dropped)} dropped)" if record.dropped else ""),
-            str(record.total_rank) if record.aggregated else "none",
+            _rank(record),
             str(record.input_rank) if record.input_rank else "",
             f"{record.broadcast_bytes / 1e3:.0f}",
             f"{record.stack_bytes / 1e3:.0f}" if record.input_rank else "",
             f"{record.seconds['total']:.1f}",
         )
     return table
+
+
+def _rank(record: "RoundRecord") -> str:
+    if not record.aggregated:
+        return "none"
+    return str(record.total_rank) if record.ranks else ""  # where weights are averaged, nothing has a rank
 
 
 def _totals(directory: "RunDirectory", records: Sequence["RoundRecord"]) -> str:
