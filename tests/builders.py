@@ -31,6 +31,15 @@ def adapter(
     )
 
 
+def with_shared_rows(
+    rank: int, seed: int, *, shapes: Mapping[str, tuple[int, int]] = SHAPES, dtype: torch.dtype = torch.float64
+) -> AdapterState:
+    """As clients of FFA-LoRA hold it: a B of its own, and the first rows of one A."""
+    rows = adapter(40, 12345, shapes=shapes, dtype=dtype)
+    own = adapter(rank, seed, shapes=shapes, dtype=dtype)
+    return AdapterState.of({name: LoraFactor(factor.B, rows[name].A[:rank]) for name, factor in own.items()})
+
+
 def update(client_id: str, held: AdapterState, *, num_examples: int = 1, round_number: int = 1) -> ClientUpdate:
     return ClientUpdate(client_id, held, num_examples, round_number)
 

@@ -93,3 +93,31 @@ def test_a_state_on_another_device_is_copied_there_when_it_is_read() -> None:
     state = AdapterState({"a": held.spec}, lambda name: (read.append(name), held)[1]).on("meta")
     assert (read, state.specs) == ([], {"a": held.spec})
     assert state["a"].B.device.type == state["a"].A.device.type == "meta"
+
+
+@given(rank=st.integers(0, 6), cut=st.integers(0, 8))
+def test_the_leading_and_trailing_components_are_the_whole(rank: int, cut: int) -> None:
+    whole = factor(4, 5, rank)
+    parts = whole.leading(cut), whole.trailing(cut)
+    assert (parts[0].rank, parts[1].rank) == (min(rank, cut), max(0, rank - cut))
+    assert torch.equal(stack(parts).B, whole.B)
+    assert torch.equal(stack(parts).A, whole.A)
+
+
+@given(rank=st.integers(0, 6), padded=st.integers(0, 9))
+def test_padding_keeps_the_product_and_the_first_components(rank: int, padded: int) -> None:
+    whole = factor(4, 5, rank)
+    found = whole.padded(padded)
+    assert found.rank == max(rank, padded)
+    assert torch.equal(found.leading(rank).B, whole.B)
+    assert torch.equal(found.leading(rank).A, whole.A)
+    assert not found.trailing(rank).B.any()
+    assert not found.trailing(rank).A.any()
+
+
+def test_a_changed_adapter_has_every_factor_changed() -> None:
+    held = AdapterState.of({"a": factor(2, 4, 3), "b": factor(3, 2, 1)})
+    changed = held.map(lambda f: f.scaled(2.0))
+    assert list(changed) == ["a", "b"]
+    assert torch.equal(changed["b"].B, 2 * held["b"].B)
+    assert changed.specs == held.specs

@@ -15,7 +15,7 @@ from torch import Tensor
 from florist.errors import DamagedRunError, MissingInputError, OutputExistsError
 from florist.factors import AdapterState, LoraFactor
 from florist.history import RunDirectory, RunFacts
-from florist.rounds import ClientRecord, Drop, RoundRecord, ServerState
+from florist.rounds import NO_ADAPTER, ClientRecord, Drop, RoundRecord, ServerState
 from tests.builders import SHAPES, adapter
 
 CONFIG = '[model]\nname_or_path = "né\\n"\n'
@@ -37,6 +37,7 @@ def state(number: int, *, dtype: torch.dtype = torch.float32, skipped: tuple[int
     return ServerState(
         round_number=number,
         cumulative=adapter(number + 3, seed=100 + number, dtype=dtype),
+        continued=adapter(number + 2, seed=200 + number, dtype=dtype),
         full_parameters={"score.weight": torch.randn(3, 4, generator=torch.Generator().manual_seed(number)).to(dtype)},
         broadcasts={k: broadcast(k, dtype) for k in range(1, number + 1) if k not in skipped},
         holds={"client_0": number, "client_é": max(0, number - 1)},
@@ -78,6 +79,7 @@ def assert_equal(found: ServerState, expected: ServerState) -> None:
     assert found.round_number == expected.round_number
     assert list(found.cumulative) == list(expected.cumulative)
     assert adapter_bits(found.cumulative) == adapter_bits(expected.cumulative)
+    assert adapter_bits(found.continued) == adapter_bits(expected.continued)
     assert bits(found.full_parameters) == bits(expected.full_parameters)
     assert sorted(found.broadcasts) == sorted(expected.broadcasts)
     for number in expected.broadcasts:
@@ -131,14 +133,14 @@ def test_values_at_the_edge_of_a_format_come_back(tmp_path: Path) -> None:
     B = torch.tensor([[0.0, -0.0, 1e-45, 3.4e38]])
     edge = AdapterState.of({"m": LoraFactor(B.T.expand(4, 3), torch.rand(5, 3).T)})  # views, not contiguous
     run, weight = started(tmp_path), torch.rand(4, 3).T
-    run.save(ServerState(1, edge, {"w": weight}, {1: edge}, {}), record(1))
+    run.save(ServerState(1, edge, NO_ADAPTER, {"w": weight}, {1: edge}, {}), record(1))
     found, _ = run.load(ServerState.initial())
     assert adapter_bits(found.cumulative) == adapter_bits(edge)
     assert torch.equal(found.full_parameters["w"], weight)
 
 
 def test_a_run_without_heads_or_updates_is_saved(tmp_path: Path) -> None:
-    run, empty = started(tmp_path), ServerState(1, AdapterState.of({}), {}, {}, {})
+    run, empty = started(tmp_path), ServerState(1, NO_ADAPTER, NO_ADAPTER, {}, {}, {})
     run.save(empty, record(1))
     assert_equal(run.load(state(5))[0], empty)
 
@@ -263,6 +265,7 @@ def test_only_the_newest_cumulative_adapter_takes_room(tmp_path: Path) -> None:
         run.save(state(number), record(number))
     held = sorted(path.parent.name for path in (run.path / "state").rglob("cumulative.safetensors"))
     assert held == ["round-0003"]
+    assert len(list((run.path / "state").rglob("continued.safetensors"))) == 1
     heads = sorted(path.parent.name for path in (run.path / "state").rglob("full_parameters.safetensors"))
     assert heads == ["round-0003"]
     assert len(list((run.path / "state").rglob("broadcast.safetensors"))) == 3

@@ -21,6 +21,7 @@ from florist.errors import UnsupportedHardwareError
 from florist.evaluation import LanguageModelLoss
 from florist.factors import AdapterState, LoraFactor
 from florist.peft_model import FederatedModel, LocalLora
+from florist.rounds import NO_ADAPTER
 from florist.training import Hardware, TrainingSettings, fastest_thread_count, require_precision, train
 
 LORA = LocalLora(rank=4, alpha=8.0)
@@ -59,7 +60,7 @@ def silent(done: int, total: int) -> None:
 
 
 def trained(model: FederatedModel, examples: Examples, settings: TrainingSettings, seed: int) -> AdapterState:
-    model.start_local(LORA, seed=7, max_rank=4)
+    model.start_local(LORA, NO_ADAPTER, seed=7, max_rank=4)
     train(model.peft, examples, settings, seed=seed, on_step=silent)
     return model.read_local()
 
@@ -79,7 +80,7 @@ def test_training_reproduces_from_its_seed_and_nothing_else(
     model: FederatedModel, examples: Examples, dropout: float
 ) -> None:
     def run(seed: int) -> AdapterState:
-        model.start_local(replace(LORA, dropout=dropout), seed=7, max_rank=4)
+        model.start_local(replace(LORA, dropout=dropout), NO_ADAPTER, seed=7, max_rank=4)
         train(model.peft, examples, SETTINGS, seed=seed, on_step=silent)
         return model.read_local()
 
@@ -101,7 +102,7 @@ def test_without_dropout_the_seed_decides_the_order_of_batches(model: FederatedM
 
 
 def test_only_the_local_adapter_changes(model: FederatedModel, examples: Examples) -> None:
-    model.start_local(LORA, seed=7, max_rank=4)
+    model.start_local(LORA, NO_ADAPTER, seed=7, max_rank=4)
     before = parameters(model)
     train(model.peft, examples, SETTINGS, seed=1, on_step=silent)
     after = parameters(model)
@@ -114,7 +115,7 @@ def test_only_the_local_adapter_changes(model: FederatedModel, examples: Example
 
 
 def test_training_learns(model: FederatedModel, examples: Examples) -> None:
-    model.start_local(LORA, seed=7, max_rank=4)
+    model.start_local(LORA, NO_ADAPTER, seed=7, max_rank=4)
     metric = LanguageModelLoss(examples, 8)
     before = metric(model.peft)["loss"]
     train(model.peft, examples, replace(SETTINGS, steps=20), seed=1, on_step=silent)
@@ -122,7 +123,7 @@ def test_training_learns(model: FederatedModel, examples: Examples) -> None:
 
 
 def test_the_loss_is_that_of_the_batches(model: FederatedModel, examples: Examples) -> None:
-    model.start_local(LORA, seed=7, max_rank=4)
+    model.start_local(LORA, NO_ADAPTER, seed=7, max_rank=4)
     expected = LanguageModelLoss(examples, 8)(model.peft)["loss"]
     settings = replace(SETTINGS, batch_size=len(examples), steps=1)
     outcome = train(model.peft, examples, settings, seed=1, on_step=silent)
@@ -155,7 +156,7 @@ def test_steps_and_epochs_are_counted_and_reported(
     model: FederatedModel, examples: Examples, settings: TrainingSettings, steps: int
 ) -> None:
     assert len(examples) == 24
-    model.start_local(LORA, seed=7, max_rank=4)
+    model.start_local(LORA, NO_ADAPTER, seed=7, max_rank=4)
     seen: list[tuple[int, int]] = []
     outcome = train(model.peft, examples, settings, seed=1, on_step=lambda done, total: seen.append((done, total)))
     assert outcome.steps == steps
@@ -181,14 +182,14 @@ def test_a_step_that_is_interrupted_goes_up(model: FederatedModel, examples: Exa
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    model.start_local(LORA, seed=7, max_rank=4)
+    model.start_local(LORA, NO_ADAPTER, seed=7, max_rank=4)
     with pytest.raises(KeyboardInterrupt):
         train(model.peft, examples, SETTINGS, seed=1, on_step=interrupt)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_finding_the_fastest_threads_leaves_no_trace(model: FederatedModel, examples: Examples, training: bool) -> None:
-    model.start_local(replace(LORA, dropout=0.1), seed=7, max_rank=4)
+    model.start_local(replace(LORA, dropout=0.1), NO_ADAPTER, seed=7, max_rank=4)
     model.peft.train(training)
     before, threads, random = parameters(model), torch.get_num_threads(), torch.get_rng_state()
     gradients = {name: torch.ones_like(p) for name, p in model.peft.named_parameters() if p.requires_grad}

@@ -7,10 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from florist.aggregation import Florist
+    from florist.aggregation import FedEx, FedIt, FfaLora, FlexLora, Flora, Florist, FullFineTuning
     from florist.checkpoint import Export, open_adapter
     from florist.errors import FloristError
     from florist.factors import AdapterState, LoraFactor
+    from florist.local_init import Aligned, Fresh, Warm
     from florist.one_shot import AggregatedAdapter, aggregate
     from florist.ranks import ByteBudget, Capped, EnergyThreshold, FixedRank, GlobalEnergyThreshold
     from florist.rounds import Broadcast, Certificate, ClientUpdate
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AdapterState",
     "AggregatedAdapter",
+    "Aligned",
     "Broadcast",
     "ByteBudget",
     "Capped",
@@ -25,11 +27,19 @@ __all__ = [
     "ClientUpdate",
     "EnergyThreshold",
     "Export",
+    "FedEx",
+    "FedIt",
+    "FfaLora",
     "FixedRank",
+    "FlexLora",
+    "Flora",
     "Florist",
     "FloristError",
+    "Fresh",
+    "FullFineTuning",
     "GlobalEnergyThreshold",
     "LoraFactor",
+    "Warm",
     "aggregate",
     "open_adapter",
 ]
@@ -46,7 +56,16 @@ _HOMES = {
     "ClientUpdate": "florist.rounds",
     "EnergyThreshold": "florist.ranks",
     "Export": "florist.checkpoint",
+    "FedEx": "florist.aggregation",
+    "FedIt": "florist.aggregation",
+    "FfaLora": "florist.aggregation",
+    "FlexLora": "florist.aggregation",
+    "Flora": "florist.aggregation",
     "Florist": "florist.aggregation",
+    "FullFineTuning": "florist.aggregation",
+    "Aligned": "florist.local_init",
+    "Fresh": "florist.local_init",
+    "Warm": "florist.local_init",
     "FloristError": "florist.errors",
     "LoraFactor": "florist.factors",
     "aggregate": "florist.one_shot",

@@ -87,6 +87,22 @@ class LoraFactor:
         """The factor of ``weight * B @ A``; only ``B`` is multiplied."""
         return LoraFactor(self.B * weight, self.A)
 
+    def leading(self, rank: int) -> "LoraFactor":
+        """The first `rank` components, or all where there are fewer; the tensors are shared."""
+        return LoraFactor(self.B[:, :rank], self.A[:rank])
+
+    def trailing(self, rank: int) -> "LoraFactor":
+        """All components but the first `rank`; the tensors are shared."""
+        return LoraFactor(self.B[:, rank:], self.A[rank:])
+
+    def padded(self, rank: int) -> "LoraFactor":
+        """The same product with `rank` components, the new ones zero in both halves (never fewer than before)."""
+        missing = max(0, rank - self.rank)
+        return LoraFactor(
+            torch.cat([self.B, self.B.new_zeros(self.B.shape[0], missing)], dim=1),
+            torch.cat([self.A, self.A.new_zeros(missing, self.A.shape[1])]),
+        )
+
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "LoraFactor":
         """The same factor in another dtype or on another device; the tensors are shared where nothing changes."""
         return LoraFactor(
@@ -158,6 +174,10 @@ class AdapterState(Mapping[str, LoraFactor]):
     def on(self, device: torch.device | str) -> "AdapterState":
         """The same adapter on another device: a factor is copied there when it is read."""
         return AdapterState(self.specs, lambda name: self._read(name).to(device=device))
+
+    def map(self, change: Callable[[LoraFactor], LoraFactor]) -> "AdapterState":
+        """An adapter in memory with every factor changed."""
+        return AdapterState.of({name: change(factor) for name, factor in self.items()})
 
     @property
     def total_rank(self) -> int:

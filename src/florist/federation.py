@@ -6,13 +6,15 @@ any other engine drive the same steps.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from florist.aggregation import lossless_sum
 from florist.factors import AdapterState
+from florist.local_init import Continued, Fresh, LocalInit, LocalStart, change
 from florist.rounds import (
+    NO_ADAPTER,
     NOTHING,
     Aggregator,
     Broadcast,
@@ -23,26 +25,28 @@ from florist.rounds import (
     RoundRecord,
     ServerState,
     full_bytes,
+    weight_name,
 )
-from florist.seeding import generator
+from florist.seeding import derive_seed, generator
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Download:
-    """What a client lacks before it can take part.
+    """What the server sends to one client.
 
     Attributes:
-        adapter: the sum of the broadcasts that it missed, to be added to the global adapter that it holds.
-        full_parameters: current values of the parameters that travel whole; empty where it has them.
+        adapter: to be added to the global adapter that the client holds: what it missed, or a round's broadcast.
+        continued: the first components of the continued adapter, as many as the client's rank, to train on from.
+        full_parameters: current values of the parameters that travel whole; empty where the client has them.
+        directions: first rows of A to start from, under B = 0, where the client cannot tell them from `adapter`.
+        nbytes: of all that is sent: not of a half of `continued` that nobody trains, nor of the zeros of `directions`.
     """
 
     adapter: AdapterState
+    continued: AdapterState
     full_parameters: FullParameters
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return self.adapter.nbytes + full_bytes(self.full_parameters)
+    directions: AdapterState
+    nbytes: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,14 +55,18 @@ class ClosedRound:
 
     Attributes:
         state: to start the next round from.
-        broadcast: what to send; None where too few updates could be used and nothing changed.
-        counted: the updates that went in.
+        broadcast: what was aggregated; None where too few updates could be used and nothing changed.
+        counted: the updates that went in, as they were uploaded.
+        upload_bytes: of each of them, by client id.
+        deliveries: what each of their clients is sent now, by client id; empty where nothing changed.
         dropped: the updates that were refused, and why.
     """
 
     state: ServerState
     broadcast: Broadcast | None
     counted: tuple[ClientUpdate, ...]
+    upload_bytes: Mapping[str, int]
+    deliveries: Mapping[str, Download]
     dropped: tuple[Drop, ...]
 
 
@@ -67,26 +75,37 @@ class Federation:
     """The rules of a federation, the same in every round.
 
     Args:
-        client_ids: every client that may be asked.
+        client_ranks: every client that may be asked, and the largest rank that it trains.
         aggregator: the method.
         shapes: (out_features, in_features) of every module that may be trained; anything else is refused.
         seed: of the run.
+        local_init: how local adapters start where the method continues none.
+        shared_init: random rows of A are the same for all clients of a round (a smaller rank takes the first of
+            them). Otherwise each draws its own, which makes the sum need more directions. Methods that average
+            halves apart share them in any case.
         fraction: of the clients asked in each round, rounded up (FedAvg's C, arXiv:1602.05629).
         min_replies: usable updates that a round needs; by default half of the asked clients, rounded up.
     """
 
-    client_ids: tuple[str, ...]
+    client_ranks: Mapping[str, int]
     aggregator: Aggregator
     shapes: Mapping[str, tuple[int, int]]
     seed: int
+    local_init: LocalInit = field(default_factory=Fresh)
+    shared_init: bool = True
     fraction: float = 1.0
     min_replies: int | None = None
+
+    @property
+    def max_rank(self) -> int:
+        """The largest rank of any client."""
+        return max(self.client_ranks.values())
 
     @property
     def clients_per_round(self) -> int:
         """How many clients each round asks."""
         # 0.1 * 30 is 3.0000000000000004: the ceiling must not ask a fourth client for that.
-        return max(1, math.ceil(round(self.fraction * len(self.client_ids), 9)))
+        return max(1, math.ceil(round(self.fraction * len(self.client_ranks), 9)))
 
     @property
     def required_replies(self) -> int:
@@ -95,7 +114,7 @@ class Federation:
 
     def participants(self, round_number: int) -> tuple[str, ...]:
         """The clients to ask in a round, sorted: drawn from the seed and the round number alone."""
-        ordered = sorted(self.client_ids)
+        ordered = sorted(self.client_ranks)
         draw = torch.randperm(len(ordered), generator=generator(self.seed, "participants", round_number))
         return tuple(sorted(ordered[i] for i in draw[: self.clients_per_round].tolist()))
 
@@ -103,13 +122,32 @@ class Federation:
         """What a client lacks: every broadcast since it last held the global adapter, as one adapter.
 
         Sums of several broadcasts are decomposed again without loss, so that a long absence does not cost the sum
-        of all that was sent meanwhile.
+        of all that was sent meanwhile. Of continued adapters only the latest counts. Every client has the base model,
+        so that weights of adapted modules are not sent before a round has changed them; a head, which starts at random,
+        is.
         """
         held = state.holds.get(client_id, 0)
         missed = [broadcast for number, broadcast in sorted(state.broadcasts.items()) if number > held]
         if client_id in state.holds and not missed:
-            return Download(AdapterState.of({}), NOTHING)
-        return Download(missed[0] if len(missed) == 1 else lossless_sum(missed), state.full_parameters)
+            return Download(NO_ADAPTER, NO_ADAPTER, NOTHING, NO_ADAPTER, 0)
+        added = missed[0] if len(missed) == 1 else lossless_sum(missed)
+        of_base = () if state.broadcasts else {weight_name(module) for module in self.shapes}
+        whole = {name: tensor for name, tensor in state.full_parameters.items() if name not in of_base}
+        # The sum of several no longer shows the last of them.
+        hidden = len(missed) > 1 and self._init(state).needs_last
+        directions = self.start(state, client_id).local if hidden else NO_ADAPTER
+        return self._download(client_id, added, state.continued, whole, directions)
+
+    def start(self, state: ServerState, client_id: str) -> LocalStart:
+        """What a client that has downloaded what it lacked begins the next round with."""
+        return self._init(state)(state, self.client_ranks[client_id])
+
+    def local_seed(self, round_number: int, client_id: str) -> int:
+        """The seed of the random rows of A that a client draws, as many as `max_rank`, and takes its own from."""
+        work = self.aggregator.work
+        when = () if work.constant_rows else (round_number,)
+        whose = () if self.shared_init or work.shared_rows else (client_id,)
+        return derive_seed(self.seed, "local adapter", *when, *whose)
 
     def close_round(self, state: ServerState, updates: Sequence[ClientUpdate]) -> ClosedRound:
         """Check the replies, aggregate those that can be used, and move the state on by one round.
@@ -127,25 +165,53 @@ class Federation:
             else:
                 dropped.append(Drop(update.client_id, reason))
         usable = tuple(counted[client_id] for client_id in sorted(counted))
+        upload_bytes = {
+            update.client_id: self.aggregator.work.sent_bytes(update.adapter) + full_bytes(update.full_parameters)
+            for update in usable
+        }
         if len(usable) < self.required_replies:
-            unchanged = ServerState(
-                round_number, state.cumulative, state.full_parameters, state.broadcasts, state.holds
-            )
-            return ClosedRound(unchanged, None, usable, tuple(dropped))
-        broadcast = self.aggregator(usable)
+            unchanged = replace(state, round_number=round_number)
+            return ClosedRound(unchanged, None, usable, upload_bytes, {}, tuple(dropped))
+        broadcast = self.aggregator([self._change(update, state) for update in usable])
         moved = ServerState(
             round_number=round_number,
             cumulative=lossless_sum([state.cumulative, broadcast.shared]),
+            continued=broadcast.continued,
             full_parameters=broadcast.full_parameters,
             broadcasts={**state.broadcasts, round_number: broadcast.shared},
             holds={**state.holds, **dict.fromkeys(counted, round_number)},
         )
-        return ClosedRound(moved, broadcast, usable, tuple(dropped))
+        deliveries = {
+            client_id: self._download(client_id, broadcast.shared, broadcast.continued, broadcast.full_parameters)
+            for client_id in counted
+        }
+        return ClosedRound(moved, broadcast, usable, upload_bytes, deliveries, tuple(dropped))
+
+    def _init(self, state: ServerState) -> LocalInit:
+        return Continued() if state.continued else self.local_init
+
+    def _change(self, update: ClientUpdate, state: ServerState) -> ClientUpdate:
+        given = self._init(state).given(state, self.client_ranks[update.client_id])
+        return replace(update, adapter=change(update.adapter, given))
+
+    def _download(
+        self,
+        client_id: str,
+        added: AdapterState,
+        continued: AdapterState,
+        full_parameters: FullParameters,
+        directions: AdapterState = NO_ADAPTER,
+    ) -> Download:
+        rank = self.client_ranks[client_id]
+        own = continued.map(lambda factor: factor.leading(rank))
+        rows = sum(factor.A.nbytes for factor in directions.values())
+        nbytes = added.nbytes + self.aggregator.work.sent_bytes(own) + full_bytes(full_parameters) + rows
+        return Download(added, own, full_parameters, directions, nbytes)
 
     def _refusal(self, update: ClientUpdate, state: ServerState, counted: Mapping[str, ClientUpdate]) -> str | None:
         """Why an update cannot count; None where it can. Reads every factor once."""
         round_number = state.round_number + 1
-        if update.client_id not in self.client_ids:
+        if update.client_id not in self.client_ranks:
             return "not a client of this federation"
         if update.round_number != round_number:
             return f"expected an update of round {round_number}, got one of round {update.round_number}"
@@ -158,6 +224,10 @@ class Federation:
                 return f"{name} is not a module that this federation trains"
             if spec.shape != self.shapes[name]:
                 return f"{name}: expected the shape {self.shapes[name]}, got {spec.shape}"
+            if spec.rank > self.client_ranks[update.client_id]:
+                return (
+                    f"{name}: expected at most the client's rank {self.client_ranks[update.client_id]}, got {spec.rank}"
+                )
         for name, factor in update.adapter.items():
             if not (factor.B.isfinite().all() and factor.A.isfinite().all()):
                 return f"{name} holds NaN or inf"
@@ -173,6 +243,14 @@ def _refusal_of_whole(parameters: FullParameters, known: FullParameters) -> str 
         if not tensor.isfinite().all():
             return f"{name} holds NaN or inf"
     return None
+
+
+def global_adapter(state: ServerState) -> AdapterState:
+    """What the global model adds to the base: everything that was added, and the latest continued adapter.
+
+    Cost: nothing for methods that only add; otherwise that of `lossless_sum`.
+    """
+    return lossless_sum([state.cumulative, state.continued]) if state.continued else state.cumulative
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,14 +280,14 @@ def record(
         seconds: by phase.
     """
     certificate = closed.broadcast.certificate if closed.broadcast else None
-    broadcast_bytes = certificate.bytes_out if certificate else 0
+    sent = {client_id: delivery.nbytes for client_id, delivery in closed.deliveries.items()}
     clients = tuple(
         ClientRecord(
             client_id=update.client_id,
             rank=max((spec.rank for spec in update.adapter.specs.values()), default=0),
             num_examples=update.num_examples,
-            upload_bytes=update.nbytes,
-            download_bytes=work[update.client_id].download_bytes + broadcast_bytes,
+            upload_bytes=closed.upload_bytes[update.client_id],
+            download_bytes=work[update.client_id].download_bytes + sent.get(update.client_id, 0),
             loss=work[update.client_id].loss,
             seconds=work[update.client_id].seconds,
         )
@@ -217,19 +295,21 @@ def record(
     )
     counted = {client.client_id for client in clients}
     lost = sum(done.download_bytes for client_id, done in work.items() if client_id not in counted)
+    # What clients uploaded, which is not what was aggregated where their start was subtracted.
+    uploads = closed.counted if certificate else ()
     return RoundRecord(
         round=closed.state.round_number,
         aggregated=certificate is not None,
         metrics=metrics,
         total_rank=certificate.total_rank if certificate else 0,
-        input_rank=certificate.input_rank if certificate else 0,
-        cumulative_rank=closed.state.cumulative.total_rank,
+        input_rank=sum(update.adapter.total_rank for update in uploads),
+        cumulative_rank=global_adapter(closed.state).total_rank,
         relative_error=certificate.relative_error if certificate else 0.0,
         ranks={name: module.rank for name, module in certificate.modules.items()} if certificate else {},
         upload_bytes=sum(client.upload_bytes for client in clients),
         download_bytes=sum(client.download_bytes for client in clients) + lost,
-        broadcast_bytes=broadcast_bytes,
-        stack_bytes=certificate.bytes_in if certificate else 0,
+        broadcast_bytes=certificate.bytes_out if certificate else 0,
+        stack_bytes=sum(update.nbytes for update in uploads),
         clients=clients,
         dropped=closed.dropped,
         seconds=seconds,

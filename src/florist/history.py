@@ -4,7 +4,7 @@
     RUN/run.json             version, method, threads, metrics before the first round
     RUN/rounds.jsonl         one record a round
     RUN/state/current        the name of the folder to resume from
-    RUN/state/round-0003/    broadcast and global adapter after round 3, its record
+    RUN/state/round-0003/    broadcast, global and continued adapter after round 3, its record
     RUN/adapter/             the final adapter, as PEFT writes it
 
 A round becomes visible by one replacement of ``state/current``, after its files are on disk: a run that is killed at
@@ -108,6 +108,7 @@ class RunDirectory:
         shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed before it said so in `current`
         with new_directory(folder) as draft:
             _save(state.cumulative, draft / "cumulative.safetensors")
+            _save(state.continued, draft / "continued.safetensors")
             if state.round_number in state.broadcasts:
                 _save(state.broadcasts[state.round_number], draft / "broadcast.safetensors")
             _save_tensors(state.full_parameters, draft / "full_parameters.safetensors")
@@ -115,7 +116,7 @@ class RunDirectory:
             (draft / "round.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
         replace_file(self.path / "state" / "current", folder.name + "\n")
         # Only the newest are read again; a round's broadcast stays, for clients that missed it.
-        for name in ("cumulative", "full_parameters"):
+        for name in ("cumulative", "continued", "full_parameters"):
             (self._folder(state.round_number - 1) / f"{name}.safetensors").unlink(missing_ok=True)
         self._write_records(self.records())
 
@@ -155,6 +156,7 @@ class RunDirectory:
         return ServerState(
             round_number=round_number,
             cumulative=_load(folder / "cumulative.safetensors"),
+            continued=_load(folder / "continued.safetensors"),
             full_parameters=load_file(folder / "full_parameters.safetensors"),
             broadcasts=broadcasts,
             holds=self._summary(round_number)["holds"],

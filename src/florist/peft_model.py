@@ -1,7 +1,8 @@
 """One loaded base model whose adapters change: a frozen ``global`` one and the trainable ``local`` one.
 
 The base is never modified and never merged into. All clients of a simulation share it; what is swapped between them
-is the local adapter and, where a head is trained, the values of that head.
+is the local adapter and, where a head is trained, the values of that head. Only full fine-tuning, which has no
+adapters, writes to the weights of the targeted modules; the pristine ones are kept beside.
 """
 
 import re
@@ -23,11 +24,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from florist.aggregation import lossless_sum
 from florist.checkpoint import encode
 from florist.errors import ModelError
 from florist.factors import AdapterState, LoraFactor
-from florist.rounds import FullParameters
+from florist.rounds import NO_ADAPTER, FullParameters, Trained, weight_name
 from florist.seeding import derive_seed, generator
+from florist.whole_weights import PristineWeight, difference, pristine_weights, trainable_weights
 
 GLOBAL = "global"
 LOCAL = "local"
@@ -141,13 +144,20 @@ class FederatedModel:
         target_modules: as PEFT's ``LoraConfig``: suffixes of names, one regular expression, or ``"all-linear"``.
         whole_modules: modules that are trained and sent whole (a classification head).
         task_type: PEFT's name of the task.
+        trained: what a client trains in the targeted modules.
 
     Raises:
-        ModelError: no module is targeted, PEFT cannot adapt one that is, or a whole module has no parameters.
+        ModelError: no module is targeted, PEFT cannot adapt one that is, or a whole module has no parameters; weights
+            are to be trained that are quantised, or shared with another module.
     """
 
     def __init__(
-        self, base: PreTrainedModel, target_modules: str | list[str], whole_modules: tuple[str, ...], task_type: str
+        self,
+        base: PreTrainedModel,
+        target_modules: str | list[str],
+        whole_modules: tuple[str, ...],
+        task_type: str,
+        trained: Trained = Trained.FACTORS,
     ) -> None:
         base.requires_grad_(requires_grad=False)
         self._config: dict[str, Any] = {
@@ -161,7 +171,8 @@ class FederatedModel:
         except (ValueError, re.error) as error:
             raise ModelError(f"[lora] target_modules = {target_modules!r}: {error}") from error
         self._tuner: Any = self.peft.base_model  # torch types a module's attributes as Tensor | Module
-        self._global = AdapterState.of({})
+        self._global = NO_ADAPTER
+        self._halves = tuple(half for half in (Trained.A, Trained.B) if half in trained)
         self._whole = {
             name: parameter
             for name, parameter in base.named_parameters()
@@ -173,6 +184,10 @@ class FederatedModel:
                 f"[lora] modules_to_save: expected modules with parameters of their own, got {idle}; give full names, "
                 "and leave out a head that is tied to the embedding"
             )
+        self._pristine: Mapping[str, PristineWeight] = {}
+        if Trained.WEIGHTS in trained:
+            self._whole |= trainable_weights(base, self._layers())
+            self._pristine = pristine_weights(self._layers())
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, int]]:
@@ -192,22 +207,21 @@ class FederatedModel:
 
     def set_global(self, adapter: AdapterState) -> None:
         """Put a new frozen global adapter in the place of the old one; the local one is inactive afterwards."""
-        if self._global:
-            self._tuner.set_adapter([LOCAL])  # PEFT warns when the active adapter goes
-            self.peft.delete_adapter(GLOBAL)
-        self._global = adapter
-        if adapter:
-            encoded = encode(adapter, task_type=None)
-            fields = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules")
-            self.peft.add_adapter(GLOBAL, LoraConfig(**{name: encoded.config[name] for name in fields}))
-            set_peft_model_state_dict(self.peft, encoded.tensors, adapter_name=GLOBAL)
+        if adapter is not self._global:
+            self._replace_global(adapter)
         self._activate(training=False)
 
-    def start_local(self, lora: LocalLora, seed: int, max_rank: int) -> None:
-        """Replace the local adapter by a fresh one: A random, B zero, so that the function does not change.
+    def start_local(self, lora: LocalLora, start: AdapterState, *, seed: int, max_rank: int) -> None:
+        """Replace the local adapter: first the components of `start`, then random rows of A under zero columns of B.
 
         A is PEFT's default, uniform in ``+-1/sqrt(in_features)`` (Kaiming with a = sqrt(5)), drawn from `seed`. Clients
         that share a seed share A: a smaller rank takes its first rows of `max_rank`.
+
+        Args:
+            lora: rank and scaling of the client; the scaling is divided out of the B of `start`.
+            start: what the adapter adds at first, of at most the client's rank; empty for nothing.
+            seed: of the random rows.
+            max_rank: how many of them are drawn.
         """
         if self._global:
             self._tuner.set_adapter([GLOBAL])
@@ -223,15 +237,25 @@ class FederatedModel:
             ),
         )
         with torch.no_grad():
-            for name, (_, A) in self._local_weights().items():
+            for name, layer in self._layers().items():
+                B, A = self._weights_of(layer)
                 bound = A.shape[1] ** -0.5
                 rows = torch.empty(max_rank, A.shape[1]).uniform_(-bound, bound, generator=generator(seed, name))
                 A.copy_(rows[: lora.rank])
+                if name in start:
+                    given = start[name]
+                    B[:, : given.rank] = given.B.to(B) / layer.scaling[LOCAL]
+                    A[: given.rank] = given.A.to(A)
         self._activate(training=True)
 
     def read_local(self) -> AdapterState:
-        """A copy of what the local adapter adds, with the scaling folded into B, in float32 on the CPU."""
+        """A copy of what the local adapter adds, with the scaling folded into B, in float32 on the CPU.
+
+        Empty where clients train no factors.
+        """
         factors: dict[str, LoraFactor] = {}
+        if not self._halves:
+            return NO_ADAPTER
         for name, layer in self._layers().items():
             B, A = self._weights_of(layer)
             factors[name] = LoraFactor(
@@ -240,16 +264,48 @@ class FederatedModel:
             )
         return AdapterState.of(factors)
 
+    def deliverable(
+        self, adapter: AdapterState, full_parameters: FullParameters
+    ) -> tuple[AdapterState, FullParameters]:
+        """The adapter and the whole parameters that make the global model out of the pristine base.
+
+        Weights that were trained themselves become the adapter that leads to them from the pristine ones, at its
+        numerical rank, so that one format serves every method.
+
+        Args:
+            adapter: the global adapter.
+            full_parameters: of the server's state.
+
+        Cost: where weights were trained, a dense SVD a module.
+        """
+        whole = {weight_name(module) for module in self._pristine}
+        heads = {name: value for name, value in full_parameters.items() if name not in whole}
+        if not self._pristine:
+            return adapter, heads
+        return lossless_sum([adapter, difference(self._pristine, full_parameters)]), heads
+
+    def _replace_global(self, adapter: AdapterState) -> None:
+        if self._global:
+            self._tuner.set_adapter([LOCAL])  # PEFT warns when the active adapter goes
+            self.peft.delete_adapter(GLOBAL)
+        self._global = adapter
+        if adapter:
+            encoded = encode(adapter, task_type=None)
+            fields = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules")
+            self.peft.add_adapter(GLOBAL, LoraConfig(**{name: encoded.config[name] for name in fields}))
+            set_peft_model_state_dict(self.peft, encoded.tensors, adapter_name=GLOBAL)
+
     def _activate(self, *, training: bool) -> None:
-        active = ([GLOBAL] if self._global else []) + ([LOCAL] if training else [])
+        active = ([GLOBAL] if self._global else []) + ([LOCAL] if training and self._halves else [])
         if active:
             self._tuner.set_adapter(active)
             self._tuner.enable_adapter_layers()
         else:
             self._tuner.disable_adapter_layers()
+        trained = tuple(f".lora_{half.name}.{LOCAL}." for half in self._halves)
         for name, parameter in self.peft.named_parameters():
-            # set_adapter makes every active adapter trainable; only the local one is.
-            parameter.requires_grad_(training and f".{LOCAL}." in name)
+            # set_adapter makes every active adapter trainable; only the local one is, or the half of it that trains.
+            parameter.requires_grad_(training and any(part in name for part in trained))
         for parameter in self._whole.values():
             parameter.requires_grad_(training)
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Flag, auto
 from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
@@ -14,6 +15,42 @@ FullParameters = Mapping[str, Tensor]
 """Parameters trained and sent whole beside the factors, by their name in the model: a classification head."""
 
 NOTHING: FullParameters = MappingProxyType({})
+NO_ADAPTER = AdapterState.of({})
+
+
+class Trained(Flag):
+    """What a client's optimiser changes, which is what travels between it and the server."""
+
+    A = auto()
+    B = auto()
+    WEIGHTS = auto()
+    """The weights of the adapted modules themselves, without an adapter; they travel as whole parameters."""
+    FACTORS = A | B
+
+
+@dataclass(frozen=True, slots=True)
+class ClientWork:
+    """What a method asks of its clients; engines read it and need not know which method runs.
+
+    Attributes:
+        trained: what a client trains and sends. A half of the factors that it does not train is known on both sides
+            and never sent.
+        shared_rows: the method averages halves apart, which has a meaning only where all clients of a round draw the
+            same random rows of A.
+        constant_rows: rows of A are drawn once for the whole run instead of anew in every round.
+    """
+
+    trained: Trained = Trained.FACTORS
+    shared_rows: bool = False
+    constant_rows: bool = False
+
+    def sent_bytes(self, adapter: AdapterState) -> int:
+        """Bytes of the halves that travel."""
+        B, A = Trained.B in self.trained, Trained.A in self.trained
+        return sum(
+            spec.rank * (B * spec.out_features + A * spec.in_features) * spec.dtype.itemsize
+            for spec in adapter.specs.values()
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,11 +83,13 @@ class ModuleCertificate:
 
     Attributes:
         shape: (out_features, in_features).
-        rank: p, of the broadcast factor.
+        rank: of what is broadcast, added and continued parts together.
         input_rank: R, the sum of the clients' ranks.
-        energy_kept: fraction of ``||dW||_F^2`` in the broadcast.
+        energy_kept: ``1 - (error / norm)^2``: the fraction of ``||dW||_F^2`` in the broadcast where that is a cut of
+            the exact sum; below 0 where a method that is not exact is further off than no update would be.
         norm: ``||dW||_F`` of the exact weighted sum.
-        error: ``||dW - B_g A_g||_F``, the square root of the discarded energy.
+        error: ``||dW - dW_g||_F``, where ``dW_g`` is what the broadcast makes of the uploads: the square root of
+            the discarded energy for a cut, the aggregation noise for a mean of the halves.
         absent_from: clients that sent nothing for the module; each counts as a zero update.
     """
 
@@ -74,8 +113,8 @@ class Certificate:
 
     Attributes:
         modules: by module name.
-        bytes_in: of all uploads.
-        bytes_out: of the broadcast, once.
+        bytes_in: of all uploads, as sent.
+        bytes_out: of the broadcast, once, to a client of the largest rank.
     """
 
     modules: Mapping[str, ModuleCertificate]
@@ -104,14 +143,19 @@ class Certificate:
 class Broadcast:
     """What the server sends after a round.
 
+    The global model is base + all `shared` so far + the latest `continued`.
+
     Attributes:
         shared: the adapter for every client, to be added to the frozen global one.
         certificate: what the aggregation kept and lost.
+        continued: the adapter that everybody trains on from, in the place of the one before; a client of a smaller
+            rank takes its first components. Empty for methods that only add.
         full_parameters: averaged values of the parameters that travel whole.
     """
 
     shared: AdapterState
     certificate: Certificate
+    continued: AdapterState = field(default_factory=lambda: NO_ADAPTER)
     full_parameters: FullParameters = field(default_factory=lambda: NOTHING)
 
 
@@ -119,9 +163,19 @@ class Broadcast:
 class Aggregator(Protocol):
     """An aggregation method: updates of one round in, one broadcast out. It holds settings, never state."""
 
+    @property
+    def work(self) -> ClientWork:
+        """What clients train for it."""
+        ...
+
     def __call__(self, updates: Sequence[ClientUpdate], /) -> Broadcast:
         """Combine the updates, in the order of their client ids whatever order they come in."""
         ...
+
+
+def weight_name(module: str) -> str:
+    """The name under which the weight of an adapted module travels whole: that in the pristine model."""
+    return f"{module}.weight"
 
 
 def full_bytes(parameters: FullParameters) -> int:
@@ -168,15 +222,16 @@ class RoundRecord:
         round: from 1.
         aggregated: False where too few usable updates came and the global adapter stayed as it was.
         metrics: of the global adapter after the round; empty where the round was not evaluated.
-        total_rank: of the broadcast, summed over the modules.
+        total_rank: of the broadcast to a client of the largest rank, summed over the modules; 0 where weights are
+            trained themselves.
         input_rank: of the uploads: the total rank that FLoRA would broadcast.
-        cumulative_rank: of the global adapter after the round.
+        cumulative_rank: of the global adapter after the round, continued part included.
         relative_error: of the broadcast against the exact weighted sum.
         ranks: of the broadcast, by module.
         upload_bytes: from all clients.
         download_bytes: to all clients, catch-up included.
-        broadcast_bytes: one copy of the broadcast.
-        stack_bytes: one copy of the uploads: what FLoRA would broadcast.
+        broadcast_bytes: one copy of the broadcast, to a client of the largest rank.
+        stack_bytes: one copy of the uploads, both halves of them: what FLoRA would broadcast.
         clients: those that count.
         dropped: those that do not.
         seconds: by phase.
@@ -205,14 +260,16 @@ class ServerState:
 
     Attributes:
         round_number: rounds closed so far.
-        cumulative: the exact sum of all broadcasts: the global adapter.
+        cumulative: the exact sum of all that was ever added, components in descending order.
+        continued: the adapter of the latest broadcast that everybody trains on from; empty for methods that only add.
         full_parameters: current values of the parameters that travel whole.
-        broadcasts: by round; a client that missed some gets their sum.
+        broadcasts: what was added, by round; a client that missed some gets their sum.
         holds: by client id, the round up to which it holds the global adapter.
     """
 
     round_number: int
     cumulative: AdapterState
+    continued: AdapterState
     full_parameters: FullParameters
     broadcasts: Mapping[int, AdapterState]
     holds: Mapping[str, int]
@@ -220,4 +277,4 @@ class ServerState:
     @classmethod
     def initial(cls, full_parameters: FullParameters = NOTHING) -> "ServerState":
         """Before the first round: the base model as it is."""
-        return cls(0, AdapterState.of({}), full_parameters, {}, {})
+        return cls(0, NO_ADAPTER, NO_ADAPTER, full_parameters, {}, {})

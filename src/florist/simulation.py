@@ -15,11 +15,11 @@ import torch
 from florist.checkpoint import encode, write_adapter
 from florist.data import Examples
 from florist.evaluation import Metric
-from florist.federation import Federation, LocalWork, record
+from florist.federation import Federation, LocalWork, global_adapter, record
 from florist.history import RunDirectory, RunFacts
 from florist.outputs import new_directory, replace_file
 from florist.peft_model import FederatedModel, LocalLora
-from florist.rounds import ClientUpdate, RoundRecord, ServerState
+from florist.rounds import NO_ADAPTER, ClientUpdate, RoundRecord, ServerState
 from florist.seeding import derive_seed
 from florist.training import TrainingSettings, fastest_thread_count, train
 
@@ -74,8 +74,6 @@ class Simulation:
         rounds: how many.
         final_metrics: of the final adapter, once, on examples that no choice was made by.
         evaluate_every: evaluate after each such number of rounds, and after the last.
-        shared_init: all clients of a round start from the first rows of one random A. Otherwise each draws its own,
-            which makes the sum need more directions.
     """
 
     model: FederatedModel
@@ -86,7 +84,6 @@ class Simulation:
     rounds: int
     final_metrics: tuple[Metric, ...] = ()
     evaluate_every: int = 1
-    shared_init: bool = True
 
     @property
     def initial_state(self) -> ServerState:
@@ -94,7 +91,7 @@ class Simulation:
         return ServerState.initial(self.model.full_parameters)
 
     def evaluate(self, state: ServerState) -> Mapping[str, float]:
-        """Metrics of the global adapter of `state` over the base model."""
+        """Metrics of the global model of `state`."""
         self._show(state)
         return self._measure(self.metrics)
 
@@ -137,18 +134,18 @@ class Simulation:
             directory.save(state, latest)
             records.append(latest)
             observer.closed(latest)
-        if not directory.adapter.exists():
-            self._export(state, directory)
         if self.final_metrics and not (directory.path / FINAL_METRICS).exists():
             observer.evaluating(self.rounds)
             self._show(state)
             measured = self._measure(self.final_metrics)
             replace_file(directory.path / FINAL_METRICS, json.dumps(finite_or_null(measured), indent=2) + "\n")
+        if not directory.adapter.exists():
+            self._export(state, directory)  # last: a run that has an adapter is over
         gc.unfreeze()
         return records
 
     def _show(self, state: ServerState) -> None:
-        self.model.set_global(state.cumulative)
+        self.model.set_global(global_adapter(state))
         self.model.full_parameters = state.full_parameters
 
     def _measure(self, metrics: tuple[Metric, ...]) -> Mapping[str, float]:
@@ -157,7 +154,7 @@ class Simulation:
     def _fastest_threads(self) -> int:
         """The faster of one torch thread and all of them, measured on a batch of the first client."""
         client = self.clients[0]
-        self.model.start_local(client.lora, seed=0, max_rank=client.lora.rank)
+        self.model.start_local(client.lora, NO_ADAPTER, seed=0, max_rank=client.lora.rank)
         batch = client.examples.collate([*client.examples][: client.training.batch_size])
         return fastest_thread_count(self.model.peft, batch)
 
@@ -167,8 +164,6 @@ class Simulation:
         asked = set(self.federation.participants(round_number))
         updates: list[ClientUpdate] = []
         work: dict[str, LocalWork] = {}
-        # Every client adds what it downloads to what it holds, and so has the server's global adapter: one is loaded.
-        self.model.set_global(state.cumulative)
         for client in self.clients:
             if client.client_id in asked:
                 update, done = self._train(client, state, observer)
@@ -192,12 +187,15 @@ class Simulation:
 
     def _train(self, client: Client, state: ServerState, observer: Observer) -> tuple[ClientUpdate, LocalWork]:
         round_number, seed = state.round_number + 1, self.federation.seed
-        whose = () if self.shared_init else (client.client_id,)
+        # Every client adds what it downloads to what it holds, and so has what the server has.
+        start = self.federation.start(state, client.client_id)
         self.model.full_parameters = state.full_parameters
+        self.model.set_global(start.frozen)
         self.model.start_local(
             client.lora,
-            seed=derive_seed(seed, "local adapter", round_number, *whose),
-            max_rank=max(each.lora.rank for each in self.clients),
+            start.local,
+            seed=self.federation.local_seed(round_number, client.client_id),
+            max_rank=self.federation.max_rank,
         )
         outcome = train(
             self.model.peft,
@@ -217,9 +215,10 @@ class Simulation:
         return update, LocalWork(download_bytes, outcome.loss, outcome.seconds)
 
     def _export(self, state: ServerState, directory: RunDirectory) -> None:
+        adapter, full_parameters = self.model.deliverable(global_adapter(state), state.full_parameters)
         encoded = encode(
-            state.cumulative,
-            full_parameters=state.full_parameters,
+            adapter,
+            full_parameters=full_parameters,
             base_model=self.base_model,
             task_type=self.model.task_type,
         )

@@ -123,6 +123,25 @@ def test_simulate_tests_the_final_adapter_once(florist: Run, tiny_llama: Path, t
     assert "the final adapter on the test records: loss" in result.stderr
 
 
+@pytest.mark.parametrize("method", ["florist", "fedit", "ffa", "flora", "flexlora", "fedex", "full"])
+def test_the_table_of_every_method_shows_what_it_sent(
+    florist: Run, tiny_llama: Path, toy_data: Path, tmp_path: Path, method: str
+) -> None:
+    config = simulation(tmp_path, tiny_llama, toy_data)
+    result = florist("simulate", config, "--set", f"aggregation.method={method}", "-o", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    line = json.loads((tmp_path / "run" / "rounds.jsonl").read_text())
+    row = next(row.split() for row in result.stdout.splitlines() if row.split()[:1] == ["1"])
+    sent = f"{line['broadcast_bytes'] / 1e3:.0f}"
+    if method == "full":  # nothing has a rank, and FLoRA could stack nothing
+        assert row[3:-1] == ["2", sent]
+        assert "FLoRA's stacks" not in result.stdout
+    else:
+        assert row[3:-1] == ["2", str(line["total_rank"]), str(14 * (4 + 2)), sent, f"{line['stack_bytes'] / 1e3:.0f}"]
+        assert "FLoRA's stacks" in result.stdout
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["method"] == method
+
+
 def test_simulate_names_its_own_run(
     florist: Run, monkeypatch: pytest.MonkeyPatch, tiny_llama: Path, toy_data: Path, tmp_path: Path
 ) -> None:

@@ -8,12 +8,15 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from florist.aggregation import Florist
 from florist.config import Config
 from florist.config.building import _loras, build
 from florist.config.records import read_splits, who_holds_what
 from florist.data import IGNORED
 from florist.errors import ConfigurationError, DataError, MissingInputError, ModelError, UnsupportedHardwareError
 from florist.evaluation import Classification, ExactMatch, LanguageModelLoss, MultipleChoice
+from florist.local_init import Warm
+from florist.ranks import EnergyThreshold
 from florist.rounds import ServerState
 
 Rows = list[dict[str, Any]]
@@ -277,7 +280,14 @@ def test_a_language_model_simulation_is_what_was_configured(tiny_llama: Path, to
             data={"test": "test.json", "prompt_template": "{instruction}|{category}: ", "max_length": 30},
             lora={"ranks": [4, 2], "target_modules": ["q_proj"]},
             training={"steps": 7, "learning_rate": 0.01, "bf16": True, "lr_scheduler_type": "linear"},
-            federation={"rounds": 5, "fraction": 0.5, "seed": 3, "shared_init": False, "min_replies": 1},
+            federation={
+                "rounds": 5,
+                "fraction": 0.5,
+                "seed": 3,
+                "shared_init": False,
+                "min_replies": 1,
+                "local_init": "warm",
+            },
             aggregation={"tau": 0.5},
             evaluation={"metrics": ["exact_match", "loss", "exact_match"], "every": 2, "max_new_tokens": 3},
         )
@@ -291,19 +301,21 @@ def test_a_language_model_simulation_is_what_was_configured(tiny_llama: Path, to
     assert tokenizer.decode(first["input_ids"]).replace("<unk>", "|") == "0 red|red: r<eos>"
     assert first["labels"].count(IGNORED) == len("0 red|red: ")
     assert simulation.federation.shapes == {f"model.layers.{layer}.self_attn.q_proj": (32, 32) for layer in range(2)}
-    assert simulation.federation.client_ids == ("client_0", "client_1")
+    assert simulation.federation.client_ranks == {"client_0": 4, "client_1": 2}
     assert (simulation.federation.seed, simulation.federation.fraction, simulation.federation.min_replies) == (
         3,
         0.5,
         1,
     )
-    assert (simulation.rounds, simulation.evaluate_every, simulation.shared_init) == (5, 2, False)
+    assert (simulation.rounds, simulation.evaluate_every, simulation.federation.shared_init) == (5, 2, False)
     assert (
         simulation.clients[0].training.steps,
         simulation.clients[0].training.learning_rate,
         simulation.clients[0].training.bf16,
     ) == (7, 0.01, True)
     assert simulation.clients[0].training.lr_scheduler_type == "linear"
+    assert simulation.federation.local_init == Warm()
+    assert simulation.federation.aggregator == Florist(EnergyThreshold(0.5))
     assert [type(metric) for metric in simulation.metrics] == [ExactMatch, LanguageModelLoss]
     found = simulation.evaluate(simulation.initial_state)
     assert list(found) == ["exact_match", "loss", "perplexity"]

@@ -116,7 +116,6 @@ def test_contradictions_in_several_tables_are_told_at_once(tmp_path: Path) -> No
         ("aggregation", "tau = nan", "aggregation.tau: Input should be"),
         ("aggregation", "budget = 0", "aggregation.budget: Input should be greater than 0, got 0"),
         ("aggregation", 'budget = "20 apples"', "aggregation.budget: "),
-        ("aggregation", 'method = "flrist"', "aggregation.method: Input should be 'florist', got 'flrist'"),
         (
             "data",
             'partition = "random"',
@@ -129,6 +128,8 @@ def test_contradictions_in_several_tables_are_told_at_once(tmp_path: Path) -> No
         ("training", "batch_size = [4, 0]", "training.batch_size: Input should be greater than 0, got 0"),
         ("training", "steps = []", "training.steps: Tuple should have at least 1 item"),
         ("evaluation", 'split = "train"', "evaluation.split: Input should be 'validation' or 'test', got 'train'"),
+        ("aggregation", 'method = "flrist"', "'flexlora', 'fedex' or 'full', got 'flrist'"),
+        ("federation", 'local_init = "cold"', "federation.local_init: Input should be 'fresh', 'aligned' or 'warm'"),
         ("task", 'kind = "lm"', "task.kind: Input should be 'causal-lm' or 'sequence-classification', got 'lm'"),
     ],
 )

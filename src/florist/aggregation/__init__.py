@@ -1,6 +1,22 @@
 """Aggregation methods, one a file, and the exact sum that they are measured against."""
 
+from florist.aggregation.fedex import FedEx
+from florist.aggregation.fedit import FedIt
+from florist.aggregation.ffa import FfaLora
+from florist.aggregation.flexlora import FlexLora
+from florist.aggregation.flora import Flora
 from florist.aggregation.florist import Florist
+from florist.aggregation.full import FullFineTuning
 from florist.aggregation.weighted_sum import decompose_module, lossless_sum
 
-__all__ = ["Florist", "decompose_module", "lossless_sum"]
+__all__ = [
+    "FedEx",
+    "FedIt",
+    "FfaLora",
+    "FlexLora",
+    "Flora",
+    "Florist",
+    "FullFineTuning",
+    "decompose_module",
+    "lossless_sum",
+]

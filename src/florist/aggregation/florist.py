@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from florist.aggregation import updates as uploads
+from florist.aggregation.certifying import broadcast, certify_cut
 from florist.aggregation.weighted_sum import decompose_module
 from florist.factors import AdapterState, LoraFactor
 from florist.parallel import in_order
 from florist.ranks import RankRule
-from florist.rounds import Broadcast, Certificate, ClientUpdate, ModuleCertificate, full_bytes
+from florist.rounds import Broadcast, ClientUpdate, ClientWork, ModuleCertificate
 from florist.spectrum import Spectrum
 
 _Compressed = tuple[str, Spectrum, LoraFactor]
@@ -30,6 +31,11 @@ class Florist:
 
     rank_rule: RankRule
 
+    @property
+    def work(self) -> ClientWork:
+        """Both halves."""
+        return ClientWork()
+
     def __call__(self, updates: Sequence[ClientUpdate], /) -> Broadcast:
         """Aggregate one round.
 
@@ -43,14 +49,8 @@ class Florist:
         modules: dict[str, ModuleCertificate] = {}
         for name, seen, factor in compress(accepted, uploads.modules(accepted)):
             factors[name] = factor
-            modules[name] = uploads.certify(accepted, name, seen, factor.rank)
-        shared, full_parameters = AdapterState.of(factors), uploads.average(accepted)
-        certificate = Certificate(
-            modules=modules,
-            bytes_in=sum(update.nbytes for update in accepted),
-            bytes_out=shared.nbytes + full_bytes(full_parameters),
-        )
-        return Broadcast(shared=shared, certificate=certificate, full_parameters=full_parameters)
+            modules[name] = certify_cut(accepted, name, seen, factor.rank)
+        return broadcast(self.work, accepted, modules, shared=AdapterState.of(factors))
 
     def _one_by_one(self, updates: Sequence[ClientUpdate], names: Sequence[str]) -> Iterator[_Compressed]:
         def compress(name: str) -> _Compressed:

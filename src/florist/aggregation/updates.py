@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from florist.errors import IncompatibleAdaptersError, InvalidUpdateError, NonFiniteUpdateError
-from florist.rounds import ClientUpdate, FullParameters, ModuleCertificate
-from florist.spectrum import Spectrum
+from florist.factors import LoraFactor
+from florist.rounds import ClientUpdate, FullParameters
 
 
 def accepted(updates: Sequence[ClientUpdate]) -> tuple[ClientUpdate, ...]:
@@ -50,18 +51,30 @@ def modules(updates: Sequence[ClientUpdate]) -> list[str]:
     return sorted(set().union(*(update.adapter for update in updates)))
 
 
-def certify(updates: Sequence[ClientUpdate], module: str, spectrum: Spectrum, rank: int) -> ModuleCertificate:
-    """What cutting a module's exact sum to a rank keeps and loses."""
-    holders = [update.adapter.specs[module].rank for update in updates if module in update.adapter.specs]
-    return ModuleCertificate(
-        shape=spectrum.shape,
-        rank=rank,
-        input_rank=sum(holders),
-        energy_kept=spectrum.kept_energy(rank),
-        norm=spectrum.total_energy**0.5,
-        error=spectrum.discarded_energy(rank) ** 0.5,
-        absent_from=tuple(update.client_id for update in updates if module not in update.adapter.specs),
-    )
+def weighted_factors(updates: Sequence[ClientUpdate], module: str) -> list[tuple[float, LoraFactor]]:
+    """Weight and factor of one module for every client; one that lacks the module has rank 0.
+
+    Factors come in one working dtype: float64 where any client's is, else float32 (half precisions are widened).
+
+    Raises:
+        NonFiniteUpdateError: a factor holds NaN or infinity; names the client and the module.
+    """
+    specs = [update.adapter.specs[module] for update in updates if module in update.adapter.specs]
+    dtype = torch.float64 if any(spec.dtype == torch.float64 for spec in specs) else torch.float32
+    m, n = specs[0].shape
+    found: list[tuple[float, LoraFactor]] = []
+    for weight, update in zip(weights(updates), updates, strict=True):
+        if module in update.adapter.specs:
+            factor = update.adapter[module].to(dtype=dtype)
+            if not (factor.B.isfinite().all() and factor.A.isfinite().all()):
+                raise NonFiniteUpdateError(
+                    f"{update.client_id!r}: expected finite factors, {module} holds NaN or infinity; leave the client "
+                    "out"
+                )
+        else:
+            factor = LoraFactor(torch.zeros(m, 0, dtype=dtype), torch.zeros(0, n, dtype=dtype))
+        found.append((weight, factor))
+    return found
 
 
 def average(updates: Sequence[ClientUpdate]) -> FullParameters:

@@ -63,7 +63,8 @@ class Progress:
         """Move the rounds' bar and print what came out."""
         self._bars.update(self._rounds, completed=record.round)
         metrics = ", ".join(f"{name} {value:.3f}" for name, value in record.metrics.items())
-        outcome = f"total rank {record.total_rank}" if record.aggregated else "too few replies, nothing changed"
+        aggregated = f"total rank {record.total_rank}" if record.ranks else "whole weights averaged"
+        outcome = aggregated if record.aggregated else "too few replies, nothing changed"
         self._console.print(f"round {record.round}: {metrics}{', ' if metrics else ''}{outcome}", highlight=False)
 
 

@@ -182,24 +182,30 @@ def _table(initial: Mapping[str, float], records: Sequence["RoundRecord"]) -> "T
             str(record.round),
             *(f"{record.metrics[name]:.3f}" if name in record.metrics else "" for name in initial),
             f"{len(record.clients)}" + (f" ({len(record.dropped)} dropped)" if record.dropped else ""),
-            str(record.total_rank) if record.aggregated else "none",
-            str(record.input_rank),
+            _rank(record),
+            str(record.input_rank) if record.input_rank else "",
             f"{record.broadcast_bytes / 1e3:.0f}",
-            f"{record.stack_bytes / 1e3:.0f}",
+            f"{record.stack_bytes / 1e3:.0f}" if record.input_rank else "",
             f"{record.seconds['total']:.1f}",
         )
     return table
 
 
+def _rank(record: "RoundRecord") -> str:
+    if not record.aggregated:
+        return "none"
+    return str(record.total_rank) if record.ranks else ""  # where weights are averaged, nothing has a rank
+
+
 def _totals(directory: "RunDirectory", records: Sequence["RoundRecord"]) -> str:
     up, down = sum(r.upload_bytes for r in records), sum(r.download_bytes for r in records)
-    florist, flora = sum(r.broadcast_bytes for r in records), sum(r.stack_bytes for r in records)
+    sent = sum(r.broadcast_bytes for r in records)
+    # Without adapters there is nothing that FLoRA could stack.
+    stacks = sum(r.stack_bytes for r in records if r.input_rank)
     lines = [f"all clients together sent {up / 1e6:.2f} MB and received {down / 1e6:.2f} MB"]
-    if florist:
-        lines.append(
-            f"the broadcasts of all rounds, one copy: {florist / 1e3:.0f} KB; FLoRA's stacks of the same updates: "
-            f"{flora / 1e3:.0f} KB ({flora / florist:.1f} times as much)"
-        )
+    if sent:
+        flora = f"; FLoRA's stacks of the same updates: {stacks / 1e3:.0f} KB ({stacks / sent:.1f} times as much)"
+        lines.append(f"the broadcasts of all rounds, one copy: {sent / 1e3:.0f} KB{flora if stacks else ''}")
     lines += [
         f"{drop.client_id} dropped from round {record.round}: {drop.reason}"
         for record in records

@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from florist.config.methods import METHODS
+from florist.config.methods import LOCAL_INITS, METHODS
 from florist.config.records import Splits, read_splits
 from florist.config.sections import CLASSIFICATION, LANGUAGE_MODELLING, Config
 from florist.data import (
@@ -101,8 +101,13 @@ def build(config: Config, splits: Splits | None = None) -> Simulation:
     if torch.cuda.is_available() and config.model.quantization is None:
         task.base.to("cuda")  # pyright: ignore[reportArgumentType]  # transformers wraps Module.to without its overloads
     target = config.lora.target_modules
+    aggregator = METHODS[config.aggregation.method](config.aggregation, max(lora.rank for lora in loras))
     model = FederatedModel(
-        task.base, target if isinstance(target, str) else list(target), task.whole_modules, task.task_type
+        task.base,
+        target if isinstance(target, str) else list(target),
+        task.whole_modules,
+        task.task_type,
+        aggregator.work.trained,
     )
     clients = tuple(
         Client(client_id, task.encode_training(rows, client_id), lora, own)
@@ -110,10 +115,12 @@ def build(config: Config, splits: Splits | None = None) -> Simulation:
     )
     federation = config.federation
     rules = Federation(
-        client_ids=tuple(client_ids),
-        aggregator=METHODS[config.aggregation.method](config.aggregation),
+        client_ranks={client.client_id: client.lora.rank for client in clients},
+        aggregator=aggregator,
         shapes=model.shapes,
         seed=federation.seed,
+        local_init=LOCAL_INITS[federation.local_init](),
+        shared_init=federation.shared_init,
         fraction=federation.fraction,
         min_replies=federation.min_replies,
     )
@@ -132,7 +139,6 @@ def build(config: Config, splits: Splits | None = None) -> Simulation:
         final_metrics=at_the_end,
         rounds=federation.rounds,
         evaluate_every=config.evaluation.every,
-        shared_init=federation.shared_init,
     )
 
 

@@ -1,17 +1,27 @@
-"""Names of aggregation methods and rank rules -> the objects."""
+"""Names of aggregation methods, starts of local adapters and rank rules -> the objects."""
 
 from collections.abc import Callable, Mapping
 
-from florist.aggregation import Florist
+from florist.aggregation import FedEx, FedIt, FfaLora, FlexLora, Flora, Florist, FullFineTuning
 from florist.config.sections import AggregationSection
+from florist.local_init import Aligned, Fresh, LocalInit, Warm
 from florist.ranks import ByteBudget, Capped, EnergyThreshold, FixedRank, GlobalEnergyThreshold, RankRule
 from florist.rounds import Aggregator
 
 DEFAULT_TAU = 0.9
 
-METHODS: Mapping[str, Callable[[AggregationSection], Aggregator]] = {
-    "florist": lambda section: Florist(rank_rule(section)),
+METHODS: Mapping[str, Callable[[AggregationSection, int], Aggregator]] = {
+    "florist": lambda section, _: Florist(rank_rule(section)),
+    "fedit": lambda _, __: FedIt(),
+    "ffa": lambda _, __: FfaLora(),
+    "flora": lambda _, __: Flora(),
+    "flexlora": lambda _, largest_rank: FlexLora(largest_rank),
+    "fedex": lambda _, __: FedEx(),
+    "full": lambda _, __: FullFineTuning(),
 }
+"""From the section and the largest rank of any client."""
+
+LOCAL_INITS: Mapping[str, Callable[[], LocalInit]] = {"fresh": Fresh, "aligned": Aligned, "warm": Warm}
 
 
 def rank_rule(section: AggregationSection, itemsize: int = 4) -> RankRule:

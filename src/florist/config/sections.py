@@ -184,13 +184,18 @@ class FederationSection(Section):
     """Usable updates that a round needs; by default half of the asked clients."""
     seed: Annotated[int, Field(ge=0)] = 0
     shared_init: bool = True
-    """Clients of a round start from the same random A (a smaller rank from its first rows)."""
+    """Clients of a round start from the same random A (a smaller rank from its first rows). Methods that average A or
+    B apart need that, and have it in any case."""
+    local_init: Literal["fresh", "aligned", "warm"] = "fresh"
+    """How the next local adapter starts: at random, along the last global update, or from the global adapter. For
+    methods whose broadcast is added; where it is trained on (fedit, ffa, flexlora, fedex), it is the start itself."""
 
 
 class AggregationSection(Section):
     """``[aggregation]``: the method."""
 
-    method: Literal["florist"] = "florist"
+    method: Literal["florist", "fedit", "ffa", "flora", "flexlora", "fedex", "full"] = "florist"
+    """All other keys are florist's: the other methods have nothing to set."""
     tau: Fraction | None = None
     """Fraction of the energy to keep; 0.9 where neither `budget` nor `rank` is set."""
     scope: Literal["per-module", "global"] = "per-module"

@@ -1,0 +1,88 @@
+"""What an aggregation kept and lost, from the factors: the certificate, and the broadcast that carries it."""
+
+from collections.abc import Mapping, Sequence
+
+from florist.aggregation import updates as uploads
+from florist.factors import AdapterState, LoraFactor
+from florist.rounds import (
+    NO_ADAPTER,
+    Broadcast,
+    Certificate,
+    ClientUpdate,
+    ClientWork,
+    ModuleCertificate,
+    full_bytes,
+)
+from florist.spectrum import Spectrum
+
+
+def certify_cut(updates: Sequence[ClientUpdate], module: str, spectrum: Spectrum, rank: int) -> ModuleCertificate:
+    """What cutting a module's exact sum to a rank keeps and loses (Eckart and Young, 1936)."""
+    return ModuleCertificate(
+        shape=spectrum.shape,
+        rank=rank,
+        input_rank=_input_rank(updates, module),
+        energy_kept=spectrum.kept_energy(rank),
+        norm=spectrum.total_energy**0.5,
+        error=spectrum.discarded_energy(rank) ** 0.5,
+        absent_from=_absent_from(updates, module),
+    )
+
+
+def certify_error(
+    updates: Sequence[ClientUpdate], module: str, rank: int, *, norm: float, error: float
+) -> ModuleCertificate:
+    """What a method that does not cut an exact sum makes of a module.
+
+    Args:
+        updates: that went in.
+        module: its name.
+        rank: of what is broadcast.
+        norm: of the exact sum.
+        error: norm of the exact sum less what the broadcast makes of it.
+    """
+    holder = next(update for update in updates if module in update.adapter.specs)
+    return ModuleCertificate(
+        shape=holder.adapter.specs[module].shape,
+        rank=rank,
+        input_rank=_input_rank(updates, module),
+        energy_kept=1.0 - (error / norm) ** 2 if norm else 1.0,
+        norm=norm,
+        error=error,
+        absent_from=_absent_from(updates, module),
+    )
+
+
+def frobenius_norm(factor: LoraFactor) -> float:
+    """``||B @ A||_F`` without the product; what is below 1e-8 of the norms of its components may be rounding."""
+    return max(0.0, factor.energy()) ** 0.5
+
+
+def broadcast(
+    work: ClientWork,
+    updates: Sequence[ClientUpdate],
+    modules: Mapping[str, ModuleCertificate],
+    *,
+    shared: AdapterState = NO_ADAPTER,
+    continued: AdapterState = NO_ADAPTER,
+) -> Broadcast:
+    """The broadcast of accepted updates: whole parameters averaged, bytes counted.
+
+    Raises:
+        NonFiniteUpdateError: a whole parameter holds NaN or infinity.
+    """
+    full_parameters = uploads.average(updates)
+    certificate = Certificate(
+        modules=modules,
+        bytes_in=sum(work.sent_bytes(update.adapter) + full_bytes(update.full_parameters) for update in updates),
+        bytes_out=shared.nbytes + work.sent_bytes(continued) + full_bytes(full_parameters),
+    )
+    return Broadcast(shared, certificate, continued, full_parameters)
+
+
+def _input_rank(updates: Sequence[ClientUpdate], module: str) -> int:
+    return sum(update.adapter.specs[module].rank for update in updates if module in update.adapter.specs)
+
+
+def _absent_from(updates: Sequence[ClientUpdate], module: str) -> tuple[str, ...]:
+    return tuple(update.client_id for update in updates if module not in update.adapter.specs)
