@@ -59,6 +59,13 @@ def test_an_empty_global_adapter_is_the_base(model: FederatedModel, tiny_llama: 
     assert torch.equal(logits(model), base)
 
 
+def test_a_global_adapter_without_components_changes_nothing(model: FederatedModel) -> None:
+    # What a warm start leaves frozen where the client trains all of it.
+    before = logits(model)
+    model.set_global(random_global(model).map(lambda factor: factor.trailing(3)))
+    assert torch.equal(logits(model), before)
+
+
 def test_unlike_ranks_share_the_first_rows_of_one_random_start(model: FederatedModel) -> None:
     model.start_local(LocalLora(rank=8, alpha=16), NO_ADAPTER, seed=5, max_rank=8)
     large = model.read_local()

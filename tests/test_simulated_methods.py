@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from florist.config import read_config, to_toml
 from florist.config.building import build
@@ -153,3 +153,25 @@ def test_the_base_stays_pristine(prepared: Path, tiny_llama: Path, tmp_path: Pat
     }
     assert held.keys() == base.keys()
     assert all(torch.equal(held[name], parameter) for name, parameter in base.items())
+
+
+@pytest.mark.parametrize(("method", "local_init"), [("florist", "warm"), ("fedit", "fresh"), ("full", "fresh")])
+def test_a_head_travels_beside_every_kind_of_update(
+    prepared: Path, tiny_bert: Path, tmp_path: Path, method: str
+) -> None:
+    text = prepared.read_text()
+    text = text.replace(str(read_config(prepared).model.name_or_path), str(tiny_bert))
+    text = text.replace('prompt_template = "{instruction}\\n"', 'label_field = "category"')
+    text = text.replace('["q_proj", "v_proj", "down_proj"]', '["query", "value"]')
+    prepared.write_text(text + '[task]\nkind = "sequence-classification"\n')
+    simulation, directory = start(prepared, tmp_path / "run")
+    records = simulation.run(directory, Silent())
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=3)
+    loaded = PeftModel.from_pretrained(base, directory.adapter)
+    assert simulation.metrics[0](loaded)["loss"] == pytest.approx(records[-1].metrics["loss"], rel=1e-5)
+    head = 4 * (3 * 32 + 3)
+    rank = {client.client_id: client.lora.rank for client in simulation.clients}
+    for client in records[0].clients:
+        assert client.upload_bytes == head + 4 * 4 * (32 * 32 if method == "full" else rank[client.client_id] * 64)
+        # A new client is sent the head that everybody starts from.
+        assert client.download_bytes >= 2 * head
