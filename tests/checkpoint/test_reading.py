@@ -320,6 +320,13 @@ def test_a_pickle_is_read_only_when_asked_for(client: Client):
     assert all(torch.equal(adapter[name].B, factor.B) for name, factor in expected.items())
 
 
+def test_finite_values_whose_sum_overflows_are_finite(client: Client):
+    directory = client("a")
+    edit_tensors(directory, lambda tensors: tensors[f"{Q}.lora_A.weight"].fill_(2e38))
+    factor = open_adapter(directory).adapter["model.layers.0.self_attn.q_proj"]
+    assert bool((factor.A == 2e38).all())
+
+
 @pytest.mark.parametrize("what", ["rewritten", "truncated", "gone"])
 def test_a_file_that_changes_after_it_was_opened_is_refused(client: Client, what: str):
     directory = client("a")

@@ -147,7 +147,8 @@ def _expert(file: TensorFile, keys: ModuleKeys, pair: ExpertPair, layout: Expert
 
 def _factor(A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype) -> LoraFactor:
     # The conversion comes first: half precision would round the scaled B.
-    return LoraFactor(B=B.to(dtype).flatten(1) * scaling, A=A.to(dtype).flatten(1))
+    B, A = B.to(dtype).flatten(1), A.to(dtype).flatten(1)
+    return LoraFactor(B=B if scaling == 1 else B * scaling, A=A)
 
 
 @cache
