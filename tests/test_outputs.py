@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from florist.errors import FloristError, MissingInputError, OutputExistsError
+from florist.errors import FloristError, MissingInputError, OutputExistsError, UnwritableOutputError
 from florist.outputs import new_directory, replace_file, require_absent, sha256
 
 
@@ -204,5 +204,8 @@ def test_the_refusals_are_also_what_a_stranger_would_catch() -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
 def test_a_folder_that_is_not_writable_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(UnwritableOutputError, match="is not writable; choose another place"):
-        require_absent(tmp_path / "out")
+    try:
+        with pytest.raises(UnwritableOutputError, match="is not writable; choose another place"):
+            require_absent(tmp_path / "out")
+    finally:
+        tmp_path.chmod(0o700)

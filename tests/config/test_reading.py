@@ -64,6 +64,7 @@ fraction = 0.1
 min_replies = 2
 seed = 123456789012345
 shared_init = false
+local_init = "warm"
 [aggregation]
 method = "florist"
 tau = 0.99
@@ -405,7 +406,13 @@ def test_every_key_has_been_tried() -> None:
 
 def test_defaults_are_written_out(tmp_path: Path) -> None:
     written = tomllib.loads(to_toml(read(tmp_path)))
-    assert written["federation"] == {"rounds": 3, "fraction": 1.0, "seed": 0, "shared_init": True}
+    assert written["federation"] == {
+        "rounds": 3,
+        "fraction": 1.0,
+        "seed": 0,
+        "shared_init": True,
+        "local_init": "fresh",
+    }
     assert written["training"]["learning_rate"] == 3e-4
 
 
