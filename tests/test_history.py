@@ -217,7 +217,7 @@ def test_a_round_that_was_not_made_current_is_played_again(tmp_path: Path) -> No
     shutil.rmtree(first)
     shutil.copytree(tmp_path / "kept", first)
     (run.path / "state" / "round-0002" / "round.json").write_text("half a")
-    draft = run.path / "state" / ".round-0002.x1y2"
+    draft = run.path / "state" / ".round-0002.00112233aabbccdd"
     draft.mkdir()
     (draft / "cumulative.safetensors").write_bytes(b"half")
 
@@ -314,9 +314,9 @@ def test_more_rounds_than_the_names_have_digits(tmp_path: Path) -> None:
 def test_a_damaged_run_is_said_to_be_one(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
     directory = started(tmp_path)
     directory.save(state(1), record(1))
-    (tmp_path / "run" / "state" / ".round-0002.abc").mkdir()
+    (tmp_path / "run" / "state" / ".round-0002.00112233aabbccdd").mkdir()
     directory.load(ServerState.initial())
-    assert not (tmp_path / "run" / "state" / ".round-0002.abc").exists()
+    assert not (tmp_path / "run" / "state" / ".round-0002.00112233aabbccdd").exists()
     spoil(tmp_path / "run")
     with pytest.raises(DamagedRunError, match=r"expected a whole run in .*restore the directory"):
         directory.load(ServerState.initial())

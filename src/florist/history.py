@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from florist import strict_json
 from florist.errors import DamagedRunError, MissingInputError
 from florist.factors import AdapterState, LoraFactor
-from florist.outputs import new_directory, replace_file
+from florist.outputs import new_directory, remove_drafts, replace_file
 from florist.rounds import FullParameters, RoundRecord, ServerState
 
 _RECORD = TypeAdapter(RoundRecord)
@@ -156,8 +156,9 @@ class RunDirectory:
         Raises:
             DamagedRunError: a file is missing or cannot be read.
         """
-        for draft in (self.path / "state").glob(".round-*"):
-            shutil.rmtree(draft, ignore_errors=True)  # left by a run that was killed while it saved
+        with _damage(self.path):
+            for folder in (self.path, self.path / "state"):
+                remove_drafts(folder)
         records = self.records()
         self._write_records(records)
         if not records:

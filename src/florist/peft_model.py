@@ -29,7 +29,7 @@ from florist.checkpoint import encode
 from florist.errors import ModelError
 from florist.factors import AdapterState, LoraFactor
 from florist.rounds import NO_ADAPTER, FullParameters, Trained, weight_name
-from florist.seeding import derive_seed, generator
+from florist.seeding import derive_seed, random_rows
 from florist.whole_weights import PristineWeight, difference, pristine_weights, trainable_weights
 
 GLOBAL = "global"
@@ -214,8 +214,8 @@ class FederatedModel:
     def start_local(self, lora: LocalLora, start: AdapterState, *, seed: int, max_rank: int) -> None:
         """Replace the local adapter: first the components of `start`, then random rows of A under zero columns of B.
 
-        A is PEFT's default, uniform in ``+-1/sqrt(in_features)`` (Kaiming with a = sqrt(5)), drawn from `seed`. Clients
-        that share a seed share A: a smaller rank takes its first rows of `max_rank`.
+        The rows are those of `seeding.random_rows`. Clients that share a seed share A: a smaller rank takes its first
+        rows of `max_rank`.
 
         Args:
             lora: rank and scaling of the client; the scaling is divided out of the B of `start`.
@@ -239,9 +239,7 @@ class FederatedModel:
         with torch.no_grad():
             for name, layer in self._layers().items():
                 B, A = self._weights_of(layer)
-                bound = A.shape[1] ** -0.5
-                rows = torch.empty(max_rank, A.shape[1]).uniform_(-bound, bound, generator=generator(seed, name))
-                A.copy_(rows[: lora.rank])
+                A.copy_(random_rows(seed, name, max_rank, A.shape[1])[: lora.rank])
                 if name in start:
                     given = start[name]
                     B[:, : given.rank] = given.B.to(B) / layer.scaling[LOCAL]
