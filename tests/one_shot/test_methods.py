@@ -54,8 +54,9 @@ def test_the_certificate_is_that_of_what_was_written(
     for name, module in document["modules"].items():
         true = relative_error(found[name], expected[name])
         assert module["relative_error"] == pytest.approx(true, rel=5e-3, abs=1e-6)
-        # What FedIT gets wrong is not quite orthogonal to the rounding of what it writes.
-        assert module["energy_kept"] == pytest.approx(1 - true**2, abs=1e-4)
+        # What FedIT gets wrong is not quite orthogonal to the rounding of what it writes, at these small shapes.
+        assert abs(module["error"] - true * float(expected[name].norm())) <= module["storage_error"] + 1e-5
+        assert module["energy_kept"] == pytest.approx(1 - true**2, abs=2e-3)
         assert module["energy_kept"] == pytest.approx(1 - module["relative_error"] ** 2, abs=1e-9)
         assert module["rank"] == saved.adapter.specs[name].rank
 

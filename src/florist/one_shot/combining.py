@@ -226,8 +226,8 @@ def _as_stored(module: ModuleCertificate, storage_error: float) -> ModuleCertifi
     """The certificate of a module once its factors have been rounded.
 
     What a rank leaves out is orthogonal to both factors, so that the squares add up; only the product of the two
-    roundings, smaller by another factor of the dtype's eps, is not. What another method gets wrong has no direction in
-    common with rounding but by chance.
+    roundings, smaller by another factor of the dtype's eps, is not. What a method that does not cut gets wrong has a
+    direction in common with rounding by chance alone; the error is then right to within `storage_error`.
     """
     lost = (storage_error / module.norm) ** 2 if module.norm else 0.0
     error = math.hypot(module.error, storage_error)
