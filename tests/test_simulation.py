@@ -1,9 +1,5 @@
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -141,27 +137,6 @@ def test_a_client_that_diverges_is_dropped_and_the_round_goes_on(
     assert [drop.client_id for drop in line.dropped] == ["client_0"]
     assert "holds NaN or inf" in line.dropped[0].reason
     assert line.aggregated
-
-
-def test_killed_at_any_point_a_run_resumes_to_the_same_bits(tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:
-    config = configure(tmp_path, tiny_llama, toy_data, steps=20, rounds=3)
-    whole = run(config, tmp_path / "whole")
-    killed = tmp_path / "killed"
-    command = [sys.executable, "-m", "florist.cli", "simulate"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen([*command, str(config), "-o", str(killed)], env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (killed / "state" / "current").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert (killed / "state" / "current").exists()
-    assert not (killed / "adapter").exists()
-    resumed = subprocess.run([*command, "--resume", str(killed)], env=environment, check=True, capture_output=True)
-    assert b"round 3" in resumed.stderr
-    assert weights(killed) == weights(whole.path)
-    records = RunDirectory.open(killed).records()
-    assert [line.metrics for line in records] == [line.metrics for line in whole.records()]
 
 
 def test_the_final_adapter_is_tested_once_on_what_no_round_saw(
