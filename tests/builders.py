@@ -7,6 +7,7 @@ from torch import Tensor
 
 from florist.factors import AdapterState, LoraFactor
 from florist.rounds import ClientUpdate
+from florist.seeding import derive_seed, random_rows
 
 SHAPES: Mapping[str, tuple[int, int]] = {
     "layers.0.q_proj": (12, 16),
@@ -34,10 +35,16 @@ def adapter(
 def with_shared_rows(
     rank: int, seed: int, *, shapes: Mapping[str, tuple[int, int]] = SHAPES, dtype: torch.dtype = torch.float64
 ) -> AdapterState:
-    """As clients of FFA-LoRA hold it: a B of its own, and the first rows of one A."""
-    rows = adapter(40, 12345, shapes=shapes, dtype=dtype)
+    """As clients of FFA-LoRA hold it: a B of its own, and the first rows of the A that a run of seed 0 draws."""
     own = adapter(rank, seed, shapes=shapes, dtype=dtype)
-    return AdapterState.of({name: LoraFactor(factor.B, rows[name].A[:rank]) for name, factor in own.items()})
+    return AdapterState.of(
+        {
+            name: LoraFactor(
+                factor.B, random_rows(derive_seed(0, "local adapter"), name, 40, factor.A.shape[1])[:rank].to(dtype)
+            )
+            for name, factor in own.items()
+        }
+    )
 
 
 def update(client_id: str, held: AdapterState, *, num_examples: int = 1, round_number: int = 1) -> ClientUpdate:

@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -97,10 +97,35 @@ def test_a_run_starts_with_its_configuration_and_facts(tmp_path: Path) -> None:
     assert RunDirectory.open(run.path) == run
 
 
-def test_facts_keep_a_loss_that_is_no_number(tmp_path: Path) -> None:
-    run = RunDirectory.create(tmp_path / "run", "", RunFacts("0", "m", 1, {"loss": math.nan, "perplexity": math.inf}))
+def refuse(constant: str) -> float:
+    raise AssertionError(constant)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_no_file_of_a_run_holds_what_is_no_number(tmp_path: Path, value: float) -> None:
+    run = RunDirectory.create(tmp_path / "run", "", RunFacts("0", "m", 1, {"loss": value}))
+    lost = replace(record(1).clients[0], loss=value)
+    run.save(state(1), replace(record(1), metrics={"loss": value}, relative_error=value, clients=(lost,)))
+    run.save_tested({"loss": value, "accuracy": 0.5})
+    files = [run.path / "run.json", run.path / "test.json", run.path / "state" / "round-0001" / "round.json"]
+    for text in (*(file.read_text() for file in files), *(run.path / "rounds.jsonl").read_text().splitlines()):
+        json.loads(text, parse_constant=refuse)
+        assert "null" in text
     assert math.isnan(run.facts.initial["loss"])
-    assert run.facts.initial["perplexity"] == math.inf
+    tested = run.tested
+    assert tested is not None
+    assert math.isnan(tested["loss"])
+    assert tested["accuracy"] == 0.5
+    (found,) = run.records()
+    assert all(math.isnan(each) for each in (found.metrics["loss"], found.relative_error, found.clients[0].loss))
+
+
+def test_a_run_that_was_not_tested_has_no_test_metrics(tmp_path: Path) -> None:
+    run = started(tmp_path)
+    assert run.tested is None
+    (run.path / "test.json").write_text("{")
+    with pytest.raises(DamagedRunError, match="expected a whole run"):
+        run.tested  # noqa: B018  # the access is the test
 
 
 def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
@@ -192,7 +217,7 @@ def test_a_round_that_was_not_made_current_is_played_again(tmp_path: Path) -> No
     shutil.rmtree(first)
     shutil.copytree(tmp_path / "kept", first)
     (run.path / "state" / "round-0002" / "round.json").write_text("half a")
-    draft = run.path / "state" / ".round-0002.x1y2"
+    draft = run.path / "state" / ".round-0002.00112233aabbccdd"
     draft.mkdir()
     (draft / "cumulative.safetensors").write_bytes(b"half")
 
@@ -289,9 +314,9 @@ def test_more_rounds_than_the_names_have_digits(tmp_path: Path) -> None:
 def test_a_damaged_run_is_said_to_be_one(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
     directory = started(tmp_path)
     directory.save(state(1), record(1))
-    (tmp_path / "run" / "state" / ".round-0002.abc").mkdir()
+    (tmp_path / "run" / "state" / ".round-0002.00112233aabbccdd").mkdir()
     directory.load(ServerState.initial())
-    assert not (tmp_path / "run" / "state" / ".round-0002.abc").exists()
+    assert not (tmp_path / "run" / "state" / ".round-0002.00112233aabbccdd").exists()
     spoil(tmp_path / "run")
     with pytest.raises(DamagedRunError, match=r"expected a whole run in .*restore the directory"):
         directory.load(ServerState.initial())

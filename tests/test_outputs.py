@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from florist.errors import FloristError, MissingInputError, OutputExistsError
-from florist.outputs import new_directory, replace_file, require_absent, sha256
+from florist.errors import FloristError, MissingInputError, OutputExistsError, UnwritableOutputError
+from florist.outputs import new_directory, remove_drafts, replace_file, require_absent, sha256
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o002])
@@ -189,6 +189,32 @@ def test_a_reader_sees_the_old_content_or_the_new(tmp_path: Path) -> None:
     assert seen <= set(contents)
 
 
+def test_drafts_of_the_dead_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    kept = ["file", ".hidden", ".file.abc", ".file.0123456789abcdef.more", "file.0123456789abcdef", "folder"]
+    for name in kept[:-1]:
+        (tmp_path / name).touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / ".file.0123456789abcdef").touch()  # somebody else's
+    (tmp_path / ".file.0123456789abcdef").touch()
+    (tmp_path / ".run.fedcba9876543210" / "deep").mkdir(parents=True)
+    (tmp_path / ".run.fedcba9876543210" / "deep" / "file").touch()
+    remove_drafts(tmp_path)
+    assert sorted(names(tmp_path)) == sorted(kept)
+    assert names(tmp_path / "folder") == [".file.0123456789abcdef"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+def test_what_a_killed_process_leaves_is_a_draft(tmp_path: Path) -> None:
+    if (child := os.fork()) == 0:
+        with new_directory(tmp_path / "out") as draft:
+            (draft / "file").write_text("half")
+            os._exit(9)
+    os.waitpid(child, 0)
+    assert len(names(tmp_path)) == 1
+    remove_drafts(tmp_path)
+    assert names(tmp_path) == []
+
+
 def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
     content = bytes(range(256)) * 5000
     (tmp_path / "file").write_bytes(content)
@@ -204,5 +230,8 @@ def test_the_refusals_are_also_what_a_stranger_would_catch() -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
 def test_a_folder_that_is_not_writable_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(UnwritableOutputError, match="is not writable; choose another place"):
-        require_absent(tmp_path / "out")
+    try:
+        with pytest.raises(UnwritableOutputError, match="is not writable; choose another place"):
+            require_absent(tmp_path / "out")
+    finally:
+        tmp_path.chmod(0o700)

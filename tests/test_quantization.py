@@ -40,7 +40,8 @@ def test_preparing_changes_no_value(tiny_llama: Path) -> None:
 @pytest.mark.skipif(not (has_bitsandbytes and torch.cuda.is_available()), reason="needs bitsandbytes and a CUDA device")
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
 def test_a_quantized_base_trains_adapters_and_stays_as_it_is(tiny_llama: Path, bits: str) -> None:
-    from florist.peft_model import FederatedModel, LocalLora, load_causal_lm
+    from florist.model_loading import load_causal_lm
+    from florist.peft_model import FederatedModel, LocalLora
 
     base = prepared(load_causal_lm(str(tiny_llama), torch.bfloat16, **quantized_loading(bits, torch.bfloat16)))
     before = {name: parameter.detach().clone() for name, parameter in base.named_parameters()}

@@ -1,9 +1,5 @@
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +11,6 @@ from florist.config import read_config, to_toml
 from florist.config.building import build
 from florist.history import RunDirectory
 from florist.rounds import RoundRecord
-from florist.simulation import finite_or_null
 
 FAST = """
 [model]
@@ -144,27 +139,6 @@ def test_a_client_that_diverges_is_dropped_and_the_round_goes_on(
     assert line.aggregated
 
 
-def test_killed_at_any_point_a_run_resumes_to_the_same_bits(tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:
-    config = configure(tmp_path, tiny_llama, toy_data, steps=20, rounds=3)
-    whole = run(config, tmp_path / "whole")
-    killed = tmp_path / "killed"
-    command = [sys.executable, "-m", "florist.cli", "simulate"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen([*command, str(config), "-o", str(killed)], env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (killed / "state" / "current").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert (killed / "state" / "current").exists()
-    assert not (killed / "adapter").exists()
-    resumed = subprocess.run([*command, "--resume", str(killed)], env=environment, check=True, capture_output=True)
-    assert b"round 3" in resumed.stderr
-    assert weights(killed) == weights(whole.path)
-    records = RunDirectory.open(killed).records()
-    assert [line.metrics for line in records] == [line.metrics for line in whole.records()]
-
-
 def test_the_final_adapter_is_tested_once_on_what_no_round_saw(
     tiny_llama: Path, toy_data: Path, tmp_path: Path
 ) -> None:
@@ -179,9 +153,9 @@ def test_the_final_adapter_is_tested_once_on_what_no_round_saw(
         name: pytest.approx(value, rel=1e-5) for name, value in simulation.metrics[0](loaded).items()
     }
     # A run that ended is not tested again.
-    (directory.path / "test.json").write_text("kept")
+    (directory.path / "test.json").write_text('{"kept": 1}')
     simulation.run(directory, Silent())
-    assert (directory.path / "test.json").read_text() == "kept"
+    assert (directory.path / "test.json").read_text() == '{"kept": 1}'
     assert not (run(config, tmp_path / "plain").path / "test.json").exists()
 
 
@@ -195,11 +169,6 @@ def test_every_client_trains_by_its_own_settings(tiny_llama: Path, toy_data: Pat
 
     simulation.run(simulation.start(tmp_path / "run", "", "florist", 1, Silent()), Counting())
     assert taken == {"client_0": 2, "client_1": 5}
-
-
-def test_metrics_that_are_no_numbers_are_null() -> None:
-    found = finite_or_null({"a": 1.5, "b": float("nan"), "c": float("-inf")})
-    assert json.dumps(found, allow_nan=False) == '{"a": 1.5, "b": null, "c": null}'
 
 
 def test_threads_are_chosen_where_none_are_given(tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:

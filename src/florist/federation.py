@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from florist.admission import Expected
 from florist.aggregation import lossless_sum
 from florist.factors import AdapterState
 from florist.local_init import Continued, Fresh, LocalInit, LocalStart, change
@@ -27,7 +28,7 @@ from florist.rounds import (
     full_bytes,
     weight_name,
 )
-from florist.seeding import derive_seed, generator
+from florist.seeding import derive_seed, generator, random_rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -209,40 +210,22 @@ class Federation:
         return Download(added, own, full_parameters, directions, nbytes)
 
     def _refusal(self, update: ClientUpdate, state: ServerState, counted: Mapping[str, ClientUpdate]) -> str | None:
-        """Why an update cannot count; None where it can. Reads every factor once."""
-        round_number = state.round_number + 1
         if update.client_id not in self.client_ranks:
             return "not a client of this federation"
-        if update.round_number != round_number:
-            return f"expected an update of round {round_number}, got one of round {update.round_number}"
-        if update.client_id in counted:
+        round_number = state.round_number + 1
+        rows_seed = self.local_seed(round_number, update.client_id)
+        expected = Expected(
+            round_number=round_number,
+            rank=self.client_ranks[update.client_id],
+            shapes=self.shapes,
+            full_parameters=state.full_parameters,
+            trained=self.aggregator.work.trained,
+            rows=lambda name: random_rows(rows_seed, name, self.max_rank, self.shapes[name][1]),
+        )
+        reason = expected.refusal(update)
+        if reason is None and update.client_id in counted:
             return "a second update in one round; the first counts"
-        if update.num_examples <= 0:
-            return f"expected a positive number of examples, got {update.num_examples}"
-        for name, spec in update.adapter.specs.items():
-            if name not in self.shapes:
-                return f"{name} is not a module that this federation trains"
-            if spec.shape != self.shapes[name]:
-                return f"{name}: expected the shape {self.shapes[name]}, got {spec.shape}"
-            if spec.rank > self.client_ranks[update.client_id]:
-                return (
-                    f"{name}: expected at most the client's rank {self.client_ranks[update.client_id]}, got {spec.rank}"
-                )
-        for name, factor in update.adapter.items():
-            if not (factor.B.isfinite().all() and factor.A.isfinite().all()):
-                return f"{name} holds NaN or inf"
-        return _refusal_of_whole(update.full_parameters, state.full_parameters)
-
-
-def _refusal_of_whole(parameters: FullParameters, known: FullParameters) -> str | None:
-    if parameters.keys() != known.keys():
-        return f"expected the whole parameters {sorted(known)}, got {sorted(parameters)}"
-    for name, tensor in parameters.items():
-        if tensor.shape != known[name].shape:
-            return f"{name}: expected {tuple(known[name].shape)}, got {tuple(tensor.shape)}"
-        if not tensor.isfinite().all():
-            return f"{name} holds NaN or inf"
-    return None
+        return reason
 
 
 def global_adapter(state: ServerState) -> AdapterState:

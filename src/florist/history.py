@@ -4,14 +4,16 @@
     RUN/run.json             version, method, threads, metrics before the first round
     RUN/rounds.jsonl         one record a round
     RUN/state/current        the name of the folder to resume from
-    RUN/state/round-0003/    broadcast, global and continued adapter after round 3, its record
+    RUN/state/round-0003/    after round 3: broadcast.safetensors, cumulative.safetensors (all that was added),
+                             continued.safetensors, full_parameters.safetensors, round.json (its record)
+    RUN/test.json            metrics of the final adapter that are no rounds'
     RUN/adapter/             the final adapter, as PEFT writes it
 
 A round becomes visible by one replacement of ``state/current``, after its files are on disk: a run that is killed at
-any point resumes from the last whole round. ``rounds.jsonl`` is written from the saved records, never the other way.
+any point resumes from the last whole round. ``rounds.jsonl`` is written from the saved records, never the other way. A
+number that is not finite is null in these files (`strict_json`).
 """
 
-import json
 import shutil
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,9 +25,10 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from florist import strict_json
 from florist.errors import DamagedRunError, MissingInputError
 from florist.factors import AdapterState, LoraFactor
-from florist.outputs import new_directory, replace_file
+from florist.outputs import new_directory, remove_drafts, replace_file
 from florist.rounds import FullParameters, RoundRecord, ServerState
 
 _RECORD = TypeAdapter(RoundRecord)
@@ -49,6 +52,7 @@ class RunFacts:
 
 
 _FACTS = TypeAdapter(RunFacts)
+_METRICS = TypeAdapter(Mapping[str, float])
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,7 @@ class RunDirectory:
         """
         with new_directory(path) as draft:
             (draft / "config.toml").write_text(config_toml, encoding="utf-8")
-            (draft / "run.json").write_text(json.dumps(asdict(facts), indent=2) + "\n", encoding="utf-8")
+            (draft / "run.json").write_text(strict_json.encode(asdict(facts), indent=2) + "\n", encoding="utf-8")
             (draft / "rounds.jsonl").touch()
             (draft / "state").mkdir()
         return cls(path)
@@ -100,7 +104,22 @@ class RunDirectory:
             DamagedRunError: run.json cannot be read.
         """
         with _damage(self.path):
-            return _FACTS.validate_json((self.path / "run.json").read_bytes())
+            return _FACTS.validate_python(strict_json.decode((self.path / "run.json").read_bytes()))
+
+    @property
+    def tested(self) -> Mapping[str, float] | None:
+        """Metrics of the final adapter that are no rounds'; None where there are none, or not yet.
+
+        Raises:
+            DamagedRunError: test.json cannot be read.
+        """
+        with _damage(self.path):
+            file = self.path / "test.json"
+            return _METRICS.validate_python(strict_json.decode(file.read_bytes())) if file.exists() else None
+
+    def save_tested(self, metrics: Mapping[str, float]) -> None:
+        """Make the metrics of the final adapter permanent."""
+        replace_file(self.path / "test.json", strict_json.encode(dict(metrics), indent=2) + "\n")
 
     def save(self, state: ServerState, record: RoundRecord) -> None:
         """Make a closed round permanent."""
@@ -113,7 +132,7 @@ class RunDirectory:
                 _save(state.broadcasts[state.round_number], draft / "broadcast.safetensors")
             _save_tensors(state.full_parameters, draft / "full_parameters.safetensors")
             summary = {"holds": dict(state.holds), "record": asdict(record)}
-            (draft / "round.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+            (draft / "round.json").write_text(strict_json.encode(summary, indent=1), encoding="utf-8")
         replace_file(self.path / "state" / "current", folder.name + "\n")
         # Only the newest are read again; a round's broadcast stays, for clients that missed it.
         for name in ("cumulative", "continued", "full_parameters"):
@@ -137,8 +156,9 @@ class RunDirectory:
         Raises:
             DamagedRunError: a file is missing or cannot be read.
         """
-        for draft in (self.path / "state").glob(".round-*"):
-            shutil.rmtree(draft, ignore_errors=True)  # left by a run that was killed while it saved
+        with _damage(self.path):
+            for folder in (self.path, self.path / "state"):
+                remove_drafts(folder)
         records = self.records()
         self._write_records(records)
         if not records:
@@ -163,7 +183,9 @@ class RunDirectory:
         )
 
     def _write_records(self, records: Sequence[RoundRecord]) -> None:
-        replace_file(self.path / "rounds.jsonl", "".join(json.dumps(asdict(record)) + "\n" for record in records))
+        replace_file(
+            self.path / "rounds.jsonl", "".join(strict_json.encode(asdict(record)) + "\n" for record in records)
+        )
 
     def _current(self) -> int:
         pointer = self.path / "state" / "current"
@@ -173,7 +195,7 @@ class RunDirectory:
         return self.path / "state" / f"round-{round_number:04d}"
 
     def _summary(self, round_number: int) -> dict[str, Any]:
-        return json.loads((self._folder(round_number) / "round.json").read_text(encoding="utf-8"))
+        return strict_json.decode((self._folder(round_number) / "round.json").read_bytes())
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Generator
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from florist.errors import MissingInputError, OutputExistsError, UnwritableOutputError
+
+_DRAFT = re.compile(r"\..+\.[0-9a-f]{16}")
 
 
 def require_absent(path: Path) -> None:
@@ -74,6 +77,15 @@ def replace_file(path: Path, content: str) -> None:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what a process left half written in a folder because it was killed; nobody else may be writing there."""
+    for entry in folder.iterdir():
+        if _DRAFT.fullmatch(entry.name) and not entry.is_dir():
+            entry.unlink(missing_ok=True)
+        elif _DRAFT.fullmatch(entry.name):
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:

@@ -8,28 +8,20 @@ adapters, writes to the weights of the targeted modules; the pristine ones are k
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel
 
 from florist.aggregation import lossless_sum
 from florist.checkpoint import encode
 from florist.errors import ModelError
 from florist.factors import AdapterState, LoraFactor
 from florist.rounds import NO_ADAPTER, FullParameters, Trained, weight_name
-from florist.seeding import derive_seed, generator
+from florist.seeding import random_rows
 from florist.whole_weights import PristineWeight, difference, pristine_weights, trainable_weights
 
 GLOBAL = "global"
@@ -51,89 +43,6 @@ class LocalLora:
     alpha: float
     use_rslora: bool = False
     dropout: float = 0.0
-
-
-def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local directory or hub id, with a padding token.
-
-    Raises:
-        ModelError: it cannot be loaded, or has neither a padding nor an end-of-sequence token.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise _no_model(name_or_path, error) from error
-    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
-        raise ModelError(
-            f"{name_or_path}: expected a tokenizer with a padding or an end-of-sequence token, got neither; set "
-            "pad_token in its tokenizer_config.json"
-        )
-    if tokenizer.pad_token_id is None:
-        # Padding is masked out of attention and loss, so that any token will do.
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def load_causal_lm(name_or_path: str, dtype: torch.dtype, **loading: Any) -> PreTrainedModel:
-    """A causal language model.
-
-    Args:
-        name_or_path: local directory or hub id.
-        dtype: of the parameters.
-        loading: what else ``from_pretrained`` takes, a quantization for instance.
-
-    Raises:
-        ModelError: it cannot be loaded, or the checkpoint lacks some of its parameters.
-    """
-    model, missing = _load(AutoModelForCausalLM, name_or_path, dtype, **loading)
-    _require_complete(name_or_path, missing, ())
-    return model
-
-
-def load_classifier(
-    name_or_path: str,
-    dtype: torch.dtype,
-    labels: tuple[str, ...],
-    head: tuple[str, ...] | None,
-    seed: int,
-    **loading: Any,
-) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """A model with a classification head, and the names of the modules that make up the head.
-
-    A head that is not in the checkpoint starts from `seed`, the same for everybody.
-
-    Args:
-        name_or_path: local directory or hub id.
-        dtype: of the parameters.
-        labels: class names in the order of their numbers.
-        head: modules to train whole; by default PEFT's for the task, ``classifier`` and ``score``, where they exist.
-        seed: of the run.
-        loading: what else ``from_pretrained`` takes, a quantization for instance.
-
-    Raises:
-        ModelError: it cannot be loaded, a named module does not exist, or parameters outside the head are missing.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "head"))
-        model, missing = _load(
-            AutoModelForSequenceClassification,
-            name_or_path,
-            dtype,
-            num_labels=len(labels),
-            id2label=dict(enumerate(labels)),
-            label2id={label: number for number, label in enumerate(labels)},
-            **loading,
-        )
-    children = dict(model.named_modules())
-    names = head if head is not None else tuple(name for name in ("classifier", "score") if name in children)
-    absent = [name for name in names if name not in children]
-    if absent or not names:
-        raise ModelError(
-            f"{name_or_path}: expected the head modules {absent or ['classifier', 'score']}, and the model has "
-            f"{sorted(name for name in children if name and '.' not in name)}; set [lora] modules_to_save"
-        )
-    _require_complete(name_or_path, missing, names)
-    return model, names
 
 
 class FederatedModel:
@@ -214,8 +123,8 @@ class FederatedModel:
     def start_local(self, lora: LocalLora, start: AdapterState, *, seed: int, max_rank: int) -> None:
         """Replace the local adapter: first the components of `start`, then random rows of A under zero columns of B.
 
-        A is PEFT's default, uniform in ``+-1/sqrt(in_features)`` (Kaiming with a = sqrt(5)), drawn from `seed`. Clients
-        that share a seed share A: a smaller rank takes its first rows of `max_rank`.
+        The rows are those of `seeding.random_rows`. Clients that share a seed share A: a smaller rank takes its first
+        rows of `max_rank`.
 
         Args:
             lora: rank and scaling of the client; the scaling is divided out of the B of `start`.
@@ -239,9 +148,7 @@ class FederatedModel:
         with torch.no_grad():
             for name, layer in self._layers().items():
                 B, A = self._weights_of(layer)
-                bound = A.shape[1] ** -0.5
-                rows = torch.empty(max_rank, A.shape[1]).uniform_(-bound, bound, generator=generator(seed, name))
-                A.copy_(rows[: lora.rank])
+                A.copy_(random_rows(seed, name, max_rank, A.shape[1])[: lora.rank])
                 if name in start:
                     given = start[name]
                     B[:, : given.rank] = given.B.to(B) / layer.scaling[LOCAL]
@@ -323,26 +230,3 @@ class FederatedModel:
     @staticmethod
     def _weights_of(layer: Any) -> tuple[Tensor, Tensor]:
         return layer.lora_B[LOCAL].weight, layer.lora_A[LOCAL].weight
-
-
-def _load(auto: Any, name_or_path: str, dtype: torch.dtype, **settings: Any) -> tuple[PreTrainedModel, list[str]]:
-    try:
-        model, report = auto.from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **settings)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise _no_model(name_or_path, error) from error
-    return model, sorted(report["missing_keys"])
-
-
-def _no_model(name_or_path: str, error: Exception) -> ModelError:
-    what = "a directory that transformers cannot load" if Path(name_or_path).is_dir() else "no such directory or hub id"
-    reason = " ".join(str(error).split())
-    return ModelError(f"[model] name_or_path = {name_or_path!r}: expected a transformers model, got {what} ({reason})")
-
-
-def _require_complete(name_or_path: str, missing: list[str], head: tuple[str, ...]) -> None:
-    beyond = [name for name in missing if not any(name.startswith(f"{module}.") for module in head)]
-    if beyond:
-        raise ModelError(
-            f"{name_or_path}: expected a complete checkpoint, and it lacks {beyond}, which would start at "
-            "random and be lost; add their modules to [lora] modules_to_save"
-        )

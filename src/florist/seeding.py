@@ -9,6 +9,8 @@ import hashlib
 import json
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
@@ -24,3 +26,13 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
 def generator(seed: int, *purpose: str | int) -> torch.Generator:
     """A CPU generator seeded by `derive_seed`."""
     return torch.Generator().manual_seed(derive_seed(seed, *purpose))
+
+
+def random_rows(seed: int, module: str, count: int, in_features: int) -> Float[Tensor, "count in_features"]:
+    """The rows of A that a module's local adapter starts from where nothing else is given.
+
+    PEFT's default, uniform in ``+-1/sqrt(in_features)`` (Kaiming with a = sqrt(5)). Whoever knows the seed draws the
+    same: a client to train, the server to see that an A which nobody trains is the one that was drawn.
+    """
+    bound = in_features**-0.5
+    return torch.empty(count, in_features).uniform_(-bound, bound, generator=generator(seed, module))

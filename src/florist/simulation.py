@@ -1,8 +1,6 @@
 """A whole federation in one process: no Flower, no Ray, one loaded base model shared by all clients."""
 
 import gc
-import json
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,14 +15,11 @@ from florist.data import Examples
 from florist.evaluation import Metric
 from florist.federation import Federation, LocalWork, global_adapter, record
 from florist.history import RunDirectory, RunFacts
-from florist.outputs import new_directory, replace_file
+from florist.outputs import new_directory
 from florist.peft_model import FederatedModel, LocalLora
 from florist.rounds import NO_ADAPTER, ClientUpdate, RoundRecord, ServerState
 from florist.seeding import derive_seed
 from florist.training import TrainingSettings, fastest_thread_count, train
-
-FINAL_METRICS = "test.json"
-"""In the directory of a run: metrics of the final adapter that are no rounds'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +129,10 @@ class Simulation:
             directory.save(state, latest)
             records.append(latest)
             observer.closed(latest)
-        if self.final_metrics and not (directory.path / FINAL_METRICS).exists():
+        if self.final_metrics and directory.tested is None:
             observer.evaluating(self.rounds)
             self._show(state)
-            measured = self._measure(self.final_metrics)
-            replace_file(directory.path / FINAL_METRICS, json.dumps(finite_or_null(measured), indent=2) + "\n")
+            directory.save_tested(self._measure(self.final_metrics))
         if not directory.adapter.exists():
             self._export(state, directory)  # last: a run that has an adapter is over
         gc.unfreeze()
@@ -224,8 +218,3 @@ class Simulation:
         )
         with new_directory(directory.adapter) as draft:
             write_adapter(draft, encoded)
-
-
-def finite_or_null(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """Metrics as strict JSON can hold them: null for what is not a finite number."""
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

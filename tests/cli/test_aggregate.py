@@ -41,6 +41,28 @@ def test_aggregate_json_is_all_of_stdout(process: Run, saved_adapters: list[Path
     assert "q_proj" in result.stderr
 
 
+@pytest.mark.parametrize("method", ["florist", "fedit", "flora", "flexlora", "fedex"])
+def test_every_method_says_who_it_is(florist: Run, saved_adapters: list[Path], tmp_path: Path, method: str) -> None:
+    result = florist("aggregate", *saved_adapters, "-o", tmp_path / "out", "--method", method, "--json")
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["method"] == method
+    assert document["tau"] == (0.9 if method == "florist" else None)
+    assert json.loads((tmp_path / "out" / "florist.json").read_text()) == document
+    assert open_adapter(tmp_path / "out").adapter.total_rank == document["total_rank"]
+    if method in {"fedit", "flexlora"}:
+        assert max(module["rank"] for module in document["modules"].values()) == 8
+
+
+def test_flexlora_takes_a_largest_rank(florist: Run, saved_adapters: list[Path], tmp_path: Path) -> None:
+    result = florist(
+        "aggregate", *saved_adapters, "-o", tmp_path / "out", "--method", "flexlora", "--max-rank", 3, "--json"
+    )
+    document = json.loads(result.stdout)
+    assert document["max_rank"] == 3
+    assert {module["rank"] for module in document["modules"].values()} == {3}
+
+
 BROKEN: dict[str, tuple[Break, str]] = {
     "no lora_B": (edit_tensors(lambda t: t.pop(first(t, "B"))), "has no lora_B"),
     "unlike ranks": (edit_config(r=5), "where the config says rank"),
@@ -84,6 +106,13 @@ def test_a_broken_adapter_is_refused_in_one_line_and_leaves_nothing(
         (["--budget", "1MB", "--export", "uniform"], "use --rank or --max-rank"),
         (["--budget", "100"], "rank 1 in each of the 14 modules"),
         (["--rank", "0"], "rank: Input should be greater than 0"),
+        (["--method", "average"], "method: Input should be 'florist', 'fedit'"),
+        (["--method", "ffa"], "saved adapters have trained theirs. Choose one of these, or run ffa in rounds"),
+        (["--method", "full"], "saved adapters hold factors. Choose one of these, or run full in rounds"),
+        (["--method", "fedit", "--tau", "0.9"], "--method fedit takes none of florist's options, got --tau: leave"),
+        (["--method", "flora", "--max-rank", "3"], "got --max-rank: leave that out, or use --method florist"),
+        (["--method", "fedex", "--scope", "per-module", "--budget", "1MB"], "got --scope, --budget"),
+        (["--method", "flexlora", "--rank", "3"], "--method flexlora takes --max-rank, got --rank"),
     ],
 )
 def test_wrong_options_are_refused(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from florist.config import Config
-from florist.config.building import METRICS
+from florist.config.metrics import METRICS
 
 DOCS = Path(__file__).parents[2] / "docs"
 NEEDED: dict[str, dict[str, Any]] = {

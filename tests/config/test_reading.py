@@ -64,7 +64,7 @@ fraction = 0.1
 min_replies = 2
 seed = 123456789012345
 shared_init = false
-local_init = "aligned"
+local_init = "warm"
 [aggregation]
 method = "florist"
 tau = 0.99

@@ -62,7 +62,7 @@ def weighted_factors(updates: Sequence[ClientUpdate], module: str) -> list[tuple
     specs = [update.adapter.specs[module] for update in updates if module in update.adapter.specs]
     dtype = torch.float64 if any(spec.dtype == torch.float64 for spec in specs) else torch.float32
     m, n = specs[0].shape
-    found: list[tuple[float, LoraFactor]] = []
+    found: list[tuple[float, LoraFactor | None]] = []
     for weight, update in zip(weights(updates), updates, strict=True):
         if module in update.adapter.specs:
             factor = update.adapter[module].to(dtype=dtype)
@@ -72,9 +72,11 @@ def weighted_factors(updates: Sequence[ClientUpdate], module: str) -> list[tuple
                     "out"
                 )
         else:
-            factor = LoraFactor(torch.zeros(m, 0, dtype=dtype), torch.zeros(0, n, dtype=dtype))
+            factor = None
         found.append((weight, factor))
-    return found
+    device = next(factor.B.device for _, factor in found if factor is not None)
+    nothing = LoraFactor(torch.zeros(m, 0, dtype=dtype, device=device), torch.zeros(0, n, dtype=dtype, device=device))
+    return [(weight, factor if factor is not None else nothing) for weight, factor in found]
 
 
 def average(updates: Sequence[ClientUpdate]) -> FullParameters:

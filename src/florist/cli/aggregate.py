@@ -43,15 +43,20 @@ class DtypeName(Enum):
 def aggregate(
     adapters: Annotated[list[str], typer.Argument(help="PEFT adapters: directories or hub ids in the local cache.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory to create for the result.")],
+    method: Annotated[
+        str, typer.Option(help="florist; or flora, flexlora, fedit, fedex to compare with: see docs/methods.md.")
+    ] = "florist",
     tau: Annotated[
         float | None, typer.Option(help="Fraction of the energy to keep, in (0, 1]; 0.9 where nothing else is set.")
     ] = None,
     scope: Annotated[
-        ScopeName, typer.Option(help="Whether tau holds in each module or over all.")
-    ] = ScopeName.PER_MODULE,
+        ScopeName | None, typer.Option(help="Whether tau holds in each module, as by default, or over all.")
+    ] = None,
     budget: Annotated[str | None, typer.Option(help="Bytes of the result, as 20MB: the most energy that fits.")] = None,
     rank: Annotated[int | None, typer.Option(help="The same rank for every module.")] = None,
-    max_rank: Annotated[int | None, typer.Option(help="No module above this rank, whatever the rule.")] = None,
+    max_rank: Annotated[
+        int | None, typer.Option(help="No module above this rank, whatever the rule; for flexlora too.")
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -75,16 +80,27 @@ def aggregate(
 ) -> None:
     """Combine LoRA adapters of unlike ranks into one, exactly but for what tau leaves out.
 
+    Options that say how much to keep are florist's; the other methods leave no choice.
+
     The result is a PEFT adapter; beside it, florist.json certifies what was kept and what the inputs were.
     """
+    from florist.config.one_shot import OPTIONS, require_one_shot  # noqa: PLC0415
     from florist.config.reading import validated  # noqa: PLC0415
     from florist.config.sections import AggregationSection  # noqa: PLC0415
     from florist.outputs import require_absent  # noqa: PLC0415  # light, but torch comes with what follows
 
     require_absent(out)
     counts = parse_weights(weights) if weights is not None else None
-    wanted = {"tau": tau, "scope": scope.value, "budget": budget, "rank": rank, "max_rank": max_rank}
-    section = validated(AggregationSection, {name: value for name, value in wanted.items() if value is not None})
+    wanted = {
+        "tau": tau,
+        "scope": scope.value if scope is not None else None,
+        "budget": budget,
+        "rank": rank,
+        "max_rank": max_rank,
+    }
+    given = {name: value for name, value in wanted.items() if value is not None}
+    section = validated(AggregationSection, {"method": method, **given})
+    require_one_shot(method, given)
     if budget is not None and export is ExportName.UNIFORM:
         raise ConfigurationError(
             "--budget counts a rank for every module: use --rank or --max-rank with --export uniform"
@@ -96,24 +112,22 @@ def aggregate(
     from florist import one_shot  # noqa: PLC0415
     from florist.checkpoint import Export  # noqa: PLC0415
     from florist.cli.progress import module_bar  # noqa: PLC0415
-    from florist.config.methods import DEFAULT_TAU, rank_rule  # noqa: PLC0415
+    from florist.config.methods import DEFAULT_TAU, ONE_SHOT  # noqa: PLC0415
 
     # A name in brackets is a name, and no markup.
     console, progress = Console(stderr=as_json, markup=False), Console(stderr=True, markup=False)
     torch_dtype: torch.dtype = getattr(torch, dtype.value)
-    if section.tau is None and section.budget is None and section.rank is None:
+    applies = OPTIONS[method]
+    if "tau" in applies and section.tau is None and section.budget is None and section.rank is None:
         section = section.model_copy(update={"tau": DEFAULT_TAU})
+    inputs = one_shot.open_inputs(
+        adapters, num_examples=counts, allow_base_mismatch=allow_base_mismatch, average_full=average_full
+    )
+    aggregator = ONE_SHOT[method](section, inputs.largest_rank, torch_dtype.itemsize)
     with module_bar(progress, f"aggregating {len(adapters)} adapters") as on_module:
-        result = one_shot.aggregate(
-            adapters,
-            rank_rule=rank_rule(section, torch_dtype.itemsize),
-            num_examples=counts,
-            allow_base_mismatch=allow_base_mismatch,
-            average_full=average_full,
-            device=device,
-            on_module=on_module,
-        )
-        settings = {**section.model_dump(mode="json"), "export": export.value, "dtype": dtype.value}
+        result = one_shot.combine(inputs, aggregator, device=device, on_module=on_module)
+        options = {name: value if name in applies else None for name, value in section.model_dump(mode="json").items()}
+        settings = {**options, "method": method, "export": export.value, "dtype": dtype.value}
         document = result.write(out, export=Export(export.value), dtype=torch_dtype, settings=settings)
     console.print(_table(document["modules"], every=verbose))
     console.print(_totals(document, out), highlight=False, soft_wrap=True)

@@ -1,6 +1,5 @@
 """``florist simulate``: a federation in one process, from a configuration or the embedded demonstration."""
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -62,13 +61,15 @@ def simulate(
             status.print(f"interrupted; go on with: florist simulate --resume {directory.path}")
             raise typer.Exit(130) from None
     facts = directory.facts
-    tested = _tested(directory)
+    tested = directory.tested
     console.print(_table(facts.initial, records))
     if tested is not None:
-        values = ", ".join(f"{name} {value:.3f}" for name, value in tested.items() if value is not None)
+        values = ", ".join(f"{name} {value:.3f}" for name, value in tested.items())
         console.print(f"the final adapter on the test records: {values}", highlight=False)
     console.print(_totals(directory, records))
     if as_json:
+        from florist import strict_json  # noqa: PLC0415
+
         document = {
             "run": str(directory.path),
             "method": facts.method,
@@ -76,9 +77,9 @@ def simulate(
             "adapter": str(directory.adapter),
             "initial": {"metrics": dict(facts.initial)},
             "rounds": [asdict(record) for record in records],
-            **({"test": {"metrics": tested}} if tested is not None else {}),
+            **({"test": {"metrics": dict(tested)}} if tested is not None else {}),
         }
-        typer.echo(json.dumps(document))
+        typer.echo(strict_json.encode(document))
 
 
 def _started(
@@ -128,13 +129,6 @@ def _built(config: "Config", status: "Console") -> "Simulation":
     if picture is not None:
         status.print(_holdings(picture))
     return simulation
-
-
-def _tested(directory: "RunDirectory") -> dict[str, float | None] | None:
-    from florist.simulation import FINAL_METRICS  # noqa: PLC0415
-
-    file = directory.path / FINAL_METRICS
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def _free_name(config_file: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +13,9 @@ from transformers import (
 )
 
 from florist.config.methods import LOCAL_INITS, METHODS
+from florist.config.metrics import metric_names, metrics
 from florist.config.records import Splits, read_splits
-from florist.config.sections import CLASSIFICATION, LANGUAGE_MODELLING, Config
+from florist.config.sections import CLASSIFICATION, Config
 from florist.data import (
     KNOWN_SHAPES,
     CausalLmEncoder,
@@ -35,45 +35,18 @@ from florist.data import (
     classes,
     encode,
     instruction_and_input,
-    read_records,
     recognise,
     template_prompt,
 )
 from florist.errors import ConfigurationError
-from florist.evaluation import (
-    Classification,
-    ExactMatch,
-    HarnessTasks,
-    LanguageModelLoss,
-    Metric,
-    MultipleChoice,
-    read_questions,
-    require_tasks,
-)
 from florist.federation import Federation
-from florist.peft_model import FederatedModel, LocalLora, load_causal_lm, load_classifier, load_tokenizer
+from florist.model_loading import load_causal_lm, load_classifier, load_tokenizer
+from florist.peft_model import FederatedModel, LocalLora
 from florist.quantization import prepared, quantized_loading
 from florist.simulation import Client, Simulation
 from florist.training import Hardware, TrainingSettings, require_precision
 
 Encode = Callable[[Sequence[Record], str], Examples]
-
-METRICS: Mapping[str, Mapping[str, Callable[[Config, Examples, PreTrainedTokenizerBase], Metric]]] = {
-    LANGUAGE_MODELLING: {
-        "loss": lambda config, examples, _: LanguageModelLoss(examples, config.evaluation.batch_size),
-        # One pass gives both.
-        "perplexity": lambda config, examples, _: LanguageModelLoss(examples, config.evaluation.batch_size),
-        "exact_match": lambda config, examples, tokenizer: ExactMatch(
-            examples, tokenizer, config.evaluation.batch_size, config.evaluation.max_new_tokens
-        ),
-        "multiple_choice": lambda config, _, tokenizer: _multiple_choice(config, tokenizer),
-    },
-    CLASSIFICATION: {
-        # One pass gives both.
-        "accuracy": lambda config, examples, _: Classification(examples, config.evaluation.batch_size),
-        "loss": lambda config, examples, _: Classification(examples, config.evaluation.batch_size),
-    },
-}
 
 
 def build(config: Config, splits: Splits | None = None) -> Simulation:
@@ -89,7 +62,7 @@ def build(config: Config, splits: Splits | None = None) -> Simulation:
         ModelError: the model cannot be loaded or adapted.
         UnsupportedHardwareError, MissingDependencyError: this machine lacks what the precision or quantization needs.
     """
-    metric_names = _metric_names(config)
+    names = metric_names(config)
     splits = splits if splits is not None else read_splits(config)
     client_ids = list(splits.training)
     loras, settings = _loras(config, client_ids), _settings(config, client_ids)
@@ -129,7 +102,7 @@ def build(config: Config, splits: Splits | None = None) -> Simulation:
             f"federation.min_replies = {rules.required_replies}: expected at most the {rules.clients_per_round} of "
             f"{len(clients)} clients that a round asks"
         )
-    in_rounds, at_the_end = _metrics(config, metric_names, task.encode_held_out, splits, tokenizer)
+    in_rounds, at_the_end = metrics(config, names, task.encode_held_out, splits, tokenizer)
     return Simulation(
         model=model,
         base_model=config.model.name_or_path,
@@ -257,60 +230,3 @@ def _renderer(config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequ
     if data.chat_template is True or (data.chat_template == "auto" and has_template and prompt is None):
         return ChatTemplate(tokenizer, InstructionConversation(shape, prompt or instruction_and_input))
     return InstructionPrompt(shape, prompt or alpaca_prompt)
-
-
-def _metric_names(config: Config) -> Sequence[str]:
-    known = METRICS[config.task.kind]
-    names = config.evaluation.metrics or tuple(known)[:1]
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ConfigurationError(
-            f"evaluation.metrics: unknown {unknown} for task.kind = {config.task.kind!r}, which has {list(known)}"
-        )
-    return names
-
-
-def _metrics(
-    config: Config, names: Sequence[str], encode_held_out: Encode, splits: Splits, tokenizer: PreTrainedTokenizerBase
-) -> tuple[tuple[Metric, ...], tuple[Metric, ...]]:
-    """(metrics of every round, further ones of the final adapter)."""
-    on_validation = config.has_validation and config.evaluation.split != "test"
-    # The questions are a test as well: whoever chooses by the rounds' metrics must not have seen them.
-    measured = [name for name in names if not (on_validation and name == "multiple_choice")]
-
-    def of(examples: Examples, some: Sequence[str]) -> tuple[Metric, ...]:
-        metrics = [METRICS[config.task.kind][name](config, examples, tokenizer) for name in some]
-        return tuple(metric for i, metric in enumerate(metrics) if metric not in metrics[:i])
-
-    test = encode_held_out(splits.test, "the held-out records")
-    if on_validation:
-        in_rounds = of(encode_held_out(splits.validation, "the validation records"), measured)
-        at_the_end = of(test, names)
-    else:
-        in_rounds, at_the_end = of(test, names), ()
-    return in_rounds, at_the_end + _harness(config, tokenizer)
-
-
-def _multiple_choice(config: Config, tokenizer: PreTrainedTokenizerBase) -> MultipleChoice:
-    evaluation = config.evaluation
-    file = Path(config.data.path, evaluation.multiple_choice or "")
-    questions = read_questions(
-        read_records(file),
-        tokenizer,
-        prompt=template_prompt(evaluation.choice_prompt),
-        answer=template_prompt(evaluation.choice_answer),
-        max_length=config.data.max_length,
-        source=str(file),
-    )
-    return MultipleChoice(questions, tokenizer, evaluation.batch_size)
-
-
-def _harness(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[Metric, ...]:
-    evaluation = config.evaluation
-    if not evaluation.harness_tasks:
-        return ()
-    own = evaluation.harness_task_path
-    path = Path(config.data.path, own) if own is not None else None
-    # Before hours of training, not after them.
-    require_tasks(evaluation.harness_tasks, path)
-    return (HarnessTasks(tokenizer, evaluation.harness_tasks, path, evaluation.batch_size, evaluation.harness_limit),)

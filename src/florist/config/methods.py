@@ -21,6 +21,15 @@ METHODS: Mapping[str, Callable[[AggregationSection, int], Aggregator]] = {
 }
 """From the section and the largest rank of any client."""
 
+ONE_SHOT: Mapping[str, Callable[[AggregationSection, int, int], Aggregator]] = {
+    "florist": lambda section, _, itemsize: Florist(rank_rule(section, itemsize)),
+    "fedit": lambda _, __, ___: FedIt(),
+    "flora": lambda _, __, ___: Flora(),
+    "flexlora": lambda section, largest_rank, _: FlexLora(section.max_rank or largest_rank),
+    "fedex": lambda _, __, ___: FedEx(),
+}
+"""For saved adapters: from the section, their largest rank and the bytes of a stored number."""
+
 LOCAL_INITS: Mapping[str, Callable[[], LocalInit]] = {"fresh": Fresh, "aligned": Aligned, "warm": Warm}
 
 

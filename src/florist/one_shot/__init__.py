@@ -1,8 +1,17 @@
 """Saved adapters in, one saved adapter out: aggregation without rounds, with a certificate."""
 
 from florist.one_shot.certificate import CERTIFICATE_NAME
-from florist.one_shot.combining import AggregatedAdapter, aggregate
+from florist.one_shot.combining import AggregatedAdapter, aggregate, combine
 from florist.one_shot.inputs import Inputs, open_inputs
 from florist.one_shot.weights import CountedIn, Weights
 
-__all__ = ["CERTIFICATE_NAME", "AggregatedAdapter", "CountedIn", "Inputs", "Weights", "aggregate", "open_inputs"]
+__all__ = [
+    "CERTIFICATE_NAME",
+    "AggregatedAdapter",
+    "CountedIn",
+    "Inputs",
+    "Weights",
+    "aggregate",
+    "combine",
+    "open_inputs",
+]

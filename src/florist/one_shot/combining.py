@@ -1,4 +1,4 @@
-"""Aggregation of saved adapters by FLoRIST, and writing the result."""
+"""Aggregation of saved adapters, and writing the result."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from florist.aggregation import Florist
+from florist.aggregation import Florist, lossless_sum
 from florist.checkpoint import Export, encode, serving_notes, write_adapter
 from florist.checkpoint.reading import WEIGHTS_NAME
 from florist.errors import ConfigurationError
@@ -20,7 +20,7 @@ from florist.one_shot.certificate import CERTIFICATE_NAME, document, sealed
 from florist.one_shot.inputs import OUTPUT_BIAS, Inputs, open_inputs
 from florist.outputs import new_directory
 from florist.ranks import RankRule
-from florist.rounds import Certificate, ClientUpdate, FullParameters
+from florist.rounds import Aggregator, Broadcast, Certificate, ClientUpdate, FullParameters, ModuleCertificate
 
 OnModule = Callable[[int, int], None]
 """Called with how many modules lie before the one that is being read, and how many there are.
@@ -65,9 +65,9 @@ class AggregatedAdapter:
             settings: how the adapter was made, to be put at the head of the certificate.
 
         Returns:
-            The content of the certificate file. Its errors are those of what was written: what the rank leaves out
-            and what storing in `dtype` rounds off. Not counted is the float32 arithmetic of the sum itself, about
-            1e-7 of the norm. Its ``notes`` say what servers other than PEFT make of the result.
+            The content of the certificate file. Its errors and energies are those of what was written: what the
+            method leaves out and what storing in `dtype` rounds off. Not counted is the float32 arithmetic of the sum
+            itself, about 1e-7 of the norm. Its ``notes`` say what servers other than PEFT make of the result.
 
         Raises:
             OutputExistsError, MissingInputError: as `outputs.require_absent`.
@@ -86,12 +86,7 @@ class AggregatedAdapter:
             dtype=dtype,
         )
         storage_errors = {name: storage_error(factor, dtype) for name, factor in self.adapter.items()}
-        stored = {
-            # What the rank leaves out is orthogonal to both factors, so that the squares add up; only the product of
-            # the two roundings, smaller by another factor of the dtype's eps, is not.
-            name: replace(module, error=math.hypot(module.error, storage_errors[name]))
-            for name, module in self.certificate.modules.items()
-        }
+        stored = {name: _as_stored(module, storage_errors[name]) for name, module in self.certificate.modules.items()}
         content = document(
             replace(self.certificate, modules=stored, bytes_out=encoded.nbytes),
             storage_errors=storage_errors,
@@ -140,16 +135,47 @@ def aggregate(
             is given twice, or the certificates count in unlike units and no weights are given.
         NonFiniteUpdateError: a factor holds NaN or infinity.
     """
-    require_device(device)
     inputs = open_inputs(
         adapters, num_examples=num_examples, allow_base_mismatch=allow_base_mismatch, average_full=average_full
     )
+    return combine(inputs, Florist(rank_rule), device=device, on_module=on_module)
+
+
+def combine(
+    inputs: Inputs,
+    aggregator: Aggregator,
+    *,
+    device: torch.device | str = "cpu",
+    on_module: OnModule | None = None,
+) -> AggregatedAdapter:
+    """Combine opened adapters into one by any method that takes both halves from every client.
+
+    The result is what clients would hold after one round from the pristine base: what the method adds, what it
+    continues, or the sum of both without loss.
+
+    Args:
+        inputs: as `open_inputs` returns them.
+        aggregator: the method. FedIT and FedEx-LoRA average halves apart, which means little for adapters that did
+            not start from one A: the certificate says what it costs.
+        device: as `aggregate`.
+        on_module: as `aggregate`.
+
+    Raises:
+        ConfigurationError: torch cannot use `device`, or not in float64.
+        InvalidUpdateError: a weight is not positive, or the method cannot combine saved adapters.
+        NonFiniteUpdateError: a factor holds NaN or infinity.
+    """
+    require_device(device)
     updates = inputs.updates if on_module is None else _observed(inputs.updates, on_module)
-    broadcast = Florist(rank_rule)([replace(update, adapter=update.adapter.on(device)) for update in updates])
-    whole = broadcast.full_parameters
+    broadcast = aggregator([replace(update, adapter=update.adapter.on(device)) for update in updates])
+    whole, adapter = broadcast.full_parameters, _all_of(broadcast).on("cpu")
+    modules = {
+        name: replace(module, rank=adapter.specs[name].rank) for name, module in broadcast.certificate.modules.items()
+    }
+    bytes_in = sum(one.stored_bytes for one in inputs.saved)
     return AggregatedAdapter(
-        adapter=broadcast.shared.on("cpu"),
-        certificate=replace(broadcast.certificate, bytes_in=sum(one.stored_bytes for one in inputs.saved)),
+        adapter=adapter,
+        certificate=replace(broadcast.certificate, modules=modules, bytes_in=bytes_in),
         inputs=inputs,
         full_parameters={name: tensor for name, tensor in whole.items() if not name.endswith(OUTPUT_BIAS)},
         additive={
@@ -187,6 +213,25 @@ def storage_error(factor: LoraFactor, dtype: torch.dtype) -> float:
     rounded = factor.to(dtype=dtype).to(dtype=torch.float64)
     off = stack([LoraFactor(exact.B - rounded.B, exact.A), LoraFactor(rounded.B, exact.A - rounded.A)])
     return max(0.0, off.energy()) ** 0.5
+
+
+def _all_of(broadcast: Broadcast) -> AdapterState:
+    """What a broadcast adds to a base that nothing was added to before."""
+    parts = [part for part in (broadcast.shared, broadcast.continued) if part]
+    # A sum of one would decompose what is meant to stay a stack.
+    return lossless_sum(parts) if len(parts) > 1 else parts[0]
+
+
+def _as_stored(module: ModuleCertificate, storage_error: float) -> ModuleCertificate:
+    """The certificate of a module once its factors have been rounded.
+
+    What a rank leaves out is orthogonal to both factors, so that the squares add up; only the product of the two
+    roundings, smaller by another factor of the dtype's eps, is not. What a method that does not cut gets wrong has a
+    direction in common with rounding by chance alone; the error is then right to within `storage_error`.
+    """
+    lost = (storage_error / module.norm) ** 2 if module.norm else 0.0
+    error = math.hypot(module.error, storage_error)
+    return replace(module, error=error, energy_kept=module.energy_kept - lost)
 
 
 def _observed(updates: Sequence[ClientUpdate], on_module: OnModule) -> tuple[ClientUpdate, ...]:

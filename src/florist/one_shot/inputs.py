@@ -35,6 +35,11 @@ class Inputs:
     updates: tuple[ClientUpdate, ...]
     notes: tuple[str, ...]
 
+    @property
+    def largest_rank(self) -> int:
+        """Of any module of any adapter; at least 1."""
+        return max((spec.rank for one in self.saved for spec in one.adapter.specs.values()), default=1) or 1
+
 
 def open_inputs(
     adapters: Sequence[str | Path],

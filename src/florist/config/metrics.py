@@ -1,0 +1,104 @@
+"""Which metrics a configuration asks for, on which records, and when."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from florist.config.records import Splits
+from florist.config.sections import CLASSIFICATION, LANGUAGE_MODELLING, Config
+from florist.data import Examples, Record, read_records, template_prompt
+from florist.errors import ConfigurationError
+from florist.evaluation import (
+    Classification,
+    ExactMatch,
+    HarnessTasks,
+    LanguageModelLoss,
+    Metric,
+    MultipleChoice,
+    read_questions,
+    require_tasks,
+)
+
+METRICS: Mapping[str, Mapping[str, Callable[[Config, Examples, PreTrainedTokenizerBase], Metric]]] = {
+    LANGUAGE_MODELLING: {
+        "loss": lambda config, examples, _: LanguageModelLoss(examples, config.evaluation.batch_size),
+        # One pass gives both.
+        "perplexity": lambda config, examples, _: LanguageModelLoss(examples, config.evaluation.batch_size),
+        "exact_match": lambda config, examples, tokenizer: ExactMatch(
+            examples, tokenizer, config.evaluation.batch_size, config.evaluation.max_new_tokens
+        ),
+        "multiple_choice": lambda config, _, tokenizer: _multiple_choice(config, tokenizer),
+    },
+    CLASSIFICATION: {
+        # One pass gives both.
+        "accuracy": lambda config, examples, _: Classification(examples, config.evaluation.batch_size),
+        "loss": lambda config, examples, _: Classification(examples, config.evaluation.batch_size),
+    },
+}
+
+
+def metric_names(config: Config) -> Sequence[str]:
+    """What the held-out records are measured by.
+
+    Raises:
+        ConfigurationError: the task has no such metric.
+    """
+    known = METRICS[config.task.kind]
+    names = config.evaluation.metrics or tuple(known)[:1]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigurationError(
+            f"evaluation.metrics: unknown {unknown} for task.kind = {config.task.kind!r}, which has {list(known)}"
+        )
+    return names
+
+
+def metrics(
+    config: Config,
+    names: Sequence[str],
+    encode_held_out: Callable[[Sequence[Record], str], Examples],
+    splits: Splits,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[tuple[Metric, ...], tuple[Metric, ...]]:
+    """(metrics of every round, further ones of the final adapter)."""
+    on_validation = config.has_validation and config.evaluation.split != "test"
+    # The questions are a test as well: whoever chooses by the rounds' metrics must not have seen them.
+    measured = [name for name in names if not (on_validation and name == "multiple_choice")]
+
+    def of(examples: Examples, some: Sequence[str]) -> tuple[Metric, ...]:
+        found = [METRICS[config.task.kind][name](config, examples, tokenizer) for name in some]
+        return tuple(metric for i, metric in enumerate(found) if metric not in found[:i])
+
+    test = encode_held_out(splits.test, "the held-out records")
+    if on_validation:
+        in_rounds = of(encode_held_out(splits.validation, "the validation records"), measured)
+        at_the_end = of(test, names)
+    else:
+        in_rounds, at_the_end = of(test, names), ()
+    return in_rounds, at_the_end + _harness(config, tokenizer)
+
+
+def _multiple_choice(config: Config, tokenizer: PreTrainedTokenizerBase) -> MultipleChoice:
+    evaluation = config.evaluation
+    file = Path(config.data.path, evaluation.multiple_choice or "")
+    questions = read_questions(
+        read_records(file),
+        tokenizer,
+        prompt=template_prompt(evaluation.choice_prompt),
+        answer=template_prompt(evaluation.choice_answer),
+        max_length=config.data.max_length,
+        source=str(file),
+    )
+    return MultipleChoice(questions, tokenizer, evaluation.batch_size)
+
+
+def _harness(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[Metric, ...]:
+    evaluation = config.evaluation
+    if not evaluation.harness_tasks:
+        return ()
+    own = evaluation.harness_task_path
+    path = Path(config.data.path, own) if own is not None else None
+    # Before hours of training, not after them.
+    require_tasks(evaluation.harness_tasks, path)
+    return (HarnessTasks(tokenizer, evaluation.harness_tasks, path, evaluation.batch_size, evaluation.harness_limit),)

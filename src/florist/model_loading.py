@@ -1,0 +1,123 @@
+"""Tokenizers and base models by directory or hub id, checked to be whole."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from florist.errors import ModelError
+from florist.seeding import derive_seed
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local directory or hub id, with a padding token.
+
+    Raises:
+        ModelError: it cannot be loaded, or has neither a padding nor an end-of-sequence token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise _no_model(name_or_path, error) from error
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"{name_or_path}: expected a tokenizer with a padding or an end-of-sequence token, got neither; set "
+            "pad_token in its tokenizer_config.json"
+        )
+    if tokenizer.pad_token_id is None:
+        # Padding is masked out of attention and loss, so that any token will do.
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_causal_lm(name_or_path: str, dtype: torch.dtype, **loading: Any) -> PreTrainedModel:
+    """A causal language model.
+
+    Args:
+        name_or_path: local directory or hub id.
+        dtype: of the parameters.
+        loading: what else ``from_pretrained`` takes, a quantization for instance.
+
+    Raises:
+        ModelError: it cannot be loaded, or the checkpoint lacks some of its parameters.
+    """
+    model, missing = _load(AutoModelForCausalLM, name_or_path, dtype, **loading)
+    _require_complete(name_or_path, missing, ())
+    return model
+
+
+def load_classifier(
+    name_or_path: str,
+    dtype: torch.dtype,
+    labels: tuple[str, ...],
+    head: tuple[str, ...] | None,
+    seed: int,
+    **loading: Any,
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """A model with a classification head, and the names of the modules that make up the head.
+
+    A head that is not in the checkpoint starts from `seed`, the same for everybody.
+
+    Args:
+        name_or_path: local directory or hub id.
+        dtype: of the parameters.
+        labels: class names in the order of their numbers.
+        head: modules to train whole; by default PEFT's for the task, ``classifier`` and ``score``, where they exist.
+        seed: of the run.
+        loading: what else ``from_pretrained`` takes, a quantization for instance.
+
+    Raises:
+        ModelError: it cannot be loaded, a named module does not exist, or parameters outside the head are missing.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "head"))
+        model, missing = _load(
+            AutoModelForSequenceClassification,
+            name_or_path,
+            dtype,
+            num_labels=len(labels),
+            id2label=dict(enumerate(labels)),
+            label2id={label: number for number, label in enumerate(labels)},
+            **loading,
+        )
+    children = dict(model.named_modules())
+    names = head if head is not None else tuple(name for name in ("classifier", "score") if name in children)
+    absent = [name for name in names if name not in children]
+    if absent or not names:
+        raise ModelError(
+            f"{name_or_path}: expected the head modules {absent or ['classifier', 'score']}, and the model has "
+            f"{sorted(name for name in children if name and '.' not in name)}; set [lora] modules_to_save"
+        )
+    _require_complete(name_or_path, missing, names)
+    return model, names
+
+
+def _load(auto: Any, name_or_path: str, dtype: torch.dtype, **settings: Any) -> tuple[PreTrainedModel, list[str]]:
+    try:
+        model, report = auto.from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **settings)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise _no_model(name_or_path, error) from error
+    return model, sorted(report["missing_keys"])
+
+
+def _no_model(name_or_path: str, error: Exception) -> ModelError:
+    what = "a directory that transformers cannot load" if Path(name_or_path).is_dir() else "no such directory or hub id"
+    reason = " ".join(str(error).split())
+    return ModelError(f"[model] name_or_path = {name_or_path!r}: expected a transformers model, got {what} ({reason})")
+
+
+def _require_complete(name_or_path: str, missing: list[str], head: tuple[str, ...]) -> None:
+    beyond = [name for name in missing if not any(name.startswith(f"{module}.") for module in head)]
+    if beyond:
+        raise ModelError(
+            f"{name_or_path}: expected a complete checkpoint, and it lacks {beyond}, which would start at "
+            "random and be lost; add their modules to [lora] modules_to_save"
+        )
