@@ -1,0 +1,127 @@
+"""What the cells of a comparison came to, read from their runs."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean
+
+from florist.comparison.directory import ComparisonDirectory
+from florist.comparison.planning import Cell
+from florist.history import RunDirectory
+from florist.rounds import RoundRecord
+
+
+@dataclass(frozen=True, slots=True)
+class CellResult:
+    """One run of a comparison.
+
+    Attributes:
+        cell: which.
+        method: name of the aggregation method.
+        records: of its rounds, as many as were played.
+        metrics: on the test records: of the last round, or of the final adapter where the rounds were measured on
+            validation records.
+        validation: of the last round, on the validation records; empty where there are none.
+        failure: why the run does not count; None where it does.
+    """
+
+    cell: Cell
+    method: str
+    records: tuple[RoundRecord, ...]
+    metrics: Mapping[str, float]
+    validation: Mapping[str, float]
+    failure: str | None
+
+    @property
+    def lost_rounds(self) -> int:
+        """Rounds with too few usable updates, which changed nothing."""
+        return sum(not record.aggregated for record in self.records)
+
+    @property
+    def rank_of_a_round(self) -> float | None:
+        """Mean total rank of the broadcasts; None where the method has none."""
+        ranks = _ranks(self.records)
+        return fmean(ranks) if ranks else None
+
+    @property
+    def last_rank(self) -> float | None:
+        """Total rank of the last broadcast; None where the method has none."""
+        ranks = _ranks(self.records)
+        return float(ranks[-1]) if ranks else None
+
+    @property
+    def upload_bytes(self) -> float:
+        """From all clients in all rounds."""
+        return float(sum(record.upload_bytes for record in self.records))
+
+    @property
+    def download_bytes(self) -> float:
+        """To all clients in all rounds, catch-up included."""
+        return float(sum(record.download_bytes for record in self.records))
+
+    @property
+    def parts(self) -> int:
+        """How often a client was asked in a round."""
+        return sum(len(record.clients) + len(record.dropped) for record in self.records)
+
+    @property
+    def server_seconds(self) -> float:
+        """Checking and aggregating, all rounds together."""
+        return sum(record.seconds["aggregate"] for record in self.records)
+
+    @property
+    def client_seconds(self) -> float:
+        """Training, all clients and rounds together."""
+        return sum(client.seconds for record in self.records for client in record.clients)
+
+
+def read_results(directory: ComparisonDirectory, failures: Mapping[Cell, str]) -> list[CellResult]:
+    """The results of all cells.
+
+    A run that came to its end does not count either if it diverged: if its last round changed nothing, for want of
+    usable updates, or a metric after it is not finite.
+
+    Args:
+        directory: of the comparison.
+        failures: the cells that broke off, and why.
+
+    Raises:
+        DamagedRunError: a run cannot be read.
+    """
+    return [_result(directory, cell, failures.get(cell)) for cell in directory.comparison.cells]
+
+
+def _result(directory: ComparisonDirectory, cell: Cell, failure: str | None) -> CellResult:
+    config = directory.config(cell)
+    run = directory.begun(cell)
+    records = tuple(run.records()) if run is not None else ()
+    in_rounds = records[-1].metrics if records else {}
+    at_the_end = _tested(run) if run is not None else {}
+    apart = config.has_validation and config.evaluation.split != "test"
+    metrics = at_the_end if apart else {**in_rounds, **at_the_end}
+    if failure is None:
+        failure = (
+            _divergence(records[-1], metrics) if records and directory.is_over(cell) else "has not come to its end"
+        )
+    return CellResult(cell, config.aggregation.method, records, metrics, in_rounds if apart else {}, failure)
+
+
+def _divergence(last: RoundRecord, metrics: Mapping[str, float]) -> str | None:
+    if not last.aggregated:
+        drops = "; ".join(f"{drop.client_id}: {drop.reason}" for drop in last.dropped)
+        return f"round {last.round}, the last, had too few usable updates ({drops})"
+    infinite = [name for name, value in metrics.items() if not math.isfinite(value)]
+    return f"{', '.join(infinite)}: not a finite number in the end" if infinite else None
+
+
+def _tested(run: RunDirectory) -> Mapping[str, float]:
+    file = run.path / "test.json"
+    if not file.exists():
+        return {}
+    found: Mapping[str, float | None] = json.loads(file.read_text(encoding="utf-8"))
+    return {name: math.nan if value is None else value for name, value in found.items()}
+
+
+def _ranks(records: tuple[RoundRecord, ...]) -> list[int]:
+    return [record.total_rank for record in records if record.aggregated and record.ranks]
