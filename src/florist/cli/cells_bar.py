@@ -11,7 +11,7 @@ from florist.cli.summaries import number
 if TYPE_CHECKING:
     from florist.comparison.directory import ComparisonDirectory
     from florist.comparison.planning import Cell
-    from florist.comparison.running import Ended
+    from florist.comparison.results import CellResult
     from florist.rounds import RoundRecord
 
 
@@ -35,7 +35,6 @@ class CellsBar:
         self._cells = self._bars.add_task("checking the configurations", total=None)
         self._now = self._bars.add_task("", total=None, visible=False)
         self._cell = ""
-        self._directory: ComparisonDirectory | None = None
         self._over, self._all = 0, 0
 
     def __enter__(self) -> "CellsBar":
@@ -50,7 +49,6 @@ class CellsBar:
     def follow(self, directory: "ComparisonDirectory") -> None:
         """Count what is over already."""
         cells = directory.comparison.cells
-        self._directory = directory
         self._over, self._all = sum(directory.is_over(cell) for cell in cells), len(cells)
         self._bars.update(self._cells, description="runs", completed=self._over, total=self._all)
         if self._over:
@@ -61,13 +59,14 @@ class CellsBar:
         self._cell = cell.name
         self._bars.update(self._now, description=f"{cell.name}: loading", completed=0, total=None, visible=True)
 
-    def ended(self, outcome: "Ended") -> None:
+    def ended(self, result: "CellResult") -> None:
         """Print what came out of a run."""
         self._over += 1
         self._bars.update(self._cells, completed=self._over)
         self._bars.update(self._now, visible=False)
-        came = f"failed, {outcome.failure}" if outcome.failure is not None else self._last_metrics(outcome.cell)
-        line = f"{self._over} of {self._all}: {outcome.cell.name}: {came}"
+        metrics = ", ".join(f"{name} {number(value)}" for name, value in result.metrics.items())
+        came = metrics if result.failure is None else f"failed: {result.failure}"
+        line = f"{self._over} of {self._all}: {result.cell.name}: {came}"
         self._console.print(line, highlight=False, soft_wrap=True)
 
     def evaluating(self, round_number: int) -> None:
@@ -82,8 +81,3 @@ class CellsBar:
 
     def closed(self, record: "RoundRecord") -> None:
         """A round alone is not worth a line."""
-
-    def _last_metrics(self, cell: "Cell") -> str:
-        run = self._directory.begun(cell) if self._directory is not None else None
-        metrics = run.records()[-1].metrics if run is not None else {}
-        return ", ".join(f"{name} {number(value)}" for name, value in metrics.items())

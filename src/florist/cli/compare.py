@@ -16,7 +16,8 @@ from florist.errors import ConfigurationError
 if TYPE_CHECKING:
     from florist.cli.cells_bar import CellsBar
     from florist.comparison.directory import ComparisonDirectory
-    from florist.comparison.planning import Cell, Entry
+    from florist.comparison.planning import Entry
+    from florist.comparison.results import CellResult
     from florist.config import Config
 
 # A value may hold commas itself, as a list does: only before the next key does one end it.
@@ -42,7 +43,9 @@ def compare(
             "aggregation.tau=0.99'. May be repeated.",
         ),
     ] = None,
-    seeds: Annotated[str, typer.Option(help="How many, from the configuration's on, as 3; or which, as 0,5,7.")] = "3",
+    seeds: Annotated[
+        str | None, typer.Option(help="How many, from the configuration's on, as 3; or which, as 0,5,7. By default 3.")
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at once, each in a process of its own.")] = 1,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Override a key for all, as federation.rounds=2. May be repeated.")
@@ -64,19 +67,20 @@ def compare(
     from florist.cli.cells_bar import CellsBar  # noqa: PLC0415
 
     console, status = Console(stderr=as_json, markup=False), Console(stderr=True, markup=False)
-    if resume is not None and (config_file or methods or variants or overrides or out):
+    if resume is not None and (config_file or methods or variants or seeds or overrides or out):
         raise ConfigurationError(
-            "--resume goes on with a comparison as it was configured: give no CONFIG, --methods, --variant, --set or -o"
+            "--resume goes on with a comparison as it was configured: give no CONFIG, --methods, --variant, --seeds, "
+            "--set or -o"
         )
     with CellsBar(status) as bar:
         if resume is not None:
             directory = _opened(resume)
         else:
             directory = _created(
-                config_file or DEMONSTRATION, overrides or (), methods, variants or (), seeds, jobs, out
+                config_file or DEMONSTRATION, overrides or (), methods, variants or (), seeds or "3", jobs, out
             )
         try:
-            failures = _play(directory, jobs, bar)
+            results = _play(directory, jobs, bar)
         except KeyboardInterrupt:
             status.print(
                 f"interrupted; go on with: florist compare --resume {directory.path}", highlight=False, soft_wrap=True
@@ -84,11 +88,9 @@ def compare(
             raise typer.Exit(130) from None
 
     from florist.cli.compared import COST, QUALITY, cost_table, notes, quality_table  # noqa: PLC0415
-    from florist.comparison.results import read_results  # noqa: PLC0415
     from florist.comparison.summary import reference, summarise  # noqa: PLC0415
     from florist.comparison.tables import document, metric_source, write_tables  # noqa: PLC0415
 
-    results = read_results(directory, failures)
     rows = summarise(results)
     source = metric_source(directory.config(directory.comparison.cells[0]))
     whole = document(directory, source, rows, results)
@@ -166,7 +168,7 @@ def _variant(text: str) -> "Entry":
     return Entry(name.strip(), overrides)
 
 
-def _play(directory: "ComparisonDirectory", jobs: int, bar: "CellsBar") -> "dict[Cell, str]":
+def _play(directory: "ComparisonDirectory", jobs: int, bar: "CellsBar") -> "list[CellResult]":
     from florist.comparison.running import play  # noqa: PLC0415
 
     bar.follow(directory)

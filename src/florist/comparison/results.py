@@ -76,23 +76,20 @@ class CellResult:
         return sum(client.seconds for record in self.records for client in record.clients)
 
 
-def read_results(directory: ComparisonDirectory, failures: Mapping[Cell, str]) -> list[CellResult]:
-    """The results of all cells.
+def read_result(directory: ComparisonDirectory, cell: Cell, failure: str | None = None) -> CellResult:
+    """The result of one cell.
 
     A run that came to its end does not count either if it diverged: if its last round changed nothing, for want of
     usable updates, or a metric after it is not finite.
 
     Args:
         directory: of the comparison.
-        failures: the cells that broke off, and why.
+        cell: which.
+        failure: why it broke off, where it did.
 
     Raises:
-        DamagedRunError: a run cannot be read.
+        DamagedRunError: the run cannot be read.
     """
-    return [_result(directory, cell, failures.get(cell)) for cell in directory.comparison.cells]
-
-
-def _result(directory: ComparisonDirectory, cell: Cell, failure: str | None) -> CellResult:
     config = directory.config(cell)
     run = directory.begun(cell)
     records = tuple(run.records()) if run is not None else ()
@@ -100,17 +97,21 @@ def _result(directory: ComparisonDirectory, cell: Cell, failure: str | None) -> 
     at_the_end = _tested(run) if run is not None else {}
     apart = config.has_validation and config.evaluation.split != "test"
     metrics = at_the_end if apart else {**in_rounds, **at_the_end}
-    if failure is None:
-        failure = (
-            _divergence(records[-1], metrics) if records and directory.is_over(cell) else "has not come to its end"
-        )
-    return CellResult(cell, config.aggregation.method, records, metrics, in_rounds if apart else {}, failure)
+    # Without a single usable round there is nothing to write either: the rounds say more than that.
+    reason = _last_round_lost(records) or failure
+    if reason is None:
+        reason = _not_finite(metrics) if directory.is_over(cell) else "has not come to its end"
+    return CellResult(cell, config.aggregation.method, records, metrics, in_rounds if apart else {}, reason)
 
 
-def _divergence(last: RoundRecord, metrics: Mapping[str, float]) -> str | None:
-    if not last.aggregated:
-        drops = "; ".join(f"{drop.client_id}: {drop.reason}" for drop in last.dropped)
-        return f"round {last.round}, the last, had too few usable updates ({drops})"
+def _last_round_lost(records: tuple[RoundRecord, ...]) -> str | None:
+    if not records or records[-1].aggregated:
+        return None
+    drops = "; ".join(f"{drop.client_id}: {drop.reason}" for drop in records[-1].dropped)
+    return f"round {records[-1].round}, the last, had too few usable updates ({drops})"
+
+
+def _not_finite(metrics: Mapping[str, float]) -> str | None:
     infinite = [name for name, value in metrics.items() if not math.isfinite(value)]
     return f"{', '.join(infinite)}: not a finite number in the end" if infinite else None
 

@@ -9,31 +9,18 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from florist.comparison.directory import ComparisonDirectory
 from florist.comparison.planning import Cell, Comparison, Entry
+from florist.comparison.results import CellResult, read_result
 from florist.config import Config, to_toml
 from florist.config.building import build
 from florist.config.records import read_splits
 from florist.errors import FloristError, WorkerLostError
 from florist.rounds import RoundRecord
 from florist.simulation import Observer
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A cell has ended.
-
-    Attributes:
-        cell: which.
-        failure: why it broke off; None where it was played to its end.
-    """
-
-    cell: Cell
-    failure: str | None
 
 
 class Unobserved:
@@ -85,9 +72,9 @@ def play(
     jobs: int = 1,
     observer: Observer | None = None,
     on_start: Callable[[Cell], None] = lambda _: None,
-    on_end: Callable[[Ended], None] = lambda _: None,
+    on_end: Callable[[CellResult], None] = lambda _: None,
     in_worker: Callable[[], None] | None = None,
-) -> dict[Cell, str]:
+) -> list[CellResult]:
     """Play what is not over yet: begin new cells, go on with those that were interrupted.
 
     A cell that fails does not stop the others: what florist refuses, and what a model may die of (memory, numerics),
@@ -98,23 +85,22 @@ def play(
         jobs: cells at once, each in a process of its own where there are several.
         observer: told of every step, where cells are played in this process.
         on_start: told that a cell begins, where cells are played in this process.
-        on_end: told that a cell ended.
+        on_end: told how a cell ended.
         in_worker: called first in every other process; picklable.
 
     Returns:
-        The cells that failed, and why.
+        The results of all cells, those that were over before included, in the order of the comparison.
 
     Raises:
         WorkerLostError: a process was killed from outside, most often for want of memory.
     """
     comparison = directory.comparison
     waiting = [cell for cell in comparison.cells if not directory.is_over(cell)]
-    failures: dict[Cell, str] = {}
+    results = {cell: read_result(directory, cell) for cell in comparison.cells if cell not in waiting}
 
-    def ended(outcome: Ended) -> None:
-        if outcome.failure is not None:
-            failures[outcome.cell] = outcome.failure
-        on_end(outcome)
+    def ended(cell: Cell, failure: str | None) -> None:
+        results[cell] = read_result(directory, cell, failure)
+        on_end(results[cell])
 
     if jobs > 1 and len(waiting) > 1:
         _play_at_once(
@@ -125,11 +111,11 @@ def play(
             ended=ended,
             in_worker=in_worker,
         )
-        return failures
-    for cell in waiting:
-        on_start(cell)
-        ended(_play_cell(directory.path, cell, comparison.threads, observer))
-    return failures
+    else:
+        for cell in waiting:
+            on_start(cell)
+            ended(cell, _play_cell(directory.path, cell, comparison.threads, observer))
+    return [results[cell] for cell in comparison.cells]
 
 
 def _play_at_once(
@@ -138,7 +124,7 @@ def _play_at_once(
     *,
     threads: int,
     jobs: int,
-    ended: Callable[[Ended], None],
+    ended: Callable[[Cell, str | None], None],
     in_worker: Callable[[], None] | None,
 ) -> None:
     before = set(multiprocessing.active_children())
@@ -146,9 +132,9 @@ def _play_at_once(
     with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_begin_worker, initargs=(in_worker,)) as pool:
         try:
             with _ctrl_c_ignored_by_children():
-                futures = [pool.submit(_play_cell, directory.path, cell, threads, None) for cell in cells]
-            for future in as_completed(futures):
-                ended(future.result())
+                playing = {pool.submit(_play_cell, directory.path, cell, threads, None): cell for cell in cells}
+            for future in as_completed(playing):
+                ended(playing[future], future.result())
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in set(multiprocessing.active_children()) - before:
@@ -161,7 +147,8 @@ def _play_at_once(
             raise
 
 
-def _play_cell(path: Path, cell: Cell, threads: int, observer: Observer | None) -> Ended:
+def _play_cell(path: Path, cell: Cell, threads: int, observer: Observer | None) -> str | None:
+    """Why the cell failed; None where it did not."""
     directory = ComparisonDirectory(path)
     watching = observer or Unobserved()
     try:
@@ -173,11 +160,11 @@ def _play_cell(path: Path, cell: Cell, threads: int, observer: Observer | None) 
         )
         simulation.run(run, watching)
     except (FloristError, RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
-        return Ended(cell, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
     finally:
         gc.unfreeze()  # what a run that broke off had set aside
         gc.collect()  # the next cell's model needs the room
-    return Ended(cell, None)
+    return None
 
 
 def _begin_worker(in_worker: Callable[[], None] | None) -> None:
