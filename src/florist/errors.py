@@ -63,3 +63,7 @@ class UnsupportedHardwareError(FloristError, RuntimeError):
 
 class MissingDependencyError(FloristError, ImportError):
     """The command needs an optional part of florist that is not installed."""
+
+
+class WorkerLostError(FloristError, ChildProcessError):
+    """A process that did part of the work was killed from outside."""

@@ -105,7 +105,7 @@ class Simulation:
         Raises:
             OutputExistsError, MissingInputError: as `outputs.require_absent`.
         """
-        threads = threads or self._fastest_threads()
+        threads = threads or self.fastest_threads()
         torch.set_num_threads(threads)
         observer.evaluating(0)
         facts = RunFacts(version("florist"), method, threads, self.evaluate(self.initial_state))
@@ -145,7 +145,7 @@ class Simulation:
     def _measure(self, metrics: tuple[Metric, ...]) -> Mapping[str, float]:
         return {name: value for metric in metrics for name, value in metric(self.model.peft).items()}
 
-    def _fastest_threads(self) -> int:
+    def fastest_threads(self) -> int:
         """The faster of one torch thread and all of them, measured on a batch of the first client."""
         client = self.clients[0]
         self.model.start_local(client.lora, NO_ADAPTER, seed=0, max_rank=client.lora.rank)

@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from florist.cli.aggregate import aggregate
+from florist.cli.compare import compare
 from florist.cli.inspect import inspect
 from florist.cli.simulate import simulate
 from florist.errors import FloristError
@@ -34,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(aggregate)
+app.command()(compare)
 app.command()(inspect)
 app.command()(simulate)
 

@@ -1,6 +1,5 @@
 """``florist simulate``: a federation in one process, from a configuration or the embedded demonstration."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from florist.errors import ConfigurationError, MissingDependencyError
+from florist.cli.libraries import load_training_libraries
+from florist.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,7 +89,7 @@ def _started(
     from florist.outputs import require_absent  # noqa: PLC0415
 
     config = read_config(config_file, overrides)
-    path = out or _free_name(config_file)
+    path = out or free_run_name(config_file.stem)
     if out is not None:
         require_absent(path)
     simulation = _built(config, status)
@@ -108,20 +108,10 @@ def _resumed(path: Path, status: "Console") -> tuple["Simulation", "RunDirectory
 
 
 def _built(config: "Config", status: "Console") -> "Simulation":
-    try:
-        import transformers  # noqa: PLC0415
+    load_training_libraries("simulate")
+    from florist.config.building import build  # noqa: PLC0415
+    from florist.config.records import read_splits, who_holds_what  # noqa: PLC0415
 
-        from florist.config.building import build  # noqa: PLC0415
-        from florist.config.records import read_splits, who_holds_what  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"florist simulate trains with transformers and PEFT, and {error.name} is not installed: "
-            "pip install 'florist[train]'"
-        ) from error
-    # Their bars and advice would run through ours.
-    warnings.filterwarnings("ignore", module=r"(transformers|peft)\.")
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
     splits = read_splits(config)
     simulation = build(config, splits)
     # Only now: what is refused is told in one line.
@@ -131,11 +121,12 @@ def _built(config: "Config", status: "Console") -> "Simulation":
     return simulation
 
 
-def _free_name(config_file: Path) -> Path:
+def free_run_name(stem: str) -> Path:
+    """A directory in `RUNS` that does not exist yet."""
     number = 1
-    while (RUNS / f"{config_file.stem}-{number}").exists():
+    while (RUNS / f"{stem}-{number}").exists():
         number += 1
-    return RUNS / f"{config_file.stem}-{number}"
+    return RUNS / f"{stem}-{number}"
 
 
 SHADES = " ░▒▓█"

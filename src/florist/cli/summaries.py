@@ -26,3 +26,8 @@ def absences(absent: Mapping[str, Collection[Path]]) -> list[str]:
         f"absent from {', '.join(paths)}, where it counts as a zero update: {some(modules)}"
         for paths, modules in together.items()
     ]
+
+
+def number(value: float) -> str:
+    """Three decimals; three digits where it is too large for them."""
+    return f"{value:.3f}" if abs(value) < 1e4 else f"{value:.3g}"

@@ -1,0 +1,97 @@
+"""The tables of a comparison, for people."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from florist.cli.summaries import number
+from florist.comparison.summary import Measured, Row, Verdict
+
+QUALITY = "metrics on the {source}: mean ± 95% interval over seeds; differences are paired by seed"
+COST = "cost: total rank of a broadcast; MB of a run, KB of a client in a round, seconds of a run; means over seeds"
+
+_STYLES = {Verdict.BETTER: "green", Verdict.WORSE: "red", Verdict.TIED: "dim"}
+
+
+def quality_table(rows: Sequence[Row], reference: str) -> Table:
+    """Metrics of every entry, and their paired differences to the reference."""
+    metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    heads: list[str] = []
+    for name in metrics:
+        heads += [name.replace("_", " "), f"against {reference}"]
+    table = _table("", "seeds", *heads)
+    for row in rows:
+        cells: list[Text | str] = []
+        for name in metrics:
+            measured = row.metrics.get(name)
+            cells += [_estimate(measured), _difference(measured)]
+        runs = f"{len(row.seeds)}" + (f", {len(row.failures)} failed" if row.failures else "")
+        table.add_row(Text(row.name), runs, *cells)
+    return table
+
+
+def cost_table(rows: Sequence[Row]) -> Table:
+    """What every entry sent and computed."""
+    heads = ("", "rank", "last", "1/rank", "MB up", "MB down", "KB up", "KB down", "server", "clients")
+    table = _table(*heads)
+    for row in rows:
+        table.add_row(
+            Text(row.name),
+            _cost(row.total_rank, 1, ".1f"),
+            _cost(row.last_total_rank, 1, ".1f"),
+            _cost(row.efficiency, 1, ".1e"),
+            _cost(row.upload_bytes, 1e6, ".2f"),
+            _cost(row.download_bytes, 1e6, ".2f"),
+            _cost(row.client_upload_bytes, 1e3, ".1f"),
+            _cost(row.client_download_bytes, 1e3, ".1f"),
+            _cost(row.server_seconds, 1, ".2f"),
+            _cost(row.client_seconds, 1, ".1f"),
+        )
+    return table
+
+
+def notes(rows: Sequence[Row], path: Path) -> list[str]:
+    """What the tables do not show, and where everything is."""
+    found = [f"{row.name}, seed {seed} failed: {reason}" for row in rows for seed, reason in row.failures.items()]
+    found += [
+        f"{row.name}: {row.lost_rounds} rounds had too few usable updates and changed nothing"
+        for row in rows
+        if row.lost_rounds
+    ]
+    if any(row.failures for row in rows):
+        found.append(f"what broke off can be tried again: florist compare --resume {path}")
+    return [*found, f"tables in {path}/table.csv, table.json and cells.csv; every run in {path}/cells"]
+
+
+def _table(*heads: str) -> Table:
+    table = Table(*heads, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.columns[0].no_wrap = True
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
+
+
+def _estimate(measured: Measured | None) -> str:
+    if measured is None:
+        return ""
+    return number(measured.value.mean) + _spread(measured.value.half_width)
+
+
+def _difference(measured: Measured | None) -> Text:
+    if measured is None or measured.difference is None:
+        return Text("")
+    text = Text(f"{measured.difference.mean:+.3f}" + _spread(measured.difference.half_width))
+    if measured.verdict is not None:
+        text.append(f" {measured.verdict.value}", style=_STYLES[measured.verdict])
+    return text
+
+
+def _spread(half_width: float | None) -> str:
+    return f" ± {number(half_width)}" if half_width is not None else ""
+
+
+def _cost(value: float | None, unit: float, form: str) -> str:
+    return format(value / unit, form) if value is not None else ""

@@ -1,0 +1,108 @@
+"""The directory of a comparison: its plan, and an ordinary run for every cell.
+
+OUT/comparison.json               version, entries, seeds, threads
+OUT/base.toml                     the common configuration, defaults included
+OUT/cells/ENTRY/config.toml       that of an entry
+OUT/cells/ENTRY/seed-0/           a run, as `history` describes it
+OUT/table.csv, table.json         a row an entry, once all cells have ended
+OUT/cells.csv                     a line a cell and round
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from florist.comparison.planning import Cell, Comparison, Entry
+from florist.config.reading import read_config, to_toml
+from florist.config.sections import Config
+from florist.errors import DamagedRunError, MissingInputError
+from florist.history import RunDirectory
+from florist.outputs import new_directory
+
+_COMPARISON = TypeAdapter(Comparison)
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonDirectory:
+    """A comparison on disk; `create` or `open` it."""
+
+    path: Path
+
+    @classmethod
+    def create(
+        cls, path: Path, comparison: Comparison, base: Config, configs: Mapping[Entry, Config]
+    ) -> "ComparisonDirectory":
+        """Start a comparison, whole or not at all.
+
+        Raises:
+            OutputExistsError, MissingInputError: as `outputs.require_absent`.
+        """
+        with new_directory(path) as draft:
+            (draft / "comparison.json").write_text(json.dumps(asdict(comparison), indent=2) + "\n", encoding="utf-8")
+            (draft / "base.toml").write_text(to_toml(base), encoding="utf-8")
+            for entry in comparison.entries:
+                folder = draft / "cells" / entry.folder
+                folder.mkdir(parents=True)
+                # Whole, not as overrides: a relative path in one would depend on where the comparison is resumed.
+                (folder / "config.toml").write_text(to_toml(configs[entry]), encoding="utf-8")
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "ComparisonDirectory":
+        """An existing comparison.
+
+        Raises:
+            MissingInputError: it is none.
+        """
+        if not (path / "comparison.json").is_file():
+            raise MissingInputError(f"expected the directory of a comparison at {path}, found no comparison.json in it")
+        return cls(path)
+
+    @property
+    def comparison(self) -> Comparison:
+        """What `create` was given.
+
+        Raises:
+            DamagedRunError: comparison.json cannot be read.
+        """
+        try:
+            return _COMPARISON.validate_json((self.path / "comparison.json").read_bytes())
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise DamagedRunError(
+                f"expected a comparison in {self.path}, and reading its comparison.json failed ({reason}); restore the "
+                "file from a copy, or start the comparison anew"
+            ) from error
+
+    def config(self, cell: Cell) -> Config:
+        """The configuration of one run.
+
+        Raises:
+            MissingInputError, ConfigurationError: as `read_config`.
+        """
+        file = self.path / "cells" / cell.entry.folder / "config.toml"
+        return read_config(file, [f"federation.seed={cell.seed}"])
+
+    def run_path(self, cell: Cell) -> Path:
+        """Where the run of a cell is or will be."""
+        return self.path / "cells" / cell.entry.folder / f"seed-{cell.seed}"
+
+    def begun(self, cell: Cell) -> RunDirectory | None:
+        """The run of a cell; None where it has not begun."""
+        path = self.run_path(cell)
+        return RunDirectory.open(path) if path.exists() else None
+
+    def is_over(self, cell: Cell) -> bool:
+        """Whether the run of a cell has ended: its adapter is written last."""
+        run = self.begun(cell)
+        return run is not None and run.adapter.exists()
+
+    def clear_drafts(self, cell: Cell) -> None:
+        """Remove what a cell left that was killed while its directory was being created."""
+        path = self.run_path(cell)
+        for draft in path.parent.glob(f".{path.name}.*"):
+            shutil.rmtree(draft, ignore_errors=True)

@@ -1,0 +1,150 @@
+"""What is compared: entries x seeds, each cell a run of its own, checked before anything runs."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from florist.config.reading import read_config
+from florist.config.sections import Config
+from florist.errors import ConfigurationError
+
+_NO_FOLDER = re.compile(r"[^A-Za-z0-9.+=_]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A row of a comparison.
+
+    Attributes:
+        name: unique; letters, digits or signs from which a folder can be named.
+        overrides: ``section.key=value``, on top of the common configuration.
+    """
+
+    name: str
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        """The name as that of a folder."""
+        return _NO_FOLDER.sub("-", self.name).strip("-.")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run of a comparison."""
+
+    entry: Entry
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.entry.name}, seed {self.seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a comparison consists of, apart from configurations.
+
+    Attributes:
+        florist: version that started it.
+        entries: in the order of the table.
+        seeds: of every entry.
+        threads: torch threads of every run: sums in another order round differently.
+    """
+
+    florist: str
+    entries: tuple[Entry, ...]
+    seeds: tuple[int, ...]
+    threads: int
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """All runs, seed by seed: what is done when time is up can be compared."""
+        return tuple(Cell(entry, seed) for seed in self.seeds for entry in self.entries)
+
+
+def method_entry(method: str) -> Entry:
+    """The entry of an aggregation method, by its name."""
+    return Entry(method, (f"aggregation.method={method}",))
+
+
+def configure(
+    config_file: Path, overrides: Sequence[str], entries: Sequence[Entry]
+) -> tuple[Config, dict[Entry, Config]]:
+    """The common configuration and that of every entry.
+
+    Args:
+        config_file: of the common configuration.
+        overrides: of it, as `read_config` takes them.
+        entries: of the comparison.
+
+    Raises:
+        MissingInputError: there is no such file.
+        ConfigurationError: a configuration is wrong, names collide, or an entry changes what all must share: seed,
+            threads, held-out records, or what is measured on them.
+    """
+    base = read_config(config_file, overrides)
+    _require_names(entries)
+    configs: dict[Entry, Config] = {}
+    for entry in entries:
+        try:
+            configs[entry] = read_config(config_file, (*overrides, *entry.overrides))
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{entry.name}: {error}") from error
+        unlike = [key for key, value in _common(base).items() if _common(configs[entry])[key] != value]
+        if unlike:
+            raise ConfigurationError(
+                f"{entry.name}: expected what all entries share to stay as it is, and it changes {', '.join(unlike)}; "
+                "set it for all with --set, and seeds with --seeds"
+            )
+    return base, configs
+
+
+def seeds_from(text: str, first: int) -> tuple[int, ...]:
+    """Seeds from ``3``, so many from the configuration's on, or from a list, ``0,5,7``.
+
+    Raises:
+        ConfigurationError: it is neither, or a seed comes twice.
+    """
+    try:
+        numbers = tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        numbers = ()
+    if "," not in text:
+        numbers = tuple(range(first, first + numbers[0])) if numbers else ()
+    if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers):
+        raise ConfigurationError(
+            f"expected --seeds as how many, as 3, or as unlike numbers from 0 on, as 0,5,7; got {text!r}"
+        )
+    return numbers
+
+
+def _common(config: Config) -> Mapping[str, Any]:
+    """What makes runs comparable, by the name of the key."""
+    data = ("path", "test", "test_fraction", "validation", "validation_fraction")
+    return {
+        "federation.seed": config.federation.seed,
+        "training.threads": config.training.threads,
+        **{f"data.{key}": getattr(config.data, key) for key in data},
+        **{f"task.{key}": value for key, value in config.task},
+        **{f"evaluation.{key}": value for key, value in config.evaluation},
+    }
+
+
+def _require_names(entries: Sequence[Entry]) -> None:
+    # Some file systems take "A" and "a" for one name.
+    taken: dict[str, str] = {}
+    for entry in entries:
+        folder = entry.folder.lower()
+        if not folder:
+            raise ConfigurationError(f"expected a name with letters or digits for an entry, got {entry.name!r}")
+        if folder in taken:
+            raise ConfigurationError(
+                f"expected entries of unlike names, got {taken[folder]!r} and {entry.name!r}; rename one"
+            )
+        taken[folder] = entry.name
+    if not entries:
+        raise ConfigurationError("expected methods or variants to compare, got none")

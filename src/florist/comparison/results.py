@@ -1,0 +1,120 @@
+"""What the cells of a comparison came to, read from their runs."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean
+
+from florist.comparison.directory import ComparisonDirectory
+from florist.comparison.planning import Cell
+from florist.history import RunDirectory
+from florist.rounds import RoundRecord
+
+
+@dataclass(frozen=True, slots=True)
+class CellResult:
+    """One run of a comparison.
+
+    Attributes:
+        cell: which.
+        method: name of the aggregation method.
+        records: of its rounds, as many as were played.
+        metrics: on the test records: of the last round, or of the final adapter where the rounds were measured on
+            validation records.
+        validation: of the last round, on the validation records; empty where there are none.
+        failure: why the run does not count; None where it does.
+    """
+
+    cell: Cell
+    method: str
+    records: tuple[RoundRecord, ...]
+    metrics: Mapping[str, float]
+    validation: Mapping[str, float]
+    failure: str | None
+
+    @property
+    def lost_rounds(self) -> int:
+        """Rounds with too few usable updates, which changed nothing."""
+        return sum(not record.aggregated for record in self.records)
+
+    @property
+    def rank_of_a_round(self) -> float | None:
+        """Mean total rank of the broadcasts; None where the method has none."""
+        ranks = _ranks(self.records)
+        return fmean(ranks) if ranks else None
+
+    @property
+    def last_rank(self) -> float | None:
+        """Total rank of the last broadcast; None where the method has none."""
+        ranks = _ranks(self.records)
+        return float(ranks[-1]) if ranks else None
+
+    @property
+    def upload_bytes(self) -> float:
+        """From all clients in all rounds."""
+        return float(sum(record.upload_bytes for record in self.records))
+
+    @property
+    def download_bytes(self) -> float:
+        """To all clients in all rounds, catch-up included."""
+        return float(sum(record.download_bytes for record in self.records))
+
+    @property
+    def parts(self) -> int:
+        """How often a client was asked in a round."""
+        return sum(len(record.clients) + len(record.dropped) for record in self.records)
+
+    @property
+    def server_seconds(self) -> float:
+        """Checking and aggregating, all rounds together."""
+        return sum(record.seconds["aggregate"] for record in self.records)
+
+    @property
+    def client_seconds(self) -> float:
+        """Training, all clients and rounds together."""
+        return sum(client.seconds for record in self.records for client in record.clients)
+
+
+def read_result(directory: ComparisonDirectory, cell: Cell, failure: str | None = None) -> CellResult:
+    """The result of one cell.
+
+    A run that came to its end does not count either if it diverged: if its last round changed nothing, for want of
+    usable updates, or a metric after it is not finite.
+
+    Args:
+        directory: of the comparison.
+        cell: which.
+        failure: why it broke off, where it did.
+
+    Raises:
+        DamagedRunError: the run cannot be read.
+    """
+    config = directory.config(cell)
+    run = directory.begun(cell)
+    records = tuple(run.records()) if run is not None else ()
+    in_rounds = records[-1].metrics if records else {}
+    at_the_end = (run.tested or {}) if run is not None else {}
+    apart = config.has_validation and config.evaluation.split != "test"
+    metrics = at_the_end if apart else {**in_rounds, **at_the_end}
+    # Without a single usable round there is nothing to write either: the rounds say more than that.
+    reason = _last_round_lost(records) or failure
+    if reason is None:
+        reason = _not_finite(metrics) if directory.is_over(cell) else "has not come to its end"
+    return CellResult(cell, config.aggregation.method, records, metrics, in_rounds if apart else {}, reason)
+
+
+def _last_round_lost(records: tuple[RoundRecord, ...]) -> str | None:
+    if not records or records[-1].aggregated:
+        return None
+    drops = "; ".join(f"{drop.client_id}: {drop.reason}" for drop in records[-1].dropped)
+    return f"round {records[-1].round}, the last, had too few usable updates ({drops})"
+
+
+def _not_finite(metrics: Mapping[str, float]) -> str | None:
+    infinite = [name for name, value in metrics.items() if not math.isfinite(value)]
+    return f"{', '.join(infinite)}: not a finite number in the end" if infinite else None
+
+
+def _ranks(records: tuple[RoundRecord, ...]) -> list[int]:
+    return [record.total_rank for record in records if record.aggregated and record.ranks]

@@ -1,0 +1,149 @@
+"""The tables of a comparison as files: rows for people and programs, and a line a cell and round."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from florist.comparison.directory import ComparisonDirectory
+from florist.comparison.results import CellResult
+from florist.comparison.summary import Measured, Row, reference
+from florist.config import Config
+from florist.intervals import Estimate
+from florist.outputs import replace_file
+
+_COLUMNS = tuple(
+    field.name
+    for field in fields(Row)
+    if field.name not in {"name", "method", "seeds", "failures", "metrics", "validation"}
+)
+"""Of a row, those that are one number each."""
+
+
+def metric_source(config: Config) -> str:
+    """What the metrics of the table were measured on, and when."""
+    if config.has_validation and config.evaluation.split != "test":
+        return "test records, final adapter"
+    return "test records, last round"
+
+
+def document(
+    directory: ComparisonDirectory, source: str, rows: Sequence[Row], results: Sequence[CellResult]
+) -> dict[str, Any]:
+    """The whole comparison as one JSON document, without NaN."""
+    return {
+        "comparison": str(directory.path),
+        "reference": reference([row.name for row in rows]),
+        "metric_source": source,
+        "seeds": list(directory.comparison.seeds),
+        "threads": directory.comparison.threads,
+        "rows": [_row(row) for row in rows],
+        "cells": [_cell(directory, result) for result in results],
+    }
+
+
+def write_tables(directory: ComparisonDirectory, whole: Mapping[str, Any], results: Sequence[CellResult]) -> None:
+    """Write table.json, table.csv and cells.csv, each whole, over those of an earlier attempt.
+
+    Args:
+        directory: of the comparison.
+        whole: what `document` returned.
+        results: of all cells.
+    """
+    replace_file(directory.path / "table.json", json.dumps(whole, indent=2, allow_nan=False) + "\n")
+    replace_file(directory.path / "table.csv", _csv([_flat(row) for row in whole["rows"]]))
+    lines = [_line(result, number) for result in results for number in range(len(result.records))]
+    replace_file(directory.path / "cells.csv", _csv(lines))
+
+
+def _row(row: Row) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "method": row.method,
+        "seeds": list(row.seeds),
+        "failures": {str(seed): reason for seed, reason in row.failures.items()},
+        "metrics": {name: _measured(measured) for name, measured in row.metrics.items()},
+        "validation": {name: _measured(measured) for name, measured in row.validation.items()},
+        **{name: getattr(row, name) for name in _COLUMNS},
+    }
+
+
+def _measured(measured: Measured) -> dict[str, Any]:
+    return {
+        **_estimate(measured.value),
+        "difference": _estimate(measured.difference) if measured.difference is not None else None,
+        "verdict": measured.verdict.value if measured.verdict is not None else None,
+    }
+
+
+def _estimate(found: Estimate) -> dict[str, Any]:
+    return {"mean": found.mean, "low": found.low, "high": found.high, "count": found.count}
+
+
+def _cell(directory: ComparisonDirectory, result: CellResult) -> dict[str, Any]:
+    return {
+        "entry": result.cell.entry.name,
+        "seed": result.cell.seed,
+        "run": str(directory.run_path(result.cell)),
+        "failure": result.failure,
+        # Where a run failed, they may be no numbers.
+        "metrics": dict(result.metrics) if result.failure is None else {},
+        "total_rank": result.rank_of_a_round,
+        "upload_bytes": result.upload_bytes,
+        "download_bytes": result.download_bytes,
+        "server_seconds": result.server_seconds,
+        "client_seconds": result.client_seconds,
+    }
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {
+        "entry": row["name"],
+        "method": row["method"],
+        "seeds": " ".join(map(str, row["seeds"])),
+        "failed": len(row["failures"]),
+    }
+    for name, measured in row["metrics"].items():
+        difference = measured["difference"] or {}
+        flat |= {f"{name}{end}": measured[key] for end, key in _ENDS.items()}
+        flat |= {f"{name}_difference{end}": difference.get(key) for end, key in _ENDS.items()}
+        flat[f"{name}_verdict"] = measured["verdict"]
+    return flat | {name: row[name] for name in _COLUMNS}
+
+
+_ENDS = {"": "mean", "_low": "low", "_high": "high"}
+
+
+def _line(result: CellResult, number: int) -> dict[str, Any]:
+    record = result.records[number]
+    # Of a method without ranks, 0 would look like a small one.
+    rank = record.total_rank if record.aggregated and record.ranks else None
+    return {
+        "entry": result.cell.entry.name,
+        "method": result.method,
+        "seed": result.cell.seed,
+        "round": record.round,
+        "aggregated": record.aggregated,
+        **record.metrics,
+        "total_rank": rank,
+        "relative_error": record.relative_error,
+        "upload_bytes": record.upload_bytes,
+        "download_bytes": record.download_bytes,
+        "broadcast_bytes": record.broadcast_bytes,
+        "clients": len(record.clients),
+        "dropped": len(record.dropped),
+        **{f"{phase}_seconds": seconds for phase, seconds in record.seconds.items()},
+    }
+
+
+def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
+    # A row without metrics lacks their columns, and may be the first: the columns of the longest, then all others.
+    longest = max(lines, key=len, default={})
+    columns = [*dict.fromkeys(name for line in (longest, *lines) for name in line)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()

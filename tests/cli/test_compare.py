@@ -1,0 +1,201 @@
+"""``florist compare``: what it prints, what it leaves, what it refuses, and going on after an interruption."""
+
+import csv
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from .running import COMMAND, ENVIRONMENT, Run, refused
+
+
+@pytest.fixture
+def config(tiny_llama: Path, toy_data: Path, tmp_path: Path) -> Path:
+    file = tmp_path / "config.toml"
+    file.write_text(
+        f'[model]\nname_or_path = "{tiny_llama}"\n'
+        f'[data]\npath = "{toy_data}"\ntest = "test.json"\nprompt_template = "{{instruction}}\\n"\n'
+        "[lora]\nranks = [4, 2]\ntarget_modules = ['q_proj', 'v_proj']\n"
+        "[training]\nsteps = 2\nthreads = 1\n[federation]\nrounds = 1\n"
+    )
+    return file
+
+
+def names(output: str) -> list[str]:
+    return [line.split()[0] for line in output.splitlines() if line.split()]
+
+
+def test_tables_files_and_json_say_the_same(florist: Run, config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = florist("compare", config, "--methods", "fedit,florist,full", "--seeds", "2", "-o", out, "--json")
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document == json.loads((out / "table.json").read_text())
+    assert (document["comparison"], document["reference"]) == (str(out), "florist")
+    assert document["metric_source"] == "test records, last round"
+    rows = {row["name"]: row for row in document["rows"]}
+    assert list(rows) == ["fedit", "florist", "full"]
+    assert [(cell["entry"], cell["seed"]) for cell in document["cells"]] == [
+        (name, seed) for seed in (0, 1) for name in rows
+    ]
+    for cell in document["cells"]:
+        (record,) = [json.loads(line) for line in (Path(cell["run"]) / "rounds.jsonl").read_text().splitlines()]
+        assert cell["metrics"] == record["metrics"]
+        assert cell["upload_bytes"] == record["upload_bytes"]
+    losses = {(cell["entry"], cell["seed"]): cell["metrics"]["loss"] for cell in document["cells"]}
+    measured = rows["fedit"]["metrics"]["loss"]
+    assert measured["mean"] == pytest.approx((losses["fedit", 0] + losses["fedit", 1]) / 2)
+    paired = sum(losses["fedit", seed] - losses["florist", seed] for seed in (0, 1)) / 2
+    assert measured["difference"]["mean"] == pytest.approx(paired, abs=1e-12)
+    assert measured["difference"]["low"] <= paired <= measured["difference"]["high"]
+    assert measured["verdict"] in {"better", "worse", "tied"}
+    assert rows["florist"]["metrics"]["loss"]["difference"] is None
+    assert rows["full"]["total_rank"] is rows["full"]["efficiency"] is None
+    assert rows["fedit"]["efficiency"] == 1 / rows["fedit"]["total_rank"]
+    with (out / "table.csv").open() as stream:
+        assert [float(row["loss"]) for row in csv.DictReader(stream)] == [
+            row["metrics"]["loss"]["mean"] for row in rows.values()
+        ]
+    with (out / "cells.csv").open() as stream:
+        assert [float(row["loss"]) for row in csv.DictReader(stream)] == [*losses.values()]
+    # Each row twice, in either table, after a line for each run.
+    assert "6 of 6: full, seed 1: loss " in result.stderr
+    shown = names(result.stderr)
+    assert [name for name in shown if name in rows] == [*rows, *rows]
+    assert "against florist" in result.stderr
+    assert "mean ± 95% interval" in result.stderr
+
+
+def test_variants_alone_are_compared_with_the_configuration_as_it_is(
+    florist: Run, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    variant = "[bold] 1: aggregation.tau=1.0, lora.ranks=[2, 4]"
+    result = florist("compare", config, "--variant", variant, "--seeds", "7,", "--set", "data.validation_fraction=0.2")
+    assert result.returncode == 0, result.stderr
+    document = json.loads((tmp_path / "runs" / "compare-config-1" / "table.json").read_text())
+    assert [row["name"] for row in document["rows"]] == ["florist", "[bold] 1"]
+    assert document["metric_source"] == "test records, final adapter"
+    assert document["seeds"] == [7]
+    other = document["rows"][1]["metrics"]["loss"]
+    assert (other["low"], other["difference"]["low"], other["verdict"]) == (None, None, None)
+    assert document["rows"][1]["validation"]["loss"]["mean"] != other["mean"]
+    assert "[bold] 1" in result.stdout
+    kept = (tmp_path / "runs" / "compare-config-1" / "cells" / "bold-1" / "config.toml").read_text()
+    assert "tau = 1.0" in kept
+    assert "ranks = [\n    2,\n    4,\n]" in kept
+
+
+def test_a_run_that_failed_is_in_the_table_and_in_the_exit_status(florist: Run, config: Path, tmp_path: Path) -> None:
+    variant = "wild: training.learning_rate=1e38"
+    result = florist("compare", config, "--variant", variant, "--seeds", "1", "-o", tmp_path / "out")
+    assert result.returncode == 1
+    assert "wild, seed 0 failed: round 1, the last, had too few usable updates (client_0: " in result.stdout
+    assert "2 of 2: wild, seed 0: failed: round 1" in result.stderr
+    florist_row, wild = json.loads((tmp_path / "out" / "table.json").read_text())["rows"]
+    assert florist_row["seeds"] == [0]
+    assert wild["seeds"] == []
+    assert list(wild["failures"]) == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("words", "reasons"),
+    [
+        (["--methods", "fedit,fedditt"], ["fedditt: ", "aggregation.method", "'fedex'"]),
+        (["--methods", "fedit,fedit"], ["unlike names"]),
+        (["--variant", "a: aggregation.tua=1"], ["a: ", "aggregation.tau?"]),
+        (["--variant", "aggregation.tau=1"], ["expected --variant 'NAME: "]),
+        (["--variant", "a:"], ["expected --variant 'NAME: "]),
+        (["--variant", "a: federation.seed=3"], ["a: ", "--seeds"]),
+        (["--variant", "a: lora.ranks=[4,2,1]"], ["a: ", "lora.ranks lists 3 clients"]),
+        (["--variant", "a: lora.target_modules=['nothing']"], ["a: ", "nothing"]),
+        (["--seeds", "none"], ["expected --seeds"]),
+        (["--jobs", "0"], ["--jobs"]),
+        (["--set", "data.path=/nowhere"], ["/nowhere"]),
+    ],
+    ids=lambda words: words[-1],
+)
+def test_a_wrong_comparison_is_refused_in_one_line_and_leaves_nothing(
+    florist: Run, config: Path, tmp_path: Path, words: list[str], reasons: list[str]
+) -> None:
+    line = refused(florist("compare", config, *words, "-o", tmp_path / "out"))
+    for reason in reasons:
+        assert reason in line
+    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
+
+
+def test_only_a_comparison_can_be_resumed_and_only_as_it_is(florist: Run, tmp_path: Path) -> None:
+    assert "no comparison.json" in refused(florist("compare", "--resume", tmp_path))
+    assert "--resume goes on" in refused(florist("compare", "--resume", tmp_path, "--methods", "all"))
+    assert "--resume goes on" in refused(florist("compare", "--resume", tmp_path, "--seeds", "4"))
+
+
+def killed(words: list[object], appears: Path, how: signal.Signals) -> subprocess.CompletedProcess[str]:
+    """Run a command until a file appears, and send it a signal."""
+    command = [COMMAND, *map(str, words)]
+    with subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not appears.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(how)
+        stdout, stderr = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+
+@pytest.mark.slow  # every process loads the libraries
+def test_interrupted_and_killed_a_comparison_ends_as_if_nothing_had_been(
+    florist: Run, config: Path, tmp_path: Path
+) -> None:
+    settings = ["--methods", "florist,fedit", "--seeds", "1", "--set", "federation.rounds=3"]
+    settings += ["--set", "training.steps=20"]
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    first, second = (out / "cells" / entry / "seed-0" for entry in ("florist", "fedit"))
+    stopped = killed(["compare", config, *settings, "-o", out], first / "state" / "current", signal.SIGINT)
+    assert (stopped.returncode, stopped.stdout) == (130, "")
+    assert stopped.stderr == f"interrupted; go on with: florist compare --resume {out}\n"
+    assert not (first / "adapter").exists()
+    stopped = killed(["compare", "--resume", out], second / "state" / "current", signal.SIGKILL)
+    assert stopped.returncode == -signal.SIGKILL
+    assert (first / "adapter").exists()
+    assert not (second / "adapter").exists()
+    assert not (out / "table.json").exists()
+    resumed = florist("compare", "--resume", out, "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "1 of 2 runs are over" in resumed.stderr
+    assert "2 of 2: fedit, seed 0: loss " in resumed.stderr
+    uninterrupted = florist("compare", config, *settings, "-o", whole, "--json")
+    for entry in ("florist", "fedit"):
+        file = Path("cells", entry, "seed-0", "adapter", "adapter_model.safetensors")
+        assert (out / file).read_bytes() == (whole / file).read_bytes()
+    found, expected = (
+        [(row["name"], row["metrics"], row["total_rank"], row["upload_bytes"], row["download_bytes"]) for row in rows]
+        for rows in (json.loads(result.stdout)["rows"] for result in (resumed, uninterrupted))
+    )
+    assert found == expected
+
+
+@pytest.mark.slow  # every process loads the libraries
+@pytest.mark.parametrize(("how", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_processes_end_with_the_one_that_started_them(
+    config: Path, tmp_path: Path, how: signal.Signals, status: int
+) -> None:
+    out = tmp_path / "out"
+    words = ["compare", config, "--methods", "florist,fedit", "--seeds", "2", "--jobs", "2", "-o", out]
+    words += ["--set", "federation.rounds=50"]
+    stopped = killed(words, out / "cells" / "florist" / "seed-0" / "state" / "current", how)
+    assert stopped.returncode == status
+    assert "Traceback" not in stopped.stderr
+
+    def rounds() -> list[str]:
+        return [file.read_text() for file in sorted(out.glob("cells/*/*/state/current"))]
+
+    time.sleep(1)  # a moment to die in
+    before = rounds()
+    time.sleep(3)
+    assert rounds() == before
+    assert len(before) < 4

@@ -1,0 +1,70 @@
+"""The bar of `florist compare`, and its tables, of runs that nobody played."""
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from florist.cli.cells_bar import CellsBar
+from florist.cli.compared import cost_table, notes, quality_table
+from florist.comparison.directory import ComparisonDirectory
+from florist.comparison.summary import summarise
+from tests.comparison.made import a_round, result
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> ComparisonDirectory:
+    (tmp_path / "comparison.json").write_text(
+        '{"florist": "0", "entries": [{"name": "florist"}], "seeds": [0, 1], "threads": 1}'
+    )
+    return ComparisonDirectory.open(tmp_path)
+
+
+def test_a_terminal_shows_bars(directory: ComparisonDirectory) -> None:
+    stream = StringIO()
+    with CellsBar(Console(file=stream, force_terminal=True, width=100)) as bar:
+        bar.follow(directory)
+        bar.started(directory.comparison.cells[0])
+        bar.training(2, "client_1", 7, 25)
+    assert "florist, seed 0, round 2: client_1 trains" in stream.getvalue()
+    assert "7/25" in stream.getvalue()
+
+
+def test_what_is_no_terminal_gets_a_line_a_run(directory: ComparisonDirectory) -> None:
+    stream = StringIO()
+    with CellsBar(Console(file=stream, width=100)) as bar:
+        bar.follow(directory)
+        bar.ended(result("florist", 0, {"loss": 1.25}))
+        bar.ended(result("florist", 1, {}, failure="no memory"))
+    assert stream.getvalue() == "1 of 2: florist, seed 0: loss 1.250\n2 of 2: florist, seed 1: failed: no memory\n"
+
+
+def test_tables_of_every_method_fit_a_narrow_terminal(tmp_path: Path) -> None:
+    methods = ("florist", "fedit", "flexlora", "full")
+    results = [
+        result(
+            name,
+            seed,
+            {"loss": 1.5 + 0.1 * len(name)},
+            records=(a_round(1, {}, with_ranks=name != "full"),),
+        )
+        for seed in range(3)
+        for name in methods
+    ]
+    results.append(result("lost", 0, {}, failure="no memory"))
+    rows = summarise(results)
+    stream = StringIO()
+    console = Console(file=stream, width=80)
+    console.print(cost_table(rows))
+    console.print(quality_table(rows, "florist"))
+    lines = [line.split() for line in stream.getvalue().splitlines() if line.split()]
+    costs = {line[0]: line[1:] for line in lines[2:7]}
+    assert costs["florist"] == ["10.0", "10.0", "1.0e-01", "0.00", "0.00", "0.1", "0.1", "0.50", "6.0"]
+    assert costs["full"] == costs["florist"][3:]
+    assert costs["lost"] == []
+    assert "…" not in stream.getvalue()
+    quality = {line[0]: line[1:] for line in lines if line[0] in methods and "±" in line}
+    assert quality["flexlora"] == ["3", "2.300", "±", "0.000", "+0.100", "±", "0.000", "worse"]
+    assert quality["florist"] == ["3", "2.200", "±", "0.000"]
+    assert "lost, seed 0 failed: no memory" in notes(rows, tmp_path)

@@ -1,0 +1,229 @@
+"""Comparisons that are really played, on a tiny model."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from florist.comparison.directory import ComparisonDirectory
+from florist.comparison.planning import Cell, Entry, configure, method_entry
+from florist.comparison.results import CellResult, read_result
+from florist.comparison.running import Unobserved, plan, play
+from florist.errors import ConfigurationError, DamagedRunError, MissingInputError, ModelError, WorkerLostError
+from florist.rounds import RoundRecord
+
+CONFIG = """
+[model]
+name_or_path = "{model}"
+[data]
+path = "{data}"
+partition = "iid"
+validation_fraction = 0.2
+test = "test.json"
+prompt_template = "{{instruction}}\\n"
+[lora]
+ranks = [4, 4, 2]
+target_modules = ["q_proj", "v_proj"]
+[training]
+learning_rate = 1e-2
+batch_size = 4
+steps = 2
+threads = 1
+[federation]
+rounds = 2
+fraction = 0.6
+"""
+FLORIST, FLORA, FEDIT = (method_entry(name) for name in ("florist", "flora", "fedit"))
+
+
+@pytest.fixture(scope="module")
+def base(tiny_llama: Path, toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("comparison") / "base.toml"
+    file.write_text(CONFIG.format(model=tiny_llama, data=toy_data))
+    return file
+
+
+def started(
+    base: Path, out: Path, entries: Sequence[Entry], seeds: Sequence[int] = (0,), *, overrides: Sequence[str] = ()
+) -> ComparisonDirectory:
+    common, configs = configure(base, overrides, entries)
+    return ComparisonDirectory.create(out, plan(configs, seeds, threads=common.training.threads), common, configs)
+
+
+@pytest.fixture(scope="module")
+def played(base: Path, tmp_path_factory: pytest.TempPathFactory) -> ComparisonDirectory:
+    out = tmp_path_factory.mktemp("played") / "out"
+    directory = started(base, out, (FEDIT, FLORIST, FLORA), (0, 1))
+    assert [result.failure for result in play(directory)] == [None] * 6
+    return directory
+
+
+@pytest.fixture(scope="module")
+def results(played: ComparisonDirectory) -> dict[tuple[str, int], CellResult]:
+    return {(result.cell.entry.name, result.cell.seed): result for result in play(played)}
+
+
+def adapters(directory: ComparisonDirectory) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(directory.path)): file.read_bytes()
+        for file in sorted(directory.path.glob("cells/*/*/adapter/adapter_model.safetensors"))
+    }
+
+
+def clients(record: RoundRecord) -> list[tuple[str, int, int]]:
+    return [(client.client_id, client.num_examples, client.rank) for client in record.clients]
+
+
+def test_every_cell_is_a_whole_run(played: ComparisonDirectory, results: dict[tuple[str, int], CellResult]) -> None:
+    assert len(adapters(played)) == len(results) == 6
+    for (name, seed), result in results.items():
+        assert (result.failure, result.method, len(result.records)) == (None, name, 2)
+        run = played.begun(result.cell)
+        assert run is not None
+        assert (run.facts.method, run.facts.threads) == (name, 1)
+        assert f"seed = {seed}\n" in run.config_file.read_text()
+
+
+def test_runs_of_one_seed_are_paired(results: dict[tuple[str, int], CellResult]) -> None:
+    for seed in (0, 1):
+        alone = results["florist", seed].records
+        for name in ("flora", "fedit"):
+            other = results[name, seed].records
+            assert [clients(record) for record in other] == [clients(record) for record in alone]
+            # The first round starts from the base: same batches, same initial A, same losses.
+            assert [client.loss for client in other[0].clients] == [client.loss for client in alone[0].clients]
+            assert other[1].clients[0].loss != alone[1].clients[0].loss
+    first, second = (results["florist", seed].records[0] for seed in (0, 1))
+    assert [client.loss for client in first.clients] != [client.loss for client in second.clients]
+
+
+def test_metrics_are_those_of_the_test_records_and_validation_is_apart(
+    results: dict[tuple[str, int], CellResult],
+) -> None:
+    for result in results.values():
+        assert result.validation == result.records[-1].metrics
+        assert result.metrics.keys() == result.validation.keys()
+        assert result.metrics != result.validation
+
+
+def test_a_comparison_that_is_over_plays_nothing_again(played: ComparisonDirectory) -> None:
+    seen: list[object] = []
+    results = play(played, on_start=seen.append, on_end=seen.append)
+    assert [result.cell for result in results] == [*played.comparison.cells]
+    assert seen == []
+
+
+@pytest.mark.slow  # every process loads the libraries
+def test_several_at_once_give_the_same_bits(base: Path, played: ComparisonDirectory, tmp_path: Path) -> None:
+    directory = started(base, tmp_path / "out", (FEDIT, FLORIST), (0,))
+    ended: list[CellResult] = []
+    results = play(directory, jobs=2, on_end=ended.append)
+    assert [result.failure for result in results] == [None, None]
+    assert {one.cell for one in ended} == set(directory.comparison.cells)
+    expected = adapters(played)
+    found = adapters(directory)
+    assert len(found) == 2
+    assert found == {name: expected[name] for name in found}
+
+
+class Interrupted(Unobserved):
+    """Ctrl-C after the first round of the second run."""
+
+    def __init__(self) -> None:
+        self.rounds = 0
+
+    def closed(self, record: RoundRecord) -> None:
+        self.rounds += 1
+        if self.rounds == 3:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_comparison_goes_on_where_it_was(
+    base: Path, played: ComparisonDirectory, tmp_path: Path
+) -> None:
+    directory = started(base, tmp_path / "out", (FEDIT, FLORIST, FLORA), (0,))
+    with pytest.raises(KeyboardInterrupt):
+        play(directory, observer=Interrupted())
+    over = [cell.entry for cell in directory.comparison.cells if directory.is_over(cell)]
+    assert over == [FEDIT]
+    # What a run leaves that is killed while its directory is written.
+    draft = tmp_path / "out" / "cells" / "flora" / ".seed-0.0123"
+    draft.mkdir()
+    seen: list[Cell] = []
+    results = play(ComparisonDirectory.open(tmp_path / "out"), on_start=seen.append)
+    assert [result.failure for result in results] == [None] * 3
+    assert [cell.entry for cell in seen] == [FLORIST, FLORA]
+    assert not draft.exists()
+    expected = adapters(played)
+    assert adapters(directory) == {name: expected[name] for name in adapters(directory)}
+    run = directory.begun(Cell(FLORIST, 0))
+    assert run is not None
+    assert [record.round for record in run.records()] == [1, 2]
+
+
+def test_a_run_that_diverges_is_failed_and_the_others_go_on(base: Path, tmp_path: Path) -> None:
+    wild = Entry("wild", ("training.learning_rate=1e38",))
+    directory = started(base, tmp_path / "out", (wild, FLORIST), overrides=["federation.rounds=1"])
+    found = {result.cell.entry: result for result in play(directory)}
+    assert "too few usable updates" in (found[wild].failure or "")
+    assert "holds NaN or inf" in (found[wild].failure or "")
+    assert found[FLORIST].failure is None
+
+
+def test_a_run_that_breaks_off_is_failed_and_can_be_tried_again(base: Path, tmp_path: Path) -> None:
+    directory = started(base, tmp_path / "out", (FLORA, FLORIST), overrides=["federation.rounds=1"])
+    config = tmp_path / "out" / "cells" / "flora" / "config.toml"
+    text = config.read_text()
+    config.write_text(text.replace('test = "test.json"', 'test = "lost.json"'))
+    flora, florist = play(directory)
+    assert (flora.failure or "").startswith("MissingInputError: ")
+    assert "lost.json" in (flora.failure or "")
+    assert florist.failure is None
+    assert "not come to its end" in (read_result(directory, flora.cell).failure or "")
+    config.write_text(text)
+    assert [result.failure for result in play(directory)] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "reason"),
+    [
+        ("lora.target_modules=['nothing']", ModelError, "nothing"),
+        ("model.name_or_path='/nowhere'", ModelError, "/nowhere"),
+        ("federation.min_replies=3", ConfigurationError, "min_replies"),
+    ],
+)
+def test_what_contradicts_model_or_data_is_refused_by_name_before_anything_runs(
+    base: Path, override: str, error: type[Exception], reason: str
+) -> None:
+    _, configs = configure(base, (), (FLORIST, Entry("wrong", (override,))))
+    with pytest.raises(error, match=f"^wrong: .*{reason}"):
+        plan(configs, (0, 1), threads=1)
+
+
+def test_threads_are_one_where_several_run_at_once(base: Path) -> None:
+    _, configs = configure(base, (), (FLORIST,))
+    assert plan(configs, (0,), threads=None, jobs=2).threads == 1
+    assert plan(configs, (0,), threads=3, jobs=2).threads == 3
+
+
+@pytest.mark.slow  # threads that wait for a busy machine
+def test_threads_are_measured_where_none_are_given(base: Path) -> None:
+    _, configs = configure(base, (), (FLORIST,))
+    assert plan(configs, (0,), threads=None).threads in {1, len(os.sched_getaffinity(0))}
+
+
+@pytest.mark.slow  # every process loads the libraries
+def test_a_process_that_is_killed_ends_the_comparison_with_what_to_do(base: Path, tmp_path: Path) -> None:
+    directory = started(base, tmp_path / "out", (FLORA, FLORIST))
+    with pytest.raises(WorkerLostError, match=r"memory runs out; go on in .*out with fewer than 2"):
+        play(directory, jobs=2, in_worker=os.abort)
+    assert not any(directory.is_over(cell) for cell in directory.comparison.cells)
+
+
+def test_what_is_no_comparison_or_damaged_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match=r"no comparison\.json"):
+        ComparisonDirectory.open(tmp_path)
+    (tmp_path / "comparison.json").write_text("{")
+    with pytest.raises(DamagedRunError, match=r"reading its comparison\.json failed"):
+        _ = ComparisonDirectory.open(tmp_path).comparison
