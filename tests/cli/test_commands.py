@@ -88,7 +88,7 @@ def simulation(tmp_path: Path, model: Path, data: Path, more: str = "") -> Path:
 
 
 def test_simulate_prints_tables_and_json_as_designed(
-    process: Run, tiny_llama: Path, toy_data: Path, tmp_path: Path
+    process: Run, florist: Run, tiny_llama: Path, toy_data: Path, tmp_path: Path
 ) -> None:
     config = simulation(tmp_path, tiny_llama, toy_data)
     result = process("simulate", config, "--set", "federation.rounds=2", "-o", tmp_path / "run", "--json")
@@ -108,7 +108,7 @@ def test_simulate_prints_tables_and_json_as_designed(
     picture = [line.split() for line in result.stderr.splitlines() if line.strip().startswith("client_")]
     assert picture[:2] == [["client_0", *["4", "▒"] * 3, "12"], ["client_1", *["8", "▒"] * 3, "24"]]
     assert "test" not in document
-    again = process("simulate", "--resume", tmp_path / "run")
+    again = florist("simulate", "--resume", tmp_path / "run")
     assert again.returncode == 0
     assert "rounds.jsonl" in again.stdout
 
@@ -121,6 +121,17 @@ def test_simulate_tests_the_final_adapter_once(florist: Run, tiny_llama: Path, t
     assert document["test"]["metrics"].keys() == document["rounds"][-1]["metrics"].keys()
     assert document["test"]["metrics"] != document["rounds"][-1]["metrics"]
     assert "the final adapter on the test records: loss" in result.stderr
+
+
+def test_a_loss_that_is_no_number_is_null_in_strict_json(
+    florist: Run, tiny_llama: Path, toy_data: Path, tmp_path: Path
+) -> None:
+    config = simulation(tmp_path, tiny_llama, toy_data)
+    assert florist("simulate", config, "-o", tmp_path / "run").returncode == 0
+    facts = tmp_path / "run" / "run.json"
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"initial": {"loss": float("nan")}}))
+    result = florist("simulate", "--resume", tmp_path / "run", "--json")
+    assert json.loads(result.stdout, parse_constant=pytest.fail)["initial"] == {"metrics": {"loss": None}}
 
 
 @pytest.mark.parametrize("method", ["florist", "fedit", "ffa", "flora", "flexlora", "fedex", "full"])
