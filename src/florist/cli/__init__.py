@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from florist.cli.aggregate import aggregate
 from florist.cli.inspect import inspect
 from florist.cli.simulate import simulate
+from florist.cli.tune import tune
 from florist.errors import FloristError
 
 
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command()(aggregate)
 app.command()(inspect)
 app.command()(simulate)
+app.command()(tune)
 
 
 @app.callback()

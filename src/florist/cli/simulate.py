@@ -1,7 +1,6 @@
 """``florist simulate``: a federation in one process, from a configuration or the embedded demonstration."""
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from florist.errors import ConfigurationError, MissingDependencyError
+from florist.cli.libraries import load_training_libraries
+from florist.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -107,20 +107,10 @@ def _resumed(path: Path, status: "Console") -> tuple["Simulation", "RunDirectory
 
 
 def _built(config: "Config", status: "Console") -> "Simulation":
-    try:
-        import transformers  # noqa: PLC0415
+    load_training_libraries("simulate")
+    from florist.config.building import build  # noqa: PLC0415
+    from florist.config.records import read_splits, who_holds_what  # noqa: PLC0415
 
-        from florist.config.building import build  # noqa: PLC0415
-        from florist.config.records import read_splits, who_holds_what  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"florist simulate trains with transformers and PEFT, and {error.name} is not installed: "
-            "pip install 'florist[train]'"
-        ) from error
-    # Their bars and advice would run through ours.
-    warnings.filterwarnings("ignore", module=r"(transformers|peft)\.")
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
     splits = read_splits(config)
     simulation = build(config, splits)
     # Only now: what is refused is told in one line.

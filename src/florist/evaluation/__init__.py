@@ -2,9 +2,10 @@
 
 from florist.evaluation.choices import MultipleChoice, Question, read_questions
 from florist.evaluation.harness import HarnessTasks, evaluate_tasks, require_tasks
-from florist.evaluation.metrics import Classification, ExactMatch, LanguageModelLoss, Metric
+from florist.evaluation.metrics import LOWER_IS_BETTER, Classification, ExactMatch, LanguageModelLoss, Metric
 
 __all__ = [
+    "LOWER_IS_BETTER",
     "Classification",
     "ExactMatch",
     "HarnessTasks",

@@ -12,6 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from florist.data import IGNORED, Examples, Features
 
+LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
+"""Names of the metrics of which less is better; of all others, more is."""
+
 # What is not said here comes from the model's generation_config.json, and published ones penalise repetitions.
 _GREEDY: Mapping[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 

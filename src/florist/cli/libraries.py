@@ -1,0 +1,29 @@
+"""The libraries that train, loaded once they are needed and kept from printing."""
+
+import warnings
+from importlib import import_module
+
+from florist.errors import MissingDependencyError
+
+
+def load_training_libraries(command: str) -> None:
+    """Import transformers, PEFT and what is built on them, without their bars and advice, which would run through ours.
+
+    Args:
+        command: that needs them.
+
+    Raises:
+        MissingDependencyError: one is not installed.
+    """
+    try:
+        import transformers  # noqa: PLC0415  # takes seconds
+
+        import_module("florist.config.building")  # and with it whatever else training needs
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"florist {command} trains with transformers and PEFT, and {error.name} is not installed: "
+            "pip install 'florist[train]'"
+        ) from error
+    warnings.filterwarnings("ignore", module=r"(transformers|peft)\.")
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
