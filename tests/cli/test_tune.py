@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -17,6 +17,7 @@ from florist.config import read_config, to_toml
 from florist.config.building import build
 from florist.history import RunDirectory
 from florist.rounds import RoundRecord
+from tests.breaking import copied, edit_config
 from tests.builders import relative_error
 
 from .running import Run, refused
@@ -257,3 +258,45 @@ def test_adapters_of_another_model_are_refused(
     assert "of shape (32, 32) there" in refused(
         florist("tune", tmp_path / "renamed", "--config", runs / "florist.toml")
     )
+
+
+def test_the_test_records_have_no_say(
+    florist: Run, runs: Path, saved_adapters: list[Path], toy_data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(toy_data, tmp_path / "rows")
+    rows = json.loads((toy_data / "test.json").read_text())
+    (tmp_path / "rows" / "test.json").write_text(json.dumps([row | {"output": "zzz"} for row in rows]))
+    text = (runs / "florist.toml").read_text()
+    for name, more in (("a", ""), ("b", '[evaluation]\nsplit = "test"\n')):
+        folder = toy_data if name == "a" else tmp_path / "rows"
+        (tmp_path / f"{name}.toml").write_text(text.replace(str(toy_data), str(folder)) + more)
+    one, other = (
+        tuned(florist, saved_adapters[0], "--config", tmp_path / f"{name}.toml", "--taus", "0.5") for name in "ab"
+    )
+    assert one["points"] == other["points"]
+
+
+def test_another_name_of_the_base_is_noted(
+    florist: Run, runs: Path, saved_adapters: list[Path], tmp_path: Path
+) -> None:
+    renamed = copied(saved_adapters[0], tmp_path / "renamed", edit_config(base_model_name_or_path="elsewhere"))
+    result = florist("tune", renamed, "--config", runs / "florist.toml", "--taus", "0.5")
+    assert result.returncode == 0
+    assert "note: the adapters name the base model elsewhere, and are measured on" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"lora_bias": True}, "got some with lora_bias"),
+        ({"modules_to_save": ["lm_head"]}, "the configuration trains, none, got {'lm_head.weight': "),
+    ],
+)
+def test_what_would_be_measured_without_a_part_of_it_is_refused(
+    florist: Run, runs: Path, tiny_llama: Path, tmp_path: Path, settings: dict[str, Any], reason: str
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False, **settings)
+    get_peft_model(base, config).save_pretrained(tmp_path / "site")
+    line = refused(florist("tune", tmp_path / "site", "--config", runs / "florist.toml", "--average-full"))
+    assert reason in line
