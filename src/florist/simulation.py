@@ -13,11 +13,12 @@ import torch
 from florist.checkpoint import encode, write_adapter
 from florist.data import Examples
 from florist.evaluation import Metric
+from florist.factors import AdapterState
 from florist.federation import Federation, LocalWork, global_adapter, record
 from florist.history import RunDirectory, RunFacts
 from florist.outputs import new_directory
 from florist.peft_model import FederatedModel, LocalLora
-from florist.rounds import NO_ADAPTER, ClientUpdate, RoundRecord, ServerState
+from florist.rounds import NO_ADAPTER, ClientUpdate, FullParameters, RoundRecord, ServerState
 from florist.seeding import derive_seed
 from florist.training import TrainingSettings, fastest_thread_count, train
 
@@ -87,7 +88,11 @@ class Simulation:
 
     def evaluate(self, state: ServerState) -> Mapping[str, float]:
         """Metrics of the global model of `state`."""
-        self._show(state)
+        return self.measure(global_adapter(state), state.full_parameters)
+
+    def measure(self, adapter: AdapterState, full_parameters: FullParameters) -> Mapping[str, float]:
+        """Metrics of the base with any adapter and values of the parameters that travel whole."""
+        self._show(adapter, full_parameters)
         return self._measure(self.metrics)
 
     def start(self, path: Path, config_toml: str, method: str, threads: int | None, observer: Observer) -> RunDirectory:
@@ -131,16 +136,16 @@ class Simulation:
             observer.closed(latest)
         if self.final_metrics and directory.tested is None:
             observer.evaluating(self.rounds)
-            self._show(state)
+            self._show(global_adapter(state), state.full_parameters)
             directory.save_tested(self._measure(self.final_metrics))
         if not directory.adapter.exists():
             self._export(state, directory)  # last: a run that has an adapter is over
         gc.unfreeze()
         return records
 
-    def _show(self, state: ServerState) -> None:
-        self.model.set_global(global_adapter(state))
-        self.model.full_parameters = state.full_parameters
+    def _show(self, adapter: AdapterState, full_parameters: FullParameters) -> None:
+        self.model.set_global(adapter)
+        self.model.full_parameters = full_parameters
 
     def _measure(self, metrics: tuple[Metric, ...]) -> Mapping[str, float]:
         return {name: value for metric in metrics for name, value in metric(self.model.peft).items()}

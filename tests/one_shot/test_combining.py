@@ -156,3 +156,34 @@ def test_adapters_that_learnt_nothing_make_one_that_adds_nothing(
     base = AutoModelForCausalLM.from_pretrained(tiny_llama)
     with torch.no_grad():
         assert torch.equal(loaded_logits(tiny_llama, tmp_path / "out"), base(input_ids=IDS).logits)
+
+
+def test_a_cut_of_an_aggregate_is_the_aggregate_at_that_rank(saved_adapters: list[Path], tmp_path: Path) -> None:
+    whole, cut = (aggregate(saved_adapters, rank_rule=EnergyThreshold(tau)) for tau in (1.0, 0.8))
+    found = whole.leading({name: factor.rank for name, factor in cut.adapter.items()})
+    assert found.certificate.bytes_in == cut.certificate.bytes_in
+    assert found.certificate.bytes_out == cut.certificate.bytes_out == cut.adapter.nbytes
+    for name, expected in cut.certificate.modules.items():
+        module = found.certificate.modules[name]
+        assert (module.rank, module.input_rank, module.shape) == (expected.rank, expected.input_rank, expected.shape)
+        assert module.error == pytest.approx(expected.error, rel=1e-5)
+        assert module.energy_kept == pytest.approx(expected.energy_kept, rel=1e-5)
+        assert relative_error(found.adapter[name].delta_weight(), cut.adapter[name].delta_weight()) < 1e-4
+
+
+def test_a_cut_of_a_cut_counts_both_losses(saved_adapters: list[Path]) -> None:
+    whole, cut = (aggregate(saved_adapters, rank_rule=EnergyThreshold(tau)) for tau in (1.0, 0.9))
+    ones = dict.fromkeys(whole.adapter, 1)
+    at_once, in_steps = whole.leading(ones).certificate, cut.leading(ones).certificate
+    for name, module in at_once.modules.items():
+        assert in_steps.modules[name].error == pytest.approx(module.error, rel=1e-5)
+        assert in_steps.modules[name].rank == 1
+
+
+def test_files_beside_an_adapter_appear_with_it_or_not_at_all(saved_adapters: list[Path], tmp_path: Path) -> None:
+    whole = aggregate(saved_adapters, rank_rule=EnergyThreshold(0.5))
+    whole.write(tmp_path / "out", beside={"why.txt": "because"})
+    assert (tmp_path / "out" / "why.txt").read_text() == "because"
+    with pytest.raises(FileNotFoundError):
+        whole.write(tmp_path / "second", beside={"no/such/folder.txt": ""})
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -11,6 +11,7 @@ from florist.cli.aggregate import aggregate
 from florist.cli.compare import compare
 from florist.cli.inspect import inspect
 from florist.cli.simulate import simulate
+from florist.cli.tune import tune
 from florist.errors import FloristError
 
 
@@ -38,6 +39,7 @@ app.command()(aggregate)
 app.command()(compare)
 app.command()(inspect)
 app.command()(simulate)
+app.command()(tune)
 
 
 @app.callback()

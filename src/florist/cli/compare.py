@@ -1,6 +1,5 @@
 """``florist compare``: methods and variants against each other, over several seeds."""
 
-import json
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from florist import strict_json
 from florist.cli.libraries import load_training_libraries
 from florist.cli.simulate import DEMONSTRATION, RUNS, free_run_name
 from florist.errors import ConfigurationError
@@ -102,7 +102,7 @@ def compare(
     for note in notes(rows, directory.path):
         console.print(note, highlight=False, soft_wrap=True)
     if as_json:
-        typer.echo(json.dumps(whole, allow_nan=False))
+        typer.echo(strict_json.encode(whole))
     if any(row.failures for row in rows):
         raise typer.Exit(1)
 

@@ -1,6 +1,5 @@
 """What the cells of a comparison came to, read from their runs."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +7,6 @@ from statistics import fmean
 
 from florist.comparison.directory import ComparisonDirectory
 from florist.comparison.planning import Cell
-from florist.history import RunDirectory
 from florist.rounds import RoundRecord
 
 

@@ -2,11 +2,11 @@
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from florist import strict_json
 from florist.comparison.directory import ComparisonDirectory
 from florist.comparison.results import CellResult
 from florist.comparison.summary import Measured, Row, reference
@@ -52,7 +52,7 @@ def write_tables(directory: ComparisonDirectory, whole: Mapping[str, Any], resul
         whole: what `document` returned.
         results: of all cells.
     """
-    replace_file(directory.path / "table.json", json.dumps(whole, indent=2, allow_nan=False) + "\n")
+    replace_file(directory.path / "table.json", strict_json.encode(whole, indent=2) + "\n")
     replace_file(directory.path / "table.csv", _csv([_flat(row) for row in whole["rows"]]))
     lines = [_line(result, number) for result in results for number in range(len(result.records))]
     replace_file(directory.path / "cells.csv", _csv(lines))

@@ -2,7 +2,8 @@
 
 from florist.linalg.accumulate import WeightedFactor
 from florist.linalg.decompose import NonFinitePartError, decompose
+from florist.linalg.ordered import ordered_spectrum
 from florist.linalg.qr import qr_svd
 from florist.linalg.thin_svd import ThinSvd
 
-__all__ = ["NonFinitePartError", "ThinSvd", "WeightedFactor", "decompose", "qr_svd"]
+__all__ = ["NonFinitePartError", "ThinSvd", "WeightedFactor", "decompose", "ordered_spectrum", "qr_svd"]

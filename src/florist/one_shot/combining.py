@@ -16,6 +16,7 @@ from florist.checkpoint import Export, encode, serving_notes, write_adapter
 from florist.checkpoint.reading import WEIGHTS_NAME
 from florist.errors import ConfigurationError
 from florist.factors import AdapterState, LoraFactor, stack
+from florist.linalg import ordered_spectrum
 from florist.one_shot.certificate import CERTIFICATE_NAME, document, sealed
 from florist.one_shot.inputs import OUTPUT_BIAS, Inputs, open_inputs
 from florist.outputs import new_directory
@@ -48,6 +49,26 @@ class AggregatedAdapter:
     full_parameters: FullParameters
     additive: FullParameters
 
+    def leading(self, ranks: Mapping[str, int]) -> "AggregatedAdapter":
+        """The same, cut to the first components of every module, and certified so; nothing is decomposed again.
+
+        Args:
+            ranks: of every module; one that has fewer components keeps them all.
+
+        Cost: that of `ordered_spectrum`.
+        """
+        adapter = AdapterState.of({name: factor.leading(ranks[name]) for name, factor in self.adapter.items()})
+        modules: dict[str, ModuleCertificate] = {}
+        for name, module in self.certificate.modules.items():
+            # What was left out before is orthogonal to what is left out now.
+            error = math.hypot(module.error, ordered_spectrum(self.adapter[name]).discarded_energy(ranks[name]) ** 0.5)
+            kept = 1.0 - (error / module.norm) ** 2 if module.norm else 1.0
+            modules[name] = replace(module, rank=adapter.specs[name].rank, error=error, energy_kept=kept)
+        bytes_out = self.certificate.bytes_out - self.adapter.nbytes + adapter.nbytes
+        return replace(
+            self, adapter=adapter, certificate=replace(self.certificate, modules=modules, bytes_out=bytes_out)
+        )
+
     def write(
         self,
         directory: Path,
@@ -55,6 +76,7 @@ class AggregatedAdapter:
         export: Export = Export.PER_MODULE,
         dtype: torch.dtype = torch.float32,
         settings: Mapping[str, Any] | None = None,
+        beside: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """Write a PEFT adapter and its certificate, whole or not at all.
 
@@ -63,6 +85,7 @@ class AggregatedAdapter:
             export: a rank for every module or one for all.
             dtype: of the stored tensors.
             settings: how the adapter was made, to be put at the head of the certificate.
+            beside: further text files of the directory, by name.
 
         Returns:
             The content of the certificate file. Its errors and energies are those of what was written: what the
@@ -98,6 +121,8 @@ class AggregatedAdapter:
         with new_directory(directory) as draft:
             write_adapter(draft, encoded)
             content = sealed(content, draft / WEIGHTS_NAME)
+            for name, text in (beside or {}).items():
+                (draft / name).write_text(text, encoding="utf-8")
             (draft / CERTIFICATE_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return content
 

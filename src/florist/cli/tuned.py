@@ -1,0 +1,161 @@
+"""What ``florist tune`` found, as a table, as JSON and as CSV."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from florist import strict_json
+from florist.tuning import Goal, Point, evaluations
+
+_BAR = 16
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The points and the picks.
+
+    Attributes:
+        source: what was tuned.
+        goal: what they were picked by, with the baseline where one was given or measured.
+        baseline_runs: those that were measured for it.
+        bisected: whether thresholds were left out.
+        points: those that were evaluated, the lowest tau first.
+        optimal: FLoRIST-O.
+        efficient: FLoRIST-E; None where the baseline is out of reach.
+    """
+
+    source: Mapping[str, Any]
+    goal: Goal
+    baseline_runs: tuple[str, ...]
+    bisected: bool
+    points: tuple[Point, ...]
+    optimal: Point
+    efficient: Point | None
+
+    @cached_property
+    def reference(self) -> float:
+        """What FLoRIST-E had to match."""
+        return self.goal.reference(self.points)
+
+    @property
+    def out_of_reach(self) -> str:
+        """Why there is no FLoRIST-E."""
+        return (
+            f"no tau that was tried reaches {_words(self.goal.metric)} {self.reference:.4g} within "
+            f"{self.goal.margin:g}; the best is {self.goal.value(self.optimal):.4g} at tau {self.optimal.tau:g}; raise "
+            "--margin, or compare with tau = 1"
+        )
+
+    def table(self) -> Table:
+        """A row a threshold; the bar is longer where the metric is better."""
+        others = [name for name in self.points[0].metrics if name != self.goal.metric]
+        heads = ("tau", "", "total rank", "MB", "relative error", *(_words(name) for name in others))
+        table = Table(*heads, _words(self.goal.metric), "", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        for column in (table.columns[0], *table.columns[2:-1]):
+            column.justify = "right"
+        gains = [self.goal.gain(self.goal.value(point)) for point in self.points]
+        for point, gain in zip(self.points, gains, strict=True):
+            table.add_row(
+                f"{point.tau:g}",
+                self._mark(point),
+                str(point.total_rank),
+                f"{point.nbytes / 1e6:.3g}",
+                f"{point.relative_error:.2e}",
+                *(f"{point.metrics[name]:.4g}" for name in others),
+                f"{self.goal.value(point):.4g}",
+                _bar(gain, gains),
+            )
+        return table
+
+    def summary(self) -> str:
+        """The picks, what they were compared with, and how many evaluations that took."""
+        lines = [f"FLoRIST-O: {self._picked(self.optimal)}" + (", the best that was tried" if self.bisected else "")]
+        against = "the baseline" if self.goal.baseline is not None else "tau = 1"
+        if self.efficient is None:
+            lines.append(f"FLoRIST-E: {self.out_of_reach}")
+        else:
+            limit = f"within {self.goal.margin:g} of {self.reference:.4g}, {against}"
+            lines.append(f"FLoRIST-E: {self._picked(self.efficient)}, {limit}")
+        count = evaluations(self.points)
+        lines.append(
+            f"{count} {'evaluation' if count == 1 else 'evaluations'} on the validation records"
+            + (", if the metric gets no worse as tau grows" if self.bisected else "")
+        )
+        return "\n".join(lines)
+
+    def json(self, *, indent: int | None = None) -> str:
+        """All of it as one document; null for what is no number."""
+        document = {
+            "source": self.source,
+            "metric": self.goal.metric,
+            "lower_is_better": self.goal.lower_is_better,
+            "split": "validation",
+            "baseline": self.goal.baseline,
+            "baseline_runs": self.baseline_runs,
+            "reference": _number(self.reference),
+            "margin": self.goal.margin,
+            "bisected": self.bisected,
+            "points": [_described(point) for point in self.points],
+            "florist_o": _described(self.optimal),
+            "florist_e": _described(self.efficient) if self.efficient is not None else None,
+            "evaluations": evaluations(self.points),
+        }
+        return strict_json.encode(document, indent=indent)
+
+    def csv(self) -> str:
+        """A line a threshold."""
+        text = io.StringIO()
+        lines = csv.writer(text, lineterminator="\n")
+        names = list(self.points[0].metrics)
+        lines.writerow(["tau", "total_rank", "bytes", "relative_error", *names, "pick"])
+        for point in self.points:
+            values = [point.metrics[name] for name in names]
+            lines.writerow(
+                [point.tau, point.total_rank, point.nbytes, point.relative_error, *values, self._mark(point)]
+            )
+        return text.getvalue()
+
+    def _mark(self, point: Point) -> str:
+        return "O" * (point is self.optimal) + "E" * (point is self.efficient)
+
+    def _picked(self, point: Point) -> str:
+        value = f"{_words(self.goal.metric)} {self.goal.value(point):.4g}"
+        return f"tau {point.tau:g}, {value}, total rank {point.total_rank}, {point.nbytes / 1e6:.3g} MB"
+
+
+def _described(point: Point) -> dict[str, Any]:
+    return {
+        "tau": point.tau,
+        "total_rank": point.total_rank,
+        "bytes": point.nbytes,
+        "relative_error": point.relative_error,
+        "metrics": {name: _number(value) for name, value in point.metrics.items()},
+        "ranks": dict(point.ranks),
+    }
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _bar(gain: float, gains: list[float]) -> str:
+    """From nothing for the worst of the points to the whole width for the best."""
+    known = [each for each in gains if math.isfinite(each)]
+    if not math.isfinite(gain):
+        return ""
+    low, high = min(known), max(known)
+    eighths = round(8 * _BAR * (gain - low) / (high - low)) if high > low else 8 * _BAR
+    whole, rest = divmod(eighths, 8)
+    return _EIGHTHS[8] * whole + (_EIGHTHS[rest] if rest else "")
