@@ -11,10 +11,9 @@ from florist.spectrum import rank_holding
 
 # Columns that are widened to float64 at a time: wide enough for the product, small enough for the cache.
 _CHUNK = 1024
-# From this size on, leaving out the products below the diagonal pays for the four calls that it takes; and from the
-# larger one for eight.
+# From this size on, leaving out the products below the diagonal pays for the calls that it takes: strips of about so many
+# rows, in at least 4 and at most 16 calls.
 _SYMMETRY_PAYS = 96
-_SYMMETRY_PAYS_TWICE = 512
 # From this size on, the full eigenproblem costs more than the leading part of a spectrum that decays.
 _RANDOMIZED_PAYS = 768
 
@@ -43,9 +42,8 @@ def gram_matrix(X: Float[Tensor, "rank features"], dtype: torch.dtype) -> Float[
     """
     rank, features = X.shape
     G = torch.empty(rank, rank, dtype=dtype, device=X.device)
-    height = max(rank, 1)
-    if rank >= _SYMMETRY_PAYS:
-        height = -(-rank // (8 if rank >= _SYMMETRY_PAYS_TWICE else 4))
+    strips = min(max(rank // _SYMMETRY_PAYS, 4), 16) if rank >= _SYMMETRY_PAYS else 1
+    height = max(-(-rank // strips), 1)
     width = max(features, 1) if X.dtype == dtype else _CHUNK
     for column in range(0, features, width):
         chunk = X[:, column : column + width].to(dtype)

@@ -61,7 +61,7 @@ def leading_pairs(
     W = torch.empty_like(C)  # G_A @ C
     T = G_B.new_zeros(largest_basis, largest_basis)  # C^T G_A H C
     generator = torch.Generator().manual_seed(_SEED)
-    columns = 16 * -(-R // 512)  # about R / 32: wide enough for fast products, narrow enough for many steps
+    columns = 12 * -(-R // 512)  # about R / 40: wide enough for fast products, narrow enough for many steps
     block = _orthonormalise(torch.randn(R, columns, generator=generator).to(G_B), G_A)
     end = 0
     while block.C.shape[1] > 0 and end + block.C.shape[1] <= largest_basis:
