@@ -11,7 +11,7 @@ demo: $(VENV)/.demo
 
 ## The quick tests.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n auto --maxprocesses=4 -m "not slow"
 
 ## The long tests.
 slow: $(VENV)/.dev

@@ -13,7 +13,7 @@ import torch
 from florist.admission import Expected
 from florist.aggregation import lossless_sum
 from florist.factors import AdapterState
-from florist.local_init import Continued, Fresh, LocalInit, LocalStart, change
+from florist.local_init import Aligned, Continued, LocalInit, LocalStart, change
 from florist.rounds import (
     NO_ADAPTER,
     NOTHING,
@@ -92,7 +92,7 @@ class Federation:
     aggregator: Aggregator
     shapes: Mapping[str, tuple[int, int]]
     seed: int
-    local_init: LocalInit = field(default_factory=Fresh)
+    local_init: LocalInit = field(default_factory=Aligned)
     shared_init: bool = True
     fraction: float = 1.0
     min_replies: int | None = None

@@ -411,7 +411,7 @@ def test_defaults_are_written_out(tmp_path: Path) -> None:
         "fraction": 1.0,
         "seed": 0,
         "shared_init": True,
-        "local_init": "fresh",
+        "local_init": "aligned",
     }
     assert written["training"]["learning_rate"] == 3e-4
 

@@ -186,7 +186,7 @@ class FederationSection(Section):
     shared_init: bool = True
     """Clients of a round start from the same random A (a smaller rank from its first rows). Methods that average A or
     B apart need that, and have it in any case."""
-    local_init: Literal["fresh", "aligned", "warm"] = "fresh"
+    local_init: Literal["fresh", "aligned", "warm"] = "aligned"
     """How the next local adapter starts: at random, along the last global update, or from the global adapter. For
     methods whose broadcast is added; where it is trained on (fedit, ffa, flexlora, fedex), it is the start itself."""
 

@@ -11,8 +11,8 @@ from florist.spectrum import rank_holding
 
 # Columns that are widened to float64 at a time: wide enough for the product, small enough for the cache.
 _CHUNK = 1024
-# From this size on, leaving out the products below the diagonal pays for the calls that it takes: strips of about so many
-# rows, in at least 4 and at most 16 calls.
+# From this size on, leaving out the products below the diagonal pays for the calls that it takes: strips of about so
+# many rows, in at least 4 and at most 16 calls.
 _SYMMETRY_PAYS = 96
 # From this size on, the full eigenproblem costs more than the leading part of a spectrum that decays.
 _RANDOMIZED_PAYS = 768
