@@ -401,7 +401,8 @@ def test_who_missed_several_broadcasts_is_sent_the_directions_of_the_last() -> N
     state = ServerState.initial()
     for number in (1, 2):
         state = aligned.close_round(state, replies(["client_1", "client_2"][: 3 - number], number)).state
-    new, fresh = (
+    new = aligned.download(state, "client_0")
+    fresh = rules(client_ranks=UNLIKE, local_init=Fresh()).download(state, "client_0")
         aligned.download(state, "client_0"),
         rules(client_ranks=UNLIKE, local_init=Fresh()).download(state, "client_0"),
     )
