@@ -403,9 +403,6 @@ def test_who_missed_several_broadcasts_is_sent_the_directions_of_the_last() -> N
         state = aligned.close_round(state, replies(["client_1", "client_2"][: 3 - number], number)).state
     new = aligned.download(state, "client_0")
     fresh = rules(client_ranks=UNLIKE, local_init=Fresh()).download(state, "client_0")
-        aligned.download(state, "client_0"),
-        rules(client_ranks=UNLIKE, local_init=Fresh()).download(state, "client_0"),
-    )
     assert {name: f.rank for name, f in new.directions.items()} == dict.fromkeys(SHAPES, 2)
     assert new.nbytes == fresh.nbytes + 2 * 8 * sum(n for _, n in SHAPES.values())
     # One that missed the last alone has it.
