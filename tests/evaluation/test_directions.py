@@ -1,6 +1,6 @@
 import pytest
 
-from florist.config.building import METRICS
+from florist.config.metrics import METRICS
 from florist.evaluation import lower_is_better
 
 
