@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import string
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ from transformers import (
 
 # Several threads only cost at these sizes.
 torch.set_num_threads(1)
+# A shell starts background jobs with interruptions ignored, and their children inherit it: Ctrl-C could not be tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def save_tokenizer(directory: Path) -> int:

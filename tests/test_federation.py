@@ -129,7 +129,7 @@ def broken(value: float) -> AdapterState:
 REFUSED = {
     "stranger": (update("stranger", adapter(2, 1)), "not a client of this federation"),
     "late": (update("client_1", adapter(2, 1), round_number=7), "expected an update of round 1, got one of round 7"),
-    "no examples": (update("client_1", adapter(2, 1), num_examples=0), "positive number of examples, got 0"),
+    "no examples": (update("client_1", adapter(2, 1), num_examples=0), "positive whole number of examples, got 0"),
     "nan": (update("client_1", broken(math.nan)), "layers.1.up holds NaN or inf"),
     "inf": (update("client_1", broken(math.inf)), "layers.1.up holds NaN or inf"),
     "shape": (update("client_1", adapter(2, 1, shapes={"layers.1.up": (9, 20)})), "expected the shape (20, 9)"),

@@ -16,6 +16,10 @@ LARGEST_NORM = torch.finfo(torch.float32).max ** 0.5
 """Of a half and of the product of both: with larger ones, squares in float32 overflow."""
 
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""What factors may be made of."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Expected:
     """What an update of one client in one round has to be.
@@ -40,8 +44,8 @@ class Expected:
         """Why an update cannot count; None where it can. Reads every factor once."""
         if update.round_number != self.round_number:
             return f"expected an update of round {self.round_number}, got one of round {update.round_number}"
-        if update.num_examples <= 0:
-            return f"expected a positive number of examples, got {update.num_examples}"
+        if type(update.num_examples) is not int or update.num_examples <= 0:
+            return f"expected a positive whole number of examples, got {update.num_examples!r}"
         if update.adapter and not self.trained & Trained.FACTORS:
             return f"expected whole weights, got factors of {next(iter(update.adapter))}"
         for name, spec in update.adapter.specs.items():
@@ -49,6 +53,8 @@ class Expected:
                 return f"{name} is not a module that this federation trains"
             if spec.shape != self.shapes[name]:
                 return f"{name}: expected the shape {self.shapes[name]}, got {spec.shape}"
+            if spec.dtype not in FLOATS:
+                return f"{name}: expected floating-point factors of 16, 32 or 64 bits, got {spec.dtype}"
             if spec.rank > self.rank:
                 return f"{name}: expected at most the client's rank {self.rank}, got {spec.rank}"
         for name, factor in update.adapter.items():
@@ -76,6 +82,8 @@ class Expected:
             before = self.full_parameters[name]
             if tensor.shape != before.shape:
                 return f"{name}: expected {tuple(before.shape)}, got {tuple(tensor.shape)}"
+            if tensor.dtype != before.dtype:
+                return f"{name}: expected {before.dtype}, got {tensor.dtype}"
             if not tensor.isfinite().all():
                 return f"{name} holds NaN or inf"
         return None

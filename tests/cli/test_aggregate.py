@@ -75,6 +75,11 @@ BROKEN: dict[str, tuple[Break, str]] = {
     ),
     "base": (edit_config(base_model_name_or_path="elsewhere"), "--allow-base-mismatch"),
     "dora": (edit_config(use_dora=True), "DoRA"),
+    "deep config": (lambda a: (a / "adapter_config.json").write_text('{"a":' * 100_000), "expected JSON"),
+    "no expression": (edit_config(target_modules="("), "to be names or a regular expression, got '('"),
+    "no names": (edit_config(target_modules=5), "to be names or a regular expression, got 5"),
+    "huge alpha": (edit_config(lora_alpha=10**400), "expected lora_alpha in"),
+    "huge rank": (edit_config(r=10**400), "to be a whole number from 1"),
     "truncated": (lambda a: os.truncate(a / "adapter_model.safetensors", 500), "adapter_model.safetensors"),
     "no weights": (lambda a: (a / "adapter_model.safetensors").unlink(), "expected adapter_model.safetensors"),
     "no config": (lambda a: (a / "adapter_config.json").unlink(), "adapter_config.json"),
@@ -121,6 +126,29 @@ def test_wrong_options_are_refused(
     line = refused(florist("aggregate", *saved_adapters, "-o", tmp_path / "out", *arguments))
     assert reason in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_that_whole_parameters_exceed_is_refused_and_leaves_nothing(
+    florist: Run, saved_adapters: list[Path], tmp_path: Path
+) -> None:
+    heads: list[Path] = []
+    for number, source in enumerate(saved_adapters[:2]):
+        heads.append(copied(source, tmp_path / f"headed{number}"))
+        edit_config(modules_to_save=["lm_head"])(heads[-1])
+        edit_tensors(lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(64, 64)}))(heads[-1])
+    arguments = ("aggregate", *heads, "--average-full", "-o", tmp_path / "out", "--budget")
+    assert "expected at most 12000 bytes, got " in refused(florist(*arguments, "12KB"))
+    assert not (tmp_path / "out").exists()
+    assert florist(*arguments, "1MB").returncode == 0
+    assert (tmp_path / "out" / "adapter_model.safetensors").stat().st_size < 1e6
+
+
+@pytest.mark.parametrize("weights", ["1e99999999999,1", "1,1e-400", "nan,1"])
+def test_weights_that_no_number_holds_are_refused(
+    florist: Run, saved_adapters: list[Path], tmp_path: Path, weights: str
+) -> None:
+    arguments = ("aggregate", *saved_adapters[:2], "-o", tmp_path / "out", "--weights", weights)
+    assert "expected --weights as numbers with commas" in refused(florist(*arguments))
 
 
 def test_an_output_that_exists_is_refused_before_any_work(

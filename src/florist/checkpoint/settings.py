@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any
 from florist.checkpoint.layout import TokenIndices
 from florist.checkpoint.patterns import ModulePattern
 from florist.errors import InvalidAdapterError, MissingInputError, UnsupportedAdapterError
+
+LARGEST_ALPHA = 1e30
+"""Beyond, the scaled factors of a sound adapter would leave the range of float32."""
 
 _VARIANTS = {
     "use_dora": "DoRA",
@@ -96,6 +100,7 @@ def read_settings(path: Path) -> LoraSettings:
     """
     config = _read_object(path)
     _refuse_unsupported(path, config)
+    _check_targets(path, config)
     rank_pattern = _table(path, config, "rank_pattern")
     alpha_pattern = _table(path, config, "alpha_pattern")
     return LoraSettings(
@@ -111,6 +116,20 @@ def read_settings(path: Path) -> LoraSettings:
     )
 
 
+def _check_targets(path: Path, config: Mapping[str, Any]) -> None:
+    targets = config.get("target_modules")
+    try:
+        sound = targets is None or (
+            bool(re.compile(targets)) if isinstance(targets, str) else all(isinstance(name, str) for name in targets)
+        )
+    except (re.error, TypeError):
+        sound = False
+    if not sound:
+        raise InvalidAdapterError(
+            f"expected target_modules in {path} to be names or a regular expression, got {reprlib.repr(targets)}"
+        )
+
+
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -118,7 +137,7 @@ def _read_object(path: Path) -> dict[str, Any]:
         raise MissingInputError(
             f"expected {path.name} beside the weights, found no {path}; copy it from where the adapter was saved"
         ) from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InvalidAdapterError(f"expected JSON in {path}: {error}") from error
     if not isinstance(config, dict):
         raise InvalidAdapterError(f"expected a JSON object in {path}, got {type(config).__name__}")
@@ -185,12 +204,15 @@ def _token_indices(path: Path, config: Mapping[str, Any]) -> TokenIndices:
 
 
 def _rank(path: Path, key: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidAdapterError(f"expected {key} in {path} to be a whole number from 1, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+        raise InvalidAdapterError(f"expected {key} in {path} to be a whole number from 1, got {reprlib.repr(value)}")
     return value
 
 
 def _alpha(path: Path, key: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise InvalidAdapterError(f"expected {key} in {path} to be a finite number, got {value!r}")
+    # NaN is in no range.
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= LARGEST_ALPHA:
+        raise InvalidAdapterError(
+            f"expected {key} in {path} to be a finite number, at most {LARGEST_ALPHA:.0e}, got {reprlib.repr(value)}"
+        )
     return float(value)

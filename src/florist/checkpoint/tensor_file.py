@@ -121,6 +121,8 @@ def open_safetensors(path: Path) -> TensorFile:
                 stream.seek(offsets[name])
                 while rest and (count := stream.readinto(rest)):  # one call reads 2 GB at most
                     rest = rest[count:]
+                if rest or _version(os.fstat(stream.fileno())) != version:
+                    raise _changed(path)
         except OSError as error:
             raise _changed(path) from error
         return tensor
@@ -135,8 +137,9 @@ def _changed(path: Path) -> InvalidAdapterError:
     )
 
 
-def _version(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_ino, status.st_size, status.st_mtime_ns
+def _version(status: os.stat_result) -> tuple[int, ...]:
+    # The time of modification can be set to anything, that of the last change of the inode cannot.
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def open_pickle(path: Path) -> TensorFile:

@@ -128,7 +128,13 @@ def aggregate(
         result = one_shot.combine(inputs, aggregator, device=device, on_module=on_module)
         options = {name: value if name in applies else None for name, value in section.model_dump(mode="json").items()}
         settings = {**options, "method": method, "export": export.value, "dtype": dtype.value}
-        document = result.write(out, export=Export(export.value), dtype=torch_dtype, settings=settings)
+        document = result.write(
+            out,
+            export=Export(export.value),
+            dtype=torch_dtype,
+            max_bytes=int(section.budget) if section.budget is not None else None,
+            settings=settings,
+        )
     console.print(_table(document["modules"], every=verbose))
     console.print(_totals(document, out), highlight=False, soft_wrap=True)
     for note in (*absences(result.inputs.comparison.absent), *document["notes"]):

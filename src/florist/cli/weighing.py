@@ -1,5 +1,6 @@
 """``--weights 3,1,1``, as `aggregate` and `inspect` take it."""
 
+import re
 from fractions import Fraction
 
 from florist.errors import InvalidUpdateError
@@ -11,7 +12,11 @@ def parse_weights(text: str) -> list[Fraction]:
     Raises:
         InvalidUpdateError: something else.
     """
+    # An exponent of three digits would be written out: a number of a billion digits, in the worst case.
+    too_long = re.search(r"[eE][+-]?0*\d{3}", text)
     try:
-        return [Fraction(part.strip()) for part in text.split(",")]
-    except (ValueError, ZeroDivisionError) as error:
-        raise InvalidUpdateError(f"expected --weights as numbers with commas, as 3,1,1, got {text!r}") from error
+        if not too_long:
+            return [Fraction(part.strip()) for part in text.split(",")]
+    except (ValueError, ZeroDivisionError):
+        pass
+    raise InvalidUpdateError(f"expected --weights as numbers with commas, as 3,1,1, got {text!r}")

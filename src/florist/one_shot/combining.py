@@ -75,6 +75,7 @@ class AggregatedAdapter:
         *,
         export: Export = Export.PER_MODULE,
         dtype: torch.dtype = torch.float32,
+        max_bytes: int | None = None,
         settings: Mapping[str, Any] | None = None,
         beside: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
@@ -84,6 +85,7 @@ class AggregatedAdapter:
             directory: to create.
             export: a rank for every module or one for all.
             dtype: of the stored tensors.
+            max_bytes: what the tensors may take; refused where they take more. A rank rule counts factors alone.
             settings: how the adapter was made, to be put at the head of the certificate.
             beside: further text files of the directory, by name.
 
@@ -94,6 +96,7 @@ class AggregatedAdapter:
 
         Raises:
             OutputExistsError, MissingInputError: as `outputs.require_absent`.
+            ConfigurationError: the tensors take more than `max_bytes`.
             NonFiniteUpdateError: a value does not fit `dtype`.
         """
         common = self.inputs.comparison
@@ -108,6 +111,11 @@ class AggregatedAdapter:
             export=export,
             dtype=dtype,
         )
+        if max_bytes is not None and encoded.nbytes > max_bytes:
+            raise ConfigurationError(
+                f"expected at most {max_bytes} bytes, got {encoded.nbytes}: parameters that travel whole, and experts "
+                "that are stored at one rank, take more than their directions; choose ranks for a smaller budget"
+            )
         storage_errors = {name: storage_error(factor, dtype) for name, factor in self.adapter.items()}
         stored = {name: _as_stored(module, storage_errors[name]) for name, module in self.certificate.modules.items()}
         content = document(
@@ -216,7 +224,7 @@ def require_device(device: torch.device | str) -> None:
         ConfigurationError: it cannot, or not in float64.
     """
     try:
-        torch.zeros(1, dtype=torch.float64, device=device)
+        torch.zeros(1, dtype=torch.float64, device=device).item()
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigurationError(
