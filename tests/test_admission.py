@@ -1,5 +1,7 @@
 """A client that sends what no method can use costs the round its own update and nothing else."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -38,6 +40,27 @@ def honest(seed: int = 0) -> list[ClientUpdate]:
         update(name, with_shared_rows(rank, seed + k), num_examples=k + 1)
         for k, (name, rank) in enumerate(RANKS.items())
     ]
+
+
+# --- what no arithmetic is for
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_factors_that_are_no_ordinary_floats_are_dropped(dtype: torch.dtype) -> None:
+    sent = honest()
+    sent[1] = update("client_1", sent[1].adapter.map(lambda factor: factor.to(dtype=dtype)))
+    closed = rules(Florist(EnergyThreshold(0.9))).close_round(ServerState.initial(), sent)
+    assert [drop.client_id for drop in closed.dropped] == ["client_1"]
+    assert f"expected floating-point factors of 16, 32 or 64 bits, got {dtype}" in closed.dropped[0].reason
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float64])
+def test_whole_parameters_of_another_dtype_are_dropped(dtype: torch.dtype) -> None:
+    heads = [torch.ones(3), torch.ones(3, dtype=dtype)]
+    sent = [replace(u, full_parameters={"head": head}) for u, head in zip(honest()[:2], heads, strict=True)]
+    closed = rules(Florist(EnergyThreshold(0.9))).close_round(ServerState.initial({"head": torch.zeros(3)}), sent)
+    assert [drop.reason for drop in closed.dropped] == [f"head: expected torch.float32, got {dtype}"]
+    assert closed.state.full_parameters["head"].dtype == torch.float32
 
 
 # --- an A that nobody trains
