@@ -65,5 +65,9 @@ class MissingDependencyError(FloristError, ImportError):
     """The command needs an optional part of florist that is not installed."""
 
 
+class TooFewClientsError(FloristError, TimeoutError):
+    """A federation did not come together in time."""
+
+
 class WorkerLostError(FloristError, ChildProcessError):
     """A process that did part of the work was killed from outside."""

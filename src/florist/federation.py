@@ -5,7 +5,7 @@ any other engine drive the same steps.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -40,6 +40,7 @@ class Download:
         continued: the first components of the continued adapter, as many as the client's rank, to train on from.
         full_parameters: current values of the parameters that travel whole; empty where the client has them.
         directions: first rows of A to start from, under B = 0, where the client cannot tell them from `adapter`.
+        replaces: `adapter` is the whole global adapter, bit for bit, and takes the place of what the client holds.
         nbytes: of all that is sent: not of a half of `continued` that nobody trains, nor of the zeros of `directions`.
     """
 
@@ -48,6 +49,7 @@ class Download:
     full_parameters: FullParameters
     directions: AdapterState
     nbytes: int
+    replaces: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,31 +115,48 @@ class Federation:
         """How many usable updates a round needs."""
         return self.min_replies if self.min_replies is not None else math.ceil(self.clients_per_round / 2)
 
-    def participants(self, round_number: int) -> tuple[str, ...]:
-        """The clients to ask in a round, sorted: drawn from the seed and the round number alone."""
-        ordered = sorted(self.client_ranks)
+    def participants(self, round_number: int, among: Collection[str] | None = None) -> tuple[str, ...]:
+        """The clients to ask in a round, sorted: drawn from the seed and the round number alone.
+
+        Args:
+            round_number: the round.
+            among: the clients that can be reached; all of them by default. As many as ever are drawn from them.
+        """
+        ordered = sorted(self.client_ranks if among is None else among)
         draw = torch.randperm(len(ordered), generator=generator(self.seed, "participants", round_number))
         return tuple(sorted(ordered[i] for i in draw[: self.clients_per_round].tolist()))
 
     def download(self, state: ServerState, client_id: str) -> Download:
         """What a client lacks: every broadcast since it last held the global adapter, as one adapter.
 
-        Sums of several broadcasts are decomposed again without loss, so that a long absence does not cost the sum
-        of all that was sent meanwhile. Of continued adapters only the latest counts. Every client has the base model,
-        so that weights of adapted modules are not sent before a round has changed them; a head, which starts at random,
-        is.
+        Sums of several broadcasts are decomposed again without loss, so that a long absence does not cost the sum of
+        all that was sent meanwhile; who holds nothing gets the global adapter itself. Of continued adapters only the
+        latest counts. Every client has the base model, so that weights of adapted modules are not sent before a round
+        has changed them; a head, which starts at random, is.
         """
         held = state.holds.get(client_id, 0)
         missed = [broadcast for number, broadcast in sorted(state.broadcasts.items()) if number > held]
         if client_id in state.holds and not missed:
             return Download(NO_ADAPTER, NO_ADAPTER, NOTHING, NO_ADAPTER, 0)
-        added = missed[0] if len(missed) == 1 else lossless_sum(missed)
+        replaces = client_id not in state.holds and len(missed) > 1
+        added = state.cumulative if replaces else missed[0] if len(missed) == 1 else lossless_sum(missed)
         of_base = () if state.broadcasts else {weight_name(module) for module in self.shapes}
         whole = {name: tensor for name, tensor in state.full_parameters.items() if name not in of_base}
         # The sum of several no longer shows the last of them.
         hidden = len(missed) > 1 and self._init(state).needs_last
         directions = self.start(state, client_id).local if hidden else NO_ADAPTER
-        return self._download(client_id, added, state.continued, whole, directions)
+        return replace(self._download(client_id, added, state.continued, whole, directions), replaces=replaces)
+
+    def holding(self, state: ServerState, held: Mapping[str, int | None]) -> ServerState:
+        """The state with what clients say they hold: an engine may lose a delivery, and a client what it had.
+
+        Args:
+            state: before.
+            held: by client id, the round whose global adapter it holds; None for nothing at all.
+        """
+        known = {name: round_number for name, round_number in held.items() if round_number is not None}
+        kept = {name: round_number for name, round_number in state.holds.items() if name not in held}
+        return replace(state, holds={**kept, **known})
 
     def start(self, state: ServerState, client_id: str) -> LocalStart:
         """What a client that has downloaded what it lacked begins the next round with."""

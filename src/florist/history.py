@@ -139,6 +139,12 @@ class RunDirectory:
             (self._folder(state.round_number - 1) / f"{name}.safetensors").unlink(missing_ok=True)
         self._write_records(self.records())
 
+    def amend(self, state: ServerState, record: RoundRecord) -> None:
+        """Replace the record of the last saved round, and who holds what: what became known after it was saved."""
+        summary = {"holds": dict(state.holds), "record": asdict(record)}
+        replace_file(self._folder(state.round_number) / "round.json", strict_json.encode(summary, indent=1))
+        self._write_records(self.records())
+
     def records(self) -> list[RoundRecord]:
         """The records of all whole rounds.
 

@@ -1,10 +1,12 @@
 """Tokenizers and base models by directory or hub id, checked to be whole."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -121,3 +123,25 @@ def _require_complete(name_or_path: str, missing: list[str], head: tuple[str, ..
             f"{name_or_path}: expected a complete checkpoint, and it lacks {beyond}, which would start at "
             "random and be lost; add their modules to [lora] modules_to_save"
         )
+
+
+SAMPLES = 64
+"""Numbers of a parameter that go into a fingerprint."""
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Names a base by its weights: SHA-256 over names, shapes, dtypes and evenly spaced numbers of all parameters.
+
+    Another base, or a fine-tuned version of the same one, has another fingerprint; so has the same base in another
+    dtype or quantization.
+
+    Cost: `SAMPLES` numbers a parameter are copied to the CPU.
+    """
+    found = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        flat = parameter.detach().flatten()
+        index = torch.linspace(0, max(0, flat.numel() - 1), SAMPLES, dtype=torch.float64).long()
+        numbers = flat[index.to(flat.device)].cpu() if flat.numel() else flat.cpu()
+        found.update(f"{name}\0{parameter.dtype}\0{tuple(parameter.shape)}\0".encode())
+        found.update(numbers.contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

@@ -39,14 +39,91 @@ from florist.data import (
     template_prompt,
 )
 from florist.errors import ConfigurationError
+from florist.evaluation import Metric
 from florist.federation import Federation
-from florist.model_loading import load_causal_lm, load_classifier, load_tokenizer
+from florist.model_loading import fingerprint, load_causal_lm, load_classifier, load_tokenizer
 from florist.peft_model import FederatedModel, LocalLora
 from florist.quantization import prepared, quantized_loading
+from florist.rounds import Aggregator
 from florist.simulation import Client, Simulation
 from florist.training import Hardware, TrainingSettings, require_precision
 
 Encode = Callable[[Sequence[Record], str], Examples]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedTask:
+    """A base model ready to be trained and measured as a configuration says, whoever of its clients does so.
+
+    Attributes:
+        config: the configuration.
+        model: the base with its adapters.
+        aggregator: the method.
+        base: the fingerprint of the base's weights.
+        tokenizer: of the base.
+        task: encoders and what else depends on the kind of task.
+    """
+
+    config: Config
+    model: FederatedModel
+    aggregator: Aggregator
+    base: str
+    tokenizer: PreTrainedTokenizerBase
+    task: "_Task"
+
+    def clients(self, training: Mapping[str, Sequence[Record]]) -> tuple[Client, ...]:
+        """The clients of these rows, in their order, with the ranks and settings that the configuration lists.
+
+        Raises:
+            ConfigurationError: it lists another number of clients.
+            DataError: rows cannot be encoded.
+        """
+        client_ids = list(training)
+        loras, settings = _loras(self.config, client_ids), _settings(self.config, client_ids)
+        return tuple(
+            Client(client_id, self.task.encode_training(rows, client_id), lora, own)
+            for (client_id, rows), lora, own in zip(training.items(), loras, settings, strict=True)
+        )
+
+    def metrics(self, splits: Splits) -> tuple[tuple[Metric, ...], tuple[Metric, ...]]:
+        """Metrics of the rounds, and those of the final adapter alone, on the held-out records."""
+        names = metric_names(self.config)
+        return metrics(self.config, names, self.task.encode_held_out, splits, self.tokenizer)
+
+
+def load(config: Config, splits: Splits) -> LoadedTask:
+    """Load the base model of a configuration.
+
+    Args:
+        config: what to load.
+        splits: its records, which may tell the classes and the shape of all of them.
+
+    Raises:
+        ConfigurationError: keys contradict what is in the data.
+        ModelError: the model cannot be loaded or adapted.
+        UnsupportedHardwareError, MissingDependencyError: this machine lacks what the precision or quantization needs.
+    """
+    training = config.training
+    require_precision(TrainingSettings(bf16=training.bf16, fp16=training.fp16), Hardware.found())
+    tokenizer = load_tokenizer(config.model.name_or_path)
+    tokenizer.padding_side = "right"  # from the left, models that count positions from there would be led astray
+    rows = [row for some in splits.training.values() for row in some]
+    task = _task(config, tokenizer, rows or [*splits.validation, *splits.test])
+    # A quantized model is put on its device as it is loaded.
+    if torch.cuda.is_available() and config.model.quantization is None:
+        task.base.to("cuda")  # pyright: ignore[reportArgumentType]  # transformers wraps Module.to without its overloads
+    base = fingerprint(task.base)
+    target, ranks = config.lora.target_modules, config.lora.ranks
+    largest = max(ranks) if isinstance(ranks, tuple) else ranks
+    aggregator = METHODS[config.aggregation.method](config.aggregation, largest)
+    model = FederatedModel(
+        task.base,
+        target if isinstance(target, str) else list(target),
+        task.whole_modules,
+        task.task_type,
+        aggregator.work.trained,
+    )
+    return LoadedTask(config, model, aggregator, base, tokenizer, task)
 
 
 def build(config: Config, splits: Splits | None = None) -> Simulation:
@@ -62,35 +139,17 @@ def build(config: Config, splits: Splits | None = None) -> Simulation:
         ModelError: the model cannot be loaded or adapted.
         UnsupportedHardwareError, MissingDependencyError: this machine lacks what the precision or quantization needs.
     """
-    names = metric_names(config)
+    metric_names(config)
     splits = splits if splits is not None else read_splits(config)
-    client_ids = list(splits.training)
-    loras, settings = _loras(config, client_ids), _settings(config, client_ids)
-    require_precision(settings[0], Hardware.found())
-    tokenizer = load_tokenizer(config.model.name_or_path)
-    tokenizer.padding_side = "right"  # from the left, models that count positions from there would be led astray
-    task = _task(config, tokenizer, [row for rows in splits.training.values() for row in rows])
-    # A quantized model is put on its device as it is loaded.
-    if torch.cuda.is_available() and config.model.quantization is None:
-        task.base.to("cuda")  # pyright: ignore[reportArgumentType]  # transformers wraps Module.to without its overloads
-    target = config.lora.target_modules
-    aggregator = METHODS[config.aggregation.method](config.aggregation, max(lora.rank for lora in loras))
-    model = FederatedModel(
-        task.base,
-        target if isinstance(target, str) else list(target),
-        task.whole_modules,
-        task.task_type,
-        aggregator.work.trained,
-    )
-    clients = tuple(
-        Client(client_id, task.encode_training(rows, client_id), lora, own)
-        for (client_id, rows), lora, own in zip(splits.training.items(), loras, settings, strict=True)
-    )
+    for check in (_loras, _settings):
+        check(config, list(splits.training))  # before the model is loaded, which takes its time
+    loaded = load(config, splits)
+    clients = loaded.clients(splits.training)
     federation = config.federation
     rules = Federation(
         client_ranks={client.client_id: client.lora.rank for client in clients},
-        aggregator=aggregator,
-        shapes=model.shapes,
+        aggregator=loaded.aggregator,
+        shapes=loaded.model.shapes,
         seed=federation.seed,
         local_init=LOCAL_INITS[federation.local_init](),
         shared_init=federation.shared_init,
@@ -102,9 +161,9 @@ def build(config: Config, splits: Splits | None = None) -> Simulation:
             f"federation.min_replies = {rules.required_replies}: expected at most the {rules.clients_per_round} of "
             f"{len(clients)} clients that a round asks"
         )
-    in_rounds, at_the_end = metrics(config, names, task.encode_held_out, splits, tokenizer)
+    in_rounds, at_the_end = loaded.metrics(splits)
     return Simulation(
-        model=model,
+        model=loaded.model,
         base_model=config.model.name_or_path,
         clients=clients,
         federation=rules,

@@ -1,8 +1,8 @@
 """Which records a configuration trains on, validates on and tests on, and who holds them."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -39,8 +39,12 @@ class Splits:
     test: Sequence[Record]
 
 
-def read_splits(config: Config) -> Splits:
+def read_splits(config: Config, choose: Callable[[Sequence[str]], str] | None = None) -> Splits:
     """Read the files, share the rows out and hold some out.
+
+    Args:
+        config: where they are and how to share them.
+        choose: one of the clients' names: the others' rows are left alone, those held out as well.
 
     Raises:
         ConfigurationError: keys contradict what is in the data.
@@ -56,6 +60,9 @@ def read_splits(config: Config) -> Splits:
         holdings = rows
     else:
         holdings = _share_out(config, [row for some in rows.values() for row in some])
+    if choose is not None:
+        client_id = choose(list(holdings))
+        holdings = {client_id: holdings[client_id]}
     if data.test is not None:
         test = read_records(Path(data.path, data.test))
     else:
@@ -66,6 +73,19 @@ def read_splits(config: Config) -> Splits:
         holdings, validation = _held_out(config, holdings, data.validation_fraction, "validation")
         return Splits(holdings, validation, test)
     return Splits(holdings, [], test)
+
+
+def read_held_out(config: Config) -> Splits:
+    """The records to measure on, where no training records are needed, nor there: a server's.
+
+    Raises:
+        ConfigurationError, MissingInputError, DataError: as `read_splits`.
+    """
+    data = config.data
+    if data.test is None:
+        return replace(read_splits(config), training={})
+    validation = read_records(Path(data.path, data.validation)) if data.validation is not None else []
+    return Splits({}, validation, read_records(Path(data.path, data.test)))
 
 
 def who_holds_what(config: Config, splits: Splits) -> LabelCounts | None:

@@ -255,6 +255,28 @@ class EvaluationSection(Section):
         return self
 
 
+class FlowerSection(Section):
+    """``[flower]``: what a federation over Flower needs beside the rest."""
+
+    run: str | None = None
+    """Directory of the run at the server, which resumes what it finds there; by default one for each run of Flower,
+    in the server's current directory."""
+    min_clients: Positive | None = None
+    """To wait for before the first round; by default as many as `lora.ranks` lists, or 2."""
+    wait: PositiveFloat = 600.0
+    """Seconds to wait for them."""
+    round_timeout: PositiveFloat = 3600.0
+    """Seconds for the replies of a round; who comes later is left out of it."""
+    evaluation: Literal["clients", "server", "none"] = "clients"
+    """Where the global adapter is measured after a round: by the clients, on held-out rows of their own; or by the
+    server, which then needs the base model and the held-out records."""
+    max_examples: Positive | None = None
+    """The largest number of examples that a client may claim; by default any."""
+    base_name: str | None = None
+    """Names the base in the place of a fingerprint of its weights, for sites that hold it in unlike dtypes or
+    quantizations; all sites must then vouch for it."""
+
+
 class Config(Section):
     """A whole configuration."""
 
@@ -266,6 +288,7 @@ class Config(Section):
     federation: FederationSection = FederationSection()
     aggregation: AggregationSection = AggregationSection()
     evaluation: EvaluationSection = EvaluationSection()
+    flower: FlowerSection = FlowerSection()
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":

@@ -1,0 +1,74 @@
+"""What all clients of a federation must have in common, and how the server comes to know it without a base model."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from florist.errors import InvalidUpdateError
+from florist.flower import protocol
+from florist.flower.protocol import WHOLE, Introduction
+from florist.rounds import NOTHING, FullParameters
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Agreement:
+    """The base and the modules of a federation.
+
+    Attributes:
+        base: name of the base model.
+        shapes: (out_features, in_features) of every module that is trained.
+    """
+
+    base: str
+    shapes: Mapping[str, tuple[int, int]]
+
+    @classmethod
+    def of(cls, introductions: Collection[Introduction]) -> "Agreement":
+        """What most of the introductions say; of equally many, the first by name.
+
+        Raises:
+            ValueError: there are none.
+        """
+        votes = Counter((member.base, tuple(sorted(member.shapes.items()))) for member in introductions)
+        base, modules = min(votes, key=lambda vote: (-votes[vote], vote))
+        return cls(base, dict(modules))
+
+    def refusal(self, introduction: Introduction) -> str | None:
+        """Why a client may not take part; None where it may. It may train fewer modules, but no others."""
+        if introduction.base != self.base:
+            return f"expected the base {self.base}, got {introduction.base}"
+        for module, shape in introduction.shapes.items():
+            if self.shapes.get(module) != shape:
+                expected = f"the shape {self.shapes[module]}" if module in self.shapes else "no such module"
+                return f"{module}: expected {expected}, got {shape}"
+        return None
+
+
+def whole_parameters(
+    grid: Grid, nodes: Mapping[str, int], introductions: Collection[Introduction], timeout: float
+) -> FullParameters:
+    """First values of the parameters that travel whole: all clients begin with the same, so that any can tell.
+
+    Args:
+        grid: to ask through.
+        nodes: by client id.
+        introductions: of clients that agree on the base.
+        timeout: seconds for one answer.
+
+    Raises:
+        InvalidUpdateError: none of them answered, or what came is damaged.
+    """
+    for introduction in sorted(introductions, key=lambda each: each.client_id):
+        if not introduction.whole:
+            return NOTHING
+        question = Message(RecordDict(), nodes[introduction.client_id], WHOLE, ttl=timeout)
+        for reply in grid.send_and_receive([question], timeout=timeout):
+            if not reply.has_error():
+                return protocol.read_whole(reply.content)
+    asked = ", ".join(sorted(each.client_id for each in introductions))
+    raise InvalidUpdateError(
+        f"expected the parameters that travel whole from one of {asked}, and none of them answered"
+    )

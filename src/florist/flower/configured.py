@@ -1,0 +1,270 @@
+"""Flower apps by a configuration file, the same that `florist simulate` takes.
+
+A key is overridden, in rising order, by Flower's run config (``flwr run --run-config``) and by a node's own
+(``flower-supernode --node-config``), under its name in the file: ``data.path``. An empty text overrides nothing, since
+Flower lets only those keys be set that the app's ``pyproject.toml`` has.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from flwr.app import Context
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
+from flwr.serverapp import Grid, ServerApp
+
+from florist.config import Config, read_config, to_toml
+from florist.config.building import LoadedTask, load
+from florist.config.methods import LOCAL_INITS, METHODS
+from florist.config.records import read_held_out, read_splits
+from florist.config.sections import CLASSIFICATION
+from florist.errors import ConfigurationError
+from florist.evaluation import Metric
+from florist.factors import AdapterState
+from florist.federation import global_adapter
+from florist.flower.agreement import Agreement
+from florist.flower.client_app import client_app
+from florist.flower.journal import Journal
+from florist.flower.participant import TrainedLocally
+from florist.flower.protocol import Task
+from florist.flower.roster import LOG
+from florist.flower.strategy import FloristStrategy
+from florist.local_init import LocalStart
+from florist.peft_model import FederatedModel
+from florist.rounds import FullParameters, ServerState, Trained
+from florist.simulation import Client
+from florist.training import train
+
+PARTITION, CLIENT = "partition-id", "client-id"
+"""Keys of a node's config: which of the clients in the data the node is, and what it is called."""
+
+
+def configured_server_app(config_file: Path) -> ServerApp:
+    """The server of a federation.
+
+    It holds no base model and no data, unless ``flower.evaluation = "server"``.
+
+    Args:
+        config_file: of the app.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        _serve(_configuration(config_file, context), grid, context)
+
+    return app
+
+
+def configured_client_app(config_file: Path, mods: list[Mod] | None = None) -> ClientApp:
+    """The client of a federation: it trains on the records that the configuration finds on its node.
+
+    Args:
+        config_file: of the app.
+        mods: of Flower, around every message.
+    """
+    return client_app(lambda context: _participant(config_file, context), mods)
+
+
+def _configuration(config_file: Path, context: Context) -> Config:
+    given = {**{k: v for k, v in context.run_config.items() if v != ""}, **context.node_config}
+    overrides = [f"{name}={_toml(value)}" for name, value in given.items() if "." in name]
+    return read_config(config_file, overrides)
+
+
+def _toml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _serve(config: Config, grid: Grid, context: Context) -> None:
+    settings, federation, ranks = config.flower, config.federation, config.lora.ranks
+    method = config.aggregation.method
+    reference: Agreement | None = None
+    evaluate: Callable[[ServerState], Mapping[str, float]] | None = None
+    if settings.evaluation == "server":
+        splits = read_held_out(config)
+        loaded = load(config, splits)
+        torch.set_num_threads(_threads(config))
+        reference = Agreement(settings.base_name or loaded.base, loaded.model.shapes)
+        evaluate = _Measure(loaded.model, loaded.metrics(splits)[0])
+    elif Trained.WEIGHTS in METHODS[method](config.aggregation, 1).work.trained:
+        raise ConfigurationError(
+            f"aggregation.method = {method!r}: the final adapter is the difference of weights to the base, which the "
+            "server needs: set flower.evaluation = 'server'"
+        )
+    path = Path(settings.run or f"florist-run-{context.run_id}").resolve()
+    LOG.info("the run is kept in %s; to resume it: flwr run --run-config 'flower.run=\"%s\"'", path, path)
+    largest = max(ranks) if isinstance(ranks, tuple) else ranks
+    strategy = FloristStrategy(
+        METHODS[method](config.aggregation, largest),
+        seed=federation.seed,
+        local_init=LOCAL_INITS[federation.local_init](),
+        shared_init=federation.shared_init,
+        fraction=federation.fraction,
+        min_replies=federation.min_replies,
+        min_clients=settings.min_clients or (len(ranks) if isinstance(ranks, tuple) else 2),
+        wait=settings.wait,
+        max_examples=settings.max_examples,
+        evaluate=evaluate,
+        evaluate_on_clients=settings.evaluation == "clients",
+        reference=reference,
+        journal=Journal(path, method, to_toml(config)),
+    )
+    strategy.start(grid, num_rounds=federation.rounds, timeout=settings.round_timeout)
+    adapter = path / "adapter"
+    if not adapter.exists():
+        task_type = "SEQ_CLS" if config.task.kind == CLASSIFICATION else "CAUSAL_LM"
+        strategy.export(adapter, config.model.name_or_path, task_type)
+    LOG.info("the final adapter is in %s", adapter)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Measure:
+    """Metrics of a state's global model."""
+
+    model: FederatedModel
+    metrics: tuple[Metric, ...]
+
+    def __call__(self, state: ServerState) -> Mapping[str, float]:
+        return self.of(global_adapter(state), state.full_parameters)
+
+    def of(self, adapter: AdapterState, full_parameters: FullParameters) -> Mapping[str, float]:
+        """Of an adapter."""
+        self.model.set_global(adapter)
+        if full_parameters:
+            self.model.full_parameters = full_parameters
+        return {name: value for metric in self.metrics for name, value in metric(self.model.peft).items()}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ConfiguredParticipant:
+    """A client whose model, data and settings a configuration describes.
+
+    Attributes:
+        loaded: the base, which clients of one process share.
+        client: id, encoded examples and settings.
+        initial: first values of the parameters that travel whole.
+        measure: its own held-out examples.
+        held_out: how many they are.
+    """
+
+    loaded: LoadedTask
+    client: Client
+    initial: FullParameters
+    measure: _Measure
+    held_out: int
+
+    @property
+    def client_id(self) -> str:
+        """As its node's config says, or its file's name."""
+        return self.client.client_id
+
+    @property
+    def rank(self) -> int:
+        """Of its hardware."""
+        return self.client.lora.rank
+
+    @property
+    def num_examples(self) -> int:
+        """That it trains on."""
+        return len(self.client.examples)
+
+    @property
+    def base(self) -> str:
+        """The fingerprint of the base, or the name that the site vouches for."""
+        return self.loaded.config.flower.base_name or self.loaded.base
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, int]]:
+        """Of the adapted modules."""
+        return self.loaded.model.shapes
+
+    @property
+    def trained(self) -> Trained:
+        """As the method asks."""
+        return self.loaded.aggregator.work.trained
+
+    @property
+    def full_parameters(self) -> FullParameters:
+        """As they were before any training."""
+        return self.initial
+
+    def train(self, start: LocalStart, full_parameters: FullParameters, task: Task) -> TrainedLocally:
+        """Train with the Trainer of transformers."""
+        model = self.loaded.model
+        model.full_parameters = {**self.initial, **full_parameters}
+        model.set_global(start.frozen)
+        model.start_local(self.client.lora, start.local, seed=task.rows_seed, max_rank=task.max_rank)
+        outcome = train(
+            model.peft, self.client.examples, self.client.training, seed=task.seed, on_step=lambda _done, _total: None
+        )
+        return TrainedLocally(model.read_local(), model.full_parameters, outcome.loss, outcome.seconds)
+
+    def evaluate(self, adapter: AdapterState, full_parameters: FullParameters) -> tuple[Mapping[str, float], int]:
+        """The configuration's metrics."""
+        return self.measure.of(adapter, {**self.initial, **full_parameters}), self.held_out
+
+
+def _participant(config_file: Path, context: Context) -> ConfiguredParticipant:
+    partition, name = context.node_config.get(PARTITION), context.node_config.get(CLIENT)
+    if partition is not None and (type(partition) is not int or partition < 0):
+        raise ConfigurationError(f"node config {PARTITION}: expected a whole number from 0, got {partition!r}")
+    config = _configuration(config_file, context)
+    return _cached(config, partition, None if name is None else str(name))  # pyright: ignore[reportArgumentType]  # frozen models have a hash
+
+
+# Of few clients only: where an engine keeps processes, each serves several, and adapters of all would not be free.
+@lru_cache(maxsize=16)
+def _cached(config: Config, partition: int | None, name: str | None) -> ConfiguredParticipant:
+    loaded, initial = _base(config)  # pyright: ignore[reportArgumentType]  # frozen models have a hash
+
+    def choose(found: Sequence[str]) -> str:
+        if len(found) == 1:
+            return found[0]
+        if partition is None or partition >= len(found):
+            raise ConfigurationError(
+                f"node config {PARTITION}: expected which of the {len(found)} clients in {config.data.path} this node "
+                f"is, 0 to {len(found) - 1}, got {partition}"
+            )
+        return found[partition]
+
+    splits = read_splits(config, choose)
+    (client_id, rows), *_ = splits.training.items()
+    own = replace(loaded, config=_of_one(config, partition or 0))
+    (client,) = own.clients({name or client_id: rows})
+    measured = splits.validation if config.has_validation and config.evaluation.split != "test" else splits.test
+    measure = _Measure(loaded.model, own.metrics(splits)[0])
+    return ConfiguredParticipant(own, client, initial, measure, len(measured))
+
+
+@lru_cache(maxsize=1)
+def _base(config: Config) -> tuple[LoadedTask, FullParameters]:
+    """The base model, loaded once in a process, and the first values of what travels whole."""
+    loaded = load(config, read_splits(config))
+    torch.set_num_threads(_threads(config))
+    return loaded, loaded.model.full_parameters
+
+
+def _threads(config: Config) -> int:
+    """As configured; otherwise one: engines run several clients side by side, and small models gain nothing."""
+    return config.training.threads or (1 if not torch.cuda.is_available() else torch.get_num_threads())
+
+
+def _of_one(config: Config, index: int) -> Config:
+    """The configuration with the entries of one client where it lists all."""
+
+    def own(value: object, key: str) -> object:
+        if not isinstance(value, tuple):
+            return value
+        if index >= len(value):
+            raise ConfigurationError(f"{key} lists {len(value)} clients, and this node is number {index}")
+        return value[index]
+
+    lora = {key: own(getattr(config.lora, key), f"lora.{key}") for key in ("ranks", "alpha")}
+    training = {key: own(getattr(config.training, key), f"training.{key}") for key in ("batch_size", "steps", "epochs")}
+    return config.model_copy(
+        update={"lora": config.lora.model_copy(update=lora), "training": config.training.model_copy(update=training)}
+    )

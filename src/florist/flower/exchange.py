@@ -1,0 +1,101 @@
+"""One round's messages with the clients: what each is sent, and what of its reply can be used."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from flwr.app import RecordDict
+from torch import Tensor
+
+from florist.federation import Download, Federation
+from florist.flower import protocol
+from florist.flower.protocol import Evaluation, Instruction, Introduction, OutOfStep, Task, Upload
+from florist.rounds import ClientUpdate, ServerState
+from florist.seeding import derive_seed, random_rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Exchange:
+    """The server's side of the conversation in one round.
+
+    Attributes:
+        federation: the rules, with the clients of this round.
+        state: what clients are brought up to.
+        introductions: by client id.
+        max_examples: largest count that a client may claim; None for no limit.
+    """
+
+    federation: Federation
+    state: ServerState
+    introductions: Mapping[str, Introduction]
+    max_examples: int | None
+
+    def to_train(self, client_id: str) -> tuple[RecordDict, Download]:
+        """The instruction to train in the round after `state`, and what is sent with it."""
+        return self._instruction(client_id, self.state.round_number + 1)
+
+    def to_evaluate(self, client_id: str) -> tuple[RecordDict, Download]:
+        """The instruction to evaluate the global adapter of `state`, and what is sent with it."""
+        return self._instruction(client_id, self.state.round_number)
+
+    def read(self, client_id: str, content: RecordDict) -> Upload | OutOfStep | Evaluation:
+        """A client's reply.
+
+        Raises:
+            FloristError: it is none, or damaged.
+        """
+        return protocol.read_reply(content, self._rows(client_id, self.state.round_number + 1))
+
+    def refusal(self, client_id: str, answer: Upload | Evaluation) -> str | None:
+        """Why an answer is not what its sender introduced itself with; None where it is.
+
+        The update itself is `admission`'s to check.
+        """
+        if isinstance(answer, Evaluation):
+            return None if answer.num_examples >= 0 else f"expected a count of examples, got {answer.num_examples}"
+        introduction, report = self.introductions[client_id], answer.report
+        if report.client_id != client_id:
+            return f"expected an update of {client_id}, got one that says {report.client_id}"
+        if report.base != introduction.base:
+            return f"expected the base {introduction.base}, as introduced, got {report.base}"
+        if report.num_examples != introduction.num_examples:
+            return f"expected {introduction.num_examples} examples, as introduced, got {report.num_examples}"
+        if self.max_examples is not None and report.num_examples > self.max_examples:
+            return f"expected at most {self.max_examples} examples of one client, got {report.num_examples}"
+        return None
+
+    def plausible(self, held: int) -> int | None:
+        """The round that a client may hold, of what it says; None for nothing that can be built on."""
+        return held if 0 <= held <= self.state.round_number else None
+
+    @staticmethod
+    def update(upload: Upload) -> ClientUpdate:
+        """The update of an upload."""
+        report = upload.report
+        return ClientUpdate(
+            report.client_id, upload.adapter, report.num_examples, report.round_number, upload.full_parameters
+        )
+
+    def _instruction(self, client_id: str, round_number: int) -> tuple[RecordDict, Download]:
+        download = self.federation.download(self.state, client_id)
+        task = Task(
+            round_number=round_number,
+            since=self.state.holds.get(client_id, -1),
+            until=self.state.round_number,
+            replaces=download.replaces,
+            seed=derive_seed(self.federation.seed, "training", round_number, client_id),
+            rows_seed=self.federation.local_seed(round_number, client_id),
+            max_rank=self.federation.max_rank,
+            trained=self.federation.aggregator.work.trained.value,
+            local_init=protocol.name_of(self.federation.local_init),
+        )
+        directions = {name: factor.A for name, factor in download.directions.items()}
+        instruction = Instruction(task, download.adapter, download.continued, directions, download.full_parameters)
+        return protocol.write_instruction(instruction), download
+
+    def _rows(self, client_id: str, round_number: int) -> Callable[[str, int], Tensor]:
+        seed, federation = self.federation.local_seed(round_number, client_id), self.federation
+
+        def rows(module: str, rank: int) -> Tensor:
+            return random_rows(seed, module, federation.max_rank, federation.shapes[module][1])[:rank]
+
+        return rows

@@ -1,0 +1,125 @@
+"""A round under way: what was sent to whom, who answered, and who is dropped and why."""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from florist.errors import FloristError
+from florist.federation import LocalWork
+from florist.flower.exchange import Exchange
+from florist.flower.protocol import TRAIN, Evaluation, OutOfStep, Upload
+from florist.flower.roster import LOG, last_line
+from florist.rounds import Drop, ServerState
+
+
+@dataclass(slots=True, eq=False)
+class OpenRound:
+    """One round's messages and their fate.
+
+    Attributes:
+        exchange: what clients are told.
+        number: of the round.
+        nodes: by client id.
+        timeout: seconds for the replies.
+        dropped: clients that do not count, and why.
+        download_bytes: of all that was sent, by client that was asked.
+        reported: by client that trained.
+        held: what clients say they hold, where they said so.
+    """
+
+    exchange: Exchange
+    number: int
+    nodes: Mapping[str, int]
+    timeout: float
+    dropped: list[Drop] = field(default_factory=list)
+    download_bytes: Counter[str] = field(default_factory=Counter)
+    reported: dict[str, LocalWork] = field(default_factory=dict)
+    held: dict[str, int | None] = field(default_factory=dict)
+    _sent: list[tuple[Message, str]] = field(default_factory=list)
+
+    def drop(self, client_id: str, reason: str) -> None:
+        """Record that a client does not count in this round."""
+        LOG.warning("round %d: %s is dropped: %s", self.number, client_id, reason)
+        self.dropped.append(Drop(client_id, reason))
+
+    def messages(self, clients: Iterable[str], kind: str) -> list[Message]:
+        """Instructions for clients; a list, since Flower's deployment cannot send a generator."""
+        make = self.exchange.to_train if kind == TRAIN else self.exchange.to_evaluate
+        self._sent = []
+        for client_id in clients:
+            content, download = make(client_id)
+            message = Message(content, self.nodes[client_id], kind, ttl=self.timeout, group_id=str(self.number))
+            self._sent.append((message, client_id))
+            self.download_bytes[client_id] += download.nbytes
+        return [message for message, _ in self._sent]
+
+    def answers(self, grid: Grid, replies: Iterable[Message], kind: str) -> dict[str, list[Upload | Evaluation]]:
+        """What clients sent, by client; whoever held something else than was thought is asked once more.
+
+        Args:
+            grid: to ask through.
+            replies: to the last `messages`.
+            kind: of those.
+        """
+        started = time.monotonic()
+        found: dict[str, list[Upload | Evaluation]] = {}
+        behind = self._take(replies, found)
+        if behind:
+            self.exchange = replace(self.exchange, state=self.as_told(self.exchange.state))
+            left = max(1.0, self.timeout - (time.monotonic() - started))
+            again = grid.send_and_receive(self.messages(behind, kind), timeout=left)
+            for client_id in self._take(again, found):
+                self.drop(client_id, f"it holds round {self.held[client_id]} after it was sent what it misses")
+        return found
+
+    def as_told(self, state: ServerState) -> ServerState:
+        """A state with what clients said they hold."""
+        return self.exchange.federation.holding(state, self.held)
+
+    @property
+    def work(self) -> Mapping[str, LocalWork]:
+        """By client that was asked, for the record."""
+        idle = LocalWork(0, 0.0, 0.0)
+        return {
+            client_id: replace(self.reported.get(client_id, idle), download_bytes=nbytes)
+            for client_id, nbytes in self.download_bytes.items()
+        }
+
+    def _take(self, replies: Iterable[Message], found: dict[str, list[Upload | Evaluation]]) -> list[str]:
+        # By the message that is answered: Flower's reports of a lost node do not carry the node's id.
+        clients = {message.metadata.message_id: client_id for message, client_id in self._sent}
+        waiting = dict.fromkeys(client_id for _, client_id in self._sent)
+        behind: list[str] = []
+        for reply in replies:
+            client_id = clients.get(reply.metadata.reply_to_message_id)
+            if client_id is None:
+                continue  # to a message of another round
+            waiting.pop(client_id, None)
+            if reply.has_error():
+                self.drop(client_id, last_line(reply.error.reason))
+                continue
+            try:
+                answer = self.exchange.read(client_id, reply.content)
+            except FloristError as error:
+                self.drop(client_id, str(error))
+                continue
+            if isinstance(answer, OutOfStep):
+                LOG.info("round %d: %s holds round %d, and is sent what it misses", self.number, client_id, answer.held)
+                behind.append(client_id)
+                self.held[client_id] = self.exchange.plausible(answer.held)
+                continue
+            reason = self.exchange.refusal(client_id, answer)
+            if reason is not None:
+                self.drop(client_id, reason)
+                continue
+            if isinstance(answer, Upload):
+                self.reported[client_id] = LocalWork(0, answer.report.loss, answer.report.seconds)
+            found.setdefault(client_id, []).append(answer)
+            self.held[client_id] = self.exchange.state.round_number
+        for client_id in waiting:
+            self.drop(client_id, f"no reply within {self.timeout:g} s")
+        return behind

@@ -1,0 +1,85 @@
+"""What a client of a federation must be able to do, whatever it trains with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from florist.factors import AdapterState
+from florist.flower.protocol import Task
+from florist.local_init import LocalStart
+from florist.rounds import FullParameters, Trained
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainedLocally:
+    """What local training gave.
+
+    Attributes:
+        adapter: the trained factors, scaling folded in.
+        full_parameters: trained values of the parameters that travel whole.
+        loss: mean over the steps.
+        seconds: wall time.
+    """
+
+    adapter: AdapterState
+    full_parameters: FullParameters
+    loss: float
+    seconds: float
+
+
+@runtime_checkable
+class Participant(Protocol):
+    """One client, with its model and its data. `client_app` speaks for it."""
+
+    @property
+    def client_id(self) -> str:
+        """Names it in every round."""
+        ...
+
+    @property
+    def rank(self) -> int:
+        """The largest that it trains."""
+        ...
+
+    @property
+    def num_examples(self) -> int:
+        """Its training examples."""
+        ...
+
+    @property
+    def base(self) -> str:
+        """Names its base model; equal for equal bases, see `model_loading.fingerprint`."""
+        ...
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, int]]:
+        """(out_features, in_features) of every module that it can train."""
+        ...
+
+    @property
+    def trained(self) -> Trained:
+        """What its optimiser changes."""
+        ...
+
+    @property
+    def full_parameters(self) -> FullParameters:
+        """Current values of the parameters that travel whole; empty where none do."""
+        ...
+
+    def train(self, start: LocalStart, full_parameters: FullParameters, task: Task) -> TrainedLocally:
+        """Train on the own examples.
+
+        Args:
+            start: the frozen global adapter, and what the local one begins with.
+            full_parameters: values to begin with.
+            task: the seeds; random rows of A are the first of `seeding.random_rows(task.rows_seed, module,
+                task.max_rank, in_features)`.
+        """
+        ...
+
+    def evaluate(self, adapter: AdapterState, full_parameters: FullParameters) -> tuple[Mapping[str, float], int]:
+        """Metrics of the base with an adapter on held-out examples of its own, and how many those are.
+
+        No metrics and 0 where it has none.
+        """
+        ...

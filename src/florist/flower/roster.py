@@ -1,0 +1,136 @@
+"""Who the clients are: which node speaks for which client, as they introduced themselves.
+
+Node ids change when a SuperNode is registered anew, and are random in a simulation. A client is its name, so that it
+may return on another node, and so that draws of participants do not depend on node ids.
+"""
+
+import logging
+import time
+from dataclasses import dataclass, field
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from florist.errors import FloristError, TooFewClientsError
+from florist.flower import protocol
+from florist.flower.protocol import HELLO, Introduction
+
+LOG = logging.getLogger("flwr")
+"""Flower's own, so that everything of a run is in one place."""
+
+PAUSE = 1.0
+"""Seconds between two looks at who is there."""
+ATTEMPTS = 3
+"""How often a node that fails is asked who it is."""
+
+
+@dataclass(slots=True)
+class Roster:
+    """The clients that have introduced themselves.
+
+    Attributes:
+        members: by client id, the introduction.
+        nodes: by client id, the node that speaks for it.
+        refused: by node, why it may not take part.
+    """
+
+    members: dict[str, Introduction] = field(default_factory=dict)
+    nodes: dict[str, int] = field(default_factory=dict)
+    refused: dict[int, str] = field(default_factory=dict)
+    _asked: dict[str, int] = field(default_factory=dict)
+    _failures: dict[int, int] = field(default_factory=dict)
+    _newcomers: list[Introduction] = field(default_factory=list)
+
+    def gather(self, grid: Grid, count: int, seconds: float) -> None:
+        """Wait until so many clients are there.
+
+        Raises:
+            TooFewClientsError: in that time there were fewer.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            connected = self.refresh(grid)
+            if len(connected) >= count:
+                return
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(PAUSE)
+        refused = "".join(f"; node {node}: {reason}" for node, reason in self.refused.items())
+        silent = f"; {len(self._asked)} more did not answer" if self._asked else ""
+        raise TooFewClientsError(
+            f"expected {count} clients within {seconds:g} s, got {', '.join(connected) or 'none'}{silent}{refused}; "
+            "start more SuperNodes, or wait longer"
+        )
+
+    def refresh(self, grid: Grid) -> tuple[str, ...]:
+        """Ask nodes that are new, take in what they answered, and say which clients can be reached, sorted.
+
+        It does not wait: who is asked now is a member once it has answered.
+        """
+        present = set(grid.get_node_ids())
+        known = {*self.nodes.values(), *self.refused, *self._asked.values()}
+        greetings = [Message(RecordDict(), node, HELLO) for node in sorted(present - known)]
+        if greetings:
+            for message, message_id in zip(greetings, grid.push_messages(greetings), strict=True):
+                self._asked[message_id] = message.metadata.dst_node_id
+        if self._asked:
+            for reply in grid.pull_messages(list(self._asked)):
+                node = self._asked.pop(reply.metadata.reply_to_message_id, None)
+                if node is not None:
+                    self._answered(node, reply, present)
+        return self._among(present)
+
+    def connected(self, grid: Grid) -> tuple[str, ...]:
+        """The clients that can be reached, sorted."""
+        return self._among(set(grid.get_node_ids()))
+
+    def _among(self, present: set[int]) -> tuple[str, ...]:
+        return tuple(sorted(name for name, node in self.nodes.items() if node in present))
+
+    def newcomers(self) -> list[Introduction]:
+        """Those that introduced themselves since the last call."""
+        found, self._newcomers = self._newcomers, []
+        return found
+
+    def refuse(self, client_id: str, reason: str) -> None:
+        """Leave a client out from now on."""
+        node = self.nodes.pop(client_id)
+        del self.members[client_id]
+        self._refuse(node, f"{client_id}: {reason}")
+
+    def _answered(self, node: int, reply: Message, present: set[int]) -> None:
+        if reply.has_error():
+            # It may have been restarted while it was asked, and is asked again; but not for ever.
+            self._failures[node] = self._failures.get(node, 0) + 1
+            reason = f"it did not introduce itself: {last_line(reply.error.reason)}"
+            if self._failures[node] >= ATTEMPTS:
+                self._refuse(node, reason)
+            else:
+                LOG.warning("node %d: %s", node, reason)
+            return
+        try:
+            introduction = protocol.read_introduction(reply.content)
+        except FloristError as error:
+            self._refuse(node, str(error))
+            return
+        name = introduction.client_id
+        if name in self.nodes and self.nodes[name] != node and self.nodes[name] in present:
+            self._refuse(
+                node, f"{name} is already here on node {self.nodes[name]}; give every client a name of its own"
+            )
+            return
+        self.members[name], self.nodes[name] = introduction, node
+        self._newcomers.append(introduction)
+        LOG.info(
+            "%s is here on node %d: rank %d, %d examples", name, node, introduction.rank, introduction.num_examples
+        )
+
+    def _refuse(self, node: int, reason: str) -> None:
+        self.refused[node] = reason
+        LOG.warning("node %d is refused: %s", node, reason)
+
+
+def last_line(reason: str | None) -> str:
+    """What an exception on the other side said: of a traceback, the last line."""
+    lines = [line.strip() for line in (reason or "no reason given").splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"
