@@ -19,11 +19,9 @@ import peft
 import torch
 import transformers
 
-from florist.config import read_config, to_toml
+from florist.config import DEMONSTRATION, read_config, to_toml
 from florist.config.building import build
 from florist.rounds import RoundRecord
-
-DEMONSTRATION = Path(__file__).parents[1] / "src" / "florist" / "demonstration.toml"
 
 
 class Stopwatch:

@@ -10,7 +10,7 @@ import typer
 
 from florist import strict_json
 from florist.cli.libraries import load_training_libraries
-from florist.cli.simulate import DEMONSTRATION, RUNS, free_run_name
+from florist.cli.simulate import RUNS, free_run_name
 from florist.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ def compare(
             "--resume goes on with a comparison as it was configured: give no CONFIG, --methods, --variant, --seeds, "
             "--set or -o"
         )
+    from florist.config import DEMONSTRATION  # noqa: PLC0415
+
     with CellsBar(status) as bar:
         if resume is not None:
             directory = _opened(resume)

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from florist.rounds import RoundRecord
     from florist.simulation import Simulation
 
-DEMONSTRATION = Path(__file__).parents[1] / "demonstration.toml"
 RUNS = Path("runs")
 
 
@@ -54,7 +53,7 @@ def simulate(
         if resume is not None:
             simulation, directory = _resumed(resume, status)
         else:
-            simulation, directory = _started(config_file or DEMONSTRATION, overrides or (), out, progress, status)
+            simulation, directory = _started(config_file, overrides or (), out, progress, status)
         try:
             records = progress.follow(simulation, directory)
         except KeyboardInterrupt:
@@ -83,11 +82,12 @@ def simulate(
 
 
 def _started(
-    config_file: Path, overrides: Sequence[str], out: Path | None, progress: "Progress", status: "Console"
+    config_file: Path | None, overrides: Sequence[str], out: Path | None, progress: "Progress", status: "Console"
 ) -> tuple["Simulation", "RunDirectory"]:
-    from florist.config import read_config, to_toml  # noqa: PLC0415
+    from florist.config import DEMONSTRATION, read_config, to_toml  # noqa: PLC0415
     from florist.outputs import require_absent  # noqa: PLC0415
 
+    config_file = config_file or DEMONSTRATION
     config = read_config(config_file, overrides)
     path = out or free_run_name(config_file.stem)
     if out is not None:

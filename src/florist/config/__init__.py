@@ -1,6 +1,6 @@
 """TOML -> frozen, validated sections -> the objects of a simulation."""
 
-from florist.config.reading import read_config, to_toml
+from florist.config.reading import DEMONSTRATION, read_config, to_toml
 from florist.config.sections import Config
 
-__all__ = ["Config", "read_config", "to_toml"]
+__all__ = ["DEMONSTRATION", "Config", "read_config", "to_toml"]

@@ -16,6 +16,9 @@ from florist.errors import ConfigurationError, MissingInputError
 
 SectionType = TypeVar("SectionType", bound=Section)
 
+DEMONSTRATION = Path(__file__).parents[1] / "demonstration.toml"
+"""The configuration that ships with florist, with its model and its data."""
+
 _PATHS = (("data", "path"), ("model", "name_or_path"))
 
 

@@ -2,7 +2,8 @@
 
 A key is overridden, in rising order, by Flower's run config (``flwr run --run-config``) and by a node's own
 (``flower-supernode --node-config``), under its name in the file: ``data.path``. An empty text overrides nothing, since
-Flower lets only those keys be set that the app's ``pyproject.toml`` has.
+Flower lets only those keys be set that the app's ``pyproject.toml`` has. The key ``config`` names another file, which
+must then be there on every node.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +41,8 @@ from florist.training import train
 
 PARTITION, CLIENT = "partition-id", "client-id"
 """Keys of a node's config: which of the clients in the data the node is, and what it is called."""
+ANOTHER = "config"
+"""Key of the run config: a file in the place of the app's own."""
 
 
 def configured_server_app(config_file: Path) -> ServerApp:
@@ -72,7 +75,7 @@ def configured_client_app(config_file: Path, mods: list[Mod] | None = None) -> C
 def _configuration(config_file: Path, context: Context) -> Config:
     given = {**{k: v for k, v in context.run_config.items() if v != ""}, **context.node_config}
     overrides = [f"{name}={_toml(value)}" for name, value in given.items() if "." in name]
-    return read_config(config_file, overrides)
+    return read_config(Path(str(given.get(ANOTHER, config_file))), overrides)
 
 
 def _toml(value: object) -> str:
