@@ -4,6 +4,7 @@ from florist.flower.agreement import Agreement
 from florist.flower.client_app import client_app
 from florist.flower.configured import configured_client_app, configured_server_app
 from florist.flower.journal import Journal
+from florist.flower.model_participant import ModelParticipant
 from florist.flower.participant import Participant, TrainedLocally
 from florist.flower.strategy import FloristStrategy
 
@@ -11,6 +12,7 @@ __all__ = [
     "Agreement",
     "FloristStrategy",
     "Journal",
+    "ModelParticipant",
     "Participant",
     "TrainedLocally",
     "client_app",

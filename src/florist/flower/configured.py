@@ -8,7 +8,7 @@ must then be there on every node.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from flwr.serverapp import Grid, ServerApp
+from peft import PeftModel
 
 from florist.config import Config, read_config, to_toml
 from florist.config.building import LoadedTask, load
@@ -24,16 +25,13 @@ from florist.config.records import read_held_out, read_splits
 from florist.config.sections import CLASSIFICATION
 from florist.errors import ConfigurationError
 from florist.evaluation import Metric
-from florist.factors import AdapterState
 from florist.federation import global_adapter
 from florist.flower.agreement import Agreement
 from florist.flower.client_app import client_app
 from florist.flower.journal import Journal
-from florist.flower.participant import TrainedLocally
-from florist.flower.protocol import Task
+from florist.flower.model_participant import Measure, ModelParticipant
 from florist.flower.roster import LOG
 from florist.flower.strategy import FloristStrategy
-from florist.local_init import LocalStart
 from florist.peft_model import FederatedModel
 from florist.rounds import FullParameters, ServerState, Trained
 from florist.simulation import Client
@@ -92,7 +90,7 @@ def _serve(config: Config, grid: Grid, context: Context) -> None:
         loaded = load(config, splits)
         torch.set_num_threads(_threads(config))
         reference = Agreement(settings.base_name or loaded.base, loaded.model.shapes)
-        evaluate = _Measure(loaded.model, loaded.metrics(splits)[0])
+        evaluate = _at_server(loaded.model, _All(loaded.metrics(splits)[0]))
     elif Trained.WEIGHTS in METHODS[method](config.aggregation, 1).work.trained:
         raise ConfigurationError(
             f"aggregation.method = {method!r}: the final adapter is the difference of weights to the base, which the "
@@ -124,94 +122,26 @@ def _serve(config: Config, grid: Grid, context: Context) -> None:
     LOG.info("the final adapter is in %s", adapter)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Measure:
-    """Metrics of a state's global model."""
+def _at_server(model: FederatedModel, measure: Measure) -> Callable[[ServerState], Mapping[str, float]]:
+    def evaluate(state: ServerState) -> Mapping[str, float]:
+        model.full_parameters = state.full_parameters
+        model.set_global(global_adapter(state))
+        return measure(model.peft)
 
-    model: FederatedModel
+    return evaluate
+
+
+@dataclass(frozen=True, slots=True)
+class _All:
+    """Several metrics as one."""
+
     metrics: tuple[Metric, ...]
 
-    def __call__(self, state: ServerState) -> Mapping[str, float]:
-        return self.of(global_adapter(state), state.full_parameters)
-
-    def of(self, adapter: AdapterState, full_parameters: FullParameters) -> Mapping[str, float]:
-        """Of an adapter."""
-        self.model.set_global(adapter)
-        if full_parameters:
-            self.model.full_parameters = full_parameters
-        return {name: value for metric in self.metrics for name, value in metric(self.model.peft).items()}
+    def __call__(self, model: PeftModel) -> Mapping[str, float]:
+        return {name: value for metric in self.metrics for name, value in metric(model).items()}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ConfiguredParticipant:
-    """A client whose model, data and settings a configuration describes.
-
-    Attributes:
-        loaded: the base, which clients of one process share.
-        client: id, encoded examples and settings.
-        initial: first values of the parameters that travel whole.
-        measure: its own held-out examples.
-        held_out: how many they are.
-    """
-
-    loaded: LoadedTask
-    client: Client
-    initial: FullParameters
-    measure: _Measure
-    held_out: int
-
-    @property
-    def client_id(self) -> str:
-        """As its node's config says, or its file's name."""
-        return self.client.client_id
-
-    @property
-    def rank(self) -> int:
-        """Of its hardware."""
-        return self.client.lora.rank
-
-    @property
-    def num_examples(self) -> int:
-        """That it trains on."""
-        return len(self.client.examples)
-
-    @property
-    def base(self) -> str:
-        """The fingerprint of the base, or the name that the site vouches for."""
-        return self.loaded.config.flower.base_name or self.loaded.base
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, int]]:
-        """Of the adapted modules."""
-        return self.loaded.model.shapes
-
-    @property
-    def trained(self) -> Trained:
-        """As the method asks."""
-        return self.loaded.aggregator.work.trained
-
-    @property
-    def full_parameters(self) -> FullParameters:
-        """As they were before any training."""
-        return self.initial
-
-    def train(self, start: LocalStart, full_parameters: FullParameters, task: Task) -> TrainedLocally:
-        """Train with the Trainer of transformers."""
-        model = self.loaded.model
-        model.full_parameters = {**self.initial, **full_parameters}
-        model.set_global(start.frozen)
-        model.start_local(self.client.lora, start.local, seed=task.rows_seed, max_rank=task.max_rank)
-        outcome = train(
-            model.peft, self.client.examples, self.client.training, seed=task.seed, on_step=lambda _done, _total: None
-        )
-        return TrainedLocally(model.read_local(), model.full_parameters, outcome.loss, outcome.seconds)
-
-    def evaluate(self, adapter: AdapterState, full_parameters: FullParameters) -> tuple[Mapping[str, float], int]:
-        """The configuration's metrics."""
-        return self.measure.of(adapter, {**self.initial, **full_parameters}), self.held_out
-
-
-def _participant(config_file: Path, context: Context) -> ConfiguredParticipant:
+def _participant(config_file: Path, context: Context) -> ModelParticipant:
     partition, name = context.node_config.get(PARTITION), context.node_config.get(CLIENT)
     if partition is not None and (type(partition) is not int or partition < 0):
         raise ConfigurationError(f"node config {PARTITION}: expected a whole number from 0, got {partition!r}")
@@ -221,7 +151,7 @@ def _participant(config_file: Path, context: Context) -> ConfiguredParticipant:
 
 # Of few clients only: where an engine keeps processes, each serves several, and adapters of all would not be free.
 @lru_cache(maxsize=16)
-def _cached(config: Config, partition: int | None, name: str | None) -> ConfiguredParticipant:
+def _cached(config: Config, partition: int | None, name: str | None) -> ModelParticipant:
     loaded, initial = _base(config)  # pyright: ignore[reportArgumentType]  # frozen models have a hash
 
     def choose(found: Sequence[str]) -> str:
@@ -239,8 +169,22 @@ def _cached(config: Config, partition: int | None, name: str | None) -> Configur
     own = replace(loaded, config=_of_one(config, partition or 0))
     (client,) = own.clients({name or client_id: rows})
     measured = splits.validation if config.has_validation and config.evaluation.split != "test" else splits.test
-    measure = _Measure(loaded.model, own.metrics(splits)[0])
-    return ConfiguredParticipant(own, client, initial, measure, len(measured))
+    return ModelParticipant(
+        client_id=client.client_id,
+        model=loaded.model,
+        base=config.flower.base_name or loaded.base,
+        lora=client.lora,
+        num_examples=len(client.examples),
+        fit=partial(_fit, client),
+        measure=_All(own.metrics(splits)[0]),
+        held_out=len(measured),
+        trained=loaded.aggregator.work.trained,
+        initial=initial,
+    )
+
+
+def _fit(client: Client, model: PeftModel, seed: int) -> float:
+    return train(model, client.examples, client.training, seed=seed, on_step=lambda _done, _total: None).loss
 
 
 @lru_cache(maxsize=1)

@@ -332,6 +332,6 @@ def _summary(line: RoundRecord) -> MetricRecord:
             "total_rank": line.total_rank,
             "relative_error": line.relative_error,
             "upload_bytes": line.upload_bytes,
-            "download_bytes": line.download_bytes,
+            "broadcast_bytes": line.broadcast_bytes,
         }
     )

@@ -1,0 +1,82 @@
+"""A participant around a model in this process, whoever trains it."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from peft import PeftModel
+
+from florist.factors import AdapterState
+from florist.flower.participant import TrainedLocally
+from florist.flower.protocol import Task
+from florist.local_init import LocalStart
+from florist.peft_model import FederatedModel, LocalLora
+from florist.rounds import FullParameters, Trained
+
+Fit = Callable[[PeftModel, int], float]
+"""Trains what requires gradients in the model, in place; takes the seed of this client and round, gives the mean loss."""
+
+Measure = Callable[[PeftModel], Mapping[str, float]]
+"""Metrics of the model as it is, on held-out examples."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelParticipant:
+    """A client that trains an adapter on a base model which it may share with others of its process.
+
+    Attributes:
+        client_id: names it in every round.
+        model: the base with its adapters.
+        base: names the base; `model_loading.fingerprint` of the pristine weights, or a name that all sites vouch for.
+        lora: the adapter that its hardware allows.
+        num_examples: that it trains on.
+        fit: its training.
+        measure: its metrics; None where it has nothing held out.
+        held_out: examples behind them.
+        trained: what the method trains.
+        initial: values of the parameters that travel whole before any training; they are the model's, if it is new.
+    """
+
+    client_id: str
+    model: FederatedModel
+    base: str
+    lora: LocalLora
+    num_examples: int
+    fit: Fit
+    measure: Measure | None = None
+    held_out: int = 0
+    trained: Trained = Trained.FACTORS
+    initial: FullParameters = field(default_factory=dict)
+
+    @property
+    def rank(self) -> int:
+        """Of its adapter."""
+        return self.lora.rank
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, int]]:
+        """Of the adapted modules."""
+        return self.model.shapes
+
+    @property
+    def full_parameters(self) -> FullParameters:
+        """As they were before any training."""
+        return self.initial
+
+    def train(self, start: LocalStart, full_parameters: FullParameters, task: Task) -> TrainedLocally:
+        """Put the adapters in place, and fit."""
+        started = time.perf_counter()
+        self.model.full_parameters = {**self.initial, **full_parameters}
+        self.model.set_global(start.frozen)
+        self.model.start_local(self.lora, start.local, seed=task.rows_seed, max_rank=task.max_rank)
+        loss = self.fit(self.model.peft, task.seed)
+        seconds = time.perf_counter() - started
+        return TrainedLocally(self.model.read_local(), self.model.full_parameters, loss, seconds)
+
+    def evaluate(self, adapter: AdapterState, full_parameters: FullParameters) -> tuple[Mapping[str, float], int]:
+        """Measure the base with the adapter."""
+        if self.measure is None:
+            return {}, 0
+        self.model.full_parameters = {**self.initial, **full_parameters}
+        self.model.set_global(adapter)
+        return self.measure(self.model.peft), self.held_out
