@@ -14,7 +14,7 @@ from florist.peft_model import FederatedModel, LocalLora
 from florist.rounds import FullParameters, Trained
 
 Fit = Callable[[PeftModel, int], float]
-"""Trains what requires gradients in the model, in place; takes the seed of this client and round, gives the mean loss."""
+"""Trains what requires gradients in the model, in place, by the seed of this client and round; gives the mean loss."""
 
 Measure = Callable[[PeftModel], Mapping[str, float]]
 """Metrics of the model as it is, on held-out examples."""
