@@ -17,7 +17,10 @@ from loopback import FlowerError, ProgramError, deploy, partitions, read_key_val
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the app in a federation of its own; returns the exit status."""
-    options = _parse(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if not (options.app / "pyproject.toml").exists():
+        parser.error(f"expected a Flower app in {options.app}: there is no pyproject.toml")
     directory = options.directory or Path(tempfile.mkdtemp(prefix="florist-flower-"))
     try:
         with deploy(directory, partitions(options.supernodes), report=_say) as federation:
@@ -29,12 +32,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _say(f"{status.details} Look at {federation.directory / 'logs'}.")
             _say("Stopping everything.")
     except (FileExistsError, FlowerError, ProgramError, TimeoutError) as error:
-        print(error, file=sys.stderr)
+        _say(str(error))
         return 1
+    except KeyboardInterrupt:
+        _say("Interrupted; everything is stopped.")
+        return 130
     return 0 if status.completed else 1
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--supernodes", type=int, default=3, help="how many SuperNodes (default: 3)")
     parser.add_argument("--directory", type=Path, help="for keys, logs and databases (default: a new temporary one)")
@@ -43,12 +49,20 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--run-config",
-        type=read_key_values,
+        type=_run_config,
         default={},
         help="overrides of [tool.flwr.app.config] there: name=value, TOML values, separated by spaces",
     )
     parser.add_argument("--seconds", type=float, default=3600, help="how long the run may take (default: 3600)")
-    return parser.parse_args(arguments)
+    return parser
+
+
+def _run_config(text: str) -> dict[str, str | int | float | bool]:
+    try:
+        return read_key_values(text)
+    except ValueError as error:
+        # argparse shows the message of this exception only.
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _say(sentence: str) -> None:

@@ -48,6 +48,7 @@ class Deployment:
         patience: How long to wait for what.
         node_ids: Flower's node id of every registered SuperNode, by name.
         programs: All programs, by name, running or not.
+        ports: TCP ports that are theirs, while they are down too.
     """
 
     directory: Path
@@ -56,6 +57,7 @@ class Deployment:
     patience: Patience
     node_ids: dict[str, int] = field(default_factory=dict[str, int])
     programs: dict[str, Program] = field(default_factory=dict[str, Program])
+    ports: set[int] = field(default_factory=set[int])
 
     @property
     def variables(self) -> dict[str, str]:
@@ -85,7 +87,8 @@ class Deployment:
             Its keys; ``register`` takes the public one.
         """
         keys = make_node_keys(self.directory / "keys", name)
-        (port,) = flower.free_ports(1)
+        port = flower.free_port(self.ports)
+        self.ports.add(port)
         command = ["flower-supernode", "--superlink", self.address, "--root-certificates", authority]
         command += ["--auth-supernode-private-key", keys.private, "--node-config", flower.key_values(node_config)]
         command += ["--host", "127.0.0.1", "--port", str(port)]
@@ -130,6 +133,9 @@ class Deployment:
         Args:
             name: The program.
             command: Kill only its processes of this name, for instance ``flwr-clientapp``, and do not wait.
+
+        Raises:
+            ProgramError: It has no process of that name.
         """
         if command is None:
             self.programs[name].kill()

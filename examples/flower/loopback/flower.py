@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sysconfig
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -229,21 +229,19 @@ def show_log(run_id: int, variables: Mapping[str, str], seconds: float) -> str:
     return _call(["log", str(run_id), CONNECTION, "--show"], variables, seconds).stdout
 
 
-def free_ports(count: int) -> list[int]:
-    """TCP ports of 127.0.0.1 on which nothing listens.
+def free_port(taken: Collection[int] = ()) -> int:
+    """A TCP port of 127.0.0.1 on which nothing listens, and none of ``taken``.
 
-    They lie below those that the system gives to outgoing connections: a port stays free while its program is down.
+    It lies below those that the system gives to outgoing connections: it stays free while its program is down.
+
+    Raises:
+        OSError: There is none.
     """
-    ports: list[int] = []
-    candidates = random.Random().sample(range(20_000, 32_000), 12_000)  # noqa: S311 (no secret)
-    for port in candidates:
-        if len(ports) == count:
-            break
+    for port in random.Random().sample(range(20_000, 32_000), 12_000):  # noqa: S311 (no secret)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
+            with contextlib.suppress(OSError):
                 probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        ports.append(port)
-    return ports
+                if port not in taken:
+                    return port
+    raise OSError("expected a free TCP port of 127.0.0.1 between 20000 and 32000: every one is taken")

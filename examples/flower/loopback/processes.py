@@ -17,6 +17,7 @@ from types import FrameType
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 POLL_SECONDS = 0.1
+COMMAND_LENGTH = 15
 
 
 class ProgramError(RuntimeError):
@@ -32,7 +33,7 @@ class Process:
         parent: The number of its parent.
         session: The number of the session's leader.
         started: Clock ticks since the machine started: with ``pid``, it names the process for good.
-        command: The first 15 characters of the program's name.
+        command: The first ``COMMAND_LENGTH`` characters of the program's name.
         resident_bytes: Memory that it holds at this moment, shared pages counted in every process.
     """
 
@@ -122,10 +123,18 @@ class Program:
         return family
 
     def signal(self, number: signal.Signals, command: str | None = None) -> None:
-        """Send a signal to every process of the program, or only to those whose ``command`` is this one."""
-        for process in self.processes():
-            if command in {None, process.command}:
-                _send(process, number)
+        """Send a signal to every process of the program, or only to those whose ``command`` is this one.
+
+        Raises:
+            ProgramError: There is no such process.
+        """
+        family = self.processes()
+        # The kernel keeps that many characters of a name.
+        chosen = [process for process in family if command is None or process.command == command[:COMMAND_LENGTH]]
+        if not chosen:
+            raise ProgramError(f"{self.name} has no process {command or ''} to signal; it runs as [{_listed(family)}]")
+        for process in chosen:
+            _send(process, number)
 
     def terminate(self) -> None:
         """Ask the program to end and do not wait for it: itself alone, as it may end its children in good order."""
@@ -135,8 +144,9 @@ class Program:
     def kill(self) -> None:
         """Kill every process of the program, as a power cut would, and return when none is left."""
         # One that is just being started may escape a single pass.
-        while self.processes():
-            self.signal(signal.SIGKILL)
+        while family := self.processes():
+            for process in family:
+                _send(process, signal.SIGKILL)
             time.sleep(POLL_SECONDS / 10)
         if self._leader is not None:
             self._leader.wait()

@@ -107,10 +107,10 @@ def _make_folders(directory: Path) -> None:
 
 
 def _federation(directory: Path, authority: Path | None, patience: Patience | None) -> Deployment:
-    (port,) = flower.free_ports(1)
+    port = flower.free_port()
     address = f"127.0.0.1:{port}"
     flower.write_connection(directory / "home", address, authority)
-    return Deployment(directory, address, authority, patience or Patience())
+    return Deployment(directory, address, authority, patience or Patience(), ports={port})
 
 
 def _add_superlink(
