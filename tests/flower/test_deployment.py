@@ -14,6 +14,7 @@ pytest.importorskip("flwr", reason="flwr comes with the flower extra")
 
 from examples.flower.loopback import Deployment, FlowerError, Patience, ProgramError, deploy, partitions, simulate
 from examples.flower.loopback.certificates import issue_server_certificate
+
 from tests.flower.living import called_with_files_of, living
 
 pytestmark = pytest.mark.slow

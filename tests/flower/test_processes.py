@@ -15,6 +15,7 @@ if sys.platform != "linux":
     pytest.skip("reads /proc", allow_module_level=True)
 
 from examples.flower.loopback.processes import Program, ProgramError, stopped_at_the_end
+
 from tests.flower.living import living
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +80,7 @@ def test_children_of_a_dead_leader_still_belong_to_it(tmp_path: Path) -> None:
 
 def test_a_signal_may_go_to_one_kind_of_process(tmp_path: Path) -> None:
     program = started(tmp_path, "sleep 300 & echo ready; wait; echo survived; exec tail -f /dev/null")
-    program.signal(signal.SIGKILL, "sleep")
+    program.send_signal(signal.SIGKILL, "sleep")
     while "survived" not in program.log_since_start():
         time.sleep(0.01)
     assert program.exit_status() is None
@@ -91,10 +92,10 @@ def test_a_signal_to_nobody_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ProgramError, match=r"the shell has no process tail to signal; it runs as \[bash \(\d+\), sleep"
     ):
-        program.signal(signal.SIGKILL, "tail")
+        program.send_signal(signal.SIGKILL, "tail")
     program.kill()
     with pytest.raises(ProgramError, match=r"it runs as \[\]"):
-        program.signal(signal.SIGKILL)
+        program.send_signal(signal.SIGKILL)
 
 
 def test_what_runs_is_not_started_again(tmp_path: Path) -> None:

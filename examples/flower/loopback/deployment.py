@@ -140,15 +140,15 @@ class Deployment:
         if command is None:
             self.programs[name].kill()
         else:
-            self.programs[name].signal(signal.SIGKILL, command)
+            self.programs[name].send_signal(signal.SIGKILL, command)
 
     def pause(self, name: str) -> None:
         """Make a program and all that it started hang (SIGSTOP)."""
-        self.programs[name].signal(signal.SIGSTOP)
+        self.programs[name].send_signal(signal.SIGSTOP)
 
     def resume(self, name: str) -> None:
         """Let a paused program go on (SIGCONT)."""
-        self.programs[name].signal(signal.SIGCONT)
+        self.programs[name].send_signal(signal.SIGCONT)
 
     def processes(self, name: str) -> list[Process]:
         """The processes of a program that run now, its own first, with the memory that each holds."""

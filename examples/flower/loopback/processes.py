@@ -122,7 +122,7 @@ class Program:
         self._known |= {(process.pid, process.started) for process in family}
         return family
 
-    def signal(self, number: signal.Signals, command: str | None = None) -> None:
+    def send_signal(self, number: signal.Signals, command: str | None = None) -> None:
         """Send a signal to every process of the program, or only to those whose ``command`` is this one.
 
         Raises:
