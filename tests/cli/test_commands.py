@@ -123,6 +123,21 @@ def test_simulate_tests_the_final_adapter_once(florist: Run, tiny_llama: Path, t
     assert "the final adapter on the test records: loss" in result.stderr
 
 
+def test_a_simulation_without_a_usable_round_says_so(
+    florist: Run, tiny_llama: Path, toy_data: Path, tmp_path: Path
+) -> None:
+    config = simulation(tmp_path, tiny_llama, toy_data)
+    flags = ("--set", "training.learning_rate=1e38", "--json")
+    for words in ((config, *flags, "-o", tmp_path / "run"), ("--resume", tmp_path / "run", "--json")):
+        result = florist("simulate", *words)
+        assert result.returncode == 1
+        document = json.loads(result.stdout)
+        assert document["adapter"] is None
+        assert [line["aggregated"] for line in document["rounds"]] == [False]
+        assert "client_0 dropped from round 1: " in result.stderr
+        assert "no final adapter: no round had enough usable updates" in result.stderr
+
+
 def test_a_loss_that_is_no_number_is_null_in_strict_json(
     florist: Run, tiny_llama: Path, toy_data: Path, tmp_path: Path
 ) -> None:

@@ -162,7 +162,6 @@ def _play_cell(path: Path, cell: Cell, threads: int, observer: Observer | None) 
     except (FloristError, RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     finally:
-        gc.unfreeze()  # what a run that broke off had set aside
         gc.collect()  # the next cell's model needs the room
     return None
 
