@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from florist.aggregation import Florist, lossless_sum
+from florist.errors import NonFiniteUpdateError
 from florist.factors import AdapterState
 from florist.ranks import EnergyThreshold
 from tests.builders import SHAPES, adapter, dense_sum, federation, relative_error
@@ -71,3 +72,23 @@ def test_a_lossless_sum_is_the_sum_at_its_numerical_rank() -> None:
     assert relative_error(total["layers.0.q_proj"].delta_weight(), expected) < 1e-12
     assert total["layers.0.q_proj"].rank == 5
     assert len(lossless_sum([])) == 0
+
+
+def test_a_lossless_sum_names_the_module_that_is_not_finite() -> None:
+    first, second = adapter(3, seed=1), adapter(2, seed=2)
+    second["layers.1.up"].A[0, 0] = float("nan")
+    with pytest.raises(NonFiniteUpdateError, match=r"layers\.1\.up of adapter 2 of 2 holds NaN or infinity"):
+        lossless_sum([first, second])
+
+
+@pytest.mark.parametrize("rule", [EnergyThreshold(0.9), EnergyThreshold(1.0)])
+def test_a_sum_that_overflows_is_no_nan_and_names_the_module(rule: EnergyThreshold) -> None:
+    # Ranks that are summed densely: float32 holds the factors and not their product.
+    updates = federation([8, 8], dtype=torch.float32)
+    updates[0].adapter["layers.1.up"].B.mul_(1e20)
+    updates[0].adapter["layers.1.up"].A.mul_(1e20)
+    with pytest.raises(
+        NonFiniteUpdateError, match=r"layers\.1\.up: expected a sum within the range of torch.float32"
+    ) as told:
+        Florist(rule)(updates)
+    assert "NaN" not in str(told.value)

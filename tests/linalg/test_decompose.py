@@ -1,3 +1,4 @@
+import pickle
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -246,6 +247,15 @@ def test_what_is_not_finite_is_named(bad: float, half: str, clients: int, energy
     assert caught.value.index == 2
     assert isinstance(caught.value, NonFiniteUpdateError)
     assert isinstance(caught.value, FloristError)
+
+
+def test_the_named_part_survives_the_way_out_of_another_process() -> None:
+    bad = gaussian(6, 5, 2)
+    bad.B.fill_(float("nan"))
+    with pytest.raises(NonFinitePartError) as caught:
+        decompose([as_part(gaussian(6, 5, 2)), as_part(bad)])
+    copy = pickle.loads(pickle.dumps(caught.value))  # noqa: S301  # made in this test
+    assert (type(copy), str(copy), copy.index) == (NonFinitePartError, str(caught.value), 1)
 
 
 def test_a_client_without_weight_is_not_read() -> None:

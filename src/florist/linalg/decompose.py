@@ -30,6 +30,14 @@ class NonFinitePartError(NonFiniteUpdateError):
         super().__init__(message)
         self.index = index
 
+    def __reduce__(self) -> tuple[type["NonFinitePartError"], tuple[str, int]]:
+        """Pickling hands `args` to the constructor, which are the message alone."""
+        return type(self), (str(self), self.index)
+
+
+class OverflowingSumError(NonFiniteUpdateError):
+    """The parts of a sum are finite, and the sum exceeds the range of its precision."""
+
 
 @torch.no_grad()
 def decompose(parts: Sequence[WeightedFactor], *, energy: float = 1.0) -> ThinSvd:
@@ -53,6 +61,7 @@ def decompose(parts: Sequence[WeightedFactor], *, energy: float = 1.0) -> ThinSv
         ValueError: no part, a weight that is not finite, `energy` outside (0, 1].
         IncompatibleAdaptersError: parts of unlike shape.
         NonFinitePartError: a part holds NaN or infinity. Parts of weight 0 are not looked at.
+        OverflowingSumError: none does, but their sum.
 
     Cost: that of `gram_svd` or `dense_gram_svd`. Memory: R (m + n) numbers, or m n and a batch of clients; and a few
     times the square of R or min(m, n).
@@ -67,9 +76,12 @@ def decompose(parts: Sequence[WeightedFactor], *, energy: float = 1.0) -> ThinSv
     solve = _solve_stacked if sum(part.spec.rank for part in live) < min(spec.shape) else _solve_dense
     try:
         svd = solve(live, dtype, energy)
-    except NonFiniteUpdateError:
+    except NonFiniteUpdateError as error:
         _raise_culprit(parts)
-        raise
+        raise OverflowingSumError(
+            f"expected a sum within the range of {dtype}, and that of finite factors of shape {spec.shape} overflows; "
+            "look for a factor that is far too large"
+        ) from error
     return svd if svd.left.dtype == dtype else svd.formed(dtype)
 
 
