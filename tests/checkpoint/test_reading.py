@@ -327,6 +327,19 @@ def test_finite_values_whose_sum_overflows_are_finite(client: Client):
     assert bool((factor.A == 2e38).all())
 
 
+@pytest.mark.parametrize("key", ["lora_alpha", "alpha_pattern"])
+def test_a_scaling_that_overflows_is_told_from_values_that_are_not_finite(client: Client, key: str):
+    directory = client("a")
+    edit_tensors(directory, lambda tensors: tensors[f"{Q}.lora_B.weight"].fill_(1e20))
+    edit_config(directory, **{key: 1e30 if key == "lora_alpha" else {"layers.0.self_attn.q_proj": 1e30}})
+    adapter = open_adapter(directory).adapter
+    with pytest.raises(
+        NonFiniteUpdateError,
+        match=r"model\.layers\.0\.self_attn\.q_proj of .*safetensors .*scaling 2\.5e\+29 overflows.*lora_alpha",
+    ):
+        adapter["model.layers.0.self_attn.q_proj"]
+
+
 @pytest.mark.parametrize("what", ["rewritten", "rewritten in secret", "truncated", "gone"])
 def test_a_file_that_changes_after_it_was_opened_is_refused(client: Client, what: str):
     directory = client("a")

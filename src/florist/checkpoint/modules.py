@@ -23,8 +23,8 @@ from florist.checkpoint.layout import (
     ModuleLayout,
 )
 from florist.checkpoint.settings import LoraSettings
-from florist.checkpoint.tensor_file import StoredTensor, TensorFile, read_finite, require_finite
-from florist.errors import InvalidAdapterError, UnsupportedAdapterError
+from florist.checkpoint.tensor_file import StoredTensor, TensorFile, is_finite, read_finite, require_finite
+from florist.errors import InvalidAdapterError, NonFiniteUpdateError, UnsupportedAdapterError
 from florist.factors import FactorSpec, LoraFactor
 
 
@@ -102,12 +102,12 @@ def _module(file: TensorFile, settings: LoraSettings, name: str, keys: ModuleKey
     if not A.shape[0] == B.shape[1] == rank:
         raise InvalidAdapterError(f"{name} has lora_A {A.shape} and lora_B {B.shape} where the config says rank {rank}")
     spec = _spec(B.shape[0], torch.Size(A.shape[1:]).numel(), rank, _dtype(A, B))
-    read = partial(_read, file, keys, scaling, spec.dtype)
+    read = partial(_read, file, name, keys, scaling, spec.dtype)
     return StoredModule(layout, spec, read, _bias_reader(file, name, keys.bias, B, scaling))
 
 
-def _read(file: TensorFile, keys: ModuleKeys, scaling: float, dtype: torch.dtype) -> LoraFactor:
-    return _factor(read_finite(file, keys.A), read_finite(file, keys.B), scaling, dtype)
+def _read(file: TensorFile, name: str, keys: ModuleKeys, scaling: float, dtype: torch.dtype) -> LoraFactor:
+    return _factor(file, name, read_finite(file, keys.A), read_finite(file, keys.B), scaling=scaling, dtype=dtype)
 
 
 def _experts(
@@ -127,11 +127,11 @@ def _experts(
         for expert in range(pair.experts):
             name = stored if pair.experts == 1 else f"{stored}[{expert}]"
             layout = ExpertLayout(stored, module, expert, pair.experts, parameters)
-            modules[name] = _expert(file, keys[stored], pair, layout)
+            modules[name] = _expert(file, name, keys[stored], pair, layout)
     return modules
 
 
-def _expert(file: TensorFile, keys: ModuleKeys, pair: ExpertPair, layout: ExpertLayout) -> StoredModule:
+def _expert(file: TensorFile, name: str, keys: ModuleKeys, pair: ExpertPair, layout: ExpertLayout) -> StoredModule:
     key_A, key_B = keys.A, keys.B
     stored_A, stored_B = file.tensors[key_A], file.tensors[key_B]
     spec = _spec(stored_B.shape[0], stored_A.shape[1], pair.rank, _dtype(stored_A, stored_B))
@@ -140,15 +140,26 @@ def _expert(file: TensorFile, keys: ModuleKeys, pair: ExpertPair, layout: Expert
         A, B = split_expert(file.read(key_A), file.read(key_B), pair, layout.expert)
         require_finite(file, key_A, A)
         require_finite(file, key_B, B)
-        return _factor(A, B, pair.scaling, spec.dtype)
+        return _factor(file, name, A, B, scaling=pair.scaling, dtype=spec.dtype)
 
     return StoredModule(layout, spec, read)
 
 
-def _factor(A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype) -> LoraFactor:
-    # The conversion comes first: half precision would round the scaled B.
-    B, A = B.to(dtype).flatten(1), A.to(dtype).flatten(1)
-    return LoraFactor(B=B if scaling == 1 else B * scaling, A=A)
+def _factor(file: TensorFile, name: str, A: Tensor, B: Tensor, *, scaling: float, dtype: torch.dtype) -> LoraFactor:
+    return LoraFactor(B=_scaled(file, name, B.to(dtype).flatten(1), scaling), A=A.to(dtype).flatten(1))
+
+
+def _scaled(file: TensorFile, name: str, tensor: Tensor, scaling: float) -> Tensor:
+    """A finite tensor times the scaling of its module, in a dtype that does not round the product to half precision."""
+    if scaling == 1:
+        return tensor
+    scaled = tensor * scaling
+    if not is_finite(scaled):
+        raise NonFiniteUpdateError(
+            f"expected {name} of {file.path} times its scaling within the range of {tensor.dtype}, and the scaling "
+            f"{scaling:.3g} overflows it; correct lora_alpha or alpha_pattern in its config, or leave this adapter out"
+        )
+    return scaled
 
 
 @cache
@@ -170,4 +181,4 @@ def _bias_reader(
     if stored.shape != B.shape[:1]:
         raise InvalidAdapterError(f"{name} has lora_B.bias {stored.shape} where lora_B is {B.shape}")
     dtype = _dtype(stored, stored)
-    return lambda: read_finite(file, key).to(dtype) * scaling
+    return lambda: _scaled(file, name, read_finite(file, key).to(dtype), scaling)

@@ -66,13 +66,18 @@ def require_finite(file: TensorFile, key: str, part: Tensor) -> None:
     Raises:
         NonFiniteUpdateError: it holds NaN or infinity.
     """
-    # A sum is finite only of finite terms, and takes a quarter of the time of looking at each; a sum of finite terms
-    # that overflows costs the look.
-    if not math.isfinite(part.sum()) and not bool(torch.isfinite(part).all()):
+    if not is_finite(part):
         raise NonFiniteUpdateError(
             f"expected finite values, got NaN or infinity in {key} of {file.path}; leave this adapter out, or train "
             "it again with a lower learning rate"
         )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity."""
+    # A sum is finite only of finite terms, and takes a quarter of the time of looking at each; a sum of finite terms
+    # that overflows costs the look.
+    return math.isfinite(tensor.sum()) or bool(torch.isfinite(tensor).all())
 
 
 def open_safetensors(path: Path) -> TensorFile:
