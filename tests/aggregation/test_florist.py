@@ -7,7 +7,7 @@ from florist.aggregation import Florist, lossless_sum
 from florist.errors import NonFiniteUpdateError
 from florist.factors import AdapterState
 from florist.ranks import EnergyThreshold
-from tests.builders import SHAPES, adapter, dense_sum, federation, relative_error
+from tests.builders import SHAPES, adapter, dense_sum, federation, relative_error, update
 
 
 @given(ranks=st.lists(st.integers(1, 8), min_size=1, max_size=5), tau=st.floats(0.05, 1.0), seed=st.integers(0, 999))
@@ -62,6 +62,22 @@ def test_unlike_ranks_stay_unlike_and_inputs_stay_as_they_were() -> None:
     assert [{spec.rank for spec in u.adapter.specs.values()} for u in updates] == [{4}, {8}, {16}]
     for u, held in zip(updates, before, strict=True):
         assert all(torch.equal(u.adapter[name].B, B) for name, B in held.items())
+
+
+@pytest.mark.parametrize("tau", [0.5, 0.9, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_sum_that_is_zero_to_rounding_is_certified_as_zero(tau: float, dtype: torch.dtype) -> None:
+    held = adapter(4, seed=1, dtype=dtype)
+    updates = [
+        update("a", held),
+        update("b", held, num_examples=2),
+        update("c", held.map(lambda f: f.scaled(-1)), num_examples=3),
+    ]
+    broadcast = Florist(EnergyThreshold(tau))(updates)
+    assert broadcast.certificate.relative_error == 0.0
+    for name, module in broadcast.certificate.modules.items():
+        assert broadcast.shared[name].rank == module.rank == 0
+        assert (module.energy_kept, module.norm, module.error, module.relative_error) == (1.0, 0.0, 0.0, 0.0)
 
 
 def test_a_lossless_sum_is_the_sum_at_its_numerical_rank() -> None:

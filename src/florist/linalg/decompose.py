@@ -51,7 +51,8 @@ def decompose(parts: Sequence[WeightedFactor], *, energy: float = 1.0) -> ThinSv
     Args:
         parts: at least one, all of one shape, in an order that is the same every time: the rounding depends on it.
         energy: the largest fraction of ``||dW||_F^2`` that the caller will ask for, in (0, 1]; 1 for the numerical
-            rank, which is what stands above the rounding of the factors' precision.
+            rank, which is what stands above the rounding of the factors' precision. A sum of which nothing does is
+            zero, and so is its energy.
 
     Returns:
         ``S`` up to the rank that holds `energy`, and exactly how much energy is left out. Float64 for any float64
@@ -107,6 +108,9 @@ def _solve_dense(parts: Sequence[WeightedFactor], dtype: torch.dtype, energy: fl
 def _cut(svd: ThinSvd, dtype: torch.dtype, energy: float) -> ThinSvd:
     """To the rank that holds `energy`, at most to what the precision of the factors leaves."""
     spectrum = _with_resolution(svd.spectrum, rounding_floor(dtype))
+    if spectrum.numerical_rank == 0:
+        # What terms that cancel leave is rounding, whose energy would certify an error of all of the sum.
+        spectrum = replace(spectrum.leading(0), tail_energy=0.0)
     return replace(svd, spectrum=spectrum).leading(spectrum.rank_holding(energy))
 
 
