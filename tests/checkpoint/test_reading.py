@@ -172,6 +172,23 @@ def test_a_file_that_is_not_what_peft_writes_is_refused(
     assert str(directory) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "variant"),
+    [
+        (f"{Q}.lora_magnitude_vector", "DoRA"),
+        (f"{Q}.lora_diag", "KaSA"),
+        (f"{Q}.lora_diag.default", "KaSA"),
+        (f"{Q}.lora_E", "AdaLoRA"),
+        (f"{Q}.ranknum", "AdaLoRA"),
+    ],
+)
+def test_a_tensor_of_a_variant_is_refused_though_the_config_is_silent(client: Client, key: str, variant: str):
+    # The product alone would be combined without the tensor that stands between its halves.
+    directory = edit_tensors(client("a"), put(key, torch.ones(4)))
+    with pytest.raises(UnsupportedAdapterError, match=f"holds {key}: this is {variant}, whose update is not s B A"):
+        open_adapter(directory)
+
+
 def test_everything_that_is_wrong_is_listed(client: Client):
     def break_two(tensors: dict[str, torch.Tensor]) -> None:
         del tensors[f"{Q}.lora_A.weight"], tensors[f"{Q.replace('.0.', '.1.')}.lora_B.weight"]
