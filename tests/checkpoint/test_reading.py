@@ -1,5 +1,8 @@
 import os
+import shlex
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -330,11 +333,28 @@ def test_a_pickle_is_read_only_when_asked_for(client: Client):
     file = directory / "adapter_model.safetensors"
     torch.save(load_file(file), directory / "adapter_model.bin")
     file.unlink()
-    with pytest.raises(InvalidAdapterError, match="found only the pickle"):
-        open_adapter(directory)
+    for named in (directory, directory / "adapter_model.bin"):
+        with pytest.raises(InvalidAdapterError, match="found only the pickle"):
+            open_adapter(named)
     adapter = open_adapter(directory, allow_pickle=True).adapter
     assert adapter.keys() == expected.keys()
     assert all(torch.equal(adapter[name].B, factor.B) for name, factor in expected.items())
+
+
+def test_a_refused_pickle_comes_with_a_command_that_converts_it(client: Client):
+    directory = client("a pickle's")
+    expected = dict(open_adapter(directory).adapter)
+    file = directory / "adapter_model.safetensors"
+    torch.save(load_file(file), directory / "adapter_model.bin")
+    file.unlink()
+    with pytest.raises(InvalidAdapterError) as refusal:
+        open_adapter(directory)
+    command = str(refusal.value).partition("with: ")[2].partition(" and name ")[0]
+    words = shlex.split(command)
+    assert words[:2] == ["python", "-c"]
+    subprocess.run([sys.executable, *words[1:]], check=True)
+    converted = open_adapter(directory).adapter
+    assert all(torch.equal(converted[name].B, factor.B) for name, factor in expected.items())
 
 
 def test_finite_values_whose_sum_overflows_are_finite(client: Client):

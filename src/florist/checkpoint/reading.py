@@ -1,5 +1,7 @@
 """Open a PEFT adapter: check everything that can be checked without reading the tensors, and read those on demand."""
 
+import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -157,10 +159,19 @@ def _weights_path(path: Path, *, allow_pickle: bool) -> Path:
         raise MissingInputError(f"expected {WEIGHTS_NAME} in the adapter directory {path}, found none")
     if found.suffix == ".bin" and not allow_pickle:
         raise InvalidAdapterError(
-            f"expected {WEIGHTS_NAME}, found only the pickle {found}: save the adapter again with save_pretrained(), "
-            "or, if you trust its source, allow pickles"
+            f"expected {WEIGHTS_NAME}, found only the pickle {found}, and pickles can run code; convert it, which runs "
+            f"none, with: {_conversion(found)} and name {found.parent} (in Python, open_adapter(allow_pickle=True) "
+            "reads it as it is)"
         )
     return found
+
+
+def _conversion(pickle: Path) -> str:
+    """A command that writes the same tensors as safetensors, beside the pickle."""
+    source, target = (json.dumps(str(path)) for path in (pickle, pickle.with_name(WEIGHTS_NAME)))
+    load = f'torch.load({source}, map_location="cpu", weights_only=True)'
+    code = f'import torch, safetensors.torch as s; s.save_file({load}, {target}, {{"format": "pt"}})'
+    return f"python -c {shlex.quote(code)}"
 
 
 def _parameters(file: TensorFile, keys: Mapping[str, str]) -> LazyTensors:
