@@ -177,6 +177,17 @@ def test_simulate_names_its_own_run(
     assert (tmp_path / "runs" / "config-1" / "adapter").is_dir()
 
 
+@pytest.mark.parametrize("command", ["simulate", "compare"])
+def test_a_place_for_runs_that_cannot_be_created_is_refused_before_any_work(
+    florist: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
+) -> None:
+    # No model is looked for, which is not there.
+    config = simulation(tmp_path, tmp_path / "no model", tmp_path / "no data")
+    (tmp_path / "runs").touch()
+    monkeypatch.chdir(tmp_path)
+    assert "runs already exists" in refused(florist(command, config))
+
+
 @pytest.mark.parametrize(
     ("overrides", "reasons"),
     [

@@ -125,11 +125,19 @@ def _built(config: "Config", status: "Console") -> "Simulation":
 
 
 def free_run_name(stem: str) -> Path:
-    """A directory in `RUNS` that does not exist yet."""
+    """A directory in `RUNS` that does not exist yet.
+
+    Raises:
+        UnwritableOutputError: and cannot be created, or `RUNS` cannot.
+    """
+    from florist.outputs import require_absent  # noqa: PLC0415
+
     number = 1
     while (RUNS / f"{stem}-{number}").exists():
         number += 1
-    return RUNS / f"{stem}-{number}"
+    path = RUNS / f"{stem}-{number}"
+    require_absent(path if RUNS.is_dir() else RUNS)
+    return path
 
 
 SHADES = " ░▒▓█"
