@@ -58,7 +58,7 @@ def inspect(
         if sweep and obstacle is None:
             try:
                 inputs = open_inputs(adapters, num_examples=counts)
-                points = sweep_thresholds(spectra(inputs.updates, on_module), _SWEEP)
+                points = sweep_thresholds(spectra(inputs.updates, on_module), _SWEEP, layout=inputs.comparison.layout)
             except InvalidUpdateError as error:
                 obstacle = str(error)
     outliers = unlike_norms(saved)
