@@ -23,6 +23,7 @@ from florist.factors import LoraFactor
 def settings(**config: Any) -> LoraSettings:
     return LoraSettings(
         config=config,
+        sha256="",
         rank=config.get("r", 2),
         alpha=config.get("lora_alpha", 2.0),
         use_rslora=False,

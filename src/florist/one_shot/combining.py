@@ -97,6 +97,7 @@ class AggregatedAdapter:
         Raises:
             OutputExistsError, MissingInputError: as `outputs.require_absent`.
             ConfigurationError: the tensors take more than `max_bytes`.
+            InvalidAdapterError: the weights of an input have changed since it was opened.
             NonFiniteUpdateError: a value does not fit `dtype`.
         """
         common = self.inputs.comparison
