@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,12 @@ from florist.checkpoint.experts import (
     resolve_pairs,
     split_expert,
 )
+from florist.checkpoint.keys import ModuleKeys
+from florist.checkpoint.modules import stored_modules
 from florist.checkpoint.patterns import ModulePattern
 from florist.checkpoint.settings import LoraSettings
+from florist.checkpoint.tensor_file import StoredTensor, TensorFile
+from florist.checkpoint.unchanged_file import UnchangedFile
 from florist.errors import InvalidAdapterError, UnsupportedAdapterError
 from florist.factors import LoraFactor
 
@@ -50,6 +55,34 @@ def test_experts_split_and_join_as_peft_multiplies_them(experts: int, rank: int,
     joined = join_experts(factors)
     assert torch.equal(joined.A, A)
     assert torch.equal(joined.B, B)
+
+
+def test_a_stored_pair_is_read_once_for_all_of_its_experts():
+    draw = torch.Generator().manual_seed(0)
+    held = {
+        f"{stored}.{half}": torch.randn(shape, generator=draw)
+        for stored in ("m", "m.base_layer")
+        for half, shape in (("A", (2 * 9, 5)), ("B", (7, 2 * 9)))
+    }
+    reads: list[str] = []
+
+    def read(key: str) -> torch.Tensor:
+        reads.append(key)
+        return held[key]
+
+    file = TensorFile(
+        UnchangedFile(Path("file"), ()), {k: StoredTensor(tuple(t.shape), t.dtype) for k, t in held.items()}, read
+    )
+    keys = {stored: ModuleKeys(f"{stored}.A", f"{stored}.B", None, embedding=False) for stored in ("m", "m.base_layer")}
+    modules = stored_modules(file, settings(target_parameters=["m.up", "m.down"], lora_alpha=6.0), keys)
+    assert len(modules) == 2 * 9
+    for name, module in modules.items():
+        stored, _, expert = name.removesuffix("]").partition("[")
+        A, B = split_expert(held[f"{stored}.A"], held[f"{stored}.B"], ExpertPair(9, 2, 3.0), int(expert))
+        factor = module.read()
+        assert torch.equal(factor.A, A)
+        assert torch.equal(factor.B, 3 * B)
+    assert sorted(reads) == sorted(held)
 
 
 def test_a_parameter_is_named_by_the_end_of_its_path():

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -48,7 +49,8 @@ class StoredModule:
 def stored_modules(file: TensorFile, settings: LoraSettings, keys: Mapping[str, ModuleKeys]) -> dict[str, StoredModule]:
     """Every module of an adapter, checked against the ranks in its config.
 
-    The experts of a parameter that is adapted itself become modules of their own, named ``module[e]``.
+    The experts of a parameter that is adapted itself become modules of their own, named ``module[e]``. PEFT stores all
+    of them in one pair of tensors, interleaved: the pair that was read last is kept for those that are read after it.
 
     Raises:
         InvalidAdapterError: shapes contradict the config or each other; all such modules are listed.
@@ -59,11 +61,12 @@ def stored_modules(file: TensorFile, settings: LoraSettings, keys: Mapping[str, 
         groups.setdefault(base_module(stored), {})[stored] = pair
     modules: dict[str, StoredModule] = {}
     problems: list[str] = []
+    pairs = _LatestPair(file)
     for module, own in groups.items():
         names = adapted_parameters(settings, module)
         try:
             if names:
-                modules |= _experts(file, settings, module, names, own)
+                modules |= _experts(pairs, settings, module, names, own)
             else:
                 for stored, pair in own.items():
                     modules[stored] = _module(file, settings, stored, pair)
@@ -110,37 +113,59 @@ def _read(file: TensorFile, name: str, keys: ModuleKeys, scaling: float, dtype: 
     return _factor(file, name, read_finite(file, keys.A), read_finite(file, keys.B), scaling=scaling, dtype=dtype)
 
 
+class _LatestPair:
+    """Reads the two halves of a stored pair, once for all who ask for the same pair one after the other.
+
+    Memory: that of one pair.
+    """
+
+    def __init__(self, file: TensorFile) -> None:
+        self.file = file
+        self._lock = Lock()  # modules are read side by side
+        self._keys: ModuleKeys | None = None
+        self._halves: tuple[Tensor, Tensor] | None = None
+
+    def read(self, keys: ModuleKeys) -> tuple[Tensor, Tensor]:
+        """A and B, unchecked: what is not finite spoils its own expert alone."""
+        with self._lock:
+            if self._halves is None or self._keys != keys:
+                self._halves = None  # makes room for the next
+                self._halves = self.file.read(keys.A), self.file.read(keys.B)
+                self._keys = keys
+            return self._halves
+
+
 def _experts(
-    file: TensorFile,
+    pairs: _LatestPair,
     settings: LoraSettings,
     module: str,
     parameters: tuple[str, ...],
     keys: Mapping[str, ModuleKeys],
 ) -> dict[str, StoredModule]:
+    tensors = pairs.file.tensors
     for stored, own in keys.items():
-        A, B = file.tensors[own.A], file.tensors[own.B]
+        A, B = tensors[own.A], tensors[own.B]
         if not len(A.shape) == len(B.shape) == 2 or A.shape[0] != B.shape[1] or own.embedding or own.bias is not None:
             raise InvalidAdapterError(f"{stored} has lora_A {A.shape} and lora_B {B.shape}")
-    rows = {stored: file.tensors[own.A].shape[0] for stored, own in keys.items()}
+    rows = {stored: tensors[own.A].shape[0] for stored, own in keys.items()}
     modules: dict[str, StoredModule] = {}
     for stored, pair in resolve_pairs(settings, module, parameters, rows).items():
         for expert in range(pair.experts):
             name = stored if pair.experts == 1 else f"{stored}[{expert}]"
             layout = ExpertLayout(stored, module, expert, pair.experts, parameters)
-            modules[name] = _expert(file, name, keys[stored], pair, layout)
+            modules[name] = _expert(pairs, name, keys[stored], pair, layout)
     return modules
 
 
-def _expert(file: TensorFile, name: str, keys: ModuleKeys, pair: ExpertPair, layout: ExpertLayout) -> StoredModule:
-    key_A, key_B = keys.A, keys.B
-    stored_A, stored_B = file.tensors[key_A], file.tensors[key_B]
+def _expert(pairs: _LatestPair, name: str, keys: ModuleKeys, pair: ExpertPair, layout: ExpertLayout) -> StoredModule:
+    stored_A, stored_B = pairs.file.tensors[keys.A], pairs.file.tensors[keys.B]
     spec = _spec(stored_B.shape[0], stored_A.shape[1], pair.rank, _dtype(stored_A, stored_B))
 
     def read() -> LoraFactor:
-        A, B = split_expert(file.read(key_A), file.read(key_B), pair, layout.expert)
-        require_finite(file, key_A, A)
-        require_finite(file, key_B, B)
-        return _factor(file, name, A, B, scaling=pair.scaling, dtype=spec.dtype)
+        A, B = split_expert(*pairs.read(keys), pair, layout.expert)
+        require_finite(pairs.file, keys.A, A)
+        require_finite(pairs.file, keys.B, B)
+        return _factor(pairs.file, name, A, B, scaling=pair.scaling, dtype=spec.dtype)
 
     return StoredModule(layout, spec, read)
 
