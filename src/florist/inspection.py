@@ -109,19 +109,30 @@ def view(saved: SavedAdapter, on_module: Callable[[int, int], None] | None = Non
     }
 
 
-def combinable(adapters: Sequence[SavedAdapter]) -> list[tuple[SavedAdapter, ...]]:
+def combinable(
+    adapters: Sequence[SavedAdapter], *, allow_base_mismatch: bool = False, average_full: bool = False
+) -> list[tuple[SavedAdapter, ...]]:
     """Groups of adapters that may be aggregated with each other, the largest first.
 
     Each adapter goes to the first group that it fits into. One that may not be aggregated by itself is in none.
 
+    Args:
+        adapters: in the order in which groups are formed.
+        allow_base_mismatch: as `checkpoint.compare`.
+        average_full: as `checkpoint.compare`.
+
     Cost: a comparison for each adapter and group.
     """
+
+    def problems(group: Sequence[SavedAdapter]) -> tuple[str, ...]:
+        return compare(group, allow_base_mismatch=allow_base_mismatch, average_full=average_full).problems
+
     groups: list[list[SavedAdapter]] = []
     for adapter in adapters:
-        if compare([adapter]).problems:
+        if problems([adapter]):
             continue
         for group in groups:
-            if not compare([*group, adapter]).problems:
+            if not problems([*group, adapter]):
                 group.append(adapter)
                 break
         else:

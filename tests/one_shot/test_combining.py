@@ -125,7 +125,7 @@ def test_a_gpu_gives_what_the_cpu_gives(saved_adapters: list[Path], rule: RankRu
 
 
 def test_an_adapter_given_twice_is_refused(saved_adapters: list[Path]) -> None:
-    with pytest.raises(InvalidUpdateError, match="raise its weight instead"):
+    with pytest.raises(IncompatibleAdaptersError, match=r"A is .*A, given twice: .*raise its weight instead"):
         aggregate([saved_adapters[0], saved_adapters[0] / "."], rank_rule=EnergyThreshold(0.9))
 
 

@@ -165,8 +165,8 @@ def aggregate(
         ConfigurationError: torch cannot use `device`, or not in float64.
         MissingInputError, InvalidAdapterError, UnsupportedAdapterError: as `checkpoint.open_adapter`.
         IncompatibleAdaptersError: they cannot be combined; the message lists every reason.
-        InvalidUpdateError: the number of weights is not that of the adapters, a weight is not positive, an adapter
-            is given twice, or the certificates count in unlike units and no weights are given.
+        InvalidUpdateError: the number of weights is not that of the adapters, a weight is not positive, or the
+            certificates count in unlike units and no weights are given.
         NonFiniteUpdateError: a factor holds NaN or infinity.
     """
     inputs = open_inputs(
