@@ -6,6 +6,7 @@
     RUN/state/current        the name of the folder to resume from
     RUN/state/round-0003/    after round 3: broadcast.safetensors, cumulative.safetensors (all that was added),
                              continued.safetensors, full_parameters.safetensors, round.json (its record)
+    RUN/.lock                held by the process that plays the rounds
     RUN/test.json            metrics of the final adapter that are no rounds'
     RUN/adapter/             the final adapter, as PEFT writes it; none where no round had enough usable updates
 

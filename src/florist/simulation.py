@@ -16,6 +16,7 @@ from florist.evaluation import Metric
 from florist.factors import AdapterState
 from florist.federation import Federation, LocalWork, global_adapter, record
 from florist.history import RunDirectory, RunFacts
+from florist.locking import sole_process
 from florist.outputs import new_directory
 from florist.peft_model import FederatedModel, LocalLora
 from florist.rounds import NO_ADAPTER, ClientUpdate, FullParameters, RoundRecord, ServerState
@@ -125,12 +126,16 @@ class Simulation:
 
         Returns:
             The records of all rounds, the earlier ones included.
+
+        Raises:
+            DirectoryInUseError: another process plays them.
         """
         torch.set_num_threads(directory.facts.threads)
         # The Trainer collects garbage whenever a client starts: half a second, unless what is loaded is set aside.
         gc.freeze()
         try:
-            return self._play(directory, observer)
+            with sole_process(directory.path):
+                return self._play(directory, observer)
         finally:
             gc.unfreeze()
 

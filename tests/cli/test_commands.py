@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from florist.locking import sole_process
 from tests.breaking import copied
 
 from .running import COMMAND, ENVIRONMENT, Run, refused
@@ -211,6 +212,16 @@ def test_a_wrong_simulation_is_refused_in_one_line_and_leaves_nothing(
     for reason in reasons:
         assert reason in line
     assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
+
+
+def test_a_run_that_another_process_plays_is_left_alone(
+    florist: Run, tiny_llama: Path, toy_data: Path, tmp_path: Path
+) -> None:
+    assert florist("simulate", simulation(tmp_path, tiny_llama, toy_data), "-o", tmp_path / "run").returncode == 0
+    with sole_process(tmp_path / "run"):
+        result = florist("simulate", "--resume", tmp_path / "run")
+    assert result.returncode == 2
+    assert f"run for this process alone, and process {os.getpid()} is at work in it" in result.stderr.splitlines()[-1]
 
 
 def test_a_directory_that_is_no_run_cannot_be_resumed(florist: Run, tmp_path: Path) -> None:
