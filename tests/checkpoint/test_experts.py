@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,14 @@ def test_a_parameter_is_named_by_the_end_of_its_path():
     assert adapted_parameters(named, "layers.0.mlp.q_proj") == ()
     assert adapted_parameters(named, "layers.0.other") == ("gate",)
     assert adapted_parameters(settings(), "layers.0.mlp.experts") == ()
+
+
+def test_an_expression_that_settles_nothing_is_not_matched():
+    # Python's `re` takes time exponential in the length of this name, and has no limit of its own.
+    hostile = settings(target_modules="(a+)+")
+    started = time.perf_counter()
+    assert adapted_parameters(hostile, "a" * 26 + "!") == ()
+    assert time.perf_counter() - started < 0.5
 
 
 def test_base_layers_at_the_end_are_nesting():
