@@ -14,6 +14,7 @@ def test_a_directory_is_held_once_at_a_time(tmp_path: Path) -> None:
     for _ in range(2):
         with sole_process(tmp_path):
             assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
+        assert (tmp_path / ".lock").read_text() == ""
 
 
 def test_a_block_that_fails_lets_go(tmp_path: Path) -> None:

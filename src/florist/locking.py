@@ -34,4 +34,7 @@ def sole_process(directory: Path) -> Generator[None, None, None]:
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
-        yield
+        try:
+            yield
+        finally:
+            lock.truncate(0)  # runs of one configuration are alike, byte for byte
