@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 import threading
@@ -121,6 +122,29 @@ def show(engine: str, run: Path, wire: tuple[int, int] | None) -> None:
         )
 
 
+RELOAD = """
+import time
+started = time.perf_counter()
+from flwr.app import Context, RecordDict
+from florist.config import DEMONSTRATION
+from florist.flower import configured
+imported = time.perf_counter()
+context = Context(1, 1, {"partition-id": 0}, RecordDict(), {})
+configured._participant(DEMONSTRATION, context)
+loaded = time.perf_counter()
+configured._participant(DEMONSTRATION, context)
+print(imported - started, loaded - imported, time.perf_counter() - loaded)
+"""
+
+
+def reload_cost() -> None:
+    """What a client pays for each message where every message has a process of its own, and where it has not."""
+    program = [sys.executable, "-W", "ignore", "-c", RELOAD]
+    output = subprocess.run(program, check=True, capture_output=True, text=True).stdout  # noqa: S603  # this file's own text
+    imported, loaded, kept = map(float, output.split())
+    print(f"a new process: {imported:.1f} s to import, {loaded:.1f} s to load base and data; kept: {kept * 1e3:.1f} ms")
+
+
 def same(first: Path, second: Path) -> bool:
     """Whether two runs ended with the same bits."""
     return (first / "adapter" / "adapter_model.safetensors").read_bytes() == (
@@ -145,6 +169,7 @@ def main() -> None:
     print(f"{platform.machine()}, {os.cpu_count()} cores, 1 torch thread a client, load {os.getloadavg()[0]:.1f}")
     print(f"torch {torch.__version__}, flwr {flwr.__version__}, float32")
     print(json.dumps({"clients": CLIENTS, "rounds": options.rounds, "steps": options.steps, "batch_size": 16}))
+    reload_cost()
     with tempfile.TemporaryDirectory() as temporary:
         runs: dict[str, Path] = {}
         for engine in options.engines.split(","):
