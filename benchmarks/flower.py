@@ -140,7 +140,7 @@ print(imported - started, loaded - imported, time.perf_counter() - loaded)
 def reload_cost() -> None:
     """What a client pays for each message where every message has a process of its own, and where it has not."""
     program = [sys.executable, "-W", "ignore", "-c", RELOAD]
-    output = subprocess.run(program, check=True, capture_output=True, text=True).stdout  # noqa: S603  # this file's own text
+    output = subprocess.run(program, check=True, capture_output=True, text=True).stdout  # this file's own text
     imported, loaded, kept = map(float, output.split())
     print(f"a new process: {imported:.1f} s to import, {loaded:.1f} s to load base and data; kept: {kept * 1e3:.1f} ms")
 
