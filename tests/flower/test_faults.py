@@ -148,7 +148,7 @@ def played(
     settings = {
         "config": str(file),
         "flower.run": str(directory),
-        "flower.min_clients": len(sites),
+        "flower.min_clients": len(sites) - 1,
         "flower.round_timeout": round_timeout,
     }
     with deploy(folder / "programs", sites) as federation:
