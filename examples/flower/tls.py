@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with deploy(directory, partitions(options.supernodes), report=_say) as federation:
             run_id = federation.submit(options.app, options.run_config)
             _say(f"Run {run_id} is submitted; what its ServerApp logs follows.")
+            _say("It is silent while clients train: every message starts a process there, which loads the model anew.")
             status = federation.wait(run_id, options.seconds, sys.stdout)
             _say(f"Run {run_id} is {status.status} after {status.elapsed_seconds:.0f} s.")
             if not status.completed:

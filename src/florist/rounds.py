@@ -274,6 +274,11 @@ class ServerState:
     broadcasts: Mapping[int, AdapterState]
     holds: Mapping[str, int]
 
+    @property
+    def latest(self) -> int:
+        """The last round that changed the global adapter; 0 before any did."""
+        return max(self.broadcasts, default=0)
+
     @classmethod
     def initial(cls, full_parameters: FullParameters = NOTHING) -> "ServerState":
         """Before the first round: the base model as it is."""

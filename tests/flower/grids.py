@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -62,7 +63,7 @@ class MemoryGrid(Grid):
             name = f"message-{next(self._numbers)}"
             message.metadata.__dict__["_message_id"] = name
             self.sent.append(message)
-            reply = self._answer(message)
+            reply = message_from_proto(message_to_proto(self._answer(message_from_proto(message_to_proto(message)))))
             self._replies[name] = self.deliver(message, reply)
             names.append(name)
         return names
@@ -76,8 +77,23 @@ class MemoryGrid(Grid):
     def _answer(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
         if node in self.absent:
-            return Message(Error(5, "Node Unavailable"), reply_to=message)
+            return unavailable(message)
         try:
             return self.app(message, self.contexts[node])
         except Exception as error:  # noqa: BLE001  # as Flower does with whatever an app raises
             return Message(Error(2, f"Traceback\n{type(error).__name__}: {error}"), reply_to=message)
+
+    def nodes_of(self, message_type: str) -> list[int]:
+        """Where messages of a type went, in their order."""
+        return [each.metadata.dst_node_id for each in self.sent if each.metadata.message_type == message_type]
+
+    def forget(self, node: int) -> None:
+        """As when a SuperNode is started anew."""
+        self.contexts[node].state = RecordDict()
+
+
+def unavailable(message: Message) -> Message:
+    """As Flower reports a lost node, in the name of node 1."""
+    reply = Message(Error(5, "Node Unavailable"), reply_to=message)
+    reply.metadata.__dict__["_src_node_id"] = 1
+    return reply

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from florist.errors import InvalidUpdateError
+from florist.errors import FloristError, InvalidUpdateError
 from florist.flower import protocol
 from florist.flower.protocol import WHOLE, Introduction
+from florist.flower.roster import last_line
 from florist.rounds import NOTHING, FullParameters
 
 
@@ -52,6 +53,8 @@ def whole_parameters(
 ) -> FullParameters:
     """First values of the parameters that travel whole: all clients begin with the same, so that any can tell.
 
+    Who does not answer, or not with what it introduced, is passed over.
+
     Args:
         grid: to ask through.
         nodes: by client id.
@@ -59,16 +62,31 @@ def whole_parameters(
         timeout: seconds for one answer.
 
     Raises:
-        InvalidUpdateError: none of them answered, or what came is damaged.
+        InvalidUpdateError: none of them could be used.
     """
+    reasons: list[str] = []
     for introduction in sorted(introductions, key=lambda each: each.client_id):
         if not introduction.whole:
             return NOTHING
         question = Message(RecordDict(), nodes[introduction.client_id], WHOLE, ttl=timeout)
         for reply in grid.send_and_receive([question], timeout=timeout):
-            if not reply.has_error():
-                return protocol.read_whole(reply.content)
-    asked = ", ".join(sorted(each.client_id for each in introductions))
+            try:
+                return _whole_of(introduction, reply)
+            except FloristError as error:
+                reasons.append(f"{introduction.client_id}: {error}")
     raise InvalidUpdateError(
-        f"expected the parameters that travel whole from one of {asked}, and none of them answered"
+        f"expected the parameters that travel whole from one of {len(introductions)} clients, got none: "
+        f"{'; '.join(reasons) or 'no reply'}"
     )
+
+
+def _whole_of(introduction: Introduction, reply: Message) -> FullParameters:
+    if reply.has_error():
+        raise InvalidUpdateError(last_line(reply.error.reason))
+    found = protocol.read_whole(reply.content)
+    if sorted(found) != sorted(introduction.whole):
+        raise InvalidUpdateError(f"expected {introduction.whole}, as introduced, got {sorted(found)}")
+    broken = [name for name, tensor in found.items() if not tensor.isfinite().all()]
+    if broken:
+        raise InvalidUpdateError(f"{broken[0]} holds NaN or inf")
+    return found

@@ -21,7 +21,6 @@ from florist.flower.protocol import (
     Report,
     Upload,
 )
-from florist.rounds import Trained
 from florist.seeding import random_rows
 
 
@@ -76,10 +75,10 @@ def _introduce(participant: Participant, message: Message, context: Context) -> 
 def _follow(participant: Participant, message: Message, context: Context) -> Message:
     """Bring the holding up to date and do what is asked."""
     task = protocol.task_of(message.content)
-    if Trained(task.trained) != participant.trained:
+    if task.travels != participant.trained:
         raise InvalidUpdateError(
             f"expected a federation that trains {participant.trained!r} as this client does, got "
-            f"{Trained(task.trained)!r}; client and server need the same aggregation.method"
+            f"{task.travels!r}; client and server need the same aggregation.method"
         )
     shapes = participant.shapes
 

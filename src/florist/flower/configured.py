@@ -31,7 +31,7 @@ from florist.flower.client_app import client_app
 from florist.flower.journal import Journal
 from florist.flower.model_participant import Measure, ModelParticipant
 from florist.flower.roster import LOG
-from florist.flower.strategy import FloristStrategy
+from florist.flower.strategy import Deliverable, FloristStrategy
 from florist.peft_model import FederatedModel
 from florist.rounds import FullParameters, ServerState, Trained
 from florist.simulation import Client
@@ -71,7 +71,12 @@ def configured_client_app(config_file: Path, mods: list[Mod] | None = None) -> C
 
 
 def _configuration(config_file: Path, context: Context) -> Config:
-    given = {**{k: v for k, v in context.run_config.items() if v != ""}, **context.node_config}
+    given = {
+        name: value
+        for config in (context.run_config, context.node_config)
+        for name, value in config.items()
+        if value != ""
+    }
     overrides = [f"{name}={_toml(value)}" for name, value in given.items() if "." in name]
     return read_config(Path(str(given.get(ANOTHER, config_file))), overrides)
 
@@ -85,12 +90,14 @@ def _serve(config: Config, grid: Grid, context: Context) -> None:
     method = config.aggregation.method
     reference: Agreement | None = None
     evaluate: Callable[[ServerState], Mapping[str, float]] | None = None
+    deliverable: Deliverable | None = None
     if settings.evaluation == "server":
         splits = read_held_out(config)
         loaded = load(config, splits)
         torch.set_num_threads(_threads(config))
         reference = Agreement(settings.base_name or loaded.base, loaded.model.shapes)
         evaluate = _at_server(loaded.model, _All(loaded.metrics(splits)[0]))
+        deliverable = loaded.model.deliverable
     elif Trained.WEIGHTS in METHODS[method](config.aggregation, 1).work.trained:
         raise ConfigurationError(
             f"aggregation.method = {method!r}: the final adapter is the difference of weights to the base, which the "
@@ -118,7 +125,7 @@ def _serve(config: Config, grid: Grid, context: Context) -> None:
     adapter = path / "adapter"
     if not adapter.exists():
         task_type = "SEQ_CLS" if config.task.kind == CLASSIFICATION else "CAUSAL_LM"
-        strategy.export(adapter, config.model.name_or_path, task_type)
+        strategy.export(adapter, config.model.name_or_path, task_type, deliverable)
     LOG.info("the final adapter is in %s", adapter)
 
 

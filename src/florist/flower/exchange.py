@@ -50,11 +50,14 @@ class Exchange:
 
         The update itself is `admission`'s to check.
         """
+        said = answer if isinstance(answer, Evaluation) else answer.report
+        if said.client_id != client_id:
+            return f"expected a reply of {client_id}, got one that says {said.client_id}"
+        if said.held != self.state.latest:
+            return f"expected a reply from the global adapter of round {self.state.latest}, got one from {said.held}"
         if isinstance(answer, Evaluation):
-            return None if answer.num_examples >= 0 else f"expected a count of examples, got {answer.num_examples}"
+            return None
         introduction, report = self.introductions[client_id], answer.report
-        if report.client_id != client_id:
-            return f"expected an update of {client_id}, got one that says {report.client_id}"
         if report.base != introduction.base:
             return f"expected the base {introduction.base}, as introduced, got {report.base}"
         if report.num_examples != introduction.num_examples:
@@ -65,7 +68,7 @@ class Exchange:
 
     def plausible(self, held: int) -> int | None:
         """The round that a client may hold, of what it says; None for nothing that can be built on."""
-        return held if 0 <= held <= self.state.round_number else None
+        return held if 0 <= held <= self.state.latest else None
 
     @staticmethod
     def update(upload: Upload) -> ClientUpdate:
@@ -80,7 +83,8 @@ class Exchange:
         task = Task(
             round_number=round_number,
             since=self.state.holds.get(client_id, -1),
-            until=self.state.round_number,
+            # Not the round before: one that failed has nothing that a client could lack.
+            until=self.state.latest,
             replaces=download.replaces,
             seed=derive_seed(self.federation.seed, "training", round_number, client_id),
             rows_seed=self.federation.local_seed(round_number, client_id),

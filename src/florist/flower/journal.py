@@ -9,7 +9,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from florist import strict_json
-from florist.errors import DamagedRunError
+from florist.errors import ConfigurationError, DamagedRunError
 from florist.flower.agreement import Agreement
 from florist.history import RunDirectory, RunFacts
 from florist.outputs import replace_file
@@ -88,7 +88,18 @@ class Journal:
         )
 
     def load(self, initial: ServerState) -> tuple[ServerState, list[RoundRecord]]:
-        """State and records after the last whole round; see `RunDirectory.load`."""
+        """State and records after the last whole round; see `RunDirectory.load`.
+
+        Raises:
+            ConfigurationError: the run is one of another method.
+            DamagedRunError: a file is missing or cannot be read.
+        """
+        begun_with = self.directory.facts.method
+        if begun_with != self.method:
+            raise ConfigurationError(
+                f"expected the method {begun_with!r}, which the run in {self.path} was begun with, "
+                f"got {self.method!r}; go on with that, or begin another run"
+            )
         return self.directory.load(initial)
 
     def save(self, state: ServerState, record: RoundRecord) -> None:

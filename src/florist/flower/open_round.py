@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from flwr.app import Message
@@ -14,6 +14,10 @@ from florist.flower.exchange import Exchange
 from florist.flower.protocol import TRAIN, Evaluation, OutOfStep, Upload
 from florist.flower.roster import LOG, last_line
 from florist.rounds import Drop, ServerState
+
+GRACE = 30.0
+"""Seconds that Flower keeps a message after the deadline: an expired one comes back as an error, and that it came too
+late is said more clearly here."""
 
 
 @dataclass(slots=True, eq=False)
@@ -40,6 +44,7 @@ class OpenRound:
     reported: dict[str, LocalWork] = field(default_factory=dict)
     held: dict[str, int | None] = field(default_factory=dict)
     _sent: list[tuple[Message, str]] = field(default_factory=list)
+    _sent_at: float = 0.0
 
     def drop(self, client_id: str, reason: str) -> None:
         """Record that a client does not count in this round."""
@@ -48,11 +53,13 @@ class OpenRound:
 
     def messages(self, clients: Iterable[str], kind: str) -> list[Message]:
         """Instructions for clients; a list, since Flower's deployment cannot send a generator."""
+        self._sent_at = time.monotonic()
         make = self.exchange.to_train if kind == TRAIN else self.exchange.to_evaluate
         self._sent = []
         for client_id in clients:
             content, download = make(client_id)
-            message = Message(content, self.nodes[client_id], kind, ttl=self.timeout, group_id=str(self.number))
+            node, lifetime = self.nodes[client_id], self.timeout + GRACE
+            message = Message(content, node, kind, ttl=lifetime, group_id=str(self.number))
             self._sent.append((message, client_id))
             self.download_bytes[client_id] += download.nbytes
         return [message for message, _ in self._sent]
@@ -65,15 +72,15 @@ class OpenRound:
             replies: to the last `messages`.
             kind: of those.
         """
-        started = time.monotonic()
         found: dict[str, list[Upload | Evaluation]] = {}
-        behind = self._take(replies, found)
+        expected = Upload if kind == TRAIN else Evaluation
+        behind = self._take(replies, expected, found)
         if behind:
             self.exchange = replace(self.exchange, state=self.as_told(self.exchange.state))
-            left = max(1.0, self.timeout - (time.monotonic() - started))
+            left = max(1.0, self.timeout - (time.monotonic() - self._sent_at))
             again = grid.send_and_receive(self.messages(behind, kind), timeout=left)
-            for client_id in self._take(again, found):
-                self.drop(client_id, f"it holds round {self.held[client_id]} after it was sent what it misses")
+            for client_id in self._take(again, expected, found):
+                self.drop(client_id, "it holds something else after it was sent what it misses")
         return found
 
     def as_told(self, state: ServerState) -> ServerState:
@@ -89,11 +96,16 @@ class OpenRound:
             for client_id, nbytes in self.download_bytes.items()
         }
 
-    def _take(self, replies: Iterable[Message], found: dict[str, list[Upload | Evaluation]]) -> list[str]:
+    def _take(
+        self,
+        replies: Iterable[Message],
+        expected: type[Upload | Evaluation],
+        found: dict[str, list[Upload | Evaluation]],
+    ) -> Collection[str]:
         # By the message that is answered: Flower's reports of a lost node do not carry the node's id.
         clients = {message.metadata.message_id: client_id for message, client_id in self._sent}
         waiting = dict.fromkeys(client_id for _, client_id in self._sent)
-        behind: list[str] = []
+        behind: dict[str, None] = {}
         for reply in replies:
             client_id = clients.get(reply.metadata.reply_to_message_id)
             if client_id is None:
@@ -109,8 +121,11 @@ class OpenRound:
                 continue
             if isinstance(answer, OutOfStep):
                 LOG.info("round %d: %s holds round %d, and is sent what it misses", self.number, client_id, answer.held)
-                behind.append(client_id)
+                behind[client_id] = None
                 self.held[client_id] = self.exchange.plausible(answer.held)
+                continue
+            if not isinstance(answer, expected):
+                self.drop(client_id, f"expected the kind {expected.__name__}, got {type(answer).__name__}")
                 continue
             reason = self.exchange.refusal(client_id, answer)
             if reason is not None:
@@ -119,7 +134,7 @@ class OpenRound:
             if isinstance(answer, Upload):
                 self.reported[client_id] = LocalWork(0, answer.report.loss, answer.report.seconds)
             found.setdefault(client_id, []).append(answer)
-            self.held[client_id] = self.exchange.state.round_number
+            self.held[client_id] = self.exchange.state.latest
         for client_id in waiting:
             self.drop(client_id, f"no reply within {self.timeout:g} s")
         return behind

@@ -16,10 +16,10 @@ import json
 import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from florist.config.methods import LOCAL_INITS
 from florist.errors import InvalidUpdateError
@@ -44,6 +44,18 @@ HELLO, WHOLE, TRAIN, EVALUATE = "query.hello", "query.whole", "train", "evaluate
 Head = TypeVar("Head")
 
 
+def _printable(name: str) -> str:
+    if not name.isprintable():
+        raise ValueError("expected printable characters")
+    return name
+
+
+ClientId = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
+"""A name that fits on a line of a log."""
+Held = Annotated[int, Field(ge=-1)]
+"""The round whose global adapter somebody holds; -1 for none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Introduction:
     """A client presents itself, once a run.
@@ -60,15 +72,15 @@ class Introduction:
     """
 
     protocol: int
-    client_id: str
-    rank: int
-    num_examples: int
+    client_id: ClientId
+    rank: PositiveInt
+    num_examples: PositiveInt
     base: str
     modules: list[str]
-    out_features: list[int]
-    in_features: list[int]
+    out_features: list[PositiveInt]
+    in_features: list[PositiveInt]
     whole: list[str]
-    held: int
+    held: Held
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, int]]:
@@ -92,15 +104,30 @@ class Task:
         local_init: name of the start of the local adapter, as in a configuration.
     """
 
-    round_number: int
-    since: int
-    until: int
+    round_number: NonNegativeInt
+    since: Held
+    until: NonNegativeInt
     replaces: bool
-    seed: int
-    rows_seed: int
-    max_rank: int
+    seed: NonNegativeInt
+    rows_seed: NonNegativeInt
+    max_rank: PositiveInt
     trained: int
     local_init: str
+
+    @property
+    def travels(self) -> Trained:
+        """What is trained, and travels.
+
+        Raises:
+            InvalidUpdateError: something that this version does not know.
+        """
+        try:
+            return Trained(self.trained)
+        except ValueError:
+            raise InvalidUpdateError(
+                f"expected a value of {Trained.__name__} up to {sum(each.value for each in Trained)}, got "
+                f"{self.trained}; client and server need the same version of florist"
+            ) from None
 
     @property
     def start(self) -> LocalInit:
@@ -150,11 +177,11 @@ class Report:
         seconds: of local training.
     """
 
-    client_id: str
-    round_number: int
-    num_examples: int
+    client_id: ClientId
+    round_number: NonNegativeInt
+    num_examples: PositiveInt
     base: str
-    held: int
+    held: Held
     loss: float
     seconds: float
 
@@ -172,8 +199,8 @@ class Upload:
 class OutOfStep:
     """A client's reply where the download does not fit: what it holds instead, -1 for nothing."""
 
-    client_id: str
-    held: int
+    client_id: ClientId
+    held: Held
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +215,9 @@ class Evaluation:
         values: of the metrics.
     """
 
-    client_id: str
-    held: int
-    num_examples: int
+    client_id: ClientId
+    held: Held
+    num_examples: NonNegativeInt
     names: list[str]
     values: list[float]
 
@@ -231,6 +258,14 @@ def read_introduction(content: RecordDict) -> Introduction:
         )
     if not len(introduction.modules) == len(introduction.out_features) == len(introduction.in_features):
         raise InvalidUpdateError("expected out_features and in_features of every module")
+    if not introduction.modules or len(set(introduction.modules)) < len(introduction.modules):
+        raise InvalidUpdateError("expected modules to train, each once")
+    # All clients draw as many random rows as the largest rank: one client must not cost the others their memory.
+    largest = max(*introduction.out_features, *introduction.in_features)
+    if introduction.rank > largest:
+        raise InvalidUpdateError(
+            f"expected a rank of at most {largest}, the largest dimension of a module, got {introduction.rank}"
+        )
     return introduction
 
 
@@ -240,7 +275,7 @@ def write_instruction(instruction: Instruction) -> RecordDict:
         instruction.task,
         {
             "added": adapter_to_arrays(instruction.added),
-            "continued": adapter_to_arrays(instruction.continued, Trained(instruction.task.trained)),
+            "continued": adapter_to_arrays(instruction.continued, instruction.task.travels),
             "directions": tensors_to_arrays(instruction.directions),
             "whole": tensors_to_arrays(instruction.full_parameters),
         },
@@ -357,7 +392,7 @@ def _head(content: RecordDict, kind: type[Head]) -> Head:
         problem = error.errors(include_url=False)[0]
         where = ".".join(map(str, (kind.__name__, *problem["loc"])))
         raise InvalidUpdateError(f"{where}: {problem['msg']}, got {reprlib.repr(problem['input'])}") from error
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise InvalidUpdateError(f"{kind.__name__}: expected numbers and texts: {error}") from error
 
 

@@ -4,6 +4,7 @@ Only halves that travel are written. What is not trained is known on both sides,
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -20,6 +21,21 @@ Rows = Callable[[str, int], Float[Tensor, "rank in_features"]]
 """Module, rank -> the rows of A that nobody trains. Raises KeyError for a module that does not exist."""
 
 _SERIALISED = "numpy.ndarray"
+_MAGIC = b"\x93NUMPY\x01\x00"
+_PREFIX = len(_MAGIC) + 2
+_FORMATS = {
+    "float16": "<f2",
+    "bfloat16": "<i2",
+    "float32": "<f4",
+    "float64": "<f8",
+    "uint8": "|u1",
+    "int8": "|i1",
+    "int16": "<i2",
+    "int32": "<i4",
+    "int64": "<i8",
+    "bool": "|b1",
+}
+"""dtype of torch -> that of NumPy, as its headers name it."""
 
 
 def adapter_to_arrays(adapter: AdapterState, travels: Trained = Trained.FACTORS) -> ArrayRecord:
@@ -98,21 +114,27 @@ def digest(records: Iterable[ArrayRecord]) -> str:
     return found.hexdigest()
 
 
-def payload_bytes(records: Iterable[ArrayRecord]) -> int:
-    """Bytes of all arrays as they are serialised, headers of NumPy's format included."""
-    return sum(len(array.data) for record in records for array in record.values())
-
-
 def _tensor(name: str, array: Array) -> Tensor:
-    try:
-        tensor = torch.from_numpy(np.ascontiguousarray(array.numpy()).reshape(array.shape))
-    except (ValueError, TypeError, EOFError, OSError, MemoryError) as error:
+    """Read what `tensors_to_arrays` writes and nothing else, without a parser that what comes could deceive.
+
+    A header is compared with the one that the record's dtype and shape give, and memory is taken for bytes that came.
+    """
+    length = int.from_bytes(array.data[len(_MAGIC) : _PREFIX], "little")
+    header, body = array.data[_PREFIX : _PREFIX + length], array.data[_PREFIX + length :]
+    dtype = getattr(torch, array.dtype, None) if array.dtype in _FORMATS else None
+    if dtype is None or array.stype != _SERIALISED or not array.data.startswith(_MAGIC):
         raise InvalidUpdateError(
-            f"{name}: expected an array of {array.dtype} {tuple(array.shape)} in NumPy's format, and reading failed: "
-            f"{' '.join(str(error).split())}"
-        ) from error
-    if array.dtype == "bfloat16" and tensor.dtype == torch.int16:
-        tensor = tensor.view(torch.bfloat16)
-    if str(tensor.dtype) != f"torch.{array.dtype}":
-        raise InvalidUpdateError(f"{name}: expected {array.dtype} as it says, got {tensor.dtype}")
-    return tensor
+            f"{name}: expected numbers of {', '.join(_FORMATS)} in NumPy's format 1.0, got {array.dtype!r} in "
+            f"{array.stype!r}"
+        )
+    descr = _FORMATS[array.dtype]
+    expected = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {array.shape}, }}"
+    if header.rstrip() != expected.encode():
+        raise InvalidUpdateError(f"{name}: expected the header {expected}, got {header[:100].rstrip()!r}")
+    if min(array.shape, default=0) < 0 or math.prod(array.shape) * dtype.itemsize != len(body):
+        raise InvalidUpdateError(f"{name}: expected {array.dtype} of shape {array.shape}, got {len(body)} bytes")
+    try:
+        held = np.ndarray(array.shape, descr, body).copy()
+    except (ValueError, OverflowError) as error:  # nothing in it, and yet dimensions beyond any
+        raise InvalidUpdateError(f"{name}: expected the shape of an array, got {array.shape}: {error}") from error
+    return torch.from_numpy(held).view(dtype)

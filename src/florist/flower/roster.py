@@ -31,7 +31,7 @@ class Roster:
     Attributes:
         members: by client id, the introduction.
         nodes: by client id, the node that speaks for it.
-        refused: by node, why it may not take part.
+        refused: by node, why it may not take part; forgotten when it goes, since it may come back repaired.
     """
 
     members: dict[str, Introduction] = field(default_factory=dict)
@@ -39,7 +39,8 @@ class Roster:
     refused: dict[int, str] = field(default_factory=dict)
     _asked: dict[str, int] = field(default_factory=dict)
     _failures: dict[int, int] = field(default_factory=dict)
-    _newcomers: list[Introduction] = field(default_factory=list)
+    _doubles: dict[int, str] = field(default_factory=dict)
+    _newcomers: dict[str, Introduction] = field(default_factory=dict)
 
     def gather(self, grid: Grid, count: int, seconds: float) -> None:
         """Wait until so many clients are there.
@@ -52,9 +53,10 @@ class Roster:
             connected = self.refresh(grid)
             if len(connected) >= count:
                 return
-            if time.monotonic() >= deadline:
+            left = deadline - time.monotonic()
+            if left <= 0:
                 break
-            time.sleep(PAUSE)
+            time.sleep(min(PAUSE, left))
         refused = "".join(f"; node {node}: {reason}" for node, reason in self.refused.items())
         silent = f"; {len(self._asked)} more did not answer" if self._asked else ""
         raise TooFewClientsError(
@@ -68,11 +70,14 @@ class Roster:
         It does not wait: who is asked now is a member once it has answered.
         """
         present = set(grid.get_node_ids())
+        self._forget(present)
         known = {*self.nodes.values(), *self.refused, *self._asked.values()}
         greetings = [Message(RecordDict(), node, HELLO) for node in sorted(present - known)]
         if greetings:
-            for message, message_id in zip(greetings, grid.push_messages(greetings), strict=True):
-                self._asked[message_id] = message.metadata.dst_node_id
+            # A message that could not be sent, to a node that has just gone for instance, has no id.
+            for message, message_id in zip(greetings, grid.push_messages(greetings), strict=False):
+                if message_id:
+                    self._asked[message_id] = message.metadata.dst_node_id
         if self._asked:
             for reply in grid.pull_messages(list(self._asked)):
                 node = self._asked.pop(reply.metadata.reply_to_message_id, None)
@@ -89,14 +94,22 @@ class Roster:
 
     def newcomers(self) -> list[Introduction]:
         """Those that introduced themselves since the last call."""
-        found, self._newcomers = self._newcomers, []
-        return found
+        found, self._newcomers = self._newcomers, {}
+        return list(found.values())
 
     def refuse(self, client_id: str, reason: str) -> None:
         """Leave a client out from now on."""
         node = self.nodes.pop(client_id)
         del self.members[client_id]
         self._refuse(node, f"{client_id}: {reason}")
+
+    def _forget(self, present: set[int]) -> None:
+        # Of nodes that have gone nothing is kept, except who they spoke for; whose name was taken may have it now.
+        self._asked = {message_id: node for message_id, node in self._asked.items() if node in present}
+        self._failures = {node: count for node, count in self._failures.items() if node in present}
+        heirs = {node for node, name in self._doubles.items() if self.nodes.get(name) not in present}
+        self._doubles = {node: name for node, name in self._doubles.items() if node in present - heirs}
+        self.refused = {node: reason for node, reason in self.refused.items() if node in present - heirs}
 
     def _answered(self, node: int, reply: Message, present: set[int]) -> None:
         if reply.has_error():
@@ -115,12 +128,13 @@ class Roster:
             return
         name = introduction.client_id
         if name in self.nodes and self.nodes[name] != node and self.nodes[name] in present:
+            self._doubles[node] = name
             self._refuse(
                 node, f"{name} is already here on node {self.nodes[name]}; give every client a name of its own"
             )
             return
         self.members[name], self.nodes[name] = introduction, node
-        self._newcomers.append(introduction)
+        self._newcomers[name] = introduction
         LOG.info(
             "%s is here on node %d: rank %d, %d examples", name, node, introduction.rank, introduction.num_examples
         )

@@ -16,6 +16,8 @@ from flwr.serverapp.strategy import Result, Strategy
 from typing_extensions import override
 
 from florist.checkpoint import encode, write_adapter
+from florist.errors import ConfigurationError
+from florist.factors import AdapterState
 from florist.federation import ClosedRound, Federation, global_adapter, record
 from florist.flower.agreement import Agreement, whole_parameters
 from florist.flower.exchange import Exchange
@@ -23,10 +25,13 @@ from florist.flower.journal import Journal
 from florist.flower.open_round import OpenRound
 from florist.flower.protocol import EVALUATE, TRAIN, Evaluation, Upload, name_of
 from florist.flower.records import adapter_to_arrays
-from florist.flower.roster import LOG, Roster
+from florist.flower.roster import LOG, PAUSE, Roster
 from florist.local_init import Aligned, LocalInit
 from florist.outputs import new_directory
-from florist.rounds import Aggregator, RoundRecord, ServerState
+from florist.rounds import Aggregator, FullParameters, RoundRecord, ServerState
+
+Deliverable = Callable[[AdapterState, FullParameters], tuple[AdapterState, FullParameters]]
+"""What makes the global model out of the pristine base, from what a server's state holds."""
 
 
 @dataclass(slots=True)
@@ -53,7 +58,7 @@ class FloristStrategy(Strategy):
         fraction: of the clients asked in each round.
         min_replies: usable updates that a round needs; by default half of the clients that it asks.
         min_clients: to wait for before the first round.
-        wait: seconds to wait for them.
+        wait: seconds to wait for them; and before each round, for as many as it needs.
         max_examples: the largest count that a client may claim, since its weight grows with it; by default any.
         evaluate: metrics of a state's global model at the server, before the first round and after each.
         evaluate_on_clients: after a round, the clients that took part get its broadcast and measure it on held-out
@@ -125,11 +130,15 @@ class FloristStrategy(Strategy):
 
         Raises:
             TooFewClientsError: fewer clients came in time than are needed to begin.
+            ConfigurationError: the journal holds a run of another method, or on another base.
             DamagedRunError: the journal cannot be resumed from.
         """
         self._grid, self._timeout = grid, timeout
+        deadline = time.monotonic() + self._wait
         self._roster.gather(grid, self._min_clients, self._wait)
         self._begin(grid)
+        while len(self._admitted(grid)) < self._min_clients:
+            self._roster.gather(grid, self._min_clients, deadline - time.monotonic())
         left = max(0, num_rounds - self.state.round_number)
         if self.records:
             LOG.info("resumed after round %d: %d rounds to go", self.state.round_number, left)
@@ -152,11 +161,10 @@ class FloristStrategy(Strategy):
         """The instructions of a round, to the clients that are drawn among those that can be reached."""
         self._clock = _Clock(time.perf_counter())
         self._closed = None
-        connected = self._admitted(grid)
-        members = self._roster.members
-        rules = replace(self._federation, client_ranks={name: member.rank for name, member in members.items()})
+        connected = self._enough(grid)
+        rules, members = self._rules, dict(self._roster.members)
         self._round = OpenRound(
-            Exchange(rules, self.state, dict(members), self._max_examples),
+            Exchange(rules, self.state, members, self._max_examples),
             self.state.round_number + 1,
             dict(self._roster.nodes),
             self._timeout,
@@ -198,9 +206,10 @@ class FloristStrategy(Strategy):
             self._amend(self._evaluate(self.state))
         line = self.records[-1]
         LOG.info(
-            "round %d: %d clients, rank %d of %d, %d bytes a broadcast",
+            "round %d: %d of %d clients count, rank %d of %d, %d bytes a broadcast",
             line.round,
             len(line.clients),
+            len(underway.download_bytes),
             line.total_rank,
             line.input_rank,
             line.broadcast_bytes,
@@ -218,6 +227,7 @@ class FloristStrategy(Strategy):
         connected = set(self._roster.refresh(grid))
         present = [update.client_id for update in self._closed.counted if update.client_id in connected]
         self._underway.exchange = replace(self._underway.exchange, state=self.state)
+        self._underway.nodes = dict(self._roster.nodes)
         return self._underway.messages(present, EVALUATE)
 
     @override
@@ -234,22 +244,30 @@ class FloristStrategy(Strategy):
         self._amend(metrics)
         return MetricRecord(dict(metrics)) if metrics else None
 
-    def export(self, path: Path, base_model: str, task_type: str | None = "CAUSAL_LM") -> None:
+    def export(
+        self,
+        path: Path,
+        base_model: str,
+        task_type: str | None = "CAUSAL_LM",
+        deliverable: Deliverable | None = None,
+    ) -> None:
         """Write the global adapter as PEFT reads it, whole or not at all.
 
         Args:
             path: directory to create.
             base_model: its name, for the adapter's config.
             task_type: PEFT's name of the task.
+            deliverable: makes an adapter of weights that were trained themselves, as `FederatedModel.deliverable`
+                does; needed for such methods alone.
 
         Raises:
             OutputExistsError: the path is taken.
             InvalidAdapterError: nothing was aggregated yet.
         """
-        state = self.state
-        encoded = encode(
-            global_adapter(state), full_parameters=state.full_parameters, base_model=base_model, task_type=task_type
-        )
+        adapter, whole = global_adapter(self.state), self.state.full_parameters
+        if deliverable is not None:
+            adapter, whole = deliverable(adapter, whole)
+        encoded = encode(adapter, full_parameters=whole, base_model=base_model, task_type=task_type)
         with new_directory(path) as draft:
             write_adapter(draft, encoded)
 
@@ -272,6 +290,10 @@ class FloristStrategy(Strategy):
             self.state, self.records = journal.load(self.state)
         saved = journal.agreed if journal is not None else None
         self._agreement = self._reference or saved or Agreement.of(members.values())
+        if saved is not None and saved.base != self._agreement.base:
+            raise ConfigurationError(
+                f"expected the base {saved.base}, which the run to resume was begun with, got {self._agreement.base}"
+            )
         self._federation = replace(self._federation, shapes=self._agreement.shapes)
         if not self.records:
             agreeing = [member for member in members.values() if self._agreement.refusal(member) is None]
@@ -281,6 +303,26 @@ class FloristStrategy(Strategy):
             journal.begin(lambda: evaluate(initial) if evaluate is not None else {})
             journal.agree(self._agreement)
 
+    @property
+    def _rules(self) -> Federation:
+        """The rules for who is a member now."""
+        ranks = {client_id: member.rank for client_id, member in self._roster.members.items()}
+        return replace(self._federation, client_ranks=ranks)
+
+    def _enough(self, grid: Grid) -> tuple[str, ...]:
+        """The clients that can be reached, once a round could succeed with them; or as many as came in time.
+
+        A network that is away for a minute would otherwise cost the run all the rounds that fit into that minute.
+        """
+        deadline = time.monotonic() + self._wait
+        connected = self._admitted(grid)
+        if len(connected) < self._rules.required_replies:
+            LOG.warning("%d clients can be reached, and a round needs %d", len(connected), self._rules.required_replies)
+        while len(connected) < self._rules.required_replies and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(PAUSE, left))
+            connected = self._admitted(grid)
+        return connected
+
     def _admitted(self, grid: Grid) -> tuple[str, ...]:
         """The clients that can be reached and that train what all train, sorted."""
         self._roster.refresh(grid)
@@ -289,7 +331,7 @@ class FloristStrategy(Strategy):
             if reason is not None:
                 self._roster.refuse(introduction.client_id, reason)
                 continue
-            held = introduction.held if 0 <= introduction.held <= self.state.round_number else None
+            held = introduction.held if 0 <= introduction.held <= self.state.latest else None
             self.state = self._federation.holding(self.state, {introduction.client_id: held})
         return self._roster.connected(grid)
 

@@ -1,0 +1,103 @@
+"""Clients without a model: their updates are random factors, which the seed of the task gives away."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from flwr.clientapp import ClientApp
+from torch import Tensor
+
+from florist.aggregation import Florist
+from florist.factors import AdapterState, LoraFactor
+from florist.flower import FloristStrategy, client_app
+from florist.flower.participant import TrainedLocally
+from florist.flower.protocol import Task
+from florist.local_init import LocalStart
+from florist.ranks import EnergyThreshold
+from florist.rounds import Aggregator, FullParameters, Trained
+from florist.seeding import derive_seed, random_rows
+from tests.builders import SHAPES, adapter
+from tests.flower.grids import Deliver, MemoryGrid
+
+
+@dataclass
+class Light:
+    """A client whose update depends on the seed of the task alone."""
+
+    client_id: str
+    rank: int = 2
+    num_examples: int = 1
+    base: str = "the base"
+    shapes: Mapping[str, tuple[int, int]] = field(default_factory=lambda: SHAPES)
+    trained: Trained = Trained.FACTORS
+    full_parameters: FullParameters = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=lambda: {"loss": 1.0})
+    held_out: int = 0
+    starts: list[tuple[int, LocalStart]] = field(default_factory=list)
+    evaluated: list[AdapterState] = field(default_factory=list)
+
+    def train(self, start: LocalStart, full_parameters: FullParameters, task: Task) -> TrainedLocally:
+        self.starts.append((task.round_number, start))
+        own = trained_adapter(self, task.seed)
+        if self.trained == Trained.B:
+            own = AdapterState.of(
+                {
+                    name: LoraFactor(
+                        factor.B,
+                        random_rows(task.rows_seed, name, task.max_rank, factor.A.shape[1])[: self.rank],
+                    )
+                    for name, factor in own.items()
+                }
+            )
+        whole = {name: full_parameters.get(name, first) + 1 for name, first in self.full_parameters.items()}
+        return TrainedLocally(own, whole, 0.5, 0.25)
+
+    def evaluate(self, adapter: AdapterState, full_parameters: FullParameters) -> tuple[Mapping[str, float], int]:
+        self.evaluated.append(adapter)
+        return (self.metrics, self.held_out) if self.held_out else ({}, 0)
+
+
+def trained_adapter(client: Light, seed: int) -> AdapterState:
+    return adapter(client.rank, seed, shapes=client.shapes, dtype=torch.float32)
+
+
+def app_of(clients: Mapping[int, Light]) -> ClientApp:
+    return client_app(lambda context: clients[context.node_id])
+
+
+def play(
+    clients: Mapping[int, Light], *, rounds: int = 1, deliver: Deliver | None = None, **settings: object
+) -> tuple[FloristStrategy, MemoryGrid]:
+    """Rounds over a grid of these clients, by node."""
+    strategy, grid = between(clients, deliver=deliver, **settings)
+    strategy.start(grid, num_rounds=rounds)
+    return strategy, grid
+
+
+def between(
+    clients: Mapping[int, Light],
+    *,
+    deliver: Deliver | None = None,
+    aggregator: Aggregator | None = None,
+    **settings: object,
+) -> tuple[FloristStrategy, MemoryGrid]:
+    """A strategy and a grid that have not met yet."""
+    grid = MemoryGrid(app_of(clients), {node: {} for node in clients}, *([deliver] if deliver else []))
+    given = {"wait": 0.1, "min_clients": len(clients), **settings}
+    return FloristStrategy(aggregator or Florist(EnergyThreshold(1.0)), **given), grid
+
+
+def expected_sum(clients: list[Light], round_number: int, module: str) -> Tensor:
+    """The oracle: the weighted sum of the updates of a round, dense, in float64."""
+    total = sum(client.num_examples for client in clients)
+    found = torch.zeros(SHAPES[module], dtype=torch.float64)
+    for client in clients:
+        seed = derive_seed(0, "training", round_number, client.client_id)
+        factor = trained_adapter(client, seed)[module]
+        found += client.num_examples / total * (factor.B.double() @ factor.A.double())
+    return found
+
+
+def dense(held: AdapterState, module: str) -> Tensor:
+    """The update of a module; zero where there is none."""
+    return held[module].delta_weight().double() if module in held else torch.zeros(SHAPES[module], dtype=torch.float64)

@@ -1,0 +1,351 @@
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from florist.errors import FloristError, InvalidUpdateError
+from florist.factors import AdapterState
+from florist.flower.protocol import (
+    PROTOCOL,
+    Evaluation,
+    Instruction,
+    Introduction,
+    OutOfStep,
+    Report,
+    Task,
+    Upload,
+    adapter_along,
+    directions_of,
+    name_of,
+    read_instruction,
+    read_introduction,
+    read_reply,
+    read_whole,
+    task_of,
+    write_instruction,
+    write_introduction,
+    write_reply,
+    write_whole,
+)
+from florist.flower.records import digest, tensors_to_arrays
+from florist.local_init import Aligned, Continued, Fresh, Warm
+from florist.rounds import NO_ADAPTER, Trained
+from tests.builders import SHAPES, adapter
+
+INTRODUCTION = Introduction(
+    PROTOCOL,
+    "berlin",
+    4,
+    10,
+    "base",
+    list(SHAPES),
+    [m for m, _ in SHAPES.values()],
+    [n for _, n in SHAPES.values()],
+    [],
+    -1,
+)
+TASK = Task(3, 1, 2, replaces=False, seed=5, rows_seed=6, max_rank=8, trained=Trained.FACTORS.value, local_init="warm")
+REPORT = Report("berlin", 3, 10, "base", 2, 0.5, 1.5)
+UPLOAD = Upload(REPORT, adapter(2, 1, dtype=torch.float32), {"head": torch.ones(3)})
+EVALUATION = Evaluation("berlin", 2, 10, ["loss"], [0.5])
+
+
+def no_rows(module: str, rank: int) -> Tensor:
+    raise KeyError(module)
+
+
+def same(a: AdapterState, b: AdapterState) -> bool:
+    return a.specs == b.specs and all(torch.equal(a[k].B, b[k].B) and torch.equal(a[k].A, b[k].A) for k in a)
+
+
+def changed(content: RecordDict, **fields: Any) -> RecordDict:
+    """The same records with other fields; None removes one."""
+    held = {**content.config_records["florist"], **fields}
+    given = {name: value for name, value in held.items() if value is not None}
+    return RecordDict({**content, "florist": ConfigRecord(given)})
+
+
+# --- round trips
+
+
+@given(
+    client_id=st.text(st.characters(categories=["L", "N", "P", "Zs"]), min_size=1, max_size=20).filter(str.isprintable),
+    whole=st.lists(st.text(max_size=5), max_size=3),
+    held=st.integers(-1, 2**40),
+    count=st.integers(1, 2**62),
+)
+def test_an_introduction_comes_back(client_id: str, whole: list[str], held: int, count: int) -> None:
+    sent = replace(INTRODUCTION, client_id=client_id, whole=whole, held=held, num_examples=count)
+    assert read_introduction(write_introduction(sent)) == sent
+    assert sent.shapes == SHAPES
+
+
+@pytest.mark.parametrize("travels", [Trained.FACTORS, Trained.B])
+def test_an_instruction_comes_back(travels: Trained) -> None:
+    added, continued = adapter(3, 1), adapter(2, 2)
+    directions = directions_of(adapter(2, 3))
+    task = replace(TASK, trained=travels.value)
+    sent = Instruction(task, added, continued, directions, {"head": torch.ones(2, 2)})
+    content = write_instruction(sent)
+    found = read_instruction(content, lambda module, _rank: continued[module].A)
+    assert found.task == task == task_of(content)
+    assert same(found.added, added)
+    assert same(found.continued, continued)
+    assert all(torch.equal(found.directions[name], directions[name]) for name in SHAPES)
+    assert torch.equal(found.full_parameters["head"], torch.ones(2, 2))
+    assert f"{min(SHAPES)}.A" in content.array_records["added"]  # which no seed gives back
+    assert (f"{min(SHAPES)}.A" in content.array_records["continued"]) == (travels == Trained.FACTORS)
+
+
+def test_an_upload_comes_back() -> None:
+    found = read_reply(write_reply(UPLOAD), no_rows)
+    assert isinstance(found, Upload)
+    assert found.report == REPORT
+    assert same(found.adapter, UPLOAD.adapter)
+    assert torch.equal(found.full_parameters["head"], torch.ones(3))
+
+
+@pytest.mark.parametrize("sent", [EVALUATION, Evaluation("x", 1, 0, [], []), OutOfStep("berlin", -1)])
+def test_other_replies_come_back(sent: OutOfStep | Evaluation) -> None:
+    assert read_reply(write_reply(sent), no_rows) == sent
+
+
+def test_a_loss_that_is_no_number_passes() -> None:
+    for loss in (math.nan, math.inf, -math.inf):
+        found = read_reply(write_reply(replace(UPLOAD, report=replace(REPORT, loss=loss))), no_rows)
+        assert isinstance(found, Upload)
+        assert found.report.loss == pytest.approx(loss, nan_ok=True)
+
+
+def test_whole_parameters_come_back() -> None:
+    found = read_whole(write_whole({"head": torch.ones(2).bfloat16()}))
+    assert torch.equal(found["head"], torch.ones(2).bfloat16())
+
+
+@pytest.mark.parametrize("start", [Fresh(), Aligned(), Warm()])
+def test_a_start_is_told_by_name(start: Fresh | Aligned | Warm) -> None:
+    assert replace(TASK, local_init=name_of(start)).start == start
+
+
+def test_a_start_without_a_name_cannot_be_told() -> None:
+    with pytest.raises(InvalidUpdateError, match=r"expected a local_init of fresh, aligned, warm, got Continued\(\)"):
+        name_of(Continued())
+
+
+# --- strictness
+
+
+@pytest.mark.parametrize(
+    ("fields", "telling"),
+    [
+        ({"rank": "4"}, "Introduction.rank: Input should be a valid integer, got '4'"),
+        ({"rank": 4.0}, "Introduction.rank: Input should be a valid integer"),
+        ({"rank": True}, "Introduction.rank: Input should be a valid integer"),
+        ({"rank": None}, "Introduction.rank: Field required"),
+        ({"rank": 0}, "Introduction.rank: Input should be greater than 0, got 0"),
+        ({"rank": -3}, "greater than 0, got -3"),
+        ({"rank": 21}, "expected a rank of at most 20, the largest dimension of a module, got 21"),
+        ({"num_examples": 0}, "Introduction.num_examples: Input should be greater than 0"),
+        ({"num_examples": math.nan}, "Introduction.num_examples: Input should be a valid integer"),
+        ({"num_examples": 10**5000}, "Introduction: expected numbers and texts"),
+        ({"held": -2}, "Introduction.held: Input should be greater than or equal to -1"),
+        ({"client_id": ""}, "Introduction.client_id: String should have at least 1 character"),
+        ({"client_id": "x" * 201}, "Introduction.client_id: String should have at most 200"),
+        ({"client_id": "x\nround 1: all is well"}, "Introduction.client_id: .*expected printable characters"),
+        ({"client_id": 3}, "Introduction.client_id: Input should be a valid string"),
+        ({"client_id": b"x"}, "Introduction: expected numbers and texts"),
+        ({"base": [b"x"]}, "Introduction: expected numbers and texts"),
+        ({"modules": "q"}, "Introduction.modules: Input should be a valid (array|list)"),
+        ({"modules": ["a", "b"]}, "expected out_features and in_features of every module"),
+        ({"in_features": [1, 2, 3, 4]}, "expected out_features and in_features of every module"),
+        ({"modules": ["a", "a", "b"]}, "expected modules to train, each once"),
+        ({"modules": [], "in_features": [], "out_features": []}, "expected modules to train"),
+        ({"out_features": [12, -6, 20]}, "Introduction.out_features.1: Input should be greater than 0, got -6"),
+        ({"protocol": PROTOCOL + 1}, f"expected protocol {PROTOCOL}, got {PROTOCOL + 1}; .*same version"),
+        ({"kind": "Report"}, "expected the kind Introduction, got Report"),
+        ({"kind": None}, "expected the kind Introduction, got None"),
+        ({"sha256": "0" * 64}, "expected arrays of the SHA-256 that was sent with them"),
+        ({"sha256": None}, "expected arrays of the SHA-256"),
+    ],
+)
+def test_what_is_no_introduction_is_refused(fields: Mapping[str, Any], telling: str) -> None:
+    with pytest.raises(InvalidUpdateError, match=telling):
+        read_introduction(changed(write_introduction(INTRODUCTION), **fields))
+
+
+def test_what_a_later_version_adds_is_passed_over() -> None:
+    assert read_introduction(changed(write_introduction(INTRODUCTION), mood="good")) == INTRODUCTION
+
+
+@pytest.mark.parametrize(
+    ("sent", "fields", "telling"),
+    [
+        (UPLOAD, {"num_examples": "10"}, "Report.num_examples: Input should be a valid integer"),
+        (UPLOAD, {"num_examples": -1}, "Report.num_examples: Input should be greater than 0"),
+        (UPLOAD, {"round_number": -1}, "Report.round_number: Input should be greater than or equal to 0"),
+        (UPLOAD, {"loss": "low"}, "Report.loss: Input should be a valid number"),
+        (UPLOAD, {"held": None}, "Report.held: Field required"),
+        (EVALUATION, {"names": ["a", "b"]}, "expected a value of every metric"),
+        (EVALUATION, {"values": [1, "x"][:1] * 2}, "expected a value of every metric"),
+        (EVALUATION, {"values": ["x"]}, "Evaluation.values.0: Input should be a valid number"),
+        (EVALUATION, {"num_examples": -1}, "Evaluation.num_examples: Input should be greater than or equal to 0"),
+        (OutOfStep("x", 1), {"held": 1.5}, "OutOfStep.held: Input should be a valid integer"),
+        (OutOfStep("x", 1), {"kind": "Bribe"}, "expected the kind Report, got Bribe"),
+    ],
+)
+def test_what_is_no_reply_is_refused(
+    sent: Upload | Evaluation | OutOfStep, fields: Mapping[str, Any], telling: str
+) -> None:
+    with pytest.raises(InvalidUpdateError, match=telling):
+        read_reply(changed(write_reply(sent), **fields), no_rows)
+
+
+def test_arrays_that_changed_on_the_way_are_refused() -> None:
+    content = write_reply(UPLOAD)
+    content["adapter"] = write_reply(replace(UPLOAD, adapter=adapter(2, 2, dtype=torch.float32))).array_records[
+        "adapter"
+    ]
+    with pytest.raises(InvalidUpdateError, match=r"SHA-256 .* differs; send them again"):
+        read_reply(content, no_rows)
+    without = write_reply(UPLOAD)
+    del without["whole"]
+    with pytest.raises(InvalidUpdateError, match="SHA-256"):
+        read_reply(without, no_rows)
+
+
+def test_a_message_of_somebody_else_is_refused() -> None:
+    for content in (RecordDict(), RecordDict({"fedavg": ConfigRecord({})}), RecordDict({"florist": MetricRecord({})})):
+        with pytest.raises(InvalidUpdateError, match="expected a message of florist, got the records"):
+            read_reply(content, no_rows)
+
+
+@pytest.mark.parametrize(
+    ("fields", "telling"),
+    [
+        ({"max_rank": 0}, "Task.max_rank: Input should be greater than 0"),
+        ({"since": -2}, "Task.since: Input should be greater than or equal to -1"),
+        ({"until": -1}, "Task.until: Input should be greater than or equal to 0"),
+        ({"replaces": 1}, "Task.replaces: Input should be a valid boolean"),
+        ({"seed": -1}, "Task.seed"),
+    ],
+)
+def test_what_is_no_task_is_refused(fields: Mapping[str, Any], telling: str) -> None:
+    content = write_instruction(Instruction(TASK, NO_ADAPTER, NO_ADAPTER, {}, {}))
+    with pytest.raises(InvalidUpdateError, match=telling):
+        task_of(changed(content, **fields))
+
+
+@pytest.mark.parametrize("trained", [8, -9, 99])
+def test_what_no_version_trains_is_refused(trained: int) -> None:
+    with pytest.raises(InvalidUpdateError, match=f"expected a value of Trained up to 7, got {trained}"):
+        replace(TASK, trained=trained).travels  # noqa: B018  # reading it is what raises
+
+
+def test_an_unknown_start_is_refused() -> None:
+    with pytest.raises(InvalidUpdateError, match=r"local_init of fresh, aligned, warm, got 'cold'; .*same version"):
+        replace(TASK, local_init="cold").start  # noqa: B018  # reading it is what raises
+
+
+@pytest.mark.parametrize(
+    ("directions", "telling"),
+    [
+        ({"other": torch.ones(1, 16)}, "other: expected rows of a module of this model"),
+        ({"layers.1.up": torch.ones(2, 16)}, r"layers\.1\.up: expected rows .* got the shape \(2, 16\)"),
+        ({"layers.1.up": torch.ones(9)}, r"got the shape \(9,\)"),
+    ],
+)
+def test_directions_must_fit_the_model(directions: Mapping[str, Tensor], telling: str) -> None:
+    with pytest.raises(InvalidUpdateError, match=telling):
+        adapter_along(directions, SHAPES)
+
+
+def test_directions_are_rows_under_zero() -> None:
+    sent = adapter(2, 1)
+    found = adapter_along(directions_of(sent), SHAPES)
+    assert all(torch.equal(found[name].A, sent[name].A) for name in SHAPES)
+    assert all(not found[name].B.any() and found[name].B.shape == sent[name].B.shape for name in SHAPES)
+
+
+# --- anything at all
+
+SCALARS = st.one_of(
+    st.integers(-(2**63), 2**63 - 1), st.floats(), st.booleans(), st.text(max_size=8), st.binary(max_size=8)
+)
+VALUES = st.one_of(
+    SCALARS,
+    st.lists(st.integers(-(2**63), 2**63 - 1), max_size=4),
+    st.lists(st.floats(), max_size=4),
+    st.lists(st.text(max_size=4), max_size=4),
+    st.lists(st.binary(max_size=4), max_size=4),
+)
+FIELDS = st.dictionaries(
+    st.sampled_from(
+        [
+            "kind",
+            "sha256",
+            "protocol",
+            "client_id",
+            "rank",
+            "num_examples",
+            "base",
+            "modules",
+            "out_features",
+            "whole",
+            "in_features",
+            "held",
+            "loss",
+            "seconds",
+            "round_number",
+            "names",
+            "values",
+            "new",
+        ]
+    ),
+    VALUES,
+    max_size=6,
+)
+ARRAYS = st.dictionaries(
+    st.sampled_from(["q.B", "q.A", "layers.1.up.B", "layers.1.up.A", "B", ".", ""]),
+    st.builds(
+        Array,
+        dtype=st.sampled_from(["float32", "bfloat16", "int64", "object", "complex64", "x"]),
+        shape=st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 3), max_size=3).map(tuple),
+        stype=st.sampled_from(["numpy.ndarray", "pickle"]),
+        data=st.binary(max_size=20),
+    )
+    | st.builds(
+        lambda dtype, shape: tensors_to_arrays({"x": torch.ones(shape, dtype=dtype)})["x"],
+        st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.bool]),
+        st.lists(st.integers(0, 3), max_size=3),
+    ),
+    max_size=3,
+).map(ArrayRecord)
+KINDS = [write_introduction(INTRODUCTION), write_reply(UPLOAD), write_reply(EVALUATION), write_reply(OutOfStep("x", 1))]
+
+
+@given(base=st.sampled_from(KINDS), fields=FIELDS, arrays=ARRAYS | st.none(), sealed=st.booleans())
+@example(base=KINDS[1], fields={}, arrays=ArrayRecord(), sealed=True)
+@pytest.mark.usefixtures("without_shape_checks")
+def test_anything_that_comes_is_read_or_refused(
+    base: RecordDict, fields: Mapping[str, Any], arrays: ArrayRecord | None, sealed: bool
+) -> None:
+    content = changed(base, **fields)
+    if arrays is not None:
+        content["adapter"] = arrays
+    if sealed:
+        sent = [content.array_records[name] for name in ("adapter", "whole") if name in content.array_records]
+        content = changed(content, sha256=digest(sent))
+    for read in (read_introduction, lambda some: read_reply(some, lambda _, rank: torch.ones(rank, 9))):
+        try:
+            found = read(content)
+        except FloristError as refusal:
+            assert str(refusal)  # noqa: PT017  # what is sound passes
+        else:
+            assert isinstance(found, Introduction | Upload | Evaluation | OutOfStep)
