@@ -49,12 +49,31 @@ from florist.training import Hardware, TrainingSettings, require_precision
 Encode = Callable[[Sequence[Record], str], Examples]
 
 
-def build(config: Config, splits: Splits | None = None) -> Simulation:
+class EncodedRecords:
+    """The records that were encoded last, for the next configuration that reads the same ones.
+
+    Tokenizing costs more than all else in building a small simulation, and a comparison builds one a run.
+    """
+
+    def __init__(self) -> None:
+        self._origin: object = None
+        self._examples: dict[str, Examples] = {}
+
+    def of(self, config: Config, splits: Splits) -> dict[str, Examples]:
+        """The examples of these records, by name, to be looked up and added to; none where they are others."""
+        origin = (config.model.name_or_path, config.task, config.data, splits)
+        if origin != self._origin:
+            self._origin, self._examples = origin, {}
+        return self._examples
+
+
+def build(config: Config, splits: Splits | None = None, encoded: EncodedRecords | None = None) -> Simulation:
     """Load model and data and put the simulation together.
 
     Args:
         config: what to build.
         splits: its records, where they were read before.
+        encoded: keeps the encoded records, where another simulation may need the same.
 
     Raises:
         ConfigurationError: keys contradict what is in the data, the number of clients for instance.
@@ -69,7 +88,8 @@ def build(config: Config, splits: Splits | None = None) -> Simulation:
     require_precision(settings[0], Hardware.found())
     tokenizer = load_tokenizer(config.model.name_or_path)
     tokenizer.padding_side = "right"  # from the left, models that count positions from there would be led astray
-    task = _task(config, tokenizer, [row for rows in splits.training.values() for row in rows])
+    examples = (encoded or EncodedRecords()).of(config, splits)
+    task = _task(config, tokenizer, [row for rows in splits.training.values() for row in rows], examples)
     # A quantized model is put on its device as it is loaded.
     if torch.cuda.is_available() and config.model.quantization is None:
         task.base.to("cuda")  # pyright: ignore[reportArgumentType]  # transformers wraps Module.to without its overloads
@@ -179,7 +199,9 @@ class _Task:
     encode_held_out: Encode
 
 
-def _task(config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequence[Record]) -> _Task:
+def _task(
+    config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequence[Record], examples: dict[str, Examples]
+) -> _Task:
     data, name, dtype = config.data, config.model.name_or_path, getattr(torch, config.model.dtype)
     bits = config.model.quantization
     quantized = quantized_loading(bits, dtype) if bits is not None else {}
@@ -190,20 +212,36 @@ def _task(config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequence
         )
         text = template_prompt(data.prompt_template or "{instruction}")
         encoder = ClassificationEncoder(tokenizer, text, data.label_field, labels, data.max_length)
-        encoding = _encoding(encoder, DataCollatorWithPadding(tokenizer))
+        encoding = _encoding(encoder, DataCollatorWithPadding(tokenizer), examples, "text")
         return _Task(prepared(base) if bits else base, head, "SEQ_CLS", encoding, encoding)
     base = load_causal_lm(name, dtype, **quantized)
     render = _renderer(config, tokenizer, training)
     collate = DataCollatorForSeq2Seq(tokenizer)
     learn, answer = (
-        _encoding(CausalLmEncoder(tokenizer, render, data.max_length, loss_on_prompts), collate)
+        _encoding(
+            CausalLmEncoder(tokenizer, render, data.max_length, loss_on_prompts),
+            collate,
+            examples,
+            "prompts and answers" if loss_on_prompts else "answers",
+        )
         for loss_on_prompts in (data.loss_on == "all", False)
     )
     return _Task(prepared(base) if bits else base, config.lora.modules_to_save or (), "CAUSAL_LM", learn, answer)
 
 
-def _encoding(encoder: Callable[[Record], Features], collate: Callable[[list[Features]], Mapping[str, Any]]) -> Encode:
-    return lambda records, source: encode(records, encoder, collate, source)
+def _encoding(
+    encoder: Callable[[Record], Features],
+    collate: Callable[[list[Features]], Mapping[str, Any]],
+    examples: dict[str, Examples],
+    counted: str,
+) -> Encode:
+    def encoded(records: Sequence[Record], source: str) -> Examples:
+        name = f"{counted} of {source}"
+        if name not in examples:
+            examples[name] = encode(records, encoder, collate, source)
+        return examples[name]
+
+    return encoded
 
 
 def _renderer(config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequence[Record]) -> Renderer:
