@@ -2,7 +2,7 @@
 
     python benchmarks/table.py               # both settings, three seeds; goes on where an earlier call stopped
     python benchmarks/table.py --quick       # the same in small: fewer rows, steps, rounds and seeds
-    python benchmarks/table.py --rates       # the sweep behind RATES, on validation records and a seed of its own
+    python benchmarks/table.py --rates       # the sweep for learning rates, on validation records and its own seed
 
 It makes the base model, unless it is there, and runs `florist compare` on `examples/dolly/causal-lm.toml`. `--data DIR`
 names the folder of `client_0.json` to `client_7.json` and `test.json`. What it prints is also in runs/table/table.md,
@@ -28,6 +28,7 @@ import torch
 from safetensors import safe_open
 
 from florist.config import read_config
+from florist.history import RunDirectory
 from florist.outputs import replace_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,50 +36,47 @@ CONFIG = ROOT / "examples" / "dolly" / "causal-lm.toml"
 
 RANKS: Mapping[str, str] = {"homogeneous": "16", "heterogeneous": "[64,32,16,16,8,8,4,4]"}
 
-RATES: Mapping[str, float] = {
-    "florist": 3e-3,
-    "flora": 3e-3,
-    "fedit": 3e-3,
-    "flexlora": 3e-3,
-    "fedex": 3e-3,
-    "ffa": 3e-3,
-    "full": 3e-3,
-}
-"""Learning rate of each method: the best of `RATE_GRID` by `--rates`."""
-
-RATE_GRID = (1e-3, 3e-3, 1e-2)
-FURTHER_RATES: Mapping[str, float] = {"ffa": 3e-2, "full": 3e-4}
-"""One step further where a method was best at the end of the grid."""
-RATE_SEED = 3
+LOW, HIGH = (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 3e-2)
+SWEEP = ("data.validation_fraction=0.04", f"lora.ranks={RANKS['homogeneous']}")
+SWEEP_SEED = 3
+"""None of the table's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A row of the table: a method, and what is unlike the configuration."""
+    """A row of the table: a method, and what is unlike the configuration.
+
+    Attributes:
+        name: of the row.
+        method: its aggregation method.
+        rate: its learning rate, the best of those tried by `--rates`.
+        tried: learning rates; none where the rate is another entry's.
+        settings: further keys.
+    """
 
     name: str
     method: str
+    rate: float
+    tried: tuple[float, ...]
     settings: tuple[str, ...] = ()
 
     def variant(self, rate: float, suffix: str = "") -> str:
         """As `florist compare --variant` takes it."""
-        keys = (f"aggregation.method={self.method}", f"training.learning_rate={rate}", *self.settings)
-        return f"--variant={self.name}{suffix}: {', '.join(keys)}"
+        keys = (f"aggregation.method={self.method}", f"training.learning_rate={rate:g}", *self.settings)
+        return f"{self.name}{suffix}: {', '.join(keys)}"
 
 
-METHODS = (
-    Entry("florist", "florist"),
-    Entry("flora", "flora", ("federation.local_init=fresh",)),  # as published
-    Entry("fedit", "fedit"),
-    Entry("ffa", "ffa"),
-    Entry("flexlora", "flexlora"),
-    Entry("fedex", "fedex"),
-    Entry("full", "full"),
-)
-VARIANTS = (
-    Entry("florist fresh", "florist", ("federation.local_init=fresh",)),  # as published
-    Entry("florist warm", "florist", ("federation.local_init=warm",)),
-    Entry("florist 0.99", "florist", ("aggregation.tau=0.99",)),
+FLORIST = Entry("florist", "florist", 1e-2, HIGH)
+OTHERS = (
+    Entry("florist fresh", "florist", 1e-2, HIGH, ("federation.local_init=fresh",)),  # as published
+    Entry("florist warm", "florist", 1e-2, HIGH, ("federation.local_init=warm",)),
+    Entry("florist 0.99", "florist", FLORIST.rate, (), ("aggregation.tau=0.99",)),
+    Entry("flora", "flora", 1e-2, HIGH, ("federation.local_init=fresh",)),  # as published
+    Entry("fedit", "fedit", 3e-3, LOW),
+    Entry("ffa", "ffa", 1e-2, HIGH),
+    Entry("flexlora", "flexlora", 3e-3, LOW),
+    Entry("fedex", "fedex", 3e-3, LOW),
+    Entry("full", "full", 3e-3, LOW),
 )
 
 
@@ -113,7 +111,8 @@ def compare(out: Path, common: Sequence[str], variants: Sequence[str], seeds: st
         SystemExit: `florist compare` could not run.
     """
     settings = [f"--set={setting}" for setting in common]
-    begin = [CONFIG, *settings, "--methods", METHODS[0].method, *variants, "--seeds", seeds, "--out", out]
+    rows = [f"--variant={variant}" for variant in variants]
+    begin = [CONFIG, *settings, "--methods", FLORIST.method, *rows, "--seeds", seeds, "--out", out]
     arguments = ["--resume", out] if out.exists() else begin
     command = [sys.executable, "-m", "florist.cli", "compare", *map(str, arguments), "--jobs", str(jobs), "--json"]
     # Its tables are printed anew, as markdown; what it says while it runs is on stderr.
@@ -136,24 +135,27 @@ def machine() -> dict[str, Any]:
     }
 
 
-def shapes(model: Path) -> str:
+def shapes(weights: Path) -> str:
     """The shapes of the adapted modules, each with how often it occurs."""
-    with safe_open(model / "model.safetensors", "pt") as tensors:
+    with safe_open(weights, "pt") as tensors:
         adapted = [tensors.get_slice(name).get_shape() for name in tensors.keys() if "_proj" in name]  # noqa: SIM118  # safe_open is no mapping
     unlike = dict.fromkeys(map(tuple, adapted))
     return ", ".join(f"{sum(tuple(shape) == each for shape in adapted)} of {each[0]} x {each[1]}" for each in unlike)
 
 
-def description(facts: Mapping[str, Any], model: Path, documents: Mapping[str, Mapping[str, Any]]) -> str:
+def description(facts: Mapping[str, Any], out: Path, documents: Mapping[str, Mapping[str, Any]]) -> str:
     """What was run where, for the head of the tables."""
-    config = read_config(next(iter(documents.values()))["comparison"] / Path("base.toml"))
-    digest = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
-    rates = ", ".join(f"{method} {rate:g}" for method, rate in RATES.items())
+    document = next(iter(documents.values()))
+    config = read_config(Path(document["comparison"], "base.toml"))
+    run = RunDirectory.open(Path(document["cells"][0]["run"]))
+    weights = out / "model" / "model.safetensors"
+    rates = ", ".join(f"{entry.name} {entry.rate:g}" for entry in (FLORIST, *OTHERS))
     training, data = config.training, config.data
     return (
         f"{facts['processor']}, {facts['cpus']} CPUs, load average {facts['load_average']:.1f} at the start; "
-        f"Python {facts['python']}, torch {facts['torch']}, 1 thread a run, {config.model.dtype}.\n"
-        f"Adapted modules: {shapes(model)}; base model {digest[:12]}.\n"
+        f"Python {facts['python']}, torch {facts['torch']}, {run.facts.threads} thread a run, {config.model.dtype}.\n"
+        f"Base model {hashlib.sha256(weights.read_bytes()).hexdigest()[:12]}, loss {run.facts.initial['loss']:.3f}; "
+        f"adapted: {shapes(weights)}.\n"
         f"{config.federation.rounds} rounds, 8 clients, {training.steps} steps of batch {training.batch_size}, "
         f"{data.max_length} tokens, rows {data.rows}. Learning rates: {rates}."
     )
@@ -183,65 +185,65 @@ def interval(found: Mapping[str, Any], form: str) -> str:
     return f"{found['mean']:{form}}{spread}"
 
 
-def best_rates(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def swept(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The validation loss of every method and rate; a run that diverged has none."""
-    yield "| | " + " | ".join(f"{rate:g}" for rate in (3e-4, *RATE_GRID, 3e-2)) + " |"
-    yield "|---|" + "---:|" * (len(RATE_GRID) + 2)
     losses = {row["name"]: row["validation"].get("loss") for row in rows}
-    for entry in METHODS:
-        found = [losses.get(f"{entry.name} {rate:g}") for rate in (3e-4, *RATE_GRID, 3e-2)]
-        yield f"| {entry.name} | " + " | ".join(f"{loss['mean']:.3f}" if loss else "" for loss in found) + " |"
+    for entry in (FLORIST, *OTHERS):
+        found = {rate: losses[f"{entry.name} {rate:g}"] for rate in entry.tried}
+        yield f"{entry.name}: " + ", ".join(
+            f"{rate:g} {loss['mean']:.3f}" if loss else f"{rate:g} diverged" for rate, loss in found.items()
+        )
 
 
-def main() -> None:
-    """Make the model, run both comparisons, print and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="directory; by default runs/table, or runs/table-quick")
-    parser.add_argument("--data", type=Path, help="folder of the Dolly clients; by default that of the example")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at once")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--rates", action="store_true")
-    args = parser.parse_args()
-    size, started, facts = QUICK if args.quick else WHOLE, time.perf_counter(), machine()
-    out = args.out or Path("runs", "table-quick" if args.quick else "table")
-    out.mkdir(parents=True, exist_ok=True)
-    model = out / "model"
-    make_model(model, size.pretraining_steps)
-    common = [f"model.name_or_path={model.resolve()}", "training.threads=1", *size.settings]
-    if args.data is not None:
-        common.append(f"data.path={args.data.resolve()}")
-    if args.rates:
-        swept = [
-            entry.variant(rate, f" {rate:g}")
-            for entry in METHODS
-            for rate in (*RATE_GRID, *([FURTHER_RATES[entry.name]] if entry.name in FURTHER_RATES else []))
-        ]
-        options = [*common, f"lora.ranks={RANKS['homogeneous']}"]
-        document = compare(out / "rates", options, swept, f"{RATE_SEED},", args.jobs)
-        print("\n".join(best_rates(document["rows"])))
-        return
-    # The configuration's own entry is florist at its rate.
-    rest = [entry.variant(RATES[entry.method]) for entry in (*METHODS[1:], *VARIANTS)]
-    common.append(f"training.learning_rate={RATES['florist']}")
+def table(out: Path, common: Sequence[str], size: Size, jobs: int) -> bool:
+    """Run both comparisons, print and write the tables.
+
+    Returns:
+        Whether every run went well.
+    """
+    started, facts = time.perf_counter(), machine()
+    others = [entry.variant(entry.rate) for entry in OTHERS]
+    own = f"training.learning_rate={FLORIST.rate:g}"  # of the row that --methods florist gives
     documents = {
-        name: compare(out / name, [*common, f"lora.ranks={ranks}"], rest, size.seeds, args.jobs)
+        name: compare(out / name, [*common, own, f"lora.ranks={ranks}"], others, size.seeds, jobs)
         for name, ranks in RANKS.items()
     }
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     facts |= {"seconds": time.perf_counter() - started, "core_seconds": used.ru_utime + used.ru_stime}
-    lines = [description(facts, model, documents)]
+    lines = [description(facts, out, documents)]
     for name, document in documents.items():
         lines += ["", f"Ranks {name}, {RANKS[name]}; loss on the {document['metric_source']}:", ""]
         lines += markdown(document["rows"])
-    lines += [
-        "",
-        f"This call: {facts['seconds']:.0f} s, {facts['core_seconds']:.0f} s of CPU, {args.jobs} runs at once.",
-    ]
+    lines += ["", f"This call: {facts['seconds']:.0f} s, {facts['core_seconds']:.0f} s of CPU, {jobs} runs at once."]
     text = "\n".join(lines)
     print(text)
     replace_file(out / "table.md", text + "\n")
     replace_file(out / "table.json", json.dumps({"machine": facts, **documents}, indent=2) + "\n")
-    if any(row["failures"] for document in documents.values() for row in document["rows"]):
+    return not any(row["failures"] for document in documents.values() for row in document["rows"])
+
+
+def main() -> None:
+    """Make the model, then the table or the sweep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="directory; by default runs/table, or runs/table-quick")
+    parser.add_argument("--data", type=Path, help="folder of the Dolly clients; by default that of the example")
+    parser.add_argument("--set", action="append", default=[], help="override a key for all runs")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--rates", action="store_true")
+    args = parser.parse_args()
+    size = QUICK if args.quick else WHOLE
+    out = args.out or Path("runs", "table-quick" if args.quick else "table")
+    out.mkdir(parents=True, exist_ok=True)
+    make_model(out / "model", size.pretraining_steps)
+    common = [f"model.name_or_path={(out / 'model').resolve()}", "training.threads=1", *size.settings, *args.set]
+    if args.data is not None:
+        common.append(f"data.path={args.data.resolve()}")
+    if args.rates:
+        variants = [entry.variant(rate, f" {rate:g}") for entry in (FLORIST, *OTHERS) for rate in entry.tried]
+        document = compare(out / "rates", [*common, *SWEEP], variants, f"{SWEEP_SEED},", args.jobs)
+        print("\n".join(swept(document["rows"])))
+    elif not table(out, common, size, args.jobs):
         raise SystemExit(1)
 
 
