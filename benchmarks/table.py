@@ -69,7 +69,7 @@ class Entry:
 FLORIST = Entry("florist", "florist", 1e-2, HIGH)
 OTHERS = (
     Entry("florist fresh", "florist", 1e-2, HIGH, ("federation.local_init=fresh",)),  # as published
-    Entry("florist warm", "florist", 1e-2, HIGH, ("federation.local_init=warm",)),
+    Entry("florist warm", "florist", 3e-3, LOW, ("federation.local_init=warm",)),
     Entry("florist 0.99", "florist", FLORIST.rate, (), ("aggregation.tau=0.99",)),
     Entry("flora", "flora", 1e-2, HIGH, ("federation.local_init=fresh",)),  # as published
     Entry("fedit", "fedit", 3e-3, LOW),
