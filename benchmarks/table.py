@@ -34,10 +34,8 @@ from florist.outputs import replace_file
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "examples" / "dolly" / "causal-lm.toml"
 
-RANKS: Mapping[str, str] = {"homogeneous": "16", "heterogeneous": "[64,32,16,16,8,8,4,4]"}
-
-LOW, HIGH = (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 3e-2)
-SWEEP = ("data.validation_fraction=0.04", f"lora.ranks={RANKS['homogeneous']}")
+GRID = (1e-3, 3e-3, 1e-2)
+SWEEP = ("data.validation_fraction=0.04",)
 SWEEP_SEED = 3
 """None of the table's."""
 
@@ -49,16 +47,14 @@ class Entry:
     Attributes:
         name: of the row.
         method: its aggregation method.
-        rate: its learning rate, the best of those tried by `--rates`.
-        tried: learning rates; none where the rate is another entry's.
         settings: further keys.
+        borrowed: another row, whose learning rate it takes; by default it has its own.
     """
 
     name: str
     method: str
-    rate: float
-    tried: tuple[float, ...]
     settings: tuple[str, ...] = ()
+    borrowed: str | None = None
 
     def variant(self, rate: float, suffix: str = "") -> str:
         """As `florist compare --variant` takes it."""
@@ -66,18 +62,67 @@ class Entry:
         return f"{self.name}{suffix}: {', '.join(keys)}"
 
 
-FLORIST = Entry("florist", "florist", 1e-2, HIGH)
-OTHERS = (
-    Entry("florist fresh", "florist", 1e-2, HIGH, ("federation.local_init=fresh",)),  # as published
-    Entry("florist warm", "florist", 3e-3, LOW, ("federation.local_init=warm",)),
-    Entry("florist 0.99", "florist", FLORIST.rate, (), ("aggregation.tau=0.99",)),
-    Entry("flora", "flora", 1e-2, HIGH, ("federation.local_init=fresh",)),  # as published
-    Entry("fedit", "fedit", 3e-3, LOW),
-    Entry("ffa", "ffa", 1e-2, HIGH),
-    Entry("flexlora", "flexlora", 3e-3, LOW),
-    Entry("fedex", "fedex", 3e-3, LOW),
-    Entry("full", "full", 3e-3, LOW),
+ENTRIES = (
+    Entry("florist", "florist"),
+    Entry("florist fresh", "florist", ("federation.local_init=fresh",)),  # as published
+    Entry("florist warm", "florist", ("federation.local_init=warm",)),
+    Entry("florist 0.99", "florist", ("aggregation.tau=0.99",), borrowed="florist"),
+    Entry("flora", "flora", ("federation.local_init=fresh",)),  # as published
+    Entry("fedit", "fedit"),
+    Entry("ffa", "ffa"),
+    Entry("flexlora", "flexlora"),
+    Entry("fedex", "fedex"),
+    Entry("full", "full"),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Federation:
+    """One of the two comparisons.
+
+    Attributes:
+        ranks: of the clients, as the configuration takes them.
+        rates: learning rate of every entry, the best of `GRID` by `--rates`.
+    """
+
+    ranks: str
+    rates: Mapping[str, float]
+
+    def rate(self, entry: Entry) -> float:
+        """The learning rate of an entry."""
+        return self.rates[entry.borrowed or entry.name]
+
+
+FEDERATIONS: Mapping[str, Federation] = {
+    "homogeneous": Federation(
+        "16",
+        {
+            "florist": 1e-2,
+            "florist fresh": 1e-2,
+            "florist warm": 3e-3,
+            "flora": 1e-2,
+            "fedit": 3e-3,
+            "ffa": 1e-2,
+            "flexlora": 3e-3,
+            "fedex": 3e-3,
+            "full": 3e-3,
+        },
+    ),
+    "heterogeneous": Federation(
+        "[64,32,16,16,8,8,4,4]",
+        {
+            "florist": 3e-3,
+            "florist fresh": 3e-3,
+            "florist warm": 3e-3,
+            "flora": 3e-3,
+            "fedit": 3e-3,
+            "ffa": 3e-3,
+            "flexlora": 3e-3,
+            "fedex": 3e-3,
+            "full": 3e-3,
+        },
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +157,7 @@ def compare(out: Path, common: Sequence[str], variants: Sequence[str], seeds: st
     """
     settings = [f"--set={setting}" for setting in common]
     rows = [f"--variant={variant}" for variant in variants]
-    begin = [CONFIG, *settings, "--methods", FLORIST.method, *rows, "--seeds", seeds, "--out", out]
+    begin = [CONFIG, *settings, "--methods", ENTRIES[0].method, *rows, "--seeds", seeds, "--out", out]
     arguments = ["--resume", out] if out.exists() else begin
     command = [sys.executable, "-m", "florist.cli", "compare", *map(str, arguments), "--jobs", str(jobs), "--json"]
     # Its tables are printed anew, as markdown; what it says while it runs is on stderr.
@@ -149,7 +194,6 @@ def description(facts: Mapping[str, Any], out: Path, documents: Mapping[str, Map
     config = read_config(Path(document["comparison"], "base.toml"))
     run = RunDirectory.open(Path(document["cells"][0]["run"]))
     weights = out / "model" / "model.safetensors"
-    rates = ", ".join(f"{entry.name} {entry.rate:g}" for entry in (FLORIST, *OTHERS))
     training, data = config.training, config.data
     return (
         f"{facts['processor']}, {facts['cpus']} CPUs, load average {facts['load_average']:.1f} at the start; "
@@ -157,24 +201,24 @@ def description(facts: Mapping[str, Any], out: Path, documents: Mapping[str, Map
         f"Base model {hashlib.sha256(weights.read_bytes()).hexdigest()[:12]}, loss {run.facts.initial['loss']:.3f}; "
         f"adapted: {shapes(weights)}.\n"
         f"{config.federation.rounds} rounds, 8 clients, {training.steps} steps of batch {training.batch_size}, "
-        f"{data.max_length} tokens, rows {data.rows}. Learning rates: {rates}."
+        f"{data.max_length} tokens, rows {data.rows}."
     )
 
 
-def markdown(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def markdown(rows: Sequence[Mapping[str, Any]], rates: Mapping[str, float]) -> Iterator[str]:
     """The table of one comparison."""
-    yield "| | loss | against florist | | rank | 1/rank | KB down | MB down | MB up |"
-    yield "|---|---:|---:|---|---:|---:|---:|---:|---:|"
+    yield "| | rate | loss | against florist | | rank | 1/rank | KB down | MB down | MB up |"
+    yield "|---|---:|---:|---:|---|---:|---:|---:|---:|---:|"
     for row in rows:
-        loss = row["metrics"].get("loss")
+        head, loss = f"| {row['name']} | {rates[row['name']]:g} |", row["metrics"].get("loss")
         if loss is None:
-            yield f"| {row['name']} | failed | | | | | | | |"
+            yield f"{head} failed | | | | | | | |"
             continue
         rank = f"{row['total_rank']:.0f} | {row['efficiency']:.1e}" if row["total_rank"] else " | "
         against = interval(loss["difference"], "+.3f") if loss["difference"] else ""
         down, up = row["download_bytes"] / 1e6, row["upload_bytes"] / 1e6
         yield (
-            f"| {row['name']} | {interval(loss, '.3f')} | {against} | {loss['verdict'] or ''} | {rank} | "
+            f"{head} {interval(loss, '.3f')} | {against} | {loss['verdict'] or ''} | {rank} | "
             f"{row['client_download_bytes'] / 1e3:.0f} | {down:.2f} | {up:.2f} |"
         )
 
@@ -185,14 +229,29 @@ def interval(found: Mapping[str, Any], form: str) -> str:
     return f"{found['mean']:{form}}{spread}"
 
 
-def swept(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The validation loss of every method and rate; a run that diverged has none."""
-    losses = {row["name"]: row["validation"].get("loss") for row in rows}
-    for entry in (FLORIST, *OTHERS):
-        found = {rate: losses[f"{entry.name} {rate:g}"] for rate in entry.tried}
-        yield f"{entry.name}: " + ", ".join(
-            f"{rate:g} {loss['mean']:.3f}" if loss else f"{rate:g} diverged" for rate, loss in found.items()
-        )
+def sweep(out: Path, common: Sequence[str], jobs: int) -> None:
+    """Print the validation loss of every entry at every learning rate of the grid."""
+    own = [entry for entry in ENTRIES if entry.borrowed is None]
+    # The row that --methods florist gives is that of the first variant once more, at the example's rate.
+    variants = [entry.variant(rate, f" {rate:g}") for entry in own for rate in GRID]
+    for name, federation in FEDERATIONS.items():
+        settings = [*common, *SWEEP, f"lora.ranks={federation.ranks}"]
+        document = compare(out / f"rates-{name}", settings, variants, f"{SWEEP_SEED},", jobs)
+        losses = {row["name"]: row["validation"].get("loss") for row in document["rows"]}
+        print(f"\n| {name} |" + "".join(f" {rate:g} |" for rate in GRID))
+        print("|---|" + "---:|" * len(GRID))
+        for entry in own:
+            found = [losses[f"{entry.name} {rate:g}"] for rate in GRID]
+            print(f"| {entry.name} |" + "".join(f" {loss['mean']:.3f} |" if loss else " failed |" for loss in found))
+
+
+def play(out: Path, name: str, common: Sequence[str], seeds: str, jobs: int) -> dict[str, Any]:
+    """One of the two comparisons."""
+    first, *others = ENTRIES
+    federation = FEDERATIONS[name]
+    own = f"training.learning_rate={federation.rate(first):g}"  # of the row that --methods florist gives
+    variants = [entry.variant(federation.rate(entry)) for entry in others]
+    return compare(out / name, [*common, own, f"lora.ranks={federation.ranks}"], variants, seeds, jobs)
 
 
 def table(out: Path, common: Sequence[str], size: Size, jobs: int) -> bool:
@@ -202,18 +261,14 @@ def table(out: Path, common: Sequence[str], size: Size, jobs: int) -> bool:
         Whether every run went well.
     """
     started, facts = time.perf_counter(), machine()
-    others = [entry.variant(entry.rate) for entry in OTHERS]
-    own = f"training.learning_rate={FLORIST.rate:g}"  # of the row that --methods florist gives
-    documents = {
-        name: compare(out / name, [*common, own, f"lora.ranks={ranks}"], others, size.seeds, jobs)
-        for name, ranks in RANKS.items()
-    }
+    documents = {name: play(out, name, common, size.seeds, jobs) for name in FEDERATIONS}
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     facts |= {"seconds": time.perf_counter() - started, "core_seconds": used.ru_utime + used.ru_stime}
     lines = [description(facts, out, documents)]
     for name, document in documents.items():
-        lines += ["", f"Ranks {name}, {RANKS[name]}; loss on the {document['metric_source']}:", ""]
-        lines += markdown(document["rows"])
+        federation = FEDERATIONS[name]
+        lines += ["", f"Ranks {name}, {federation.ranks}; loss on the {document['metric_source']}:", ""]
+        lines += markdown(document["rows"], {entry.name: federation.rate(entry) for entry in ENTRIES})
     lines += ["", f"This call: {facts['seconds']:.0f} s, {facts['core_seconds']:.0f} s of CPU, {jobs} runs at once."]
     text = "\n".join(lines)
     print(text)
@@ -240,9 +295,7 @@ def main() -> None:
     if args.data is not None:
         common.append(f"data.path={args.data.resolve()}")
     if args.rates:
-        variants = [entry.variant(rate, f" {rate:g}") for entry in (FLORIST, *OTHERS) for rate in entry.tried]
-        document = compare(out / "rates", [*common, *SWEEP], variants, f"{SWEEP_SEED},", args.jobs)
-        print("\n".join(swept(document["rows"])))
+        sweep(out, common, args.jobs)
     elif not table(out, common, size, args.jobs):
         raise SystemExit(1)
 

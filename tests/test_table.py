@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks.table import CONFIG, FLORIST, OTHERS, QUICK, RANKS, SWEEP, interval, markdown
+from benchmarks.table import CONFIG, ENTRIES, FEDERATIONS, GRID, QUICK, SWEEP, Federation, interval, markdown
 
 from florist.cli.compare import _entries
 from florist.comparison.planning import configure
@@ -19,21 +19,23 @@ ROOT = Path(__file__).parents[1]
 DOLLY = ROOT.parent / "shared" / "data" / "dolly8"
 
 
-def test_every_method_has_a_row_and_every_row_is_a_configuration() -> None:
-    variants = [entry.variant(entry.rate) for entry in OTHERS]
-    for ranks in RANKS.values():
-        settings = [f"lora.ranks={ranks}", f"training.learning_rate={FLORIST.rate}", *QUICK.settings]
-        entries = _entries(FLORIST.method, variants, read_config(CONFIG, settings))
-        _, configs = configure(CONFIG, settings, entries)
-        assert {config.aggregation.method for config in configs.values()} == set(METHODS)
-        rates = {entry.name: config.training.learning_rate for entry, config in configs.items()}
-        assert rates == {entry.name: entry.rate for entry in (FLORIST, *OTHERS)}
+@pytest.mark.parametrize("federation", FEDERATIONS.values(), ids=list(FEDERATIONS))
+def test_every_method_has_a_row_and_every_row_is_a_configuration(federation: Federation) -> None:
+    first, *others = ENTRIES
+    settings = [f"lora.ranks={federation.ranks}", f"training.learning_rate={federation.rate(first)}", *QUICK.settings]
+    variants = [entry.variant(federation.rate(entry)) for entry in others]
+    entries = _entries(first.method, variants, read_config(CONFIG, settings))
+    _, configs = configure(CONFIG, settings, entries)
+    assert {config.aggregation.method for config in configs.values()} == set(METHODS)
+    rates = {entry.name: config.training.learning_rate for entry, config in configs.items()}
+    assert rates == {entry.name: federation.rate(entry) for entry in ENTRIES}
 
 
-def test_a_rate_is_one_of_those_that_were_tried_on_validation_records() -> None:
+@pytest.mark.parametrize("federation", FEDERATIONS.values(), ids=list(FEDERATIONS))
+def test_a_rate_is_one_of_those_that_were_tried_on_validation_records(federation: Federation) -> None:
     assert read_config(CONFIG, SWEEP).has_validation
     assert not read_config(CONFIG).has_validation
-    assert all(entry.rate in (entry.tried or FLORIST.tried) for entry in (FLORIST, *OTHERS))
+    assert {federation.rate(entry) for entry in ENTRIES} <= set(GRID)
 
 
 def test_rows_of_the_table() -> None:
@@ -45,10 +47,10 @@ def test_rows_of_the_table() -> None:
         {"name": "full", "metrics": {"loss": worse}, "total_rank": None, "efficiency": None, **costs},
         {"name": "broken", "metrics": {}},
     ]
-    assert list(markdown(rows))[2:] == [
-        "| florist | 3.500 ± 0.100 |  |  | 100 | 1.0e-02 | 50 | 2.00 | 1.00 |",
-        "| full | 3.500 ± 0.100 | +0.020 ± 0.010 | worse |  |  | 50 | 2.00 | 1.00 |",
-        "| broken | failed | | | | | | | |",
+    assert list(markdown(rows, dict.fromkeys(("florist", "full", "broken"), 1e-2)))[2:] == [
+        "| florist | 0.01 | 3.500 ± 0.100 |  |  | 100 | 1.0e-02 | 50 | 2.00 | 1.00 |",
+        "| full | 0.01 | 3.500 ± 0.100 | +0.020 ± 0.010 | worse |  |  | 50 | 2.00 | 1.00 |",
+        "| broken | 0.01 | failed | | | | | | | |",
     ]
     assert interval({"mean": 3.5, "low": None, "high": None}, ".3f") == "3.500"
 
@@ -64,6 +66,6 @@ def test_one_command_writes_both_tables(tiny_llama: Path, tmp_path: Path) -> Non
     printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
     assert printed == (tmp_path / "table.md").read_text()
     whole = json.loads((tmp_path / "table.json").read_text())
-    for ranks in RANKS:
-        assert [row["name"] for row in whole[ranks]["rows"]] == [entry.name for entry in (FLORIST, *OTHERS)]
-        assert all(row["metrics"]["loss"]["count"] == 2 for row in whole[ranks]["rows"])
+    for name in FEDERATIONS:
+        assert [row["name"] for row in whole[name]["rows"]] == [entry.name for entry in ENTRIES]
+        assert all(row["metrics"]["loss"]["count"] == 2 for row in whole[name]["rows"])
