@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from florist.aggregation import Florist
 from florist.config import Config
-from florist.config.building import _loras, build
+from florist.config.building import EncodedRecords, _loras, build
 from florist.config.records import read_splits, who_holds_what
 from florist.data import IGNORED
 from florist.errors import ConfigurationError, DataError, MissingInputError, ModelError, UnsupportedHardwareError
@@ -320,6 +320,45 @@ def test_a_language_model_simulation_is_what_was_configured(tiny_llama: Path, to
     found = simulation.evaluate(simulation.initial_state)
     assert list(found) == ["exact_match", "loss", "perplexity"]
     assert simulation.base_model == str(tiny_llama)
+
+
+def test_records_that_were_encoded_are_not_encoded_again(tiny_llama: Path, toy_data: Path) -> None:
+    encoded = EncodedRecords()
+    first = build(config(toy_data, model=tiny_llama), encoded=encoded)
+    # What is trained, and how, does not change the tokens.
+    other = {"lora": {"ranks": 2}, "aggregation": {"method": "flora"}, "training": {"learning_rate": 1.0}}
+    second = build(config(toy_data, model=tiny_llama, **other), encoded=encoded)
+    assert all(a.examples is b.examples for a, b in zip(first.clients, second.clients, strict=True))
+    assert first.metrics[0].examples is second.metrics[0].examples
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"data": {"max_length": 16}},
+        {"data": {"loss_on": "all"}},
+        {"data": {"prompt_template": "{instruction}?"}},
+        {"federation": {"seed": 1}},  # holds other rows out
+    ],
+    ids=str,
+)
+def test_other_records_or_tokens_are_encoded_anew(
+    changed: Mapping[str, Mapping[str, Any]], tiny_llama: Path, toy_data: Path
+) -> None:
+    encoded = EncodedRecords()
+    build(config(toy_data, model=tiny_llama), encoded=encoded)
+    again = build(config(toy_data, model=tiny_llama, **changed), encoded=encoded)
+    alone = build(config(toy_data, model=tiny_llama, **changed))
+    assert [[*client.examples] for client in again.clients] == [[*client.examples] for client in alone.clients]
+
+
+def test_records_that_changed_on_disk_are_encoded_anew(tiny_llama: Path, tmp_path: Path) -> None:
+    encoded, file = EncodedRecords(), tmp_path / "client_a.json"
+    write(file, rows(*range(8)))
+    build(config(tmp_path, model=tiny_llama), encoded=encoded)
+    write(file, rows(*range(4)))
+    (client,) = build(config(tmp_path, model=tiny_llama), encoded=encoded).clients
+    assert len(client.examples) == 3
 
 
 def test_the_field_names_may_be_given(tiny_llama: Path, tmp_path: Path) -> None:

@@ -16,12 +16,15 @@ from florist.comparison.directory import ComparisonDirectory
 from florist.comparison.planning import Cell, Comparison, Entry
 from florist.comparison.results import CellResult, read_result
 from florist.config import Config, to_toml
-from florist.config.building import build
+from florist.config.building import EncodedRecords, build
 from florist.config.records import read_splits
 from florist.errors import FloristError, WorkerLostError
 from florist.locking import sole_process
 from florist.rounds import RoundRecord
 from florist.simulation import Observer
+
+# Of this process: a worker plays cell after cell, and all entries of a seed read the same records.
+_ENCODED = EncodedRecords()
 
 
 class Unobserved:
@@ -55,7 +58,7 @@ def plan(configs: Mapping[Entry, Config], seeds: Sequence[int], *, threads: int 
     """
     for entry, config in configs.items():
         try:
-            simulation = build(_seeded(config, seeds[0]))
+            simulation = build(_seeded(config, seeds[0]), encoded=_ENCODED)
             for seed in seeds[1:]:
                 read_splits(_seeded(config, seed))
         except FloristError as error:
@@ -158,7 +161,7 @@ def _play_cell(path: Path, cell: Cell, threads: int, observer: Observer | None) 
     try:
         config = directory.config(cell)
         directory.clear_drafts(cell)
-        simulation = build(config)
+        simulation = build(config, encoded=_ENCODED)
         run = directory.begun(cell) or simulation.start(
             directory.run_path(cell), to_toml(config), config.aggregation.method, threads, watching
         )

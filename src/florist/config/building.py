@@ -49,6 +49,26 @@ from florist.simulation import Client, Simulation
 from florist.training import Hardware, TrainingSettings, require_precision
 
 Encode = Callable[[Sequence[Record], str], Examples]
+Encoded = dict[str, tuple[Sequence[Record], Examples]]
+"""By name, records and what they were encoded to."""
+
+
+class EncodedRecords:
+    """The records that were encoded last, for the next configuration that reads the same ones.
+
+    Tokenizing costs more than all else in building a small simulation, and a comparison builds one a run.
+    """
+
+    def __init__(self) -> None:
+        self._origin: object = None
+        self._examples: Encoded = {}
+
+    def of(self, config: Config, splits: Splits) -> Encoded:
+        """The examples of these records, by name, to be looked up and added to; none where they are others."""
+        origin = (config.model.name_or_path, config.task, config.data, splits)
+        if origin != self._origin:
+            self._origin, self._examples = origin, {}
+        return self._examples
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,12 +111,13 @@ class LoadedTask:
         return metrics(self.config, names, self.task.encode_held_out, splits, self.tokenizer)
 
 
-def load(config: Config, splits: Splits) -> LoadedTask:
+def load(config: Config, splits: Splits, encoded: EncodedRecords | None = None) -> LoadedTask:
     """Load the base model of a configuration.
 
     Args:
         config: what to load.
         splits: its records, which may tell the classes and the shape of all of them.
+        encoded: keeps the encoded records, where another may need the same.
 
     Raises:
         ConfigurationError: keys contradict what is in the data.
@@ -108,7 +129,8 @@ def load(config: Config, splits: Splits) -> LoadedTask:
     tokenizer = load_tokenizer(config.model.name_or_path)
     tokenizer.padding_side = "right"  # from the left, models that count positions from there would be led astray
     rows = [row for some in splits.training.values() for row in some]
-    task = _task(config, tokenizer, rows or [*splits.validation, *splits.test])
+    examples = (encoded or EncodedRecords()).of(config, splits)
+    task = _task(config, tokenizer, rows or [*splits.validation, *splits.test], examples)
     # A quantized model is put on its device as it is loaded.
     if torch.cuda.is_available() and config.model.quantization is None:
         task.base.to("cuda")  # pyright: ignore[reportArgumentType]  # transformers wraps Module.to without its overloads
@@ -126,12 +148,13 @@ def load(config: Config, splits: Splits) -> LoadedTask:
     return LoadedTask(config, model, aggregator, base, tokenizer, task)
 
 
-def build(config: Config, splits: Splits | None = None) -> Simulation:
+def build(config: Config, splits: Splits | None = None, encoded: EncodedRecords | None = None) -> Simulation:
     """Load model and data and put the simulation together.
 
     Args:
         config: what to build.
         splits: its records, where they were read before.
+        encoded: keeps the encoded records, where another simulation may need the same.
 
     Raises:
         ConfigurationError: keys contradict what is in the data, the number of clients for instance.
@@ -143,7 +166,7 @@ def build(config: Config, splits: Splits | None = None) -> Simulation:
     splits = splits if splits is not None else read_splits(config)
     for check in (_loras, _settings):
         check(config, list(splits.training))  # before the model is loaded, which takes its time
-    loaded = load(config, splits)
+    loaded = load(config, splits, encoded)
     clients = loaded.clients(splits.training)
     federation = config.federation
     rules = Federation(
@@ -238,7 +261,7 @@ class _Task:
     encode_held_out: Encode
 
 
-def _task(config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequence[Record]) -> _Task:
+def _task(config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequence[Record], examples: Encoded) -> _Task:
     data, name, dtype = config.data, config.model.name_or_path, getattr(torch, config.model.dtype)
     bits = config.model.quantization
     quantized = quantized_loading(bits, dtype) if bits is not None else {}
@@ -249,20 +272,38 @@ def _task(config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequence
         )
         text = template_prompt(data.prompt_template or "{instruction}")
         encoder = ClassificationEncoder(tokenizer, text, data.label_field, labels, data.max_length)
-        encoding = _encoding(encoder, DataCollatorWithPadding(tokenizer))
+        encoding = _encoding(encoder, DataCollatorWithPadding(tokenizer), examples, "text")
         return _Task(prepared(base) if bits else base, head, "SEQ_CLS", encoding, encoding)
     base = load_causal_lm(name, dtype, **quantized)
     render = _renderer(config, tokenizer, training)
     collate = DataCollatorForSeq2Seq(tokenizer)
     learn, answer = (
-        _encoding(CausalLmEncoder(tokenizer, render, data.max_length, loss_on_prompts), collate)
+        _encoding(
+            CausalLmEncoder(tokenizer, render, data.max_length, loss_on_prompts),
+            collate,
+            examples,
+            "prompts and answers" if loss_on_prompts else "answers",
+        )
         for loss_on_prompts in (data.loss_on == "all", False)
     )
     return _Task(prepared(base) if bits else base, config.lora.modules_to_save or (), "CAUSAL_LM", learn, answer)
 
 
-def _encoding(encoder: Callable[[Record], Features], collate: Callable[[list[Features]], Mapping[str, Any]]) -> Encode:
-    return lambda records, source: encode(records, encoder, collate, source)
+def _encoding(
+    encoder: Callable[[Record], Features],
+    collate: Callable[[list[Features]], Mapping[str, Any]],
+    examples: Encoded,
+    counted: str,
+) -> Encode:
+    def encoded(records: Sequence[Record], source: str) -> Examples:
+        name = f"{counted} of {source}"
+        known = examples.get(name)
+        # Several clients of one process hold other records out, under one name.
+        if known is None or known[0] != records:
+            known = examples[name] = records, encode(records, encoder, collate, source)
+        return known[1]
+
+    return encoded
 
 
 def _renderer(config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequence[Record]) -> Renderer:
