@@ -235,3 +235,29 @@ def test_a_folder_that_is_not_writable_is_refused(tmp_path: Path) -> None:
             require_absent(tmp_path / "out")
     finally:
         tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "ä" * 130])
+def test_a_name_that_is_too_long_is_refused_before_any_work(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UnwritableOutputError, match="name too long; choose another name or place"):
+        require_absent(tmp_path / name)
+    with pytest.raises(UnwritableOutputError), new_directory(tmp_path / name):
+        pytest.fail("the block must not run")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "\U0001f33c" * 63])
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path: Path, name: str) -> None:
+    require_absent(tmp_path / name)
+    assert names(tmp_path) == []
+    with new_directory(tmp_path / name) as draft:
+        (draft / "file").touch()
+    replace_file(tmp_path / name / name, "content")
+    assert sorted(names(tmp_path / name)) == sorted(["file", name])
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a file system that nobody may write to")
+def test_a_folder_in_which_nothing_can_be_created_is_refused_before_any_work() -> None:
+    # Its permissions do not say so to the superuser.
+    with pytest.raises(UnwritableOutputError, match=r"/proc is not writable .*; choose another place"):
+        require_absent(Path("/proc/out"))

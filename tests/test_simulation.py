@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 from pathlib import Path
@@ -177,3 +178,32 @@ def test_threads_are_chosen_where_none_are_given(tiny_llama: Path, toy_data: Pat
     directory = simulation.start(tmp_path / "run", "", "florist", None, Silent())
     assert directory.facts.threads in {1, len(os.sched_getaffinity(0))}
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("method", ["florist", "fedit", "full"])
+def test_a_run_whose_rounds_all_fail_ends_without_an_adapter(
+    tiny_llama: Path, toy_data: Path, tmp_path: Path, method: str
+) -> None:
+    config = configure(tmp_path, tiny_llama, toy_data, rounds=1)
+    overrides = ["training.learning_rate=1e38", f"aggregation.method={method}", "data.validation_fraction=0.2"]
+    directory = run(config, tmp_path / "run", *overrides)
+    (line,) = directory.records()
+    assert (line.aggregated, len(line.dropped)) == (False, 2)
+    assert not directory.adapter.exists()
+    # What there is to deliver is the base as it was.
+    assert directory.tested is not None
+
+
+class Failing(Silent):
+    def closed(self, record: RoundRecord) -> None:
+        raise RuntimeError("told so")
+
+
+def test_a_run_that_breaks_off_leaves_the_garbage_collector_as_it_was(
+    tiny_llama: Path, toy_data: Path, tmp_path: Path
+) -> None:
+    simulation = build(read_config(configure(tmp_path, tiny_llama, toy_data, steps=1, rounds=1)))
+    directory = simulation.start(tmp_path / "run", "", "florist", 1, Silent())
+    with pytest.raises(RuntimeError, match="told so"):
+        simulation.run(directory, Failing())
+    assert gc.get_freeze_count() == 0

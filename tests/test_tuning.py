@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from florist.aggregation import Florist
+from florist.checkpoint import AdapterLayout, ExpertLayout, encode
 from florist.errors import ConfigurationError, InvalidAdapterError
 from florist.factors import AdapterState
 from florist.ranks import EnergyThreshold
@@ -62,8 +63,25 @@ def test_cuts_are_the_best_approximations_of_the_dense_sum(seed: int, ranks: lis
                 assert squares[: p - 1].sum() < point.tau * squares.sum() * (1 + 1e-12)
             lost, energy = lost + float(S[p:].square().sum()), energy + float(S.square().sum())
         assert point.relative_error == pytest.approx((lost / energy) ** 0.5, abs=1e-9)
-        assert point.nbytes == cut.nbytes
+        assert point.nbytes == encode(cut).nbytes
         assert point.total_rank == cut.total_rank
+
+
+def test_bytes_are_those_of_what_is_written() -> None:
+    # A module that nobody trained is stored at rank 1, and the experts of a parameter at the largest rank among them.
+    held = dict(whole(dtype=torch.float32))
+    held["layers.0.v_proj"] = held["layers.0.v_proj"].leading(0)
+    first, second = held.pop("layers.0.q_proj"), held["layers.1.up"]
+    experts = {"mlp.experts[0]": first, "mlp.experts[1]": first.scaled(0.5).leading(2)}
+    layout = AdapterLayout(
+        {name: ExpertLayout("mlp.experts", "mlp.experts", k, 2, ("up",)) for k, name in enumerate(experts)},
+        target_parameters=("experts.up",),
+    )
+    recorder = Recorder()
+    points = sweep(AdapterState.of({**held, **experts}), [0.3, 0.9, 1.0], recorder, layout=layout)
+    assert [point.nbytes for point in points] == [encode(cut, layout=layout).nbytes for cut in recorder.cuts]
+    assert points[-1].ranks["layers.0.v_proj"] == 0
+    assert points[-1].total_rank == first.rank + 2 + second.rank
 
 
 def test_one_decomposition_serves_every_threshold(monkeypatch: pytest.MonkeyPatch) -> None:

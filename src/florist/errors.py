@@ -57,6 +57,10 @@ class UnwritableOutputError(FloristError, PermissionError):
     """The folder for the output may not be written to."""
 
 
+class DirectoryInUseError(FloristError, BlockingIOError):
+    """Another process is at work in the directory of a run or a comparison."""
+
+
 class UnsupportedHardwareError(FloristError, RuntimeError):
     """The machine lacks what a setting asks of it, a CUDA device for instance."""
 

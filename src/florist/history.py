@@ -6,8 +6,9 @@
     RUN/state/current        the name of the folder to resume from
     RUN/state/round-0003/    after round 3: broadcast.safetensors, cumulative.safetensors (all that was added),
                              continued.safetensors, full_parameters.safetensors, round.json (its record)
+    RUN/.lock                held by the process that plays the rounds
     RUN/test.json            metrics of the final adapter that are no rounds'
-    RUN/adapter/             the final adapter, as PEFT writes it
+    RUN/adapter/             the final adapter, as PEFT writes it; none where no round had enough usable updates
 
 A round becomes visible by one replacement of ``state/current``, after its files are on disk: a run that is killed at
 any point resumes from the last whole round. ``rounds.jsonl`` is written from the saved records, never the other way. A
@@ -93,7 +94,7 @@ class RunDirectory:
 
     @property
     def adapter(self) -> Path:
-        """Where the final adapter is, once the run has ended."""
+        """Where the final adapter is, once a run has ended of which a round was aggregated."""
         return self.path / "adapter"
 
     @property

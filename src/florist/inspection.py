@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from florist.aggregation import decompose_module
-from florist.checkpoint import SavedAdapter, compare
+from florist.checkpoint import LINEAR, AdapterLayout, SavedAdapter, compare, stored_bytes
 from florist.factors import AdapterState
 from florist.parallel import in_order
 from florist.ranks import EnergyThreshold, RankRule
@@ -53,7 +53,7 @@ class SweepPoint:
     Attributes:
         tau: fraction of the energy, per module.
         total_rank: summed over the modules.
-        nbytes: of the factors in float32; a module of rank 0 is stored with rank 1.
+        nbytes: of the factors as they are written, in float32; see `checkpoint.stored_bytes`.
         relative_error: over all modules together.
     """
 
@@ -109,19 +109,30 @@ def view(saved: SavedAdapter, on_module: Callable[[int, int], None] | None = Non
     }
 
 
-def combinable(adapters: Sequence[SavedAdapter]) -> list[tuple[SavedAdapter, ...]]:
+def combinable(
+    adapters: Sequence[SavedAdapter], *, allow_base_mismatch: bool = False, average_full: bool = False
+) -> list[tuple[SavedAdapter, ...]]:
     """Groups of adapters that may be aggregated with each other, the largest first.
 
     Each adapter goes to the first group that it fits into. One that may not be aggregated by itself is in none.
 
+    Args:
+        adapters: in the order in which groups are formed.
+        allow_base_mismatch: as `checkpoint.compare`.
+        average_full: as `checkpoint.compare`.
+
     Cost: a comparison for each adapter and group.
     """
+
+    def problems(group: Sequence[SavedAdapter]) -> tuple[str, ...]:
+        return compare(group, allow_base_mismatch=allow_base_mismatch, average_full=average_full).problems
+
     groups: list[list[SavedAdapter]] = []
     for adapter in adapters:
-        if compare([adapter]).problems:
+        if problems([adapter]):
             continue
         for group in groups:
-            if not compare([*group, adapter]).problems:
+            if not problems([*group, adapter]):
                 group.append(adapter)
                 break
         else:
@@ -142,15 +153,18 @@ def unlike_norms(adapters: Sequence[SavedAdapter]) -> dict[str, float]:
     return {path: times for path, times in outliers.items() if times is not None}
 
 
-def sweep(spectra: Mapping[str, Spectrum], taus: Sequence[float]) -> list[SweepPoint]:
-    """What each threshold would give, without another decomposition."""
+def sweep(
+    spectra: Mapping[str, Spectrum], taus: Sequence[float], *, layout: AdapterLayout = LINEAR
+) -> list[SweepPoint]:
+    """What each threshold would give, without another decomposition; `layout` decides how many bytes it takes."""
+    shapes = {name: one.shape for name, one in spectra.items()}
     energy = sum(one.total_energy for one in spectra.values())
     points: list[SweepPoint] = []
     for tau in taus:
         rule: RankRule = EnergyThreshold(tau)
         ranks = rule(spectra)
         lost = sum(one.discarded_energy(ranks[name]) for name, one in spectra.items())
-        nbytes = sum(4 * max(1, ranks[name]) * sum(one.shape) for name, one in spectra.items())
+        nbytes = stored_bytes(shapes, ranks, layout=layout)
         points.append(SweepPoint(tau, sum(ranks.values()), nbytes, (lost / energy) ** 0.5 if energy else 0.0))
     return points
 

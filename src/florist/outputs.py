@@ -20,18 +20,9 @@ def require_absent(path: Path) -> None:
     Raises:
         OutputExistsError: something is at `path` already.
         MissingInputError: the folder to put it in does not exist.
-        UnwritableOutputError: that folder may not be written to.
+        UnwritableOutputError: that folder may not be written to, or the name cannot be.
     """
-    if os.path.lexists(path):
-        raise OutputExistsError(
-            f"{path} already exists and florist does not overwrite: choose another name or remove it"
-        )
-    if not path.absolute().parent.is_dir():
-        raise MissingInputError(f"cannot write {path}: there is no directory {path.absolute().parent}; create it first")
-    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
-        raise UnwritableOutputError(
-            f"cannot write {path}: {path.absolute().parent} is not writable; choose another place"
-        )
+    _begun(path).rmdir()
 
 
 @contextmanager
@@ -41,11 +32,9 @@ def new_directory(path: Path) -> Generator[Path, None, None]:
     The files are written beside `path` and flushed to disk before one rename makes them visible.
 
     Raises:
-        OutputExistsError, MissingInputError: as `require_absent`.
+        OutputExistsError, MissingInputError, UnwritableOutputError: as `require_absent`.
     """
-    require_absent(path)
-    draft = _draft(path)
-    draft.mkdir()
+    draft = _begun(path)
     try:
         yield draft
         readable = draft.stat().st_mode & 0o666
@@ -56,7 +45,7 @@ def new_directory(path: Path) -> Generator[Path, None, None]:
                 # safetensors makes files for the owner alone; whoever may read the directory may read its files.
                 entry.chmod(entry.stat().st_mode | readable)
             _flush(entry)
-        require_absent(path)
+        _refuse_existing(path)
         draft.rename(path)
         _flush(path.absolute().parent)
     except BaseException:
@@ -94,6 +83,34 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _begun(path: Path) -> Path:
+    """The empty directory that is to become `path`: making one shows whether it can be made."""
+    _refuse_existing(path)
+    draft = _draft(path)
+    try:
+        draft.mkdir()
+    except OSError as error:
+        raise UnwritableOutputError(
+            f"cannot write {path}: {draft.parent} is not writable ({error.strerror}); choose another place"
+        ) from error
+    return draft
+
+
+def _refuse_existing(path: Path) -> None:
+    parent = path.absolute().parent
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        if not parent.is_dir():
+            raise MissingInputError(f"cannot write {path}: there is no directory {parent}; create it first") from None
+    except OSError as error:
+        raise UnwritableOutputError(f"cannot write {path}: {error.strerror}; choose another name or place") from error
+    else:
+        raise OutputExistsError(
+            f"{path} already exists and florist does not overwrite: choose another name or remove it"
+        )
+
+
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -103,5 +120,6 @@ def _flush(path: Path) -> None:
 
 
 def _draft(path: Path) -> Path:
-    # A file of the tempfile module would be private, and its directory would drop an inherited group.
-    return path.absolute().with_name(f".{path.name}.{secrets.token_hex(8)}")
+    # A file of the tempfile module would be private, and its directory would drop an inherited group. A part of a long
+    # name will do: all of it would leave no room for more within the 255 bytes of most file systems.
+    return path.absolute().with_name(f".{path.name[:50]}.{secrets.token_hex(8)}")

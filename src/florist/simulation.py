@@ -16,6 +16,7 @@ from florist.evaluation import Metric
 from florist.factors import AdapterState
 from florist.federation import Federation, LocalWork, global_adapter, record
 from florist.history import RunDirectory, RunFacts
+from florist.locking import sole_process
 from florist.outputs import new_directory
 from florist.peft_model import FederatedModel, LocalLora
 from florist.rounds import NO_ADAPTER, ClientUpdate, FullParameters, RoundRecord, ServerState
@@ -120,14 +121,25 @@ class Simulation:
         """Play the rounds that `directory` does not hold yet, then write the final adapter.
 
         Every round is saved before the next begins. All randomness derives from the seed, the round and the client,
-        so that an interrupted run that goes on ends as if it had never stopped, bit for bit.
+        so that an interrupted run that goes on ends as if it had never stopped, bit for bit. Where no round had enough
+        usable updates there is nothing to add to the base, and no adapter is written.
 
         Returns:
             The records of all rounds, the earlier ones included.
+
+        Raises:
+            DirectoryInUseError: another process plays them.
         """
         torch.set_num_threads(directory.facts.threads)
         # The Trainer collects garbage whenever a client starts: half a second, unless what is loaded is set aside.
         gc.freeze()
+        try:
+            with sole_process(directory.path):
+                return self._play(directory, observer)
+        finally:
+            gc.unfreeze()
+
+    def _play(self, directory: RunDirectory, observer: Observer) -> list[RoundRecord]:
         state, records = directory.load(self.initial_state)
         while state.round_number < self.rounds:
             state, latest = self._round(state, observer)
@@ -138,9 +150,8 @@ class Simulation:
             observer.evaluating(self.rounds)
             self._show(global_adapter(state), state.full_parameters)
             directory.save_tested(self._measure(self.final_metrics))
-        if not directory.adapter.exists():
+        if state.broadcasts and not directory.adapter.exists():
             self._export(state, directory)  # last: a run that has an adapter is over
-        gc.unfreeze()
         return records
 
     def _show(self, adapter: AdapterState, full_parameters: FullParameters) -> None:

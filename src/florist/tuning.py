@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from florist.checkpoint import LINEAR, AdapterLayout, stored_bytes
 from florist.errors import ConfigurationError
 from florist.factors import AdapterState
 from florist.linalg import ordered_spectrum
@@ -24,7 +25,7 @@ class Point:
     Attributes:
         tau: fraction of every module's energy that is kept.
         ranks: of every module.
-        nbytes: of the factors.
+        nbytes: of the factors as they are written, in float32; see `checkpoint.stored_bytes`.
         relative_error: against the whole adapter, over all modules together: ``||dW - dW_tau||_F / ||dW||_F``.
         metrics: of the model with the adapter cut to `ranks`.
     """
@@ -120,6 +121,7 @@ def sweep(
     taus: Sequence[float],
     evaluate: Evaluate,
     *,
+    layout: AdapterLayout = LINEAR,
     on_point: Callable[[Point], None] | None = None,
 ) -> list[Point]:
     """Cut an adapter at every threshold and measure the model with it.
@@ -131,6 +133,7 @@ def sweep(
         adapter: as `aggregation.lossless_sum` gives it, or FLoRIST at tau = 1.
         taus: in (0, 1], in any order.
         evaluate: measures the model with a cut.
+        layout: how the adapter is stored, which decides its bytes.
         on_point: told of every point when it is known.
 
     Returns:
@@ -142,7 +145,7 @@ def sweep(
 
     Cost: at most one evaluation a threshold.
     """
-    cuts = _Cuts(adapter, evaluate, on_point)
+    cuts = _Cuts(adapter, layout, evaluate, on_point)
     return [cuts.point(tau) for tau in _ascending(taus)]
 
 
@@ -152,6 +155,7 @@ def bisect(
     evaluate: Evaluate,
     goal: Goal,
     *,
+    layout: AdapterLayout = LINEAR,
     on_point: Callable[[Point], None] | None = None,
 ) -> list[Point]:
     """Find the lowest threshold that matches the baseline with few evaluations.
@@ -164,6 +168,7 @@ def bisect(
         taus: in (0, 1], in any order; with 1 among them where the goal has no baseline.
         evaluate: measures the model with a cut.
         goal: what a threshold has to match.
+        layout: as for `sweep`.
         on_point: told of every point when it is known.
 
     Returns:
@@ -175,7 +180,7 @@ def bisect(
 
     Cost: at most 1 + log2(n) evaluations, rounded up, for n thresholds.
     """
-    cuts, ordered = _Cuts(adapter, evaluate, on_point), _ascending(taus)
+    cuts, ordered = _Cuts(adapter, layout, evaluate, on_point), _ascending(taus)
     points = {ordered[-1]: cuts.point(ordered[-1])}
     reference = goal.reference(points.values())
     if not goal.matched_by(points[ordered[-1]], reference):
@@ -224,8 +229,15 @@ def evaluations(points: Collection[Point]) -> int:
 class _Cuts:
     """The cuts of one adapter, each evaluated once."""
 
-    def __init__(self, adapter: AdapterState, evaluate: Evaluate, on_point: Callable[[Point], None] | None) -> None:
+    def __init__(
+        self,
+        adapter: AdapterState,
+        layout: AdapterLayout,
+        evaluate: Evaluate,
+        on_point: Callable[[Point], None] | None,
+    ) -> None:
         self._adapter = adapter
+        self._layout = layout
         self._evaluate = evaluate
         self._on_point = on_point
         self._spectra = {name: ordered_spectrum(factor) for name, factor in adapter.items()}
@@ -239,7 +251,13 @@ class _Cuts:
             self._measured[key] = self._evaluate(cut)
         energy = sum(spectrum.total_energy for spectrum in self._spectra.values())
         lost = sum(spectrum.discarded_energy(ranks[name]) for name, spectrum in self._spectra.items())
-        point = Point(tau, ranks, cut.nbytes, (lost / energy) ** 0.5 if energy else 0.0, self._measured[key])
+        point = Point(
+            tau=tau,
+            ranks=ranks,
+            nbytes=stored_bytes({name: s.shape for name, s in self._spectra.items()}, ranks, layout=self._layout),
+            relative_error=(lost / energy) ** 0.5 if energy else 0.0,
+            metrics=self._measured[key],
+        )
         if self._on_point is not None:
             self._on_point(point)
         return point

@@ -4,9 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from florist.aggregation import Florist, lossless_sum
+from florist.errors import NonFiniteUpdateError
 from florist.factors import AdapterState
 from florist.ranks import EnergyThreshold
-from tests.builders import SHAPES, adapter, dense_sum, federation, relative_error
+from tests.builders import SHAPES, adapter, dense_sum, federation, relative_error, update
 
 
 @given(ranks=st.lists(st.integers(1, 8), min_size=1, max_size=5), tau=st.floats(0.05, 1.0), seed=st.integers(0, 999))
@@ -63,6 +64,22 @@ def test_unlike_ranks_stay_unlike_and_inputs_stay_as_they_were() -> None:
         assert all(torch.equal(u.adapter[name].B, B) for name, B in held.items())
 
 
+@pytest.mark.parametrize("tau", [0.5, 0.9, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_sum_that_is_zero_to_rounding_is_certified_as_zero(tau: float, dtype: torch.dtype) -> None:
+    held = adapter(4, seed=1, dtype=dtype)
+    updates = [
+        update("a", held),
+        update("b", held, num_examples=2),
+        update("c", held.map(lambda f: f.scaled(-1)), num_examples=3),
+    ]
+    broadcast = Florist(EnergyThreshold(tau))(updates)
+    assert broadcast.certificate.relative_error == 0.0
+    for name, module in broadcast.certificate.modules.items():
+        assert broadcast.shared[name].rank == module.rank == 0
+        assert (module.energy_kept, module.norm, module.error, module.relative_error) == (1.0, 0.0, 0.0, 0.0)
+
+
 def test_a_lossless_sum_is_the_sum_at_its_numerical_rank() -> None:
     first, second = adapter(2, 1), adapter(3, 2, shapes={"layers.0.q_proj": (12, 16), "other": (4, 4)})
     total = lossless_sum([first, second, second])
@@ -71,3 +88,23 @@ def test_a_lossless_sum_is_the_sum_at_its_numerical_rank() -> None:
     assert relative_error(total["layers.0.q_proj"].delta_weight(), expected) < 1e-12
     assert total["layers.0.q_proj"].rank == 5
     assert len(lossless_sum([])) == 0
+
+
+def test_a_lossless_sum_names_the_module_that_is_not_finite() -> None:
+    first, second = adapter(3, seed=1), adapter(2, seed=2)
+    second["layers.1.up"].A[0, 0] = float("nan")
+    with pytest.raises(NonFiniteUpdateError, match=r"layers\.1\.up of adapter 2 of 2 holds NaN or infinity"):
+        lossless_sum([first, second])
+
+
+@pytest.mark.parametrize("rule", [EnergyThreshold(0.9), EnergyThreshold(1.0)])
+def test_a_sum_that_overflows_is_no_nan_and_names_the_module(rule: EnergyThreshold) -> None:
+    # Ranks that are summed densely: float32 holds the factors and not their product.
+    updates = federation([8, 8], dtype=torch.float32)
+    updates[0].adapter["layers.1.up"].B.mul_(1e20)
+    updates[0].adapter["layers.1.up"].A.mul_(1e20)
+    with pytest.raises(
+        NonFiniteUpdateError, match=r"layers\.1\.up: expected a sum within the range of torch.float32"
+    ) as told:
+        Florist(rule)(updates)
+    assert "NaN" not in str(told.value)

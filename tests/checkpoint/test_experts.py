@@ -1,3 +1,5 @@
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +16,12 @@ from florist.checkpoint.experts import (
     resolve_pairs,
     split_expert,
 )
+from florist.checkpoint.keys import ModuleKeys
+from florist.checkpoint.modules import stored_modules
 from florist.checkpoint.patterns import ModulePattern
 from florist.checkpoint.settings import LoraSettings
+from florist.checkpoint.tensor_file import StoredTensor, TensorFile
+from florist.checkpoint.unchanged_file import UnchangedFile
 from florist.errors import InvalidAdapterError, UnsupportedAdapterError
 from florist.factors import LoraFactor
 
@@ -23,6 +29,7 @@ from florist.factors import LoraFactor
 def settings(**config: Any) -> LoraSettings:
     return LoraSettings(
         config=config,
+        sha256="",
         rank=config.get("r", 2),
         alpha=config.get("lora_alpha", 2.0),
         use_rslora=False,
@@ -51,6 +58,34 @@ def test_experts_split_and_join_as_peft_multiplies_them(experts: int, rank: int,
     assert torch.equal(joined.B, B)
 
 
+def test_a_stored_pair_is_read_once_for_all_of_its_experts():
+    draw = torch.Generator().manual_seed(0)
+    held = {
+        f"{stored}.{half}": torch.randn(shape, generator=draw)
+        for stored in ("m", "m.base_layer")
+        for half, shape in (("A", (2 * 9, 5)), ("B", (7, 2 * 9)))
+    }
+    reads: list[str] = []
+
+    def read(key: str) -> torch.Tensor:
+        reads.append(key)
+        return held[key]
+
+    file = TensorFile(
+        UnchangedFile(Path("file"), ()), {k: StoredTensor(tuple(t.shape), t.dtype) for k, t in held.items()}, read
+    )
+    keys = {stored: ModuleKeys(f"{stored}.A", f"{stored}.B", None, embedding=False) for stored in ("m", "m.base_layer")}
+    modules = stored_modules(file, settings(target_parameters=["m.up", "m.down"], lora_alpha=6.0), keys)
+    assert len(modules) == 2 * 9
+    for name, module in modules.items():
+        stored, _, expert = name.removesuffix("]").partition("[")
+        A, B = split_expert(held[f"{stored}.A"], held[f"{stored}.B"], ExpertPair(9, 2, 3.0), int(expert))
+        factor = module.read()
+        assert torch.equal(factor.A, A)
+        assert torch.equal(factor.B, 3 * B)
+    assert sorted(reads) == sorted(held)
+
+
 def test_a_parameter_is_named_by_the_end_of_its_path():
     named = settings(
         target_modules=["q_proj"], target_parameters=["mlp.experts.up", "experts.down", "gate", "p.experts.x"]
@@ -59,6 +94,14 @@ def test_a_parameter_is_named_by_the_end_of_its_path():
     assert adapted_parameters(named, "layers.0.mlp.q_proj") == ()
     assert adapted_parameters(named, "layers.0.other") == ("gate",)
     assert adapted_parameters(settings(), "layers.0.mlp.experts") == ()
+
+
+def test_an_expression_that_settles_nothing_is_not_matched():
+    # Python's `re` takes time exponential in the length of this name, and has no limit of its own.
+    hostile = settings(target_modules="(a+)+")
+    started = time.perf_counter()
+    assert adapted_parameters(hostile, "a" * 26 + "!") == ()
+    assert time.perf_counter() - started < 0.5
 
 
 def test_base_layers_at_the_end_are_nesting():

@@ -1,5 +1,8 @@
 import os
+import shlex
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,6 +175,23 @@ def test_a_file_that_is_not_what_peft_writes_is_refused(
     assert str(directory) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "variant"),
+    [
+        (f"{Q}.lora_magnitude_vector", "DoRA"),
+        (f"{Q}.lora_diag", "KaSA"),
+        (f"{Q}.lora_diag.default", "KaSA"),
+        (f"{Q}.lora_E", "AdaLoRA"),
+        (f"{Q}.ranknum", "AdaLoRA"),
+    ],
+)
+def test_a_tensor_of_a_variant_is_refused_though_the_config_is_silent(client: Client, key: str, variant: str):
+    # The product alone would be combined without the tensor that stands between its halves.
+    directory = edit_tensors(client("a"), put(key, torch.ones(4)))
+    with pytest.raises(UnsupportedAdapterError, match=f"holds {key}: this is {variant}, whose update is not s B A"):
+        open_adapter(directory)
+
+
 def test_everything_that_is_wrong_is_listed(client: Client):
     def break_two(tensors: dict[str, torch.Tensor]) -> None:
         del tensors[f"{Q}.lora_A.weight"], tensors[f"{Q.replace('.0.', '.1.')}.lora_B.weight"]
@@ -313,11 +333,28 @@ def test_a_pickle_is_read_only_when_asked_for(client: Client):
     file = directory / "adapter_model.safetensors"
     torch.save(load_file(file), directory / "adapter_model.bin")
     file.unlink()
-    with pytest.raises(InvalidAdapterError, match="found only the pickle"):
-        open_adapter(directory)
+    for named in (directory, directory / "adapter_model.bin"):
+        with pytest.raises(InvalidAdapterError, match="found only the pickle"):
+            open_adapter(named)
     adapter = open_adapter(directory, allow_pickle=True).adapter
     assert adapter.keys() == expected.keys()
     assert all(torch.equal(adapter[name].B, factor.B) for name, factor in expected.items())
+
+
+def test_a_refused_pickle_comes_with_a_command_that_converts_it(client: Client):
+    directory = client("a pickle's")
+    expected = dict(open_adapter(directory).adapter)
+    file = directory / "adapter_model.safetensors"
+    torch.save(load_file(file), directory / "adapter_model.bin")
+    file.unlink()
+    with pytest.raises(InvalidAdapterError) as refusal:
+        open_adapter(directory)
+    command = str(refusal.value).partition("with: ")[2].partition(" and name ")[0]
+    words = shlex.split(command)
+    assert words[:2] == ["python", "-c"]
+    subprocess.run([sys.executable, *words[1:]], check=True)
+    converted = open_adapter(directory).adapter
+    assert all(torch.equal(converted[name].B, factor.B) for name, factor in expected.items())
 
 
 def test_finite_values_whose_sum_overflows_are_finite(client: Client):
@@ -325,6 +362,19 @@ def test_finite_values_whose_sum_overflows_are_finite(client: Client):
     edit_tensors(directory, lambda tensors: tensors[f"{Q}.lora_A.weight"].fill_(2e38))
     factor = open_adapter(directory).adapter["model.layers.0.self_attn.q_proj"]
     assert bool((factor.A == 2e38).all())
+
+
+@pytest.mark.parametrize("key", ["lora_alpha", "alpha_pattern"])
+def test_a_scaling_that_overflows_is_told_from_values_that_are_not_finite(client: Client, key: str):
+    directory = client("a")
+    edit_tensors(directory, lambda tensors: tensors[f"{Q}.lora_B.weight"].fill_(1e20))
+    edit_config(directory, **{key: 1e30 if key == "lora_alpha" else {"layers.0.self_attn.q_proj": 1e30}})
+    adapter = open_adapter(directory).adapter
+    with pytest.raises(
+        NonFiniteUpdateError,
+        match=r"model\.layers\.0\.self_attn\.q_proj of .*safetensors .*scaling 2\.5e\+29 overflows.*lora_alpha",
+    ):
+        adapter["model.layers.0.self_attn.q_proj"]
 
 
 @pytest.mark.parametrize("what", ["rewritten", "rewritten in secret", "truncated", "gone"])

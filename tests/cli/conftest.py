@@ -12,9 +12,9 @@ from .running import COMMAND, ENVIRONMENT, Result, Run
 def florist(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command in this process."""
 
-    def run(*arguments: object) -> Result:
+    def run(*arguments: object, columns: int = 120) -> Result:
         monkeypatch.setattr(sys, "argv", ["florist", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "120")
+        monkeypatch.setenv("COLUMNS", str(columns))
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
             main()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from florist.locking import sole_process
 from tests.breaking import copied
 
 from .running import COMMAND, ENVIRONMENT, Run, refused
@@ -123,6 +124,21 @@ def test_simulate_tests_the_final_adapter_once(florist: Run, tiny_llama: Path, t
     assert "the final adapter on the test records: loss" in result.stderr
 
 
+def test_a_simulation_without_a_usable_round_says_so(
+    florist: Run, tiny_llama: Path, toy_data: Path, tmp_path: Path
+) -> None:
+    config = simulation(tmp_path, tiny_llama, toy_data)
+    flags = ("--set", "training.learning_rate=1e38", "--json")
+    for words in ((config, *flags, "-o", tmp_path / "run"), ("--resume", tmp_path / "run", "--json")):
+        result = florist("simulate", *words)
+        assert result.returncode == 1
+        document = json.loads(result.stdout)
+        assert document["adapter"] is None
+        assert [line["aggregated"] for line in document["rounds"]] == [False]
+        assert "client_0 dropped from round 1: " in result.stderr
+        assert "no final adapter: no round had enough usable updates" in result.stderr
+
+
 def test_a_loss_that_is_no_number_is_null_in_strict_json(
     florist: Run, tiny_llama: Path, toy_data: Path, tmp_path: Path
 ) -> None:
@@ -162,6 +178,17 @@ def test_simulate_names_its_own_run(
     assert (tmp_path / "runs" / "config-1" / "adapter").is_dir()
 
 
+@pytest.mark.parametrize("command", ["simulate", "compare"])
+def test_a_place_for_runs_that_cannot_be_created_is_refused_before_any_work(
+    florist: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
+) -> None:
+    # No model is looked for, which is not there.
+    config = simulation(tmp_path, tmp_path / "no model", tmp_path / "no data")
+    (tmp_path / "runs").touch()
+    monkeypatch.chdir(tmp_path)
+    assert "runs already exists" in refused(florist(command, config))
+
+
 @pytest.mark.parametrize(
     ("overrides", "reasons"),
     [
@@ -185,6 +212,16 @@ def test_a_wrong_simulation_is_refused_in_one_line_and_leaves_nothing(
     for reason in reasons:
         assert reason in line
     assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
+
+
+def test_a_run_that_another_process_plays_is_left_alone(
+    florist: Run, tiny_llama: Path, toy_data: Path, tmp_path: Path
+) -> None:
+    assert florist("simulate", simulation(tmp_path, tiny_llama, toy_data), "-o", tmp_path / "run").returncode == 0
+    with sole_process(tmp_path / "run"):
+        result = florist("simulate", "--resume", tmp_path / "run")
+    assert result.returncode == 2
+    assert f"run for this process alone, and process {os.getpid()} is at work in it" in result.stderr.splitlines()[-1]
 
 
 def test_a_directory_that_is_no_run_cannot_be_resumed(florist: Run, tmp_path: Path) -> None:

@@ -10,7 +10,15 @@ from florist.comparison.directory import ComparisonDirectory
 from florist.comparison.planning import Cell, Entry, configure, method_entry
 from florist.comparison.results import CellResult, read_result
 from florist.comparison.running import Unobserved, plan, play
-from florist.errors import ConfigurationError, DamagedRunError, MissingInputError, ModelError, WorkerLostError
+from florist.errors import (
+    ConfigurationError,
+    DamagedRunError,
+    DirectoryInUseError,
+    MissingInputError,
+    ModelError,
+    WorkerLostError,
+)
+from florist.locking import sole_process
 from florist.rounds import RoundRecord
 
 CONFIG = """
@@ -112,6 +120,13 @@ def test_a_comparison_that_is_over_plays_nothing_again(played: ComparisonDirecto
     results = play(played, on_start=seen.append, on_end=seen.append)
     assert [result.cell for result in results] == [*played.comparison.cells]
     assert seen == []
+
+
+def test_a_comparison_that_another_process_plays_is_left_alone(played: ComparisonDirectory) -> None:
+    before = adapters(played)
+    with sole_process(played.path), pytest.raises(DirectoryInUseError, match="wait for that one"):
+        play(played)
+    assert adapters(played) == before
 
 
 @pytest.mark.slow  # every process loads the libraries

@@ -1,3 +1,4 @@
+import pickle
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -146,11 +147,13 @@ def test_weights_folded_into_float32_make_no_rank() -> None:
 
 
 @pytest.mark.parametrize("copies", [1, 10])
-def test_what_cancels_is_zero(copies: int) -> None:
-    factor = gaussian(80, 60, 8, dtype=torch.float32)
-    svd = decompose([as_part(factor, weight) for weight in (1.0, -1.0)] * copies)
-    assert svd.S.numel() == 0
-    assert svd.spectrum.total_energy < 1e-10 * factor.energy()
+@pytest.mark.parametrize("energy", [0.5, 0.9, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_cancels_is_zero(copies: int, energy: float, dtype: torch.dtype) -> None:
+    factor = gaussian(80, 60, 8, dtype=dtype)
+    # The weights of equal clients are no binary fractions: what is left of the sum is rounding.
+    svd = decompose([as_part(factor, weight) for weight in (0.1, 0.2, -0.3)] * copies, energy=energy)
+    assert (svd.S.numel(), svd.spectrum.numerical_rank, svd.spectrum.total_energy) == (0, 0, 0.0)
 
 
 @pytest.mark.parametrize("energy", [0.9, 1.0])
@@ -246,6 +249,15 @@ def test_what_is_not_finite_is_named(bad: float, half: str, clients: int, energy
     assert caught.value.index == 2
     assert isinstance(caught.value, NonFiniteUpdateError)
     assert isinstance(caught.value, FloristError)
+
+
+def test_the_named_part_survives_the_way_out_of_another_process() -> None:
+    bad = gaussian(6, 5, 2)
+    bad.B.fill_(float("nan"))
+    with pytest.raises(NonFinitePartError) as caught:
+        decompose([as_part(gaussian(6, 5, 2)), as_part(bad)])
+    copy = pickle.loads(pickle.dumps(caught.value))  # noqa: S301  # made in this test
+    assert (type(copy), str(copy), copy.index) == (NonFinitePartError, str(caught.value), 1)
 
 
 def test_a_client_without_weight_is_not_read() -> None:

@@ -1,7 +1,12 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 
+from florist.factors import LoraFactor
 from florist.linalg import ThinSvd, qr_svd
+from florist.linalg.dense import dense_gram_svd, dense_svd
+from florist.linalg.gram import gram_svd
 from florist.linalg.thin_svd import no_directions
 from tests.linalg.matrices import gaussian, reconstruction, relative_error
 
@@ -57,3 +62,22 @@ def test_vectors_are_formed_on_demand() -> None:
     assert isinstance(svd, ThinSvd)
     assert torch.allclose(svd.U.T @ svd.U, torch.eye(5, dtype=torch.float64))
     assert torch.allclose(svd.Vh @ svd.Vh.T, torch.eye(5, dtype=torch.float64))
+
+
+SOLVERS: dict[str, Callable[[LoraFactor], ThinSvd]] = {
+    "qr": qr_svd,
+    "gram": gram_svd,
+    "dense": lambda factor: dense_svd(factor.delta_weight()),
+    "dense gram": lambda factor: dense_gram_svd(factor.delta_weight()),
+}
+
+
+@pytest.mark.parametrize("solve", SOLVERS.values(), ids=SOLVERS)
+def test_vh_is_v_transposed_though_both_have_one_shape(solve: Callable[[LoraFactor], ThinSvd]) -> None:
+    # torch.svd returns V and torch.linalg.svd V^H; where both are square, no shape tells that they were mixed up.
+    factor = gaussian(9, 9, 9)
+    W, svd = factor.delta_weight(), solve(factor)
+    assert svd.U.shape == svd.Vh.shape == (9, 9)
+    assert relative_error(svd.U * svd.S @ svd.Vh, W) < 1e-10
+    assert relative_error(svd.U * svd.S @ svd.Vh.T, W) > 1
+    assert relative_error(W @ svd.Vh.T, svd.U * svd.S) < 1e-10

@@ -9,10 +9,16 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from florist.checkpoint import Export, open_adapter
-from florist.errors import ConfigurationError, IncompatibleAdaptersError, InvalidUpdateError, OutputExistsError
+from florist.errors import (
+    ConfigurationError,
+    IncompatibleAdaptersError,
+    InvalidAdapterError,
+    InvalidUpdateError,
+    OutputExistsError,
+)
 from florist.one_shot import aggregate
 from florist.ranks import EnergyThreshold, GlobalEnergyThreshold, RankRule
-from tests.breaking import copied, edit_tensors
+from tests.breaking import copied, edit_tensors, first
 from tests.builders import relative_error
 
 IDS = torch.arange(5, 25).reshape(2, 10)
@@ -76,6 +82,26 @@ def test_the_certificate_file_names_inputs_weights_and_hashes(saved_adapters: li
     assert (document["method"], document["tau"]) == ("florist", 0.9)
 
 
+def test_hashes_are_those_of_the_bytes_that_were_used(saved_adapters: list[Path], tmp_path: Path) -> None:
+    one = copied(saved_adapters[0], tmp_path / "one")
+    config = one / "adapter_config.json"
+    before = sha256(config.read_bytes()).hexdigest()
+    result = aggregate([one, saved_adapters[1]], rank_rule=EnergyThreshold(0.9))
+    config.write_text(config.read_text().replace('"lora_alpha": 8', '"lora_alpha": 9'))
+    assert sha256(config.read_bytes()).hexdigest() != before
+    document = result.write(tmp_path / "out")
+    assert document["inputs"][0]["sha256"]["adapter_config.json"] == before
+
+
+def test_weights_that_change_before_they_are_hashed_are_refused(saved_adapters: list[Path], tmp_path: Path) -> None:
+    one = copied(saved_adapters[0], tmp_path / "one")
+    result = aggregate([one, saved_adapters[1]], rank_rule=EnergyThreshold(0.9))
+    edit_tensors(lambda tensors: tensors[first(tensors, "A")].mul_(2))(one)
+    with pytest.raises(InvalidAdapterError, match=r"one/adapter_model\.safetensors as it was when it was opened"):
+        result.write(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
 def test_the_order_of_the_adapters_changes_no_bit(saved_adapters: list[Path], tmp_path: Path) -> None:
     for name, order in (("one", saved_adapters), ("two", saved_adapters[::-1])):
         aggregate(order, rank_rule=EnergyThreshold(0.9)).write(tmp_path / name)
@@ -99,7 +125,7 @@ def test_a_gpu_gives_what_the_cpu_gives(saved_adapters: list[Path], rule: RankRu
 
 
 def test_an_adapter_given_twice_is_refused(saved_adapters: list[Path]) -> None:
-    with pytest.raises(InvalidUpdateError, match="raise its weight instead"):
+    with pytest.raises(IncompatibleAdaptersError, match=r"A is .*A, given twice: .*raise its weight instead"):
         aggregate([saved_adapters[0], saved_adapters[0] / "."], rank_rule=EnergyThreshold(0.9))
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from florist.aggregation.updates import weights
 from florist.errors import NonFiniteUpdateError
 from florist.factors import AdapterState, LoraFactor
-from florist.linalg import NonFinitePartError, ThinSvd, WeightedFactor, decompose
+from florist.linalg import NonFinitePartError, OverflowingSumError, ThinSvd, WeightedFactor, decompose
 from florist.parallel import in_order
 from florist.rounds import ClientUpdate
 
@@ -20,7 +20,8 @@ def decompose_module(updates: Sequence[ClientUpdate], module: str, energy: float
         energy: the largest fraction that will be asked for, as in `linalg.decompose`.
 
     Raises:
-        NonFiniteUpdateError: a factor holds NaN or infinity; names the client and the module.
+        NonFiniteUpdateError: a factor holds NaN or infinity, or the sum overflows; names the module, and the client
+            whose factor it is.
     """
     holders = [(w, u) for w, u in zip(weights(updates), updates, strict=True) if module in u.adapter.specs]
     try:
@@ -30,6 +31,8 @@ def decompose_module(updates: Sequence[ClientUpdate], module: str, energy: float
         raise NonFiniteUpdateError(
             f"{culprit!r}: expected finite factors, {module} holds NaN or infinity; leave the client out"
         ) from error
+    except OverflowingSumError as error:
+        raise _overflow(module, error) from error
 
 
 def lossless_sum(adapters: Sequence[AdapterState]) -> AdapterState:
@@ -37,14 +40,32 @@ def lossless_sum(adapters: Sequence[AdapterState]) -> AdapterState:
 
     Modules are stacked and decomposed, so that the result does not grow with the number of adapters beyond what
     their sum holds. No adapter gives an empty one.
+
+    Raises:
+        NonFiniteUpdateError: a factor holds NaN or infinity, or a sum overflows; names the module.
     """
     names = sorted(set().union(*adapters)) if adapters else []
 
     def add(name: str) -> LoraFactor:
-        svd = decompose([_share(adapter, name, 1.0) for adapter in adapters if name in adapter.specs])
+        holders = [number for number, adapter in enumerate(adapters) if name in adapter.specs]
+        try:
+            svd = decompose([_share(adapters[number], name, 1.0) for number in holders])
+        except NonFinitePartError as error:
+            raise NonFiniteUpdateError(
+                f"expected finite factors to sum, {name} of adapter {holders[error.index] + 1} of {len(adapters)} "
+                "holds NaN or infinity; leave that adapter out"
+            ) from error
+        except OverflowingSumError as error:
+            raise _overflow(name, error) from error
         return svd.factor(svd.spectrum.numerical_rank)
 
     return AdapterState.of(dict(zip(names, in_order(add, names), strict=True)))
+
+
+def _overflow(module: str, error: OverflowingSumError) -> NonFiniteUpdateError:
+    return NonFiniteUpdateError(
+        f"{module}: {error}, such as that of an adapter whose lora_alpha or learning rate was far too high"
+    )
 
 
 def _share(adapter: AdapterState, module: str, weight: float) -> WeightedFactor:

@@ -1,6 +1,7 @@
 """PEFT adapters on disk: read, compared, written."""
 
 from florist.checkpoint.compatibility import Comparison, check_compatible, compare
+from florist.checkpoint.factor_tensors import stored_bytes
 from florist.checkpoint.layout import (
     LINEAR,
     AdapterLayout,
@@ -33,5 +34,6 @@ __all__ = [
     "locate",
     "open_adapter",
     "serving_notes",
+    "stored_bytes",
     "write_adapter",
 ]

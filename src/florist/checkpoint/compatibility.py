@@ -46,7 +46,7 @@ def compare(
 
     Cost: reads nothing but copies of frozen weights, where the adapters hold any.
     """
-    problems: list[str] = []
+    problems = _given_twice(adapters)
     if not allow_base_mismatch:
         problems += _unlike_bases(adapters)
     problems += _unlike(adapters, "task_type", [adapter.task_type for adapter in adapters])
@@ -82,6 +82,15 @@ def check_compatible(
             "these adapters cannot be combined:" + "".join(f"\n- {problem}" for problem in comparison.problems)
         )
     return comparison
+
+
+def _given_twice(adapters: Sequence[SavedAdapter]) -> list[str]:
+    first: dict[Path, SavedAdapter] = {}
+    return [
+        f"{adapter.path} is {other.path}, given twice: name it once, and raise its weight instead"
+        for adapter in adapters
+        if (other := first.setdefault(adapter.weights_path.resolve(), adapter)) is not adapter
+    ]
 
 
 def _unlike_bases(adapters: Sequence[SavedAdapter]) -> list[str]:

@@ -42,7 +42,7 @@ def adapted_parameters(settings: LoraSettings, module: str) -> tuple[str, ...]:
 
     A setting without a dot ("gate_up_proj") names a parameter of any module.
     """
-    if settings.targets_module(module):
+    if not settings.target_parameters or settings.targets_module(module):
         return ()
     split = [setting.rpartition(".") for setting in settings.target_parameters]
     return tuple(dict.fromkeys(name for owner, _, name in split if not owner or f".{module}".endswith(f".{owner}")))

@@ -8,6 +8,7 @@ from torch import Tensor
 from florist.checkpoint.experts import join_experts
 from florist.checkpoint.keys import PREFIX
 from florist.checkpoint.layout import (
+    LINEAR,
     AdapterLayout,
     ConvolutionLayout,
     EmbeddingLayout,
@@ -22,6 +23,35 @@ from florist.rounds import FullParameters
 def rank_slot(name: str, layout: ModuleLayout) -> str:
     """What shares one rank in the file: a module, or all adapted parameters of a module."""
     return layout.module if isinstance(layout, ExpertLayout) else name
+
+
+def slot_ranks(ranks: Mapping[str, int], layout: AdapterLayout) -> dict[str, int]:
+    """The rank at which each slot is stored: the largest in it, and at least 1, since PEFT can store no less."""
+    slots: dict[str, int] = {}
+    for name, rank in ranks.items():
+        slot = rank_slot(name, layout.module(name))
+        slots[slot] = max(1, rank, slots.get(slot, 1))
+    return slots
+
+
+def stored_bytes(
+    shapes: Mapping[str, tuple[int, int]],
+    ranks: Mapping[str, int],
+    *,
+    layout: AdapterLayout = LINEAR,
+    dtype: torch.dtype = torch.float32,
+) -> int:
+    """Bytes of all factors of these ranks as `encode` stores them, with a rank for every slot.
+
+    Args:
+        shapes: (out_features, in_features) by module.
+        ranks: by module.
+        layout: of the adapter.
+        dtype: of the stored tensors.
+    """
+    slots = slot_ranks(ranks, layout)
+    numbers = sum(slots[rank_slot(name, layout.module(name))] * sum(shape) for name, shape in shapes.items())
+    return numbers * dtype.itemsize
 
 
 def factor_tensors(adapter: AdapterState, layout: AdapterLayout, ranks: Mapping[str, int]) -> dict[str, Tensor]:

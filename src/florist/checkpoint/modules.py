@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -23,8 +24,8 @@ from florist.checkpoint.layout import (
     ModuleLayout,
 )
 from florist.checkpoint.settings import LoraSettings
-from florist.checkpoint.tensor_file import StoredTensor, TensorFile, read_finite, require_finite
-from florist.errors import InvalidAdapterError, UnsupportedAdapterError
+from florist.checkpoint.tensor_file import StoredTensor, TensorFile, is_finite, read_finite, require_finite
+from florist.errors import InvalidAdapterError, NonFiniteUpdateError, UnsupportedAdapterError
 from florist.factors import FactorSpec, LoraFactor
 
 
@@ -48,7 +49,8 @@ class StoredModule:
 def stored_modules(file: TensorFile, settings: LoraSettings, keys: Mapping[str, ModuleKeys]) -> dict[str, StoredModule]:
     """Every module of an adapter, checked against the ranks in its config.
 
-    The experts of a parameter that is adapted itself become modules of their own, named ``module[e]``.
+    The experts of a parameter that is adapted itself become modules of their own, named ``module[e]``. PEFT stores all
+    of them in one pair of tensors, interleaved: the pair that was read last is kept for those that are read after it.
 
     Raises:
         InvalidAdapterError: shapes contradict the config or each other; all such modules are listed.
@@ -59,11 +61,12 @@ def stored_modules(file: TensorFile, settings: LoraSettings, keys: Mapping[str, 
         groups.setdefault(base_module(stored), {})[stored] = pair
     modules: dict[str, StoredModule] = {}
     problems: list[str] = []
+    pairs = _LatestPair(file)
     for module, own in groups.items():
         names = adapted_parameters(settings, module)
         try:
             if names:
-                modules |= _experts(file, settings, module, names, own)
+                modules |= _experts(pairs, settings, module, names, own)
             else:
                 for stored, pair in own.items():
                     modules[stored] = _module(file, settings, stored, pair)
@@ -102,53 +105,86 @@ def _module(file: TensorFile, settings: LoraSettings, name: str, keys: ModuleKey
     if not A.shape[0] == B.shape[1] == rank:
         raise InvalidAdapterError(f"{name} has lora_A {A.shape} and lora_B {B.shape} where the config says rank {rank}")
     spec = _spec(B.shape[0], torch.Size(A.shape[1:]).numel(), rank, _dtype(A, B))
-    read = partial(_read, file, keys, scaling, spec.dtype)
+    read = partial(_read, file, name, keys, scaling, spec.dtype)
     return StoredModule(layout, spec, read, _bias_reader(file, name, keys.bias, B, scaling))
 
 
-def _read(file: TensorFile, keys: ModuleKeys, scaling: float, dtype: torch.dtype) -> LoraFactor:
-    return _factor(read_finite(file, keys.A), read_finite(file, keys.B), scaling, dtype)
+def _read(file: TensorFile, name: str, keys: ModuleKeys, scaling: float, dtype: torch.dtype) -> LoraFactor:
+    return _factor(file, name, read_finite(file, keys.A), read_finite(file, keys.B), scaling=scaling, dtype=dtype)
+
+
+class _LatestPair:
+    """Reads the two halves of a stored pair, once for all who ask for the same pair one after the other.
+
+    Memory: that of one pair.
+    """
+
+    def __init__(self, file: TensorFile) -> None:
+        self.file = file
+        self._lock = Lock()  # modules are read side by side
+        self._keys: ModuleKeys | None = None
+        self._halves: tuple[Tensor, Tensor] | None = None
+
+    def read(self, keys: ModuleKeys) -> tuple[Tensor, Tensor]:
+        """A and B, unchecked: what is not finite spoils its own expert alone."""
+        with self._lock:
+            if self._halves is None or self._keys != keys:
+                self._halves = None  # makes room for the next
+                self._halves = self.file.read(keys.A), self.file.read(keys.B)
+                self._keys = keys
+            return self._halves
 
 
 def _experts(
-    file: TensorFile,
+    pairs: _LatestPair,
     settings: LoraSettings,
     module: str,
     parameters: tuple[str, ...],
     keys: Mapping[str, ModuleKeys],
 ) -> dict[str, StoredModule]:
+    tensors = pairs.file.tensors
     for stored, own in keys.items():
-        A, B = file.tensors[own.A], file.tensors[own.B]
+        A, B = tensors[own.A], tensors[own.B]
         if not len(A.shape) == len(B.shape) == 2 or A.shape[0] != B.shape[1] or own.embedding or own.bias is not None:
             raise InvalidAdapterError(f"{stored} has lora_A {A.shape} and lora_B {B.shape}")
-    rows = {stored: file.tensors[own.A].shape[0] for stored, own in keys.items()}
+    rows = {stored: tensors[own.A].shape[0] for stored, own in keys.items()}
     modules: dict[str, StoredModule] = {}
     for stored, pair in resolve_pairs(settings, module, parameters, rows).items():
         for expert in range(pair.experts):
             name = stored if pair.experts == 1 else f"{stored}[{expert}]"
             layout = ExpertLayout(stored, module, expert, pair.experts, parameters)
-            modules[name] = _expert(file, keys[stored], pair, layout)
+            modules[name] = _expert(pairs, name, keys[stored], pair, layout)
     return modules
 
 
-def _expert(file: TensorFile, keys: ModuleKeys, pair: ExpertPair, layout: ExpertLayout) -> StoredModule:
-    key_A, key_B = keys.A, keys.B
-    stored_A, stored_B = file.tensors[key_A], file.tensors[key_B]
+def _expert(pairs: _LatestPair, name: str, keys: ModuleKeys, pair: ExpertPair, layout: ExpertLayout) -> StoredModule:
+    stored_A, stored_B = pairs.file.tensors[keys.A], pairs.file.tensors[keys.B]
     spec = _spec(stored_B.shape[0], stored_A.shape[1], pair.rank, _dtype(stored_A, stored_B))
 
     def read() -> LoraFactor:
-        A, B = split_expert(file.read(key_A), file.read(key_B), pair, layout.expert)
-        require_finite(file, key_A, A)
-        require_finite(file, key_B, B)
-        return _factor(A, B, pair.scaling, spec.dtype)
+        A, B = split_expert(*pairs.read(keys), pair, layout.expert)
+        require_finite(pairs.file, keys.A, A)
+        require_finite(pairs.file, keys.B, B)
+        return _factor(pairs.file, name, A, B, scaling=pair.scaling, dtype=spec.dtype)
 
     return StoredModule(layout, spec, read)
 
 
-def _factor(A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype) -> LoraFactor:
-    # The conversion comes first: half precision would round the scaled B.
-    B, A = B.to(dtype).flatten(1), A.to(dtype).flatten(1)
-    return LoraFactor(B=B if scaling == 1 else B * scaling, A=A)
+def _factor(file: TensorFile, name: str, A: Tensor, B: Tensor, *, scaling: float, dtype: torch.dtype) -> LoraFactor:
+    return LoraFactor(B=_scaled(file, name, B.to(dtype).flatten(1), scaling), A=A.to(dtype).flatten(1))
+
+
+def _scaled(file: TensorFile, name: str, tensor: Tensor, scaling: float) -> Tensor:
+    """A finite tensor times the scaling of its module, in a dtype that does not round the product to half precision."""
+    if scaling == 1:
+        return tensor
+    scaled = tensor * scaling
+    if not is_finite(scaled):
+        raise NonFiniteUpdateError(
+            f"expected {name} of {file.path} times its scaling within the range of {tensor.dtype}, and the scaling "
+            f"{scaling:.3g} overflows it; correct lora_alpha or alpha_pattern in its config, or leave this adapter out"
+        )
+    return scaled
 
 
 @cache
@@ -170,4 +206,4 @@ def _bias_reader(
     if stored.shape != B.shape[:1]:
         raise InvalidAdapterError(f"{name} has lora_B.bias {stored.shape} where lora_B is {B.shape}")
     dtype = _dtype(stored, stored)
-    return lambda: read_finite(file, key).to(dtype) * scaling
+    return lambda: _scaled(file, name, read_finite(file, key).to(dtype), scaling)

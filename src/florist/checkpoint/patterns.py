@@ -3,6 +3,9 @@ r"""How PEFT's `rank_pattern` and `alpha_pattern` address modules, and how to wr
 PEFT gives a module the value of the first key with ``re.match(rf"(.*\.)?({key})$", module)``. Keys are thus regular
 expressions: a dot matches any character, and ``a.b`` also matches ``x.a.b``. Where none matches, a key that equals the
 module's name counts, expression or not.
+
+Expressions come from the config that is read, and Python's `re` has no time limit: one that is made for it matches for
+ever. No rule over expressions finds all of these and spares those that PEFT's users write, so that none is applied.
 """
 
 import re

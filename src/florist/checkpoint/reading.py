@@ -1,5 +1,7 @@
 """Open a PEFT adapter: check everything that can be checked without reading the tensors, and read those on demand."""
 
+import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -14,6 +16,7 @@ from florist.checkpoint.layout import AdapterLayout, EmbeddingLayout
 from florist.checkpoint.modules import stored_modules
 from florist.checkpoint.settings import read_settings
 from florist.checkpoint.tensor_file import TensorFile, open_pickle, open_safetensors, read_finite
+from florist.checkpoint.unchanged_file import UnchangedFile
 from florist.errors import InvalidAdapterError, MissingInputError, UnsupportedAdapterError
 from florist.factors import AdapterState
 
@@ -54,7 +57,7 @@ class SavedAdapter:
 
     Attributes:
         path: what was opened, as the user named it.
-        weights_path: of the weights file.
+        weights: the file of the tensors.
         adapter: module name, as PEFT writes it less ``base_model.model.``, -> factor; the scaling is folded into B.
             Factors are float32, or float64 where the file holds float64: a half-precision B would lose digits to the
             scaling.
@@ -64,18 +67,35 @@ class SavedAdapter:
             linear in the update: weighted, it sums as the products do, and a module without one adds zero.
         frozen: copies of base weights that PEFT stores beside an adapted embedding, by their name in the model.
         config: content of adapter_config.json.
+        config_sha256: of the bytes that it was read from, hexadecimal.
         stored_bytes: bytes of all tensors as the file holds them.
     """
 
     path: Path
-    weights_path: Path
+    weights: UnchangedFile
     adapter: AdapterState
     layout: AdapterLayout
     full_parameters: LazyTensors
     additive: LazyTensors
     frozen: LazyTensors
     config: Mapping[str, Any]
+    config_sha256: str
     stored_bytes: int
+
+    @property
+    def weights_path(self) -> Path:
+        """Of the weights file."""
+        return self.weights.path
+
+    def sha256(self) -> dict[str, str]:
+        """Hexadecimal SHA-256 of the adapter's files, by name: of the very bytes that its values come from.
+
+        Raises:
+            InvalidAdapterError: the weights file has changed since it was opened.
+
+        Cost: reads the weights file.
+        """
+        return {self.weights_path.name: self.weights.sha256(), CONFIG_NAME: self.config_sha256}
 
     @property
     def base_model(self) -> str | None:
@@ -125,7 +145,7 @@ def open_adapter(path: Path, *, allow_pickle: bool = False) -> SavedAdapter:
     biases = {name: module.read_bias for name, module in modules.items() if module.read_bias is not None}
     saved = SavedAdapter(
         path=path,
-        weights_path=weights_path,
+        weights=file.file,
         adapter=AdapterState(
             {name: module.spec for name, module in modules.items()}, lambda name: modules[name].read()
         ),
@@ -142,6 +162,7 @@ def open_adapter(path: Path, *, allow_pickle: bool = False) -> SavedAdapter:
         ),
         frozen=_parameters(file, keys.frozen),
         config=settings.config,
+        config_sha256=settings.sha256,
         stored_bytes=sum(torch.Size(t.shape).numel() * t.dtype.itemsize for t in file.tensors.values()),
     )
     _refuse_tied(saved)
@@ -157,10 +178,19 @@ def _weights_path(path: Path, *, allow_pickle: bool) -> Path:
         raise MissingInputError(f"expected {WEIGHTS_NAME} in the adapter directory {path}, found none")
     if found.suffix == ".bin" and not allow_pickle:
         raise InvalidAdapterError(
-            f"expected {WEIGHTS_NAME}, found only the pickle {found}: save the adapter again with save_pretrained(), "
-            "or, if you trust its source, allow pickles"
+            f"expected {WEIGHTS_NAME}, found only the pickle {found}, and pickles can run code; convert it, which runs "
+            f"none, with: {_conversion(found)} and name {found.parent} (in Python, open_adapter(allow_pickle=True) "
+            "reads it as it is)"
         )
     return found
+
+
+def _conversion(pickle: Path) -> str:
+    """A command that writes the same tensors as safetensors, beside the pickle."""
+    source, target = (json.dumps(str(path)) for path in (pickle, pickle.with_name(WEIGHTS_NAME)))
+    load = f'torch.load({source}, map_location="cpu", weights_only=True)'
+    code = f'import torch, safetensors.torch as s; s.save_file({load}, {target}, {{"format": "pt"}})'
+    return f"python -c {shlex.quote(code)}"
 
 
 def _parameters(file: TensorFile, keys: Mapping[str, str]) -> LazyTensors:

@@ -1,5 +1,6 @@
 """adapter_config.json: rank and scaling of every module, and the variants whose factors alone say too little."""
 
+import hashlib
 import json
 import math
 import re
@@ -46,6 +47,7 @@ class LoraSettings:
 
     Attributes:
         config: the file's content.
+        sha256: of the bytes that it was read from, hexadecimal.
         rank: `r` of the modules that `ranks` does not name.
         alpha: `lora_alpha` of the modules that `alphas` does not name.
         use_rslora: divides alpha by sqrt(r) in place of r.
@@ -57,6 +59,7 @@ class LoraSettings:
     """
 
     config: Mapping[str, Any]
+    sha256: str
     rank: int
     alpha: float
     use_rslora: bool
@@ -98,13 +101,15 @@ def read_settings(path: Path) -> LoraSettings:
         InvalidAdapterError: it is not a LoRA configuration, or a rank or alpha is no number of the right kind.
         UnsupportedAdapterError: a variant is in use under which the update is not ``base + s B A``, or another base.
     """
-    config = _read_object(path)
+    content = _read(path)
+    config = _object(path, content)
     _refuse_unsupported(path, config)
     _check_targets(path, config)
     rank_pattern = _table(path, config, "rank_pattern")
     alpha_pattern = _table(path, config, "alpha_pattern")
     return LoraSettings(
         config=config,
+        sha256=hashlib.sha256(content).hexdigest(),
         rank=_rank(path, "r", config.get("r", 8)),
         alpha=_alpha(path, "lora_alpha", config.get("lora_alpha", 8)),
         use_rslora=bool(config.get("use_rslora")),
@@ -130,14 +135,21 @@ def _check_targets(path: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> bytes:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise MissingInputError(
             f"expected {path.name} beside the weights, found no {path}; copy it from where the adapter was saved"
         ) from error
-    except (ValueError, OSError, RecursionError) as error:
+    except OSError as error:
+        raise InvalidAdapterError(f"expected JSON in {path}: {error}") from error
+
+
+def _object(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        config = json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
         raise InvalidAdapterError(f"expected JSON in {path}: {error}") from error
     if not isinstance(config, dict):
         raise InvalidAdapterError(f"expected a JSON object in {path}, got {type(config).__name__}")

@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 import pickle
 import struct
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from florist.checkpoint.unchanged_file import UnchangedFile
 from florist.errors import InvalidAdapterError, NonFiniteUpdateError
 
 _FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
@@ -39,14 +40,19 @@ class TensorFile:
     """A file of tensors.
 
     Attributes:
-        path: of the file.
+        file: that holds them.
         tensors: what is known of each tensor without reading it.
         read: returns one tensor. Treat it as read-only: some readers hand the same one to all who ask.
     """
 
-    path: Path
+    file: UnchangedFile
     tensors: Mapping[str, StoredTensor]
     read: Callable[[str], Tensor]
+
+    @property
+    def path(self) -> Path:
+        """Of the file."""
+        return self.file.path
 
 
 def read_finite(file: TensorFile, key: str) -> Tensor:
@@ -66,13 +72,18 @@ def require_finite(file: TensorFile, key: str, part: Tensor) -> None:
     Raises:
         NonFiniteUpdateError: it holds NaN or infinity.
     """
-    # A sum is finite only of finite terms, and takes a quarter of the time of looking at each; a sum of finite terms
-    # that overflows costs the look.
-    if not math.isfinite(part.sum()) and not bool(torch.isfinite(part).all()):
+    if not is_finite(part):
         raise NonFiniteUpdateError(
             f"expected finite values, got NaN or infinity in {key} of {file.path}; leave this adapter out, or train "
             "it again with a lower learning rate"
         )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity."""
+    # A sum is finite only of finite terms, and takes a quarter of the time of looking at each; a sum of finite terms
+    # that overflows costs the look.
+    return math.isfinite(tensor.sum()) or bool(torch.isfinite(tensor).all())
 
 
 def open_safetensors(path: Path) -> TensorFile:
@@ -90,10 +101,13 @@ def open_safetensors(path: Path) -> TensorFile:
     Cost: one read of the header.
     """
     try:
+        file = UnchangedFile.of(path)
         with safe_open(path, framework="pt"):
             pass  # it checks sizes and offsets
-        header, start = _header(path)
-        version = _version(path.stat())
+        with file.open() as stream:
+            header, start = _header(stream)
+    except InvalidAdapterError:
+        raise
     except (SafetensorError, OSError, ValueError) as error:
         raise InvalidAdapterError(
             f"expected a safetensors file, got {path}: {error}; save the adapter again with save_pretrained()"
@@ -113,33 +127,10 @@ def open_safetensors(path: Path) -> TensorFile:
     def read(name: str) -> Tensor:
         stored = tensors[name]
         tensor = torch.empty(stored.shape, dtype=stored.dtype)
-        rest = tensor.view(-1).view(torch.uint8).numpy().data
-        try:
-            with path.open("rb", buffering=0) as stream:
-                if _version(os.fstat(stream.fileno())) != version:
-                    raise _changed(path)
-                stream.seek(offsets[name])
-                while rest and (count := stream.readinto(rest)):  # one call reads 2 GB at most
-                    rest = rest[count:]
-                if rest or _version(os.fstat(stream.fileno())) != version:
-                    raise _changed(path)
-        except OSError as error:
-            raise _changed(path) from error
+        file.read_into(tensor.view(-1).view(torch.uint8).numpy().data, offsets[name])
         return tensor
 
-    return TensorFile(path, tensors, read)
-
-
-def _changed(path: Path) -> InvalidAdapterError:
-    return InvalidAdapterError(
-        f"expected {path} as it was when it was opened, and it has changed or gone since; copy an upload that others "
-        "can still write to"
-    )
-
-
-def _version(status: os.stat_result) -> tuple[int, ...]:
-    # The time of modification can be set to anything, that of the last change of the inode cannot.
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return TensorFile(file, tensors, read)
 
 
 def open_pickle(path: Path) -> TensorFile:
@@ -151,7 +142,9 @@ def open_pickle(path: Path) -> TensorFile:
         InvalidAdapterError: the file is anything but a dictionary of tensors that `open_safetensors` would accept.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        file = UnchangedFile.of(path)
+        with file.open() as stream:
+            content = torch.load(stream, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
         raise InvalidAdapterError(
             f"expected a dictionary of tensors that torch.load(weights_only=True) accepts, got {path}: "
@@ -167,14 +160,13 @@ def open_pickle(path: Path) -> TensorFile:
     for name, tensor in held.items():
         problems += _problems(name, tuple(tensor.shape), None if tensor.dtype in _FLOATS.values() else tensor.dtype)
     _refuse(path, problems)
-    return TensorFile(path, {k: StoredTensor(tuple(v.shape), v.dtype) for k, v in held.items()}, held.__getitem__)
+    return TensorFile(file, {k: StoredTensor(tuple(v.shape), v.dtype) for k, v in held.items()}, held.__getitem__)
 
 
-def _header(path: Path) -> tuple[list[tuple[str, dict[str, Any]]], int]:
+def _header(stream: FileIO) -> tuple[list[tuple[str, dict[str, Any]]], int]:
     """(names and entries, with the duplicates that safetensors' own parser drops; where the data begin)."""
-    with path.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        pairs: list[tuple[str, Any]] = json.loads(stream.read(length), object_pairs_hook=list)
+    (length,) = struct.unpack("<Q", stream.read(8))
+    pairs: list[tuple[str, Any]] = json.loads(stream.read(length), object_pairs_hook=list)
     # Hundreds of clients name the same tensors: one copy of each name serves all.
     return [(sys.intern(name), dict(entry)) for name, entry in pairs if name != "__metadata__"], 8 + length
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from florist.checkpoint.factor_tensors import bias_tensors, factor_tensors, rank_slot
+from florist.checkpoint.factor_tensors import bias_tensors, factor_tensors, slot_ranks
 from florist.checkpoint.keys import PREFIX, TRAINED_ROWS, owner
 from florist.checkpoint.layout import LINEAR, AdapterLayout, ExpertLayout
 from florist.checkpoint.patterns import rank_pattern
@@ -91,7 +91,7 @@ def encode(
     """
     if not adapter:
         raise InvalidAdapterError("expected at least one module to write: PEFT cannot load an adapter without any")
-    ranks = _ranks(adapter, layout)
+    ranks = slot_ranks({name: spec.rank for name, spec in adapter.specs.items()}, layout)
     largest = max(ranks.values())
     if export is Export.UNIFORM:
         ranks = dict.fromkeys(ranks, largest)
@@ -137,14 +137,6 @@ def write_adapter(directory: Path, encoded: EncodedAdapter) -> None:
     (directory / CONFIG_NAME).write_text(f"{text}\n", encoding="utf-8")
     # transformers refuses a file whose metadata does not name the framework.
     save_file(encoded.tensors, directory / WEIGHTS_NAME, metadata={"format": "pt"})
-
-
-def _ranks(adapter: AdapterState, layout: AdapterLayout) -> dict[str, int]:
-    ranks: dict[str, int] = {}
-    for name, spec in adapter.specs.items():
-        slot = rank_slot(name, layout.module(name))
-        ranks[slot] = max(1, spec.rank, ranks.get(slot, 1))
-    return ranks
 
 
 def _config_names(layout: AdapterLayout, ranks: Mapping[str, int]) -> dict[str, int]:

@@ -10,7 +10,7 @@ import typer
 
 from florist import strict_json
 from florist.cli.libraries import load_training_libraries
-from florist.cli.simulate import RUNS, free_run_name
+from florist.cli.simulate import free_run_name
 from florist.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -131,8 +131,9 @@ def _created(
     from florist.config import read_config  # noqa: PLC0415
     from florist.outputs import require_absent  # noqa: PLC0415
 
+    path = out or free_run_name(f"compare-{config_file.stem}")
     if out is not None:
-        require_absent(out)
+        require_absent(path)
     entries = _entries(methods, variants, read_config(config_file, overrides))
     base, configs = configure(config_file, overrides, entries)
     numbers = seeds_from(seeds, base.federation.seed)
@@ -143,8 +144,7 @@ def _created(
 
     comparison = plan(configs, numbers, threads=base.training.threads, jobs=jobs)
     if out is None:
-        RUNS.mkdir(exist_ok=True)
-    path = out or free_run_name(f"compare-{config_file.stem}")
+        path.parent.mkdir(exist_ok=True)
     return ComparisonDirectory.create(path, comparison, base, configs)
 
 

@@ -1,14 +1,15 @@
 """``florist inspect``: what is in adapters, and what may be combined with what."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median_low
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from florist.cli.summaries import absences, some, span
 from florist.cli.weighing import parse_weights
-from florist.errors import InvalidUpdateError
+from florist.errors import ConfigurationError, FloristError, InvalidAdapterError, InvalidUpdateError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,55 +30,67 @@ def inspect(
     weights: Annotated[
         str | None, typer.Option(help="For --sweep, as `florist aggregate` takes them: examples behind the adapters.")
     ] = None,
+    allow_base_mismatch: Annotated[
+        bool, typer.Option("--allow-base-mismatch", help="The adapters name unlike bases that are the same.")
+    ] = False,
+    average_full: Annotated[
+        bool, typer.Option("--average-full", help="Parameters that were trained whole, as a head, may be averaged.")
+    ] = False,
     every: Annotated[bool, typer.Option("--modules", help="A row for every module, not for every kind.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
     """Show spectra, ranks and norms of adapters, and whether they may be aggregated.
 
     Adapters that may not be combined are a finding, not an error: the reasons are listed and the exit status is 0.
+    Where one cannot be read, the others are shown, and the exit status is 2.
     """
+    if weights is not None and not sweep:
+        raise ConfigurationError("--weights are those of --sweep: add --sweep, or leave --weights out")
     counts = parse_weights(weights) if weights is not None else None
 
     from rich.console import Console  # noqa: PLC0415  # keeps --help fast
 
-    from florist.checkpoint import compare, locate, open_adapter  # noqa: PLC0415
+    from florist.checkpoint import compare  # noqa: PLC0415
     from florist.cli.progress import module_bar  # noqa: PLC0415
-    from florist.inspection import combinable, spectra, unlike_norms, view  # noqa: PLC0415
+    from florist.inspection import combinable, spectra, unlike_norms  # noqa: PLC0415
     from florist.inspection import sweep as sweep_thresholds  # noqa: PLC0415
     from florist.one_shot import open_inputs  # noqa: PLC0415
 
     # A name in brackets is a name, and no markup.
     console, progress = Console(stderr=as_json, markup=False), Console(stderr=True, markup=False)
-    saved = [open_adapter(locate(adapter)) for adapter in adapters]
-    comparison = compare(saved)
-    groups = combinable(saved) if comparison.problems else [tuple(saved)]
+    allowed = {"allow_base_mismatch": allow_base_mismatch, "average_full": average_full}
     points: list[SweepPoint] = []
-    obstacle = "the adapters cannot be combined as they are" if comparison.problems else None
     with module_bar(progress, "decomposing") as on_module:
-        views = {str(one.path): view(one, on_module) for one in saved}
+        looked, unreadable = _looked_at(adapters, on_module)
+        saved = [one for one, _ in looked]
+        comparison = compare(saved, **allowed)
+        groups = combinable(saved, **allowed) if comparison.problems or not saved else [tuple(saved)]
+        obstacle = _obstacle(unreadable, comparison.problems)
         if sweep and obstacle is None:
             try:
-                inputs = open_inputs(adapters, num_examples=counts)
-                points = sweep_thresholds(spectra(inputs.updates, on_module), _SWEEP)
+                inputs = open_inputs(adapters, num_examples=counts, **allowed)
+                points = sweep_thresholds(spectra(inputs.updates, on_module), _SWEEP, layout=inputs.comparison.layout)
             except InvalidUpdateError as error:
                 obstacle = str(error)
     outliers = unlike_norms(saved)
-    for one in saved:
-        modules = views[str(one.path)]
+    for one, modules in looked:
         console.print(_heading(one), soft_wrap=True)
-        console.print(_module_table(modules) if every else _kind_table(modules))
+        console.print(_module_table(modules) if every else _kind_table(modules, console))
         _say(console, _findings(modules))
+    _say(console, [f"{adapter} cannot be read: {reason}" for adapter, reason in unreadable.items()])
     _say(console, [f"outlier: the update of {p} is {times:.2g} times the median" for p, times in outliers.items()])
     if len(saved) > 1 or comparison.problems:
+        who = "the adapters that can be read" if unreadable else "these adapters"
         _say(console, absences(comparison.absent))
-        _say(console, _verdict(comparison.problems, [[str(one.path) for one in group] for group in groups]))
+        _say(console, _verdict(who, comparison.problems, [[str(one.path) for one in group] for group in groups]))
     if points:
         console.print(_sweep_table(points))
     elif sweep:
         _say(console, [f"no sweep: {obstacle}"])
     if as_json:
         document: dict[str, Any] = {
-            "adapters": [{"path": path, "modules": _as_json(modules)} for path, modules in views.items()],
+            "adapters": [{"path": str(one.path), "modules": _as_json(modules)} for one, modules in looked],
+            "unreadable": unreadable,
             "problems": list(comparison.problems),
             "combinable": [[str(one.path) for one in group] for group in groups],
             "absent": {module: list(map(str, paths)) for module, paths in comparison.absent.items()},
@@ -86,6 +99,36 @@ def inspect(
         if sweep:
             document["sweep"] = [_point_as_json(point) for point in points]
         typer.echo(json.dumps(document))
+    if unreadable:
+        raise InvalidAdapterError(
+            f"expected adapters that can be read, and {len(unreadable)} of {len(adapters)} cannot be, for the reasons "
+            "given with their names"
+        )
+
+
+def _looked_at(
+    adapters: Sequence[str], on_module: Callable[[int, int], None]
+) -> "tuple[list[tuple[SavedAdapter, Mapping[str, ModuleView]]], dict[str, str]]":
+    """Those that can be read, and of the others why not."""
+    from florist.checkpoint import locate, open_adapter  # noqa: PLC0415
+    from florist.inspection import view  # noqa: PLC0415
+
+    looked: list[tuple[SavedAdapter, Mapping[str, ModuleView]]] = []
+    unreadable: dict[str, str] = {}
+    for adapter in adapters:
+        try:
+            one = open_adapter(locate(adapter))
+            looked.append((one, view(one, on_module)))
+        except FloristError as error:
+            unreadable[adapter] = " ".join(str(error).split())
+    return looked, unreadable
+
+
+def _obstacle(unreadable: Mapping[str, str], problems: Sequence[str]) -> str | None:
+    """Why there is nothing to sweep over."""
+    if unreadable:
+        return "not all of the adapters can be read"
+    return "the adapters cannot be combined as they are" if problems else None
 
 
 def _say(console: "Console", lines: Sequence[str]) -> None:
@@ -94,10 +137,10 @@ def _say(console: "Console", lines: Sequence[str]) -> None:
 
 
 def _heading(saved: "SavedAdapter") -> str:
-    base = saved.base_model or "no base model named"
+    base = f"base {saved.base_model}" if saved.base_model else "no base model named"
     return (
         f"{saved.path}: {len(saved.adapter)} modules, total rank {saved.adapter.total_rank}, "
-        f"{saved.stored_bytes / 1e6:.2f} MB, base {base}"
+        f"{saved.stored_bytes / 1e6:.2f} MB, {base}"
     )
 
 
@@ -110,27 +153,40 @@ def _module_table(modules: "Mapping[str, ModuleView]") -> "Table":
     return table
 
 
-def _kind_table(modules: "Mapping[str, ModuleView]") -> "Table":
-    """A row for the modules of one name, which every layer has: the same facts, in the median."""
+def _kind_table(modules: "Mapping[str, ModuleView]", console: "Console") -> "Table":
+    """A row for the modules of one name, which every layer has; ranks in the median alone where more does not fit."""
     from florist.inspection import kind  # noqa: PLC0415
 
     groups: dict[str, list[ModuleView]] = {}
     for name, module in modules.items():
         groups.setdefault(kind(name), []).append(module)
+    table = _grouped(modules, groups, span, "least/median/most")
+    # Measured as if there were room enough: within the console's width, no table is too wide.
+    if console.measure(table, options=console.options.update(max_width=10_000)).maximum <= console.width:
+        return table
+    return _grouped(modules, groups, lambda ranks: str(median_low(ranks)), "the median")
+
+
+def _grouped(
+    modules: "Mapping[str, ModuleView]",
+    groups: "Mapping[str, Sequence[ModuleView]]",
+    summarise: Callable[[Sequence[int]], str],
+    summary: str,
+) -> "Table":
     table = _table("modules", modules)
     for name, group in groups.items():
-        kept = (span([module.ranks[tau] for module in group]) for tau in group[0].ranks)
+        kept = (summarise([module.ranks[tau] for module in group]) for tau in group[0].ranks)
         typical = sorted(group, key=lambda module: module.norm)[len(group) // 2]
         table.add_row(
             name if len(group) == 1 else f"{len(group)} x {name}",
             f"{typical.norm:.3g}",
-            span([module.rank for module in group]),
+            summarise([module.rank for module in group]),
             *kept,
             sparkline(typical.spectrum.S.tolist()[: typical.rank]),
         )
     if len(groups) < len(modules):
         table.caption = (
-            f"{table.caption}; least/median/most of the modules of a kind. Norm and spectrum: of the module with the "
+            f"{table.caption}; {summary} of the modules of a kind. Norm and spectrum: of the module with the "
             "median norm. --modules: all of them"
         )
     return table
@@ -144,6 +200,8 @@ def _table(first: str, modules: "Mapping[str, ModuleView]") -> "Table":
     heads = (first, "norm", "rank", *(f"{tau:g}" for tau in taus), "spectrum")
     table = Table(*heads, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left")
     table.columns[0].overflow = "fold"  # cut short, modules of different layers would look alike
+    for column in table.columns[1:]:
+        column.no_wrap = True
     for column in table.columns[1:-1]:
         column.justify = "right"
     table.caption = f"columns {taus[0]:g} to {taus[-1]:g}: the rank that holds that fraction of the energy"
@@ -172,10 +230,10 @@ def _findings(modules: "Mapping[str, ModuleView]") -> list[str]:
     return lines
 
 
-def _verdict(problems: Sequence[str], groups: Sequence[Sequence[str]]) -> list[str]:
+def _verdict(who: str, problems: Sequence[str], groups: Sequence[Sequence[str]]) -> list[str]:
     if not problems:
-        return ["these adapters may be aggregated"]
-    lines = ["these adapters cannot be aggregated as they are:", *(f"- {problem}" for problem in problems)]
+        return [f"{who} may be aggregated"]
+    lines = [f"{who} cannot be aggregated as they are:", *(f"- {problem}" for problem in problems)]
     parts = [group for group in groups if len(group) > 1]
     if not parts:
         return [*lines, "no two of them may be aggregated"]

@@ -40,13 +40,14 @@ def simulate(
     """Fine-tune with a federation of clients in one process: train, aggregate, evaluate, round by round.
 
     The base model is never changed; the result is one PEFT adapter. An interrupted run goes on with --resume and ends
-    as if it had never stopped.
+    as if it had never stopped. Where no round had enough usable updates, there is no adapter, and the exit status is 1.
     """
     from rich.console import Console  # noqa: PLC0415  # keeps --help fast
 
     from florist.cli.progress import Progress  # noqa: PLC0415
 
-    console, status = Console(stderr=as_json), Console(stderr=True)
+    # A name in brackets is a name, and no markup.
+    console, status = Console(stderr=as_json, markup=False), Console(stderr=True, markup=False)
     if resume is not None and (config_file is not None or overrides or out is not None):
         raise ConfigurationError("--resume goes on with a run as it was configured: give no CONFIG, --set or -o")
     with Progress(status) as progress:
@@ -65,7 +66,7 @@ def simulate(
     if tested is not None:
         values = ", ".join(f"{name} {value:.3f}" for name, value in tested.items())
         console.print(f"the final adapter on the test records: {values}", highlight=False)
-    console.print(_totals(directory, records))
+    console.print(_totals(directory, records), soft_wrap=True)
     if as_json:
         from florist import strict_json  # noqa: PLC0415
 
@@ -73,12 +74,14 @@ def simulate(
             "run": str(directory.path),
             "method": facts.method,
             "threads": facts.threads,
-            "adapter": str(directory.adapter),
+            "adapter": str(directory.adapter) if directory.adapter.exists() else None,
             "initial": {"metrics": dict(facts.initial)},
             "rounds": [asdict(record) for record in records],
             **({"test": {"metrics": dict(tested)}} if tested is not None else {}),
         }
         typer.echo(strict_json.encode(document))
+    if not directory.adapter.exists():
+        raise typer.Exit(1)
 
 
 def _started(
@@ -122,11 +125,19 @@ def _built(config: "Config", status: "Console") -> "Simulation":
 
 
 def free_run_name(stem: str) -> Path:
-    """A directory in `RUNS` that does not exist yet."""
+    """A directory in `RUNS` that does not exist yet.
+
+    Raises:
+        UnwritableOutputError: and cannot be created, or `RUNS` cannot.
+    """
+    from florist.outputs import require_absent  # noqa: PLC0415
+
     number = 1
     while (RUNS / f"{stem}-{number}").exists():
         number += 1
-    return RUNS / f"{stem}-{number}"
+    path = RUNS / f"{stem}-{number}"
+    require_absent(path if RUNS.is_dir() else RUNS)
+    return path
 
 
 SHADES = " ░▒▓█"
@@ -196,5 +207,10 @@ def _totals(directory: "RunDirectory", records: Sequence["RoundRecord"]) -> str:
         for record in records
         for drop in record.dropped
     ]
-    lines.append(f"records in {directory.path}/rounds.jsonl; final adapter in {directory.adapter}")
+    adapter = (
+        f"final adapter in {directory.adapter}"
+        if directory.adapter.exists()
+        else "no final adapter: no round had enough usable updates"
+    )
+    lines.append(f"records in {directory.path}/rounds.jsonl; {adapter}")
     return "\n".join(lines)

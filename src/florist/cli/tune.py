@@ -247,9 +247,10 @@ def _points(
     def tell(point: "Point") -> None:
         status.print(f"tau {point.tau:g}: total rank {point.total_rank}, {goal.metric} {goal.value(point):.4g}")
 
+    layout = whole.inputs.comparison.layout
     if bisecting:
-        return bisect(whole.adapter, taus, evaluate, goal, on_point=tell)
-    return sweep(whole.adapter, taus, evaluate, on_point=tell)
+        return bisect(whole.adapter, taus, evaluate, goal, layout=layout, on_point=tell)
+    return sweep(whole.adapter, taus, evaluate, layout=layout, on_point=tell)
 
 
 def _write(whole: "AggregatedAdapter", point: "Point", out: Path, beside: Mapping[str, str]) -> None:

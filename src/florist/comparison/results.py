@@ -95,7 +95,6 @@ def read_result(directory: ComparisonDirectory, cell: Cell, failure: str | None 
     at_the_end = (run.tested or {}) if run is not None else {}
     apart = config.has_validation and config.evaluation.split != "test"
     metrics = at_the_end if apart else {**in_rounds, **at_the_end}
-    # Without a single usable round there is nothing to write either: the rounds say more than that.
     reason = _last_round_lost(records) or failure
     if reason is None:
         reason = _not_finite(metrics) if directory.is_over(cell) else "has not come to its end"

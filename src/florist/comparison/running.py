@@ -19,6 +19,7 @@ from florist.config import Config, to_toml
 from florist.config.building import build
 from florist.config.records import read_splits
 from florist.errors import FloristError, WorkerLostError
+from florist.locking import sole_process
 from florist.rounds import RoundRecord
 from florist.simulation import Observer
 
@@ -93,28 +94,31 @@ def play(
 
     Raises:
         WorkerLostError: a process was killed from outside, most often for want of memory.
+        DirectoryInUseError: another process plays the comparison.
     """
     comparison = directory.comparison
-    waiting = [cell for cell in comparison.cells if not directory.is_over(cell)]
-    results = {cell: read_result(directory, cell) for cell in comparison.cells if cell not in waiting}
+    results: dict[Cell, CellResult] = {}
 
     def ended(cell: Cell, failure: str | None) -> None:
         results[cell] = read_result(directory, cell, failure)
         on_end(results[cell])
 
-    if jobs > 1 and len(waiting) > 1:
-        _play_at_once(
-            directory,
-            waiting,
-            threads=comparison.threads,
-            jobs=min(jobs, len(waiting)),
-            ended=ended,
-            in_worker=in_worker,
-        )
-    else:
-        for cell in waiting:
-            on_start(cell)
-            ended(cell, _play_cell(directory.path, cell, comparison.threads, observer))
+    with sole_process(directory.path):
+        waiting = [cell for cell in comparison.cells if not directory.is_over(cell)]
+        results |= {cell: read_result(directory, cell) for cell in comparison.cells if cell not in waiting}
+        if jobs > 1 and len(waiting) > 1:
+            _play_at_once(
+                directory,
+                waiting,
+                threads=comparison.threads,
+                jobs=min(jobs, len(waiting)),
+                ended=ended,
+                in_worker=in_worker,
+            )
+        else:
+            for cell in waiting:
+                on_start(cell)
+                ended(cell, _play_cell(directory.path, cell, comparison.threads, observer))
     return [results[cell] for cell in comparison.cells]
 
 
@@ -162,7 +166,6 @@ def _play_cell(path: Path, cell: Cell, threads: int, observer: Observer | None) 
     except (FloristError, RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     finally:
-        gc.unfreeze()  # what a run that broke off had set aside
         gc.collect()  # the next cell's model needs the room
     return None
 

@@ -15,6 +15,10 @@ from florist.flower.protocol import TRAIN, Evaluation, OutOfStep, Upload
 from florist.flower.roster import LOG, last_line
 from florist.rounds import Drop, ServerState
 
+GRACE = 30.0
+"""Seconds that Flower keeps a message after the deadline: an expired one comes back as an error, and that it came too
+late is said more clearly here."""
+
 
 @dataclass(slots=True, eq=False)
 class OpenRound:
@@ -54,7 +58,8 @@ class OpenRound:
         self._sent = []
         for client_id in clients:
             content, download = make(client_id)
-            message = Message(content, self.nodes[client_id], kind, ttl=self.timeout, group_id=str(self.number))
+            node, lifetime = self.nodes[client_id], self.timeout + GRACE
+            message = Message(content, node, kind, ttl=lifetime, group_id=str(self.number))
             self._sent.append((message, client_id))
             self.download_bytes[client_id] += download.nbytes
         return [message for message, _ in self._sent]

@@ -206,9 +206,10 @@ class FloristStrategy(Strategy):
             self._amend(self._evaluate(self.state))
         line = self.records[-1]
         LOG.info(
-            "round %d: %d clients, rank %d of %d, %d bytes a broadcast",
+            "round %d: %d of %d clients count, rank %d of %d, %d bytes a broadcast",
             line.round,
             len(line.clients),
+            len(underway.download_bytes),
             line.total_rank,
             line.input_rank,
             line.broadcast_bytes,

@@ -30,6 +30,14 @@ class NonFinitePartError(NonFiniteUpdateError):
         super().__init__(message)
         self.index = index
 
+    def __reduce__(self) -> tuple[type["NonFinitePartError"], tuple[str, int]]:
+        """Pickling hands `args` to the constructor, which are the message alone."""
+        return type(self), (str(self), self.index)
+
+
+class OverflowingSumError(NonFiniteUpdateError):
+    """The parts of a sum are finite, and the sum exceeds the range of its precision."""
+
 
 @torch.no_grad()
 def decompose(parts: Sequence[WeightedFactor], *, energy: float = 1.0) -> ThinSvd:
@@ -43,7 +51,8 @@ def decompose(parts: Sequence[WeightedFactor], *, energy: float = 1.0) -> ThinSv
     Args:
         parts: at least one, all of one shape, in an order that is the same every time: the rounding depends on it.
         energy: the largest fraction of ``||dW||_F^2`` that the caller will ask for, in (0, 1]; 1 for the numerical
-            rank, which is what stands above the rounding of the factors' precision.
+            rank, which is what stands above the rounding of the factors' precision. A sum of which nothing does is
+            zero, and so is its energy.
 
     Returns:
         ``S`` up to the rank that holds `energy`, and exactly how much energy is left out. Float64 for any float64
@@ -53,6 +62,7 @@ def decompose(parts: Sequence[WeightedFactor], *, energy: float = 1.0) -> ThinSv
         ValueError: no part, a weight that is not finite, `energy` outside (0, 1].
         IncompatibleAdaptersError: parts of unlike shape.
         NonFinitePartError: a part holds NaN or infinity. Parts of weight 0 are not looked at.
+        OverflowingSumError: none does, but their sum.
 
     Cost: that of `gram_svd` or `dense_gram_svd`. Memory: R (m + n) numbers, or m n and a batch of clients; and a few
     times the square of R or min(m, n).
@@ -67,9 +77,12 @@ def decompose(parts: Sequence[WeightedFactor], *, energy: float = 1.0) -> ThinSv
     solve = _solve_stacked if sum(part.spec.rank for part in live) < min(spec.shape) else _solve_dense
     try:
         svd = solve(live, dtype, energy)
-    except NonFiniteUpdateError:
+    except NonFiniteUpdateError as error:
         _raise_culprit(parts)
-        raise
+        raise OverflowingSumError(
+            f"expected a sum within the range of {dtype}, and that of finite factors of shape {spec.shape} overflows; "
+            "look for a factor that is far too large"
+        ) from error
     return svd if svd.left.dtype == dtype else svd.formed(dtype)
 
 
@@ -95,6 +108,9 @@ def _solve_dense(parts: Sequence[WeightedFactor], dtype: torch.dtype, energy: fl
 def _cut(svd: ThinSvd, dtype: torch.dtype, energy: float) -> ThinSvd:
     """To the rank that holds `energy`, at most to what the precision of the factors leaves."""
     spectrum = _with_resolution(svd.spectrum, rounding_floor(dtype))
+    if spectrum.numerical_rank == 0:
+        # What terms that cancel leave is rounding, whose energy would certify an error of all of the sum.
+        spectrum = replace(spectrum.leading(0), tail_energy=0.0)
     return replace(svd, spectrum=spectrum).leading(spectrum.rank_holding(energy))
 
 

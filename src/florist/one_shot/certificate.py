@@ -35,6 +35,9 @@ def document(
         notes: for people.
         settings: how the adapter was made; put first.
 
+    Raises:
+        InvalidAdapterError: the weights of an input have changed since it was opened.
+
     Cost: reads every input to hash it.
     """
     return {
@@ -68,7 +71,7 @@ def document(
                 "num_examples": count,
                 "weight": share,
                 "bytes": one.stored_bytes,
-                "sha256": _hashes(one.weights_path),
+                "sha256": one.sha256(),
             }
             for one, count, share in zip(saved, weights.counts, weights.shares, strict=True)
         ],
@@ -77,7 +80,8 @@ def document(
 
 def sealed(content: Mapping[str, Any], weights_path: Path) -> dict[str, Any]:
     """The same with the hashes of the result, by which a reader knows that the certificate belongs to it."""
-    return {**content, "sha256": _hashes(weights_path)}
+    files = (weights_path, weights_path.with_name(CONFIG_NAME))
+    return {**content, "sha256": {file.name: sha256(file) for file in files}}
 
 
 def certified_weight(saved: SavedAdapter) -> Weight | None:
@@ -104,13 +108,9 @@ def certified_weight(saved: SavedAdapter) -> Weight | None:
         raise InvalidAdapterError(
             f"expected num_examples in {path} to be a whole number from 1, got {count!r}; it is not used"
         )
-    if claimed != _hashes(saved.weights_path):
+    if claimed != saved.sha256():
         raise InvalidAdapterError(
             f"expected {path} to carry the SHA-256 of the adapter beside it, which has changed since or is another; "
             "the weight that it gave is not used"
         )
     return Weight(count, unit)
-
-
-def _hashes(weights_path: Path) -> dict[str, str]:
-    return {file.name: sha256(file) for file in (weights_path, weights_path.with_name(CONFIG_NAME))}

@@ -97,6 +97,7 @@ class AggregatedAdapter:
         Raises:
             OutputExistsError, MissingInputError: as `outputs.require_absent`.
             ConfigurationError: the tensors take more than `max_bytes`.
+            InvalidAdapterError: the weights of an input have changed since it was opened.
             NonFiniteUpdateError: a value does not fit `dtype`.
         """
         common = self.inputs.comparison
@@ -164,8 +165,8 @@ def aggregate(
         ConfigurationError: torch cannot use `device`, or not in float64.
         MissingInputError, InvalidAdapterError, UnsupportedAdapterError: as `checkpoint.open_adapter`.
         IncompatibleAdaptersError: they cannot be combined; the message lists every reason.
-        InvalidUpdateError: the number of weights is not that of the adapters, a weight is not positive, an adapter
-            is given twice, or the certificates count in unlike units and no weights are given.
+        InvalidUpdateError: the number of weights is not that of the adapters, a weight is not positive, or the
+            certificates count in unlike units and no weights are given.
         NonFiniteUpdateError: a factor holds NaN or infinity.
     """
     inputs = open_inputs(

@@ -57,10 +57,6 @@ def open_inputs(
     if num_examples is not None and len(num_examples) != len(adapters):
         raise InvalidUpdateError(f"expected a weight for each of the {len(adapters)} adapters, got {len(num_examples)}")
     saved = tuple(open_adapter(locate(str(adapter))) for adapter in adapters)
-    places = [one.weights_path.resolve() for one in saved]
-    twice = sorted({str(one.path) for one, place in zip(saved, places, strict=True) if places.count(place) > 1})
-    if twice:
-        raise InvalidUpdateError(f"expected every adapter once, got {', '.join(twice)} twice; raise its weight instead")
     comparison = check_compatible(saved, allow_base_mismatch=allow_base_mismatch, average_full=average_full)
     weights, notes = (given(num_examples), ()) if num_examples is not None else _certified(saved)
     biased = {module: shape for one in saved for module, shape in one.additive.shapes.items()}

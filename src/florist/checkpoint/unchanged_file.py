@@ -1,0 +1,85 @@
+"""A file that has to stay as it was when it was opened, though it is read later, a part at a time."""
+
+import hashlib
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+
+from florist.errors import InvalidAdapterError
+
+
+@dataclass(frozen=True, slots=True)
+class UnchangedFile:
+    """A file and what the system said of it once; nothing is held open in between.
+
+    Attributes:
+        path: of the file.
+        version: what the system says anew after every change.
+    """
+
+    path: Path
+    version: tuple[int, ...]
+
+    @classmethod
+    def of(cls, path: Path) -> "UnchangedFile":
+        """The file as it is now.
+
+        Raises:
+            OSError: it is not there.
+        """
+        return cls(path, _version(path.stat()))
+
+    @contextmanager
+    def open(self) -> Generator[FileIO, None, None]:
+        """The bytes of the file, unbuffered.
+
+        Raises:
+            InvalidAdapterError: the file has changed or gone, before or while it was read, or cannot be read.
+        """
+        try:
+            with self.path.open("rb", buffering=0) as stream:
+                self._require_same(stream)
+                yield stream
+                self._require_same(stream)
+        except OSError as error:
+            raise self._changed() from error
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill a buffer of bytes with what the file holds from an offset on.
+
+        Raises:
+            InvalidAdapterError: as `open`, or the file ends before the buffer is full.
+        """
+        with self.open() as stream:
+            stream.seek(offset)
+            while buffer and (count := stream.readinto(buffer)):  # one call reads 2 GB at most
+                buffer = buffer[count:]
+            if buffer:
+                raise self._changed()
+
+    def sha256(self) -> str:
+        """Hexadecimal SHA-256 of the bytes that all who opened the file got.
+
+        Raises:
+            InvalidAdapterError: as `open`.
+        """
+        with self.open() as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    def _require_same(self, stream: FileIO) -> None:
+        if _version(os.fstat(stream.fileno())) != self.version:
+            raise self._changed()
+
+    def _changed(self) -> InvalidAdapterError:
+        return InvalidAdapterError(
+            f"expected {self.path} as it was when it was opened, and it has changed or gone since; copy an upload that "
+            "others can still write to"
+        )
+
+
+def _version(status: os.stat_result) -> tuple[int, ...]:
+    # The time of modification can be set to anything, that of the last change of the inode cannot.
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
