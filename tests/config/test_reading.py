@@ -82,6 +82,14 @@ choice_answer = "{letter}"
 harness_tasks = []
 harness_task_path = "tasks"
 harness_limit = 8
+[flower]
+run = "runs/first"
+min_clients = 3
+wait = 30.0
+round_timeout = 120.0
+evaluation = "none"
+max_examples = 1000
+base_name = "llama, 8 bit or not"
 """
 
 

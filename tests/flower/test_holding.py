@@ -105,7 +105,7 @@ def live(talk: Conversation, event: str) -> None:
     talk.close(usable=event not in {"failed", "unlucky"})
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(events=EVENTS, local_init=st.sampled_from([Fresh(), Aligned(), Warm()]))
 def test_a_client_holds_what_the_server_has_whatever_happened(events: list[str], local_init: LocalInit) -> None:
     talk = Conversation(rules(local_init))
@@ -118,7 +118,7 @@ def test_a_client_holds_what_the_server_has_whatever_happened(events: list[str],
     same_start(talk, found, expected)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(events=EVENTS)
 def test_a_client_trains_on_from_its_cut_whatever_happened(events: list[str]) -> None:
     talk = Conversation(rules(aggregator=FedIt()))

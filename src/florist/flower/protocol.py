@@ -16,6 +16,7 @@ import json
 import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Annotated, Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
@@ -387,13 +388,19 @@ def _head(content: RecordDict, kind: type[Head]) -> Head:
         )
     try:
         # By way of JSON, whose strict mode takes an object for a dataclass.
-        return TypeAdapter(kind).validate_json(json.dumps(fields), strict=True)
+        return _reader(kind).validate_json(json.dumps(fields), strict=True)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         where = ".".join(map(str, (kind.__name__, *problem["loc"])))
         raise InvalidUpdateError(f"{where}: {problem['msg']}, got {reprlib.repr(problem['input'])}") from error
     except (TypeError, ValueError) as error:
         raise InvalidUpdateError(f"{kind.__name__}: expected numbers and texts: {error}") from error
+
+
+@cache
+def _reader(kind: type) -> Any:  # beartype, which the tests switch on, does not know TypeAdapter[Head]
+    # Building one costs ten times what reading a message does.
+    return TypeAdapter(kind)
 
 
 _ORDER = ("added", "continued", "directions", "adapter", "whole")

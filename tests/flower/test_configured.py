@@ -1,0 +1,202 @@
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import Context, RecordDict
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from florist.config import read_config
+from florist.config.building import build
+from florist.errors import ConfigurationError
+from florist.federation import global_adapter
+from florist.flower import configured_client_app, configured_server_app
+from florist.flower.configured import _base, _cached, _configuration, _participant
+from florist.history import RunDirectory
+from tests.flower.grids import MemoryGrid
+from tests.test_simulation import configure, run
+
+Values = Mapping[str, str | int | float | bool]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_cached() -> None:
+    _cached.cache_clear()
+    _base.cache_clear()
+
+
+def context(node: Values | None = None, run_config: Values | None = None) -> Context:
+    return Context(1, 2, dict(node or {}), RecordDict(), dict(run_config or {}))
+
+
+@pytest.fixture
+def file(tiny_llama: Path, toy_data: Path, tmp_path: Path) -> Path:
+    return configure(tmp_path, tiny_llama, toy_data, steps=2, rounds=2)
+
+
+# --- overrides
+
+
+@pytest.mark.parametrize(
+    ("run_config", "node", "expected"),
+    [
+        ({}, {}, 1e-2),
+        ({"training.learning_rate": 0.5}, {}, 0.5),
+        ({"training.learning_rate": 0.5}, {"training.learning_rate": 0.25}, 0.25),
+        ({"training.learning_rate": ""}, {}, 1e-2),
+        ({"training.learning_rate": 0.5}, {"training.learning_rate": ""}, 0.5),
+        ({"training.learning_rate": "2e-3"}, {}, 2e-3),
+        ({"learning_rate": 0.5, "other": "x"}, {"partition-id": 0}, 1e-2),
+    ],
+)
+def test_a_node_overrides_the_run_and_the_run_the_file(
+    run_config: Values, node: Values, expected: float, file: Path
+) -> None:
+    assert _configuration(file, context(node, run_config)).training.learning_rate == expected
+
+
+def test_lists_texts_and_flags_are_overridden(file: Path) -> None:
+    found = _configuration(
+        file,
+        context({}, {"lora.ranks": "[2, 4, 6]", "lora.use_rslora": True, "data.rows": "1:", "federation.rounds": 9}),
+    )
+    assert (found.lora.ranks, found.lora.use_rslora, found.data.rows) == ((2, 4, 6), True, "1:")
+    assert found.federation.rounds == 9
+
+
+def test_a_misspelt_override_is_told(file: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"did you mean federation\.rounds\?"):
+        _configuration(file, context({}, {"federation.round": 3}))
+
+
+# --- who a node is
+
+
+def test_a_node_is_the_client_of_its_number(file: Path) -> None:
+    first, second = (_participant(file, context({"partition-id": number})) for number in (0, 1))
+    assert (first.client_id, first.rank, first.num_examples) == ("client_0", 8, 12)
+    assert (second.client_id, second.rank, second.num_examples) == ("client_1", 4, 24)
+    assert first.base == second.base
+    assert first.model is second.model  # loaded once
+
+
+def test_a_participant_is_made_once(file: Path) -> None:
+    assert _participant(file, context({"partition-id": 0})) is _participant(file, context({"partition-id": 0}))
+
+
+@pytest.mark.parametrize(
+    ("node", "telling"),
+    [
+        ({}, r"expected which of the 2 clients in .* 0 to 1, got None"),
+        ({"partition-id": 2}, r"0 to 1, got 2"),
+        ({"partition-id": -1}, "expected a whole number from 0, got -1"),
+        ({"partition-id": "0"}, "expected a whole number from 0, got '0'"),
+        ({"partition-id": True}, "expected a whole number from 0, got True"),
+        ({"partition-id": 1.0}, "expected a whole number from 0, got 1.0"),
+        ({"partition-id": 1, "lora.ranks": "[8]"}, "lora.ranks lists 1 clients, and this node is number 1"),
+        ({"partition-id": 1, "training.steps": "[8]"}, "training.steps lists 1 clients, and this node is number 1"),
+    ],
+)
+def test_a_number_of_nobody_is_refused(node: Values, telling: str, file: Path) -> None:
+    with pytest.raises(ConfigurationError, match=telling):
+        _participant(file, context(node))
+
+
+def test_a_site_with_a_file_of_its_own(file: Path, toy_data: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    shutil.copy(toy_data / "client_1.json", site / "data.json")
+    shutil.copy(toy_data / "test.json", site)
+    node = {"data.path": str(site), "data.train": "*.json", "lora.ranks": 3}
+    assert _participant(file, context(node)).client_id == "data"
+    named = _participant(file, context({**node, "client-id": "lyon"}))
+    assert (named.client_id, named.rank, named.num_examples, named.held_out) == ("lyon", 3, 24, 9)
+    numbered = _participant(file, context({**node, "lora.ranks": "[8, 4]", "partition-id": 1}))
+    assert numbered.rank == 4  # of the list, its own
+
+
+# --- whole federations
+
+
+def serve(file: Path, run_config: Values, nodes: Mapping[int, Values] | None = None) -> MemoryGrid:
+    nodes = nodes or {11: {"partition-id": 1}, 12: {"partition-id": 0}}
+    grid = MemoryGrid(configured_client_app(file), nodes, run_config=run_config)
+    configured_server_app(file)(grid, context({}, {"flower.wait": 5, **run_config}))
+    return grid
+
+
+@pytest.mark.parametrize("where", ["clients", "server"])
+def test_the_final_adapter_is_what_was_evaluated(where: str, file: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    serve(file, {"flower.run": str(tmp_path / "run"), "flower.evaluation": where})
+    directory = RunDirectory.open(tmp_path / "run")
+    records = directory.records()
+    assert [len(line.clients) for line in records] == [2, 2]
+    assert read_config(directory.config_file).flower.evaluation == where
+    assert set(directory.facts.initial) == (set() if where == "clients" else {"loss", "perplexity"})
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), directory.adapter)
+    metric = build(read_config(file)).metrics[0]
+    assert metric(loaded)["loss"] == pytest.approx(records[-1].metrics["loss"], rel=1e-5)
+    assert [json.loads(line)["round"] for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()] == [
+        1,
+        2,
+    ]
+
+
+def test_whole_weights_need_a_server_with_the_base(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"aggregation\.method = 'full': .* set flower\.evaluation = 'server'"):
+        serve(file, {"flower.run": str(tmp_path / "run"), "aggregation.method": "full"})
+    assert not (tmp_path / "run").exists()
+
+
+def test_whole_weights_become_the_adapter_that_leads_to_them(
+    file: Path, tiny_llama: Path, toy_data: Path, tmp_path: Path
+) -> None:
+    options = {"aggregation.method": "full", "flower.evaluation": "server", "training.learning_rate": 1e-3}
+    serve(file, {"flower.run": str(tmp_path / "run"), **options})
+    directory = RunDirectory.open(tmp_path / "run")
+    inside = run(file, tmp_path / "inside", "aggregation.method=full", "training.learning_rate=1e-3")
+    mine, its = directory.records(), inside.records()
+    assert [line.metrics for line in mine] == [line.metrics for line in its]
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), directory.adapter)
+    metric = build(read_config(file)).metrics[0]
+    assert metric(loaded)["loss"] == pytest.approx(mine[-1].metrics["loss"], rel=1e-4)
+
+
+def test_a_classifier_with_its_head_is_the_same_as_in_the_process(
+    tiny_bert: Path, toy_data: Path, tmp_path: Path, file: Path
+) -> None:
+    text = file.read_text().replace('prompt_template = "{instruction}\\n"', 'label_field = "category"')
+    text = text.replace("ranks = [8, 4]", 'ranks = [8, 4]\ntarget_modules = ["query", "value"]')
+    model = read_config(file).model.name_or_path
+    file.write_text(text.replace(model, str(tiny_bert)) + '\n[task]\nkind = "sequence-classification"\n')
+    inside = run(file, tmp_path / "inside")
+    serve(file, {"flower.run": str(tmp_path / "run")})
+    config = read_config(file)
+    initial = build(config).initial_state
+    expected, _ = inside.load(initial)
+    found, _ = RunDirectory.open(tmp_path / "run").load(initial)
+    assert expected.full_parameters.keys() == found.full_parameters.keys() > set()
+    for name, tensor in expected.full_parameters.items():
+        assert torch.equal(found.full_parameters[name], tensor)
+    a, b = global_adapter(expected), global_adapter(found)
+    assert all(torch.equal(a[name].B, b[name].B) and torch.equal(a[name].A, b[name].A) for name in a)
+    assert json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())["task_type"] == "SEQ_CLS"
+
+
+@pytest.fixture
+def resumed(file: Path, tmp_path: Path) -> Callable[[], RunDirectory]:
+    def again() -> RunDirectory:
+        serve(file, {"flower.run": str(tmp_path / "run"), "flower.evaluation": "none"})
+        return RunDirectory.open(tmp_path / "run")
+
+    return again
+
+
+def test_a_run_that_has_ended_is_left_as_it_is(resumed: Callable[[], RunDirectory]) -> None:
+    before = (resumed().adapter / "adapter_model.safetensors").read_bytes()
+    directory = resumed()
+    assert len(directory.records()) == 2
+    assert (directory.adapter / "adapter_model.safetensors").read_bytes() == before
