@@ -10,7 +10,7 @@ import torch
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from florist.aggregation import FedIt, FfaLora, Florist
-from florist.errors import ConfigurationError, InvalidUpdateError, TooFewClientsError
+from florist.errors import ConfigurationError, DirectoryInUseError, InvalidUpdateError, TooFewClientsError
 from florist.factors import AdapterState, LoraFactor
 from florist.federation import Federation, global_adapter
 from florist.flower import Agreement, FloristStrategy, Journal
@@ -18,6 +18,7 @@ from florist.flower.protocol import EVALUATE, TRAIN, WHOLE, Evaluation, OutOfSte
 from florist.flower.records import adapter_to_arrays
 from florist.flower.strategy import weighted_mean
 from florist.local_init import Aligned, Continued, Fresh, Warm
+from florist.locking import sole_process
 from florist.ranks import EnergyThreshold
 from florist.rounds import Aggregator, ServerState, Trained
 from tests.builders import SHAPES, adapter, relative_error
@@ -682,3 +683,10 @@ def test_an_update_without_a_module_counts_as_zero_there() -> None:
     others = [clients[8], clients[9]]
     expected = expected_sum(others, 1, "layers.1.up") * 7 / 8
     assert relative_error(dense(strategy.state.cumulative, "layers.1.up"), expected) < 1e-5
+
+
+def test_two_servers_in_one_journal_are_kept_apart(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "run", "florist")
+    play(three(), rounds=1, journal=journal)
+    with sole_process(journal.path), pytest.raises(DirectoryInUseError, match="at work in it"):
+        play(three(), rounds=2, journal=journal)

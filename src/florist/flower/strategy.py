@@ -7,6 +7,7 @@ there, replies that do not come, downloads that got lost, and senders that canno
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from florist.flower.protocol import EVALUATE, TRAIN, Evaluation, Upload, name_of
 from florist.flower.records import adapter_to_arrays
 from florist.flower.roster import LOG, PAUSE, Roster
 from florist.local_init import Aligned, LocalInit
+from florist.locking import sole_process
 from florist.outputs import new_directory
 from florist.rounds import Aggregator, FullParameters, RoundRecord, ServerState
 
@@ -132,18 +134,25 @@ class FloristStrategy(Strategy):
             TooFewClientsError: fewer clients came in time than are needed to begin.
             ConfigurationError: the journal holds a run of another method, or on another base.
             DamagedRunError: the journal cannot be resumed from.
+            DirectoryInUseError: another server is at work in it.
         """
         self._grid, self._timeout = grid, timeout
         deadline = time.monotonic() + self._wait
-        self._roster.gather(grid, self._min_clients, self._wait)
-        self._begin(grid)
-        while len(self._admitted(grid)) < self._min_clients:
-            self._roster.gather(grid, self._min_clients, deadline - time.monotonic())
-        left = max(0, num_rounds - self.state.round_number)
-        if self.records:
-            LOG.info("resumed after round %d: %d rounds to go", self.state.round_number, left)
-        arrays = adapter_to_arrays(global_adapter(self.state))
-        result = super().start(grid, arrays, left, timeout, train_config, evaluate_config, evaluate_fn)
+        with ExitStack() as held:
+            resumed = self._journal is not None and self._journal.begun
+            if self._journal is not None and resumed:
+                held.enter_context(sole_process(self._journal.path))
+            self._roster.gather(grid, self._min_clients, self._wait)
+            self._begin(grid)
+            if self._journal is not None and not resumed:
+                held.enter_context(sole_process(self._journal.path))
+            while len(self._admitted(grid)) < self._min_clients:
+                self._roster.gather(grid, self._min_clients, deadline - time.monotonic())
+            left = max(0, num_rounds - self.state.round_number)
+            if self.records:
+                LOG.info("resumed after round %d: %d rounds to go", self.state.round_number, left)
+            arrays = adapter_to_arrays(global_adapter(self.state))
+            result = super().start(grid, arrays, left, timeout, train_config, evaluate_config, evaluate_fn)
         result.arrays = adapter_to_arrays(global_adapter(self.state))
         return result
 
