@@ -115,7 +115,7 @@ FEDERATIONS: Mapping[str, Federation] = {
             "florist fresh": 3e-3,
             "florist warm": 3e-3,
             "flora": 3e-3,
-            "fedit": 3e-3,
+            "fedit": 1e-2,
             "ffa": 3e-3,
             "flexlora": 3e-3,
             "fedex": 3e-3,

@@ -36,7 +36,7 @@ def test_the_demonstration_learns_its_tasks_for_a_fraction_of_the_traffic(tmp_pa
 
 @needs_dolly
 def test_dolly_as_language_modelling_improves(tmp_path: Path) -> None:
-    script = [sys.executable, ROOT / "examples" / "dolly" / "make_model.py", "--data", DOLLY, "-o", tmp_path / "model"]
+    script = [sys.executable, ROOT / "examples" / "dolly" / "make_model.py", "-o", tmp_path / "model"]
     subprocess.run([*map(str, script), "--steps", "60"], env=ENVIRONMENT, check=True)
     settings = [
         f"model.name_or_path={tmp_path / 'model'}",
