@@ -137,7 +137,7 @@ def played(
     folder = tmp_path_factory.mktemp("faults")
     file = configure(folder, tiny_llama, toy_data, rounds=4, extra=f"min_replies = 1\n[flower]\n{UNCOUNTED}")
     directory, signals = folder / "run", Signals(folder / "signals")
-    round_timeout = HEARTBEATS_LAPSE + 4 * seconds_to_start
+    round_timeout = HEARTBEATS_LAPSE + 8 * seconds_to_start
     sites = [
         site("steady", 0, signals, {3: "wait", 4: "count"}),
         site("liar", 1, signals, {1: "nan", 2: "wait", 3: "shapes", 4: "round"}),
