@@ -34,7 +34,7 @@ from florist.flower.protocol import (
     write_reply,
     write_whole,
 )
-from florist.flower.records import digest, tensors_to_arrays
+from florist.flower.records import arrays_to_tensors, digest, tensors_to_arrays
 from florist.local_init import Aligned, Continued, Fresh, Warm
 from florist.rounds import NO_ADAPTER, Trained
 from tests.builders import SHAPES, adapter
@@ -100,8 +100,8 @@ def test_an_instruction_comes_back(travels: Trained) -> None:
     assert same(found.continued, continued)
     assert all(torch.equal(found.directions[name], directions[name]) for name in SHAPES)
     assert torch.equal(found.full_parameters["head"], torch.ones(2, 2))
-    assert f"{min(SHAPES)}.A" in content.array_records["added"]  # which no seed gives back
-    assert (f"{min(SHAPES)}.A" in content.array_records["continued"]) == (travels == Trained.FACTORS)
+    assert f"{min(SHAPES)}.A" in arrays_to_tensors(content.array_records["added"])  # which no seed gives back
+    assert (f"{min(SHAPES)}.A" in arrays_to_tensors(content.array_records["continued"])) == (travels == Trained.FACTORS)
 
 
 def test_an_upload_comes_back() -> None:
@@ -312,16 +312,21 @@ FIELDS = st.dictionaries(
     max_size=6,
 )
 ARRAYS = st.dictionaries(
-    st.sampled_from(["q.B", "q.A", "layers.1.up.B", "layers.1.up.A", "B", ".", ""]),
+    st.sampled_from(["tensors", "q.B", ""]),
     st.builds(
         Array,
         dtype=st.sampled_from(["float32", "bfloat16", "int64", "object", "complex64", "x"]),
         shape=st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 3), max_size=3).map(tuple),
-        stype=st.sampled_from(["numpy.ndarray", "pickle"]),
+        stype=st.sampled_from(["safetensors", "numpy.ndarray", "pickle"]),
         data=st.binary(max_size=20),
     )
     | st.builds(
-        lambda dtype, shape: tensors_to_arrays({"x": torch.ones(shape, dtype=dtype)})["x"],
+        lambda names, dtype, shape: tensors_to_arrays({name: torch.ones(shape, dtype=dtype) for name in names})[
+            "tensors"
+        ],
+        st.lists(
+            st.sampled_from(["q.B", "q.A", "layers.1.up.B", "layers.1.up.A", "B", ".", ""]), min_size=1, unique=True
+        ),
         st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.bool]),
         st.lists(st.integers(0, 3), max_size=3),
     ),
