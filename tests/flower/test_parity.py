@@ -15,7 +15,10 @@ from tests.flower.grids import MemoryGrid
 from tests.test_simulation import configure, run
 
 
-@pytest.mark.parametrize("method", ["florist", "flora", "fedit", "ffa", "flexlora", "fedex"])
+MORE = [pytest.param(method, marks=pytest.mark.slow) for method in ("flora", "fedit", "flexlora")]
+
+
+@pytest.mark.parametrize("method", ["florist", "ffa", "fedex", *MORE])
 def test_the_same_adapter_bit_for_bit(method: str, tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:
     file = configure(tmp_path, tiny_llama, toy_data, rounds=3, extra=f'[aggregation]\nmethod = "{method}"')
     inside = run(file, tmp_path / "inside")
