@@ -14,7 +14,6 @@ from florist.flower.strategy import FloristStrategy
 from tests.flower.grids import MemoryGrid
 from tests.test_simulation import configure, run
 
-
 MORE = [pytest.param(method, marks=pytest.mark.slow) for method in ("flora", "fedit", "flexlora")]
 
 
