@@ -9,6 +9,7 @@ The exit status is 0 if the run completed and 1 if it did not.
 import argparse
 import sys
 import tempfile
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     directory = options.directory or Path(tempfile.mkdtemp(prefix="florist-flower-"))
     try:
         with deploy(directory, partitions(options.supernodes), report=_say) as federation:
-            run_id = federation.submit(options.app, options.run_config)
+            run_id = federation.submit(options.app, {**_count(options.app, options.supernodes), **options.run_config})
             _say(f"Run {run_id} is submitted; what its ServerApp logs follows.")
             _say("It is silent while clients train: every message starts a process there, which loads the model anew.")
             status = federation.wait(run_id, options.seconds, sys.stdout)
@@ -56,6 +57,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seconds", type=float, default=3600, help="how long the run may take (default: 3600)")
     return parser
+
+
+def _count(app: Path, supernodes: int) -> dict[str, int]:
+    """That the run waits for as many clients as there will be, where the app may be told so."""
+    keys = tomllib.loads((app / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]["app"].get("config", {})
+    return {"flower.min_clients": supernodes} if "flower.min_clients" in keys else {}
 
 
 def _run_config(text: str) -> dict[str, str | int | float | bool]:

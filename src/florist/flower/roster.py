@@ -49,6 +49,7 @@ class Roster:
             TooFewClientsError: in that time there were fewer.
         """
         deadline = time.monotonic() + seconds
+        LOG.info("waiting for %d clients, for at most %.0f s", count, max(0.0, seconds))
         while True:
             connected = self.refresh(grid)
             if len(connected) >= count:
