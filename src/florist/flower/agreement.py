@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from florist.admission import FLOATS
 from florist.errors import FloristError, InvalidUpdateError
 from florist.flower import protocol
 from florist.flower.protocol import WHOLE, Introduction
@@ -65,9 +66,14 @@ def whole_parameters(
         InvalidUpdateError: none of them could be used.
     """
     reasons: list[str] = []
+    # What most say: one client alone decides nothing for the others.
+    votes = Counter(tuple(sorted(each.whole)) for each in introductions)
+    names = min(votes, key=lambda vote: (-votes[vote], vote), default=())
+    if not names:
+        return NOTHING
     for introduction in sorted(introductions, key=lambda each: each.client_id):
-        if not introduction.whole:
-            return NOTHING
+        if tuple(sorted(introduction.whole)) != names:
+            continue
         question = Message(RecordDict(), nodes[introduction.client_id], WHOLE, ttl=timeout)
         for reply in grid.send_and_receive([question], timeout=timeout):
             try:
@@ -86,6 +92,9 @@ def _whole_of(introduction: Introduction, reply: Message) -> FullParameters:
     found = protocol.read_whole(reply.content)
     if sorted(found) != sorted(introduction.whole):
         raise InvalidUpdateError(f"expected {introduction.whole}, as introduced, got {sorted(found)}")
+    strange = [name for name, tensor in found.items() if tensor.dtype not in FLOATS]
+    if strange:
+        raise InvalidUpdateError(f"{strange[0]}: expected floating-point numbers of 16, 32 or 64 bits")
     broken = [name for name, tensor in found.items() if not tensor.isfinite().all()]
     if broken:
         raise InvalidUpdateError(f"{broken[0]} holds NaN or inf")

@@ -6,6 +6,7 @@ Flower lets only those keys be set that the app's ``pyproject.toml`` has. The ke
 must then be there on every node.
 """
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -123,9 +124,13 @@ def _serve(config: Config, grid: Grid, context: Context) -> None:
     )
     strategy.start(grid, num_rounds=federation.rounds, timeout=settings.round_timeout)
     adapter = path / "adapter"
-    if not adapter.exists():
-        task_type = "SEQ_CLS" if config.task.kind == CLASSIFICATION else "CAUSAL_LM"
-        strategy.export(adapter, config.model.name_or_path, task_type, deliverable)
+    if not strategy.state.broadcasts:
+        LOG.warning("no round had enough usable updates: there is no adapter to write")
+        return
+    # Of a run that was over and goes on with more rounds, the adapter is the earlier one; the rounds hold all of it.
+    shutil.rmtree(adapter, ignore_errors=True)
+    task_type = "SEQ_CLS" if config.task.kind == CLASSIFICATION else "CAUSAL_LM"
+    strategy.export(adapter, config.model.name_or_path, task_type, deliverable)
     LOG.info("the final adapter is in %s", adapter)
 
 
@@ -173,7 +178,7 @@ def _cached(config: Config, partition: int | None, name: str | None) -> ModelPar
 
     splits = read_splits(config, choose)
     (client_id, rows), *_ = splits.training.items()
-    own = replace(loaded, config=_of_one(config, partition or 0))
+    own = replace(loaded, config=_of_one(config, partition))
     (client,) = own.clients({name or client_id: rows})
     measured = splits.validation if config.has_validation and config.evaluation.split != "test" else splits.test
     return ModelParticipant(
@@ -207,12 +212,17 @@ def _threads(config: Config) -> int:
     return config.training.threads or (1 if not torch.cuda.is_available() else torch.get_num_threads())
 
 
-def _of_one(config: Config, index: int) -> Config:
+def _of_one(config: Config, index: int | None) -> Config:
     """The configuration with the entries of one client where it lists all."""
 
     def own(value: object, key: str) -> object:
         if not isinstance(value, tuple):
             return value
+        if index is None:
+            raise ConfigurationError(
+                f"{key} lists {len(value)} clients: expected which of them this node is; set {key}, or {PARTITION}, in "
+                "its node config"
+            )
         if index >= len(value):
             raise ConfigurationError(f"{key} lists {len(value)} clients, and this node is number {index}")
         return value[index]

@@ -139,15 +139,15 @@ class FloristStrategy(Strategy):
         self._grid, self._timeout = grid, timeout
         deadline = time.monotonic() + self._wait
         with ExitStack() as held:
+            self._roster.gather(grid, self._min_clients, self._wait)
             resumed = self._journal is not None and self._journal.begun
             if self._journal is not None and resumed:
                 held.enter_context(sole_process(self._journal.path))
-            self._roster.gather(grid, self._min_clients, self._wait)
             self._begin(grid)
             if self._journal is not None and not resumed:
                 held.enter_context(sole_process(self._journal.path))
             while len(self._admitted(grid)) < self._min_clients:
-                self._roster.gather(grid, self._min_clients, deadline - time.monotonic())
+                self._roster.gather(grid, self._min_clients, max(0.0, deadline - time.monotonic()))
             left = max(0, num_rounds - self.state.round_number)
             if self.records:
                 LOG.info("resumed after round %d: %d rounds to go", self.state.round_number, left)
@@ -233,7 +233,7 @@ class FloristStrategy(Strategy):
         """The broadcast of the round, to the clients that took part in it."""
         if not self._evaluate_on_clients or self._closed is None or self._closed.broadcast is None:
             return []
-        connected = set(self._roster.refresh(grid))
+        connected = set(self._admitted(grid))
         present = [update.client_id for update in self._closed.counted if update.client_id in connected]
         self._underway.exchange = replace(self._underway.exchange, state=self.state)
         self._underway.nodes = dict(self._roster.nodes)
@@ -255,7 +255,7 @@ class FloristStrategy(Strategy):
 
     def export(
         self,
-        path: Path,
+        path: Path | str,
         base_model: str,
         task_type: str | None = "CAUSAL_LM",
         deliverable: Deliverable | None = None,
@@ -277,7 +277,7 @@ class FloristStrategy(Strategy):
         if deliverable is not None:
             adapter, whole = deliverable(adapter, whole)
         encoded = encode(adapter, full_parameters=whole, base_model=base_model, task_type=task_type)
-        with new_directory(path) as draft:
+        with new_directory(Path(path)) as draft:
             write_adapter(draft, encoded)
 
     @property
