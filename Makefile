@@ -13,9 +13,9 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n auto --maxprocesses=4 -m "not slow"
 
-## The long tests, two files at a time: many of them wait for processes of their own.
+## The long tests.
 slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
+	$(BIN)/python -m pytest -q -m slow
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

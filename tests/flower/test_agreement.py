@@ -1,7 +1,20 @@
-import pytest
+from dataclasses import replace
 
-from florist.flower.agreement import Agreement
+import pytest
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from florist.errors import InvalidUpdateError
+from florist.flower.agreement import Agreement, whole_parameters
 from florist.flower.protocol import PROTOCOL, Introduction
+from tests.flower.grids import MemoryGrid
+
+
+@pytest.fixture
+def refusing_grid() -> Grid:
+    """Clients that fail at whatever they are asked."""
+    return MemoryGrid(ClientApp(), {1: {}, 2: {}, 3: {}})
+
 
 SHAPES = {"k": (4, 6), "q": (6, 6)}
 
@@ -47,3 +60,10 @@ def test_nobody_agrees_on_nothing() -> None:
 )
 def test_who_may_take_part(member: Introduction, reason: str | None) -> None:
     assert Agreement("base", SHAPES).refusal(member) == reason
+
+
+def test_one_client_alone_does_not_decide_that_nothing_travels_whole(refusing_grid: Grid) -> None:
+    members = [introduction("a"), *(replace(introduction(name), whole=["head"]) for name in "bc")]
+    with pytest.raises(InvalidUpdateError, match="expected the parameters that travel whole"):
+        whole_parameters(refusing_grid, {"a": 1, "b": 2, "c": 3}, members, 1.0)
+    assert not whole_parameters(refusing_grid, {"a": 1, "b": 2}, [members[0], introduction("d"), members[1]], 1.0)

@@ -96,6 +96,10 @@ def test_a_participant_is_made_once(file: Path) -> None:
         ({"partition-id": "0"}, "expected a whole number from 0, got '0'"),
         ({"partition-id": True}, "expected a whole number from 0, got True"),
         ({"partition-id": 1.0}, "expected a whole number from 0, got 1.0"),
+        (
+            {"data.train": "client_0.json"},
+            r"lora.ranks lists 2 clients: expected which of them this node is; set lora.ranks",
+        ),
         ({"partition-id": 1, "lora.ranks": "[8]"}, "lora.ranks lists 1 clients, and this node is number 1"),
         ({"partition-id": 1, "training.steps": "[8]"}, "training.steps lists 1 clients, and this node is number 1"),
     ],
