@@ -21,7 +21,7 @@ import transformers
 
 from florist.config import DEMONSTRATION, read_config, to_toml
 from florist.config.building import build
-from florist.rounds import RoundRecord
+from florist.federation.records import RoundRecord
 
 
 class Stopwatch:

@@ -32,8 +32,8 @@ import torch
 
 from florist.config import DEMONSTRATION, read_config, to_toml
 from florist.config.building import build
-from florist.history import RunDirectory
-from florist.rounds import RoundRecord
+from florist.federation.history import RunDirectory
+from florist.federation.records import RoundRecord
 
 FLOWER = Path(__file__).parents[1] / "examples" / "flower"
 sys.path.insert(0, str(FLOWER))

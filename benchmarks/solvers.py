@@ -29,7 +29,7 @@ from torch import Tensor
 
 from florist.factors import LoraFactor, stack
 from florist.linalg import WeightedFactor, decompose
-from florist.parallel import in_order
+from florist.linalg.parallel import in_order
 
 UNLIKE = (64, 32, 16, 16, 8, 8, 4, 4)
 HUNDRED = (4,) * 40 + (8,) * 20 + (16,) * 20 + (32,) * 10 + (64,) * 10

@@ -28,8 +28,8 @@ import torch
 from safetensors import safe_open
 
 from florist.config import read_config
-from florist.history import RunDirectory
-from florist.outputs import replace_file
+from florist.federation.history import RunDirectory
+from florist.files.outputs import replace_file
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "examples" / "dolly" / "causal-lm.toml"

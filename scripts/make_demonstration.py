@@ -21,12 +21,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import DataCollatorForSeq2Seq, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from florist.data import ALPACA, CausalLmEncoder, Examples, InstructionPrompt, template_prompt
+from florist.data import ALPACA, CausalLmEncoder, EncodedExamples, InstructionPrompt, template_prompt
 from florist.errors import FloristError
 from florist.evaluation import ExactMatch
-from florist.outputs import new_directory, replace_file, require_absent
+from florist.files.outputs import new_directory, replace_file, require_absent
 
-Record = dict[str, str]
+Example = dict[str, str]
 
 PROMPT_TEMPLATE = "{instruction}: {input}\n"
 MAX_LENGTH = 64
@@ -76,12 +76,12 @@ def sample_input(generator: random.Random) -> str:
     return " ".join(generator.choices(WORDS, k=generator.randint(2, 4)))
 
 
-def record(task: str, text: str) -> Record:
+def record(task: str, text: str) -> Example:
     """One instruction in the Alpaca shape, with its task beside it."""
     return {"instruction": task, "input": text, "output": (SEEN_TASKS | NEW_TASKS)[task](text), "task": task}
 
 
-def new_task_records(seed: int) -> tuple[list[Record], list[Record]]:
+def new_task_records(seed: int) -> tuple[list[Example], list[Example]]:
     """Training and test records of the new tasks, equally many of each; no input occurs twice in either or both."""
     generator = random.Random(seed)  # noqa: S311  # no secrets here
     inputs: dict[str, None] = {}
@@ -131,10 +131,10 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalL
     )
 
 
-def examples_of(records: Iterable[Record], tokenizer: PreTrainedTokenizerFast) -> Examples:
+def examples_of(records: Iterable[Example], tokenizer: PreTrainedTokenizerFast) -> EncodedExamples:
     """The records as the federation's clients encode theirs."""
     encoder = CausalLmEncoder(tokenizer, InstructionPrompt(ALPACA, template_prompt(PROMPT_TEMPLATE)), MAX_LENGTH)
-    return Examples([encoder(item) for item in records], DataCollatorForSeq2Seq(tokenizer))
+    return EncodedExamples([encoder(item) for item in records], DataCollatorForSeq2Seq(tokenizer))
 
 
 def pretrain(
@@ -157,7 +157,7 @@ def pretrain(
     started = time.perf_counter()
     model.train()
     for step in range(1, steps + 1):
-        batch: list[Record] = []
+        batch: list[Example] = []
         while len(batch) < 64:
             text = sample_input(generator)
             if text not in held_out:

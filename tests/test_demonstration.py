@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 import florist
 from florist.errors import OutputExistsError
 from florist.evaluation import ExactMatch
-from florist.model_loading import load_causal_lm
+from florist.models.loading import load_causal_lm
 
 PACKAGE = Path(florist.__file__).parent
 ASSETS = PACKAGE / "demonstration"

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from florist.errors import ConfigurationError
+from florist.linalg.spectrum import Spectrum
 from florist.ranks import ByteBudget, Capped, EnergyThreshold, FixedRank, GlobalEnergyThreshold
-from florist.spectrum import Spectrum
 
 
 def spectrum(*values: float, tail: float = 0.0) -> Spectrum:

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from florist.errors import FloristError, MissingInputError
-from florist.outputs import new_directory, require_absent
+from florist.files.outputs import new_directory, require_absent
 
 VOCABULARY = 512
 SEQUENCE_LENGTH = 128

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from florist.checkpoint import Export, open_adapter
     from florist.errors import FloristError
     from florist.factors import AdapterState, LoraFactor
-    from florist.local_init import Aligned, Fresh, Warm
+    from florist.federation.local_init import Aligned, Fresh, Warm
     from florist.one_shot import AggregatedAdapter, aggregate
     from florist.ranks import ByteBudget, Capped, EnergyThreshold, FixedRank, GlobalEnergyThreshold
     from florist.rounds import Broadcast, Certificate, ClientUpdate
@@ -63,9 +63,9 @@ _HOMES = {
     "Flora": "florist.aggregation",
     "Florist": "florist.aggregation",
     "FullFineTuning": "florist.aggregation",
-    "Aligned": "florist.local_init",
-    "Fresh": "florist.local_init",
-    "Warm": "florist.local_init",
+    "Aligned": "florist.federation.local_init",
+    "Fresh": "florist.federation.local_init",
+    "Warm": "florist.federation.local_init",
     "FloristError": "florist.errors",
     "LoraFactor": "florist.factors",
     "aggregate": "florist.one_shot",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from florist.errors import ConfigurationError
-from florist.spectrum import Spectrum
+from florist.linalg.spectrum import Spectrum
 
 
 @runtime_checkable

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from florist.factors import AdapterState
 
-FullParameters = Mapping[str, Tensor]
+SavedParameters = Mapping[str, Tensor]
 """Parameters trained and sent whole beside the factors, by their name in the model: a classification head."""
 
-NOTHING: FullParameters = MappingProxyType({})
+NOTHING: SavedParameters = MappingProxyType({})
 NO_ADAPTER = AdapterState.of({})
 
 
@@ -62,19 +62,19 @@ class ClientUpdate:
         adapter: the trained factors, scaling folded in.
         num_examples: training examples behind the update; its weight is this over the round's sum.
         round_number: the round that asked for it, from 1.
-        full_parameters: trained values (not differences) of parameters that travel whole.
+        saved_parameters: trained values (not differences) of parameters that travel whole.
     """
 
     client_id: str
     adapter: AdapterState
     num_examples: int
     round_number: int
-    full_parameters: FullParameters = field(default_factory=lambda: NOTHING)
+    saved_parameters: SavedParameters = field(default_factory=lambda: NOTHING)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return self.adapter.nbytes + full_bytes(self.full_parameters)
+        return self.adapter.nbytes + saved_bytes(self.saved_parameters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +150,13 @@ class Broadcast:
         certificate: what the aggregation kept and lost.
         continued: the adapter that everybody trains on from, in the place of the one before; a client of a smaller
             rank takes its first components. Empty for methods that only add.
-        full_parameters: averaged values of the parameters that travel whole.
+        saved_parameters: averaged values of the parameters that travel whole.
     """
 
     shared: AdapterState
     certificate: Certificate
     continued: AdapterState = field(default_factory=lambda: NO_ADAPTER)
-    full_parameters: FullParameters = field(default_factory=lambda: NOTHING)
+    saved_parameters: SavedParameters = field(default_factory=lambda: NOTHING)
 
 
 @runtime_checkable
@@ -178,108 +178,6 @@ def weight_name(module: str) -> str:
     return f"{module}.weight"
 
 
-def full_bytes(parameters: FullParameters) -> int:
+def saved_bytes(parameters: SavedParameters) -> int:
     """Bytes of parameters that travel whole."""
     return sum(tensor.nbytes for tensor in parameters.values())
-
-
-@dataclass(frozen=True, slots=True)
-class ClientRecord:
-    """What one client did in a round.
-
-    Attributes:
-        client_id: as in its update.
-        rank: of its local adapter (the largest over its modules).
-        num_examples: behind its update.
-        upload_bytes: sent by the client.
-        download_bytes: sent to it: what it lacked at the start, and the round's broadcast.
-        loss: mean training loss.
-        seconds: of local training.
-    """
-
-    client_id: str
-    rank: int
-    num_examples: int
-    upload_bytes: int
-    download_bytes: int
-    loss: float
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """A client that was asked and does not count, and why."""
-
-    client_id: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class RoundRecord:
-    """One line of ``rounds.jsonl``.
-
-    Attributes:
-        round: from 1.
-        aggregated: False where too few usable updates came and the global adapter stayed as it was.
-        metrics: of the global adapter after the round; empty where the round was not evaluated.
-        total_rank: of the broadcast to a client of the largest rank, summed over the modules; 0 where weights are
-            trained themselves.
-        input_rank: of the uploads: the total rank that FLoRA would broadcast.
-        cumulative_rank: of the global adapter after the round, continued part included.
-        relative_error: of the broadcast against the exact weighted sum.
-        ranks: of the broadcast, by module.
-        upload_bytes: from all clients.
-        download_bytes: to all clients, catch-up included.
-        broadcast_bytes: one copy of the broadcast, to a client of the largest rank.
-        stack_bytes: one copy of the uploads, both halves of them: what FLoRA would broadcast.
-        clients: those that count.
-        dropped: those that do not.
-        seconds: by phase.
-    """
-
-    round: int
-    aggregated: bool
-    metrics: Mapping[str, float]
-    total_rank: int
-    input_rank: int
-    cumulative_rank: int
-    relative_error: float
-    ranks: Mapping[str, int]
-    upload_bytes: int
-    download_bytes: int
-    broadcast_bytes: int
-    stack_bytes: int
-    clients: tuple[ClientRecord, ...]
-    dropped: tuple[Drop, ...]
-    seconds: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ServerState:
-    """All that the server needs to go on after a round.
-
-    Attributes:
-        round_number: rounds closed so far.
-        cumulative: the exact sum of all that was ever added, components in descending order.
-        continued: the adapter of the latest broadcast that everybody trains on from; empty for methods that only add.
-        full_parameters: current values of the parameters that travel whole.
-        broadcasts: what was added, by round; a client that missed some gets their sum.
-        holds: by client id, the round up to which it holds the global adapter.
-    """
-
-    round_number: int
-    cumulative: AdapterState
-    continued: AdapterState
-    full_parameters: FullParameters
-    broadcasts: Mapping[int, AdapterState]
-    holds: Mapping[str, int]
-
-    @property
-    def latest(self) -> int:
-        """The last round that changed the global adapter; 0 before any did."""
-        return max(self.broadcasts, default=0)
-
-    @classmethod
-    def initial(cls, full_parameters: FullParameters = NOTHING) -> "ServerState":
-        """Before the first round: the base model as it is."""
-        return cls(0, NO_ADAPTER, NO_ADAPTER, full_parameters, {}, {})

@@ -13,7 +13,7 @@ def test_weights_are_averaged_and_all_of_them_travel() -> None:
         for c, n, v in (("a", 1, 4.0), ("b", 3, 8.0))
     ]
     broadcast = FullFineTuning()(updates)
-    assert torch.equal(broadcast.full_parameters["q.weight"], torch.full((3, 5), 7.0))
+    assert torch.equal(broadcast.saved_parameters["q.weight"], torch.full((3, 5), 7.0))
     assert (broadcast.certificate.bytes_in, broadcast.certificate.bytes_out) == (2 * 60, 60)
     assert not broadcast.shared
     assert not broadcast.continued

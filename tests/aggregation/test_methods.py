@@ -249,7 +249,7 @@ def test_whole_parameters_are_averaged_by_examples(method: Method) -> None:
         ClientUpdate("b", method.adapter(2, 2), 1, 1, {"head.weight": torch.tensor([5.0, 2.0])}),
     ]
     broadcast = method.aggregator(updates)
-    assert torch.equal(broadcast.full_parameters["head.weight"], torch.tensor([2.0, 2.0]))
+    assert torch.equal(broadcast.saved_parameters["head.weight"], torch.tensor([2.0, 2.0]))
     assert broadcast.certificate.bytes_in >= 16
 
 

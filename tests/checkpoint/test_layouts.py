@@ -70,7 +70,7 @@ def encoded(adapter: AdapterState, source: SavedAdapter, **options: Any) -> Enco
     return encode(
         adapter,
         layout=source.layout,
-        full_parameters=source.full_parameters,
+        saved_parameters=source.saved_parameters,
         additive=source.additive,
         task_type=source.task_type,
         **options,
@@ -205,7 +205,7 @@ def test_unlike_ranks_are_read_right_by_peft(case: Case, tmp_path: Path, export:
 def test_everything_beside_the_factors_survives_a_round_trip(case: Case, tmp_path: Path):
     _, _, adapter = case
     again = open_adapter(written(encoded(adapter.adapter, adapter), tmp_path / "out"))
-    for name in ("full_parameters", "additive"):
+    for name in ("saved_parameters", "additive"):
         before, after = getattr(adapter, name), getattr(again, name)
         assert before.shapes == after.shapes
         assert all(torch.equal(before[key], after[key]) for key in before)
@@ -217,10 +217,10 @@ def test_copies_of_a_saved_bias_are_no_parameters_of_their_own(tmp_path: Path):
     # With bias="all" PEFT stores the bias of a saved module three times.
     settings = LoraConfig(r=2, target_modules=["query"], bias="all", task_type="SEQ_CLS")
     adapter = open_adapter(saved(trained(tiny_bert(), settings, seed=1), tmp_path / "a"))
-    names = {name for name in adapter.full_parameters if name.startswith("classifier")}
+    names = {name for name in adapter.saved_parameters if name.startswith("classifier")}
     assert names == {"classifier.weight", "classifier.bias"}
     query = "bert.encoder.layer.0.attention.self.query.bias"
-    assert adapter.full_parameters.shapes[query] == (32,)
+    assert adapter.saved_parameters.shapes[query] == (32,)
 
 
 def test_a_value_that_is_not_finite_is_refused_for_its_expert_alone(tmp_path: Path):

@@ -124,11 +124,11 @@ def test_a_classification_head_is_read_whole(tmp_path: Path):
     base = LlamaForSequenceClassification(tiny_llama().config)
     model = trained(base, LoraConfig(r=2, target_modules=["q_proj"], task_type="SEQ_CLS"), seed=1)
     adapter = open_adapter(saved(model, tmp_path / "a"))
-    assert list(adapter.full_parameters) == ["score.weight"]
+    assert list(adapter.saved_parameters) == ["score.weight"]
     head = model.base_model.model.score.modules_to_save["default"].weight
-    assert torch.equal(adapter.full_parameters["score.weight"], head.detach())
+    assert torch.equal(adapter.saved_parameters["score.weight"], head.detach())
     with pytest.raises(KeyError):
-        adapter.full_parameters["score.bias"]
+        adapter.saved_parameters["score.bias"]
 
 
 def drop(key: str) -> Callable[[dict[str, torch.Tensor]], None]:

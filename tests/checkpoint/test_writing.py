@@ -188,7 +188,7 @@ def test_a_classification_head_is_written_as_peft_does(tmp_path: Path, layout: A
     base = LlamaForSequenceClassification(tiny_llama().config).eval()
     head = torch.randn_like(base.score.weight)
     update = random_update([2, 3])
-    encoded = encode(update, layout=layout, full_parameters={"score.weight": head}, task_type="SEQ_CLS")
+    encoded = encode(update, layout=layout, saved_parameters={"score.weight": head}, task_type="SEQ_CLS")
     assert "score" in encoded.config["modules_to_save"]
     model = loaded(base, written(encoded, tmp_path / "out"))
     found = model.base_model.model.score.modules_to_save["default"].weight  # type: ignore[union-attr]  # PEFT's wrapper
@@ -198,10 +198,10 @@ def test_a_classification_head_is_written_as_peft_does(tmp_path: Path, layout: A
 
 def test_a_head_of_several_layers_is_named_once():
     parameters = {"classifier.dense.weight": torch.ones(2, 2), "classifier.out_proj.weight": torch.ones(2, 2)}
-    encoded = encode(random_update([2]), full_parameters=parameters, task_type="SEQ_CLS")
+    encoded = encode(random_update([2]), saved_parameters=parameters, task_type="SEQ_CLS")
     assert encoded.config["modules_to_save"] == ["classifier"]
     with pytest.raises(InvalidAdapterError, match="'weight'"):
-        encode(random_update([2]), full_parameters={"weight": torch.ones(2)})
+        encode(random_update([2]), saved_parameters={"weight": torch.ones(2)})
 
 
 def test_a_module_whose_name_ends_another_gets_its_own_rank(tmp_path: Path):

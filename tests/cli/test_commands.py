@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from florist.locking import sole_process
+from florist.files.locking import sole_process
 from tests.breaking import copied
 
 from .running import COMMAND, ENVIRONMENT, Run, refused

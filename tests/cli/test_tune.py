@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 from florist.checkpoint import open_adapter
 from florist.config import read_config, to_toml
 from florist.config.building import build
-from florist.history import RunDirectory
-from florist.rounds import RoundRecord
+from florist.federation.history import RunDirectory
+from florist.federation.records import RoundRecord
 from tests.breaking import copied, edit_config
 from tests.builders import relative_error
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from florist.comparison.planning import Cell, Entry
 from florist.comparison.results import CellResult
-from florist.rounds import ClientRecord, Drop, RoundRecord
+from florist.federation.records import ClientRecord, Drop, RoundRecord
 
 
 def a_round(

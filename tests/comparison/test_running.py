@@ -18,8 +18,8 @@ from florist.errors import (
     ModelError,
     WorkerLostError,
 )
-from florist.locking import sole_process
-from florist.rounds import RoundRecord
+from florist.federation.records import RoundRecord
+from florist.files.locking import sole_process
 
 CONFIG = """
 [model]

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from florist.comparison.intervals import estimate
 from florist.comparison.summary import Row, Verdict, reference, summarise
-from florist.intervals import estimate
 
 from .made import a_round, result
 

@@ -10,14 +10,14 @@ from transformers import AutoTokenizer
 
 from florist.aggregation import Florist
 from florist.config import Config
-from florist.config.building import EncodedRecords, _loras, build
-from florist.config.records import read_splits, who_holds_what
+from florist.config.building import RecentEncodings, _loras, build
+from florist.config.splits import read_splits, who_holds_what
 from florist.data import IGNORED
 from florist.errors import ConfigurationError, DataError, MissingInputError, ModelError, UnsupportedHardwareError
 from florist.evaluation import Classification, ExactMatch, LanguageModelLoss, MultipleChoice
-from florist.local_init import Warm
+from florist.federation.local_init import Warm
+from florist.federation.state import ServerState
 from florist.ranks import EnergyThreshold
-from florist.rounds import ServerState
 
 Rows = list[dict[str, Any]]
 
@@ -323,7 +323,7 @@ def test_a_language_model_simulation_is_what_was_configured(tiny_llama: Path, to
 
 
 def test_records_that_were_encoded_are_not_encoded_again(tiny_llama: Path, toy_data: Path) -> None:
-    encoded = EncodedRecords()
+    encoded = RecentEncodings()
     first = build(config(toy_data, model=tiny_llama), encoded=encoded)
     # What is trained, and how, does not change the tokens.
     other = {"lora": {"ranks": 2}, "aggregation": {"method": "flora"}, "training": {"learning_rate": 1.0}}
@@ -345,7 +345,7 @@ def test_records_that_were_encoded_are_not_encoded_again(tiny_llama: Path, toy_d
 def test_other_records_or_tokens_are_encoded_anew(
     changed: Mapping[str, Mapping[str, Any]], tiny_llama: Path, toy_data: Path
 ) -> None:
-    encoded = EncodedRecords()
+    encoded = RecentEncodings()
     build(config(toy_data, model=tiny_llama), encoded=encoded)
     again = build(config(toy_data, model=tiny_llama, **changed), encoded=encoded)
     alone = build(config(toy_data, model=tiny_llama, **changed))
@@ -353,7 +353,7 @@ def test_other_records_or_tokens_are_encoded_anew(
 
 
 def test_records_that_changed_on_disk_are_encoded_anew(tiny_llama: Path, tmp_path: Path) -> None:
-    encoded, file = EncodedRecords(), tmp_path / "client_a.json"
+    encoded, file = RecentEncodings(), tmp_path / "client_a.json"
     write(file, rows(*range(8)))
     build(config(tmp_path, model=tiny_llama), encoded=encoded)
     write(file, rows(*range(4)))
@@ -438,7 +438,7 @@ def test_a_classifier_simulation_takes_its_classes_from_the_data(tiny_bert: Path
     # One pass gives both.
     assert [type(metric) for metric in simulation.metrics] == [Classification]
     assert [example["labels"] for example in simulation.clients[0].examples[:3]] == [2, 0, 1]  # red, blue, green
-    assert set(simulation.initial_state.full_parameters) == {"classifier.weight", "classifier.bias"}
+    assert set(simulation.initial_state.saved_parameters) == {"classifier.weight", "classifier.bias"}
     found = simulation.evaluate(simulation.initial_state)
     assert set(found) == {"loss", "accuracy"}
     assert simulation.model.task_type == "SEQ_CLS"
@@ -449,7 +449,7 @@ def test_the_order_of_classes_may_be_given(tiny_bert: Path, toy_data: Path) -> N
     data = {"test": "test.json", "label_field": "category", "prompt_template": "{output}: {instruction}"}
     simulation = build(config(toy_data, model=tiny_bert, task=task, data=data))
     assert [example["labels"] for example in simulation.clients[0].examples[:3]] == [0, 2, 1]
-    assert simulation.initial_state.full_parameters["classifier.weight"].shape == (4, 32)
+    assert simulation.initial_state.saved_parameters["classifier.weight"].shape == (4, 32)
     text = AutoTokenizer.from_pretrained(tiny_bert).decode(simulation.clients[0].examples[0]["input_ids"])
     assert text == "r: 0 red"
     with pytest.raises(DataError, match=r"client_0, record 3: expected a class of \['blue', 'red'\], got 'green'"):
@@ -480,7 +480,7 @@ def test_results_do_not_depend_on_the_padding_of_the_tokenizer(
         with torch.no_grad():
             for parameter in simulation.model.peft.parameters():
                 parameter.mul_(10)
-        found.append(simulation.evaluate(ServerState.initial(simulation.model.full_parameters))["loss"])
+        found.append(simulation.evaluate(ServerState.initial(simulation.model.saved_parameters))["loss"])
     assert found[0] == pytest.approx(found[1], abs=1e-5)
 
 

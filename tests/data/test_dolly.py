@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from florist.config import Config
-from florist.config.records import read_splits, who_holds_what
+from florist.config.splits import read_splits, who_holds_what
 from florist.data import DOLLY, IGNORED, CausalLmEncoder, InstructionPrompt, alpaca_prompt, recognise
 
 FOLDER = Path(__file__).parents[3] / "shared" / "data" / "dolly8"

@@ -14,13 +14,13 @@ from florist.data import (
     IGNORED,
     CausalLmEncoder,
     ClassificationEncoder,
-    Examples,
+    EncodedExamples,
     InstructionPrompt,
     InstructionShape,
     alpaca_prompt,
     classes,
     encode,
-    read_records,
+    read_examples,
     template_prompt,
 )
 from florist.errors import DataError, MissingInputError
@@ -60,16 +60,16 @@ def test_a_json_list_and_a_jsonl_file_hold_the_same_records(tmp_path: Path) -> N
     # The line separators of Unicode stand unescaped in JSON strings and end no record.
     (tmp_path / "a.jsonl").write_text("\n\n".join(lines) + "\n  \n", encoding="utf-8")
     (tmp_path / "windows.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
-    assert read_records(tmp_path / "a.json") == records
-    assert read_records(tmp_path / "a.jsonl") == records
-    assert read_records(tmp_path / "windows.jsonl") == records
+    assert read_examples(tmp_path / "a.json") == records
+    assert read_examples(tmp_path / "a.jsonl") == records
+    assert read_examples(tmp_path / "windows.jsonl") == records
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match=r"expected a data file at .*none\.json, found none; check"):
-        read_records(tmp_path / "none.json")
+        read_examples(tmp_path / "none.json")
     with pytest.raises(MissingInputError, match="expected a data file"):
-        read_records(tmp_path)
+        read_examples(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_what_is_no_json_is_refused_and_located(tmp_path: Path, name: str, content: bytes, telling: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=telling):
-        read_records(tmp_path / name)
+        read_examples(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -105,13 +105,13 @@ def test_what_is_no_list_of_records_is_refused(tmp_path: Path, content: str, tel
     with pytest.raises(
         DataError, match=r"a\.json: expected a non-empty list of JSON objects, one a record, .*" + telling
     ):
-        read_records(tmp_path / "a.json")
+        read_examples(tmp_path / "a.json")
 
 
 def test_an_empty_jsonl_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("\n\n")
     with pytest.raises(DataError, match="expected a non-empty list"):
-        read_records(tmp_path / "a.jsonl")
+        read_examples(tmp_path / "a.jsonl")
 
 
 # --- shapes and prompts
@@ -312,7 +312,7 @@ def test_classes_that_cannot_be_told_are_refused(records: list[Mapping[str, Any]
 def test_examples_are_a_sequence_and_batches_cover_it_once(tokenizer: PreTrainedTokenizerBase) -> None:
     records = [{"instruction": "a" * (7 * k % 11), "output": str(k)} for k in range(10)]
     examples = encode(records, encoder(tokenizer), DataCollatorForSeq2Seq(tokenizer), "data")
-    assert isinstance(examples, Examples)
+    assert isinstance(examples, EncodedExamples)
     assert len(examples) == 10
     assert examples[-1] == encoder(tokenizer)(records[-1])
     assert examples[2:4] == [examples[2], examples[3]]

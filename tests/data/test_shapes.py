@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from florist.data import ALPACA, DOLLY, MESSAGES, SHAREGPT, RecordShape, recognise
+from florist.data import ALPACA, DOLLY, MESSAGES, SHAREGPT, ExampleShape, recognise
 from florist.data.shapes import Message
 from florist.errors import DataError
 
@@ -23,7 +23,7 @@ def openai(*turns: tuple[str, Any]) -> dict[str, Any]:
         ({"id": 3, "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, SHAREGPT),
     ],
 )
-def test_the_shape_of_a_record_is_recognised(record: Mapping[str, Any], shape: RecordShape) -> None:
+def test_the_shape_of_a_record_is_recognised(record: Mapping[str, Any], shape: ExampleShape) -> None:
     assert recognise([record]) == shape
 
 

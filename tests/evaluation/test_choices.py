@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from florist.data import read_records, template_prompt
+from florist.data import read_examples, template_prompt
 from florist.errors import DataError
 from florist.evaluation import MultipleChoice, Question, read_questions
 
@@ -157,7 +157,7 @@ def test_the_papers_shape_is_read(tokenizer: PreTrainedTokenizerBase) -> None:
 
 @pytest.mark.skipif(not MMLU.is_file(), reason=f"the MMLU sample is not at {MMLU}")
 def test_the_papers_mmlu_sample_is_read_whole(tokenizer: PreTrainedTokenizerBase) -> None:
-    records = read_records(MMLU)
+    records = read_examples(MMLU)
     found = questions(tokenizer, *records, prompt="{question}:", answer="{choice}", max_length=100_000)
     assert len(found) == 1444
     assert all(len(question.choices) == 4 for question in found)

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from florist.errors import ConfigurationError, MissingDependencyError, MissingInputError
 from florist.evaluation import HarnessTasks, MultipleChoice, evaluate_tasks, read_questions, require_tasks
-from florist.peft_model import FederatedModel
+from florist.models.federated_model import FederatedModel
 
 installed = importlib.util.find_spec("lm_eval") is not None
 needs_harness = pytest.mark.skipif(not installed, reason="lm-evaluation-harness is not installed: florist[eval]")

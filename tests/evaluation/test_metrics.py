@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from florist.data import IGNORED, Examples, Features
+from florist.data import IGNORED, EncodedExamples, Features
 from florist.evaluation import Classification, ExactMatch, LanguageModelLoss, Metric
 
 EOS = 1
@@ -60,14 +60,14 @@ def features(prompt: list[int], answer: list[int]) -> Features:
     return {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
 
 
-def language_examples(tokenizer: PreTrainedTokenizerBase) -> Examples:
+def language_examples(tokenizer: PreTrainedTokenizerBase) -> EncodedExamples:
     # Short answers after long prompts and the other way round: padding would weigh tokens wrongly if it could.
     answers = [own[: 1 + k % 9] for k, own in enumerate(prompts(17, seed=1))]
     pairs = zip(prompts(17), answers, strict=True)
-    return Examples([features(p, a) for p, a in pairs], DataCollatorForSeq2Seq(tokenizer))
+    return EncodedExamples([features(p, a) for p, a in pairs], DataCollatorForSeq2Seq(tokenizer))
 
 
-def token_losses(model: Any, examples: Examples) -> list[list[float]]:
+def token_losses(model: Any, examples: EncodedExamples) -> list[list[float]]:
     """The oracle: one example at a time, one token at a time, without a batch or a pad."""
     model.eval()
     losses: list[list[float]] = []
@@ -121,7 +121,7 @@ def greedy(model: Any, prompt: list[int], max_new_tokens: int) -> list[int]:
 def exact_match(
     rows: Sequence[Features], tokenizer: PreTrainedTokenizerBase, batch_size: int = 4, max_new_tokens: int = 6
 ) -> ExactMatch:
-    return ExactMatch(Examples(rows, DataCollatorForSeq2Seq(tokenizer)), tokenizer, batch_size, max_new_tokens)
+    return ExactMatch(EncodedExamples(rows, DataCollatorForSeq2Seq(tokenizer)), tokenizer, batch_size, max_new_tokens)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
@@ -222,9 +222,9 @@ def test_a_turn_ends_where_the_model_says_as_well(llama: PreTrainedModel, tokeni
     assert exact_match([row], tokenizer)(llama) == {"exact_match": 1.0}
 
 
-def class_examples(tokenizer: PreTrainedTokenizerBase) -> Examples:
+def class_examples(tokenizer: PreTrainedTokenizerBase) -> EncodedExamples:
     rows = [{"input_ids": ids, "labels": number % 3} for number, ids in enumerate(prompts(20))]
-    return Examples(rows, DataCollatorWithPadding(tokenizer))
+    return EncodedExamples(rows, DataCollatorWithPadding(tokenizer))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])

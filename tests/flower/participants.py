@@ -9,12 +9,12 @@ from torch import Tensor
 
 from florist.aggregation import Florist
 from florist.factors import AdapterState, LoraFactor
+from florist.federation.local_init import LocalStart
 from florist.flower import FloristStrategy, client_app
+from florist.flower.messages import Assignment
 from florist.flower.participant import TrainedLocally
-from florist.flower.protocol import Task
-from florist.local_init import LocalStart
 from florist.ranks import EnergyThreshold
-from florist.rounds import Aggregator, FullParameters, Trained
+from florist.rounds import Aggregator, SavedParameters, Trained
 from florist.seeding import derive_seed, random_rows
 from tests.builders import SHAPES, adapter
 from tests.flower.grids import Deliver, MemoryGrid
@@ -30,13 +30,13 @@ class Light:
     base: str = "the base"
     shapes: Mapping[str, tuple[int, int]] = field(default_factory=lambda: SHAPES)
     trained: Trained = Trained.FACTORS
-    full_parameters: FullParameters = field(default_factory=dict)
+    saved_parameters: SavedParameters = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=lambda: {"loss": 1.0})
     held_out: int = 0
     starts: list[tuple[int, LocalStart]] = field(default_factory=list)
     evaluated: list[AdapterState] = field(default_factory=list)
 
-    def train(self, start: LocalStart, full_parameters: FullParameters, task: Task) -> TrainedLocally:
+    def train(self, start: LocalStart, saved_parameters: SavedParameters, task: Assignment) -> TrainedLocally:
         self.starts.append((task.round_number, start))
         own = trained_adapter(self, task.seed)
         if self.trained == Trained.B:
@@ -49,10 +49,10 @@ class Light:
                     for name, factor in own.items()
                 }
             )
-        whole = {name: full_parameters.get(name, first) + 1 for name, first in self.full_parameters.items()}
+        whole = {name: saved_parameters.get(name, first) + 1 for name, first in self.saved_parameters.items()}
         return TrainedLocally(own, whole, 0.5, 0.25)
 
-    def evaluate(self, adapter: AdapterState, full_parameters: FullParameters) -> tuple[Mapping[str, float], int]:
+    def evaluate(self, adapter: AdapterState, saved_parameters: SavedParameters) -> tuple[Mapping[str, float], int]:
         self.evaluated.append(adapter)
         return (self.metrics, self.held_out) if self.held_out else ({}, 0)
 

@@ -5,8 +5,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from florist.errors import InvalidUpdateError
-from florist.flower.agreement import Agreement, whole_parameters
-from florist.flower.protocol import PROTOCOL, Introduction
+from florist.flower.agreement import Agreement, ask_saved_parameters
+from florist.flower.messages import PROTOCOL, Introduction
 from tests.flower.grids import MemoryGrid
 
 
@@ -65,5 +65,5 @@ def test_who_may_take_part(member: Introduction, reason: str | None) -> None:
 def test_one_client_alone_does_not_decide_that_nothing_travels_whole(refusing_grid: Grid) -> None:
     members = [introduction("a"), *(replace(introduction(name), whole=["head"]) for name in "bc")]
     with pytest.raises(InvalidUpdateError, match="expected the parameters that travel whole"):
-        whole_parameters(refusing_grid, {"a": 1, "b": 2, "c": 3}, members, 1.0)
-    assert not whole_parameters(refusing_grid, {"a": 1, "b": 2}, [members[0], introduction("d"), members[1]], 1.0)
+        ask_saved_parameters(refusing_grid, {"a": 1, "b": 2, "c": 3}, members, 1.0)
+    assert not ask_saved_parameters(refusing_grid, {"a": 1, "b": 2}, [members[0], introduction("d"), members[1]], 1.0)

@@ -27,10 +27,10 @@ from examples.flower.loopback import deploy, simulate
 
 from florist.aggregation import lossless_sum
 from florist.config import DEMONSTRATION
-from florist.history import RunDirectory
-from florist.rounds import ServerState
+from florist.federation.history import RunDirectory
+from florist.federation.state import ServerState
+from tests.federation.test_simulation import configure, run, weights
 from tests.flower.living import called_with_files_of
-from tests.test_simulation import configure, run, weights
 
 pytestmark = pytest.mark.slow
 

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from florist.errors import ConfigurationError, DamagedRunError, MissingInputError, OutputExistsError
+from florist.federation.state import ServerState
 from florist.flower import Agreement, Journal
 from florist.flower.journal import AGREED
-from florist.rounds import ServerState
 
 
 def test_it_is_begun_once(tmp_path: Path) -> None:

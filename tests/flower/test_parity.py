@@ -8,11 +8,11 @@ import torch
 from florist.config import read_config
 from florist.config.building import build
 from florist.config.methods import METHODS
-from florist.federation import global_adapter
+from florist.federation.rules import global_adapter
 from florist.flower import Journal, configured_client_app
 from florist.flower.strategy import FloristStrategy
+from tests.federation.test_simulation import configure, run
 from tests.flower.grids import MemoryGrid
-from tests.test_simulation import configure, run
 
 MORE = [pytest.param(method, marks=pytest.mark.slow) for method in ("flora", "fedit", "flexlora")]
 

@@ -12,30 +12,32 @@ from torch import Tensor
 
 from florist.errors import FloristError, InvalidUpdateError
 from florist.factors import AdapterState
-from florist.flower.protocol import (
+from florist.federation.local_init import Aligned, Continued, Fresh, Warm
+from florist.flower.arrays import arrays_to_tensors, digest, tensors_to_arrays
+from florist.flower.messages import (
     PROTOCOL,
+    Assignment,
     Evaluation,
     Instruction,
     Introduction,
     OutOfStep,
     Report,
-    Task,
     Upload,
     adapter_along,
     directions_of,
     name_of,
+)
+from florist.flower.protocol import (
+    assignment_of,
     read_instruction,
     read_introduction,
     read_reply,
     read_whole,
-    task_of,
     write_instruction,
     write_introduction,
     write_reply,
     write_whole,
 )
-from florist.flower.records import arrays_to_tensors, digest, tensors_to_arrays
-from florist.local_init import Aligned, Continued, Fresh, Warm
 from florist.rounds import NO_ADAPTER, Trained
 from tests.builders import SHAPES, adapter
 
@@ -51,7 +53,9 @@ INTRODUCTION = Introduction(
     [],
     -1,
 )
-TASK = Task(3, 1, 2, replaces=False, seed=5, rows_seed=6, max_rank=8, trained=Trained.FACTORS.value, local_init="warm")
+TASK = Assignment(
+    3, 1, 2, replaces=False, seed=5, rows_seed=6, max_rank=8, trained=Trained.FACTORS.value, local_init="warm"
+)
 REPORT = Report("berlin", 3, 10, "base", 2, 0.5, 1.5)
 UPLOAD = Upload(REPORT, adapter(2, 1, dtype=torch.float32), {"head": torch.ones(3)})
 EVALUATION = Evaluation("berlin", 2, 10, ["loss"], [0.5])
@@ -77,12 +81,12 @@ def changed(content: RecordDict, **fields: Any) -> RecordDict:
 
 @given(
     client_id=st.text(st.characters(categories=["L", "N", "P", "Zs"]), min_size=1, max_size=20).filter(str.isprintable),
-    whole=st.lists(st.text(max_size=5), max_size=3),
-    held=st.integers(-1, 2**40),
+    whole=st.lists(st.text(min_size=1, max_size=5).filter(str.isprintable), max_size=3),
+    holds=st.integers(-1, 2**40),
     count=st.integers(1, 2**62),
 )
-def test_an_introduction_comes_back(client_id: str, whole: list[str], held: int, count: int) -> None:
-    sent = replace(INTRODUCTION, client_id=client_id, whole=whole, held=held, num_examples=count)
+def test_an_introduction_comes_back(client_id: str, whole: list[str], holds: int, count: int) -> None:
+    sent = replace(INTRODUCTION, client_id=client_id, whole=whole, holds=holds, num_examples=count)
     assert read_introduction(write_introduction(sent)) == sent
     assert sent.shapes == SHAPES
 
@@ -95,11 +99,11 @@ def test_an_instruction_comes_back(travels: Trained) -> None:
     sent = Instruction(task, added, continued, directions, {"head": torch.ones(2, 2)})
     content = write_instruction(sent)
     found = read_instruction(content, lambda module, _rank: continued[module].A)
-    assert found.task == task == task_of(content)
+    assert found.assignment == task == assignment_of(content)
     assert same(found.added, added)
     assert same(found.continued, continued)
     assert all(torch.equal(found.directions[name], directions[name]) for name in SHAPES)
-    assert torch.equal(found.full_parameters["head"], torch.ones(2, 2))
+    assert torch.equal(found.saved_parameters["head"], torch.ones(2, 2))
     assert f"{min(SHAPES)}.A" in arrays_to_tensors(content.array_records["added"])  # which no seed gives back
     assert (f"{min(SHAPES)}.A" in arrays_to_tensors(content.array_records["continued"])) == (travels == Trained.FACTORS)
 
@@ -109,7 +113,7 @@ def test_an_upload_comes_back() -> None:
     assert isinstance(found, Upload)
     assert found.report == REPORT
     assert same(found.adapter, UPLOAD.adapter)
-    assert torch.equal(found.full_parameters["head"], torch.ones(3))
+    assert torch.equal(found.saved_parameters["head"], torch.ones(3))
 
 
 @pytest.mark.parametrize("sent", [EVALUATION, Evaluation("x", 1, 0, [], []), OutOfStep("berlin", -1)])
@@ -155,9 +159,9 @@ def test_a_start_without_a_name_cannot_be_told() -> None:
         ({"num_examples": 0}, "Introduction.num_examples: Input should be greater than 0"),
         ({"num_examples": math.nan}, "Introduction.num_examples: Input should be a valid integer"),
         ({"num_examples": 10**5000}, "Introduction: expected numbers and texts"),
-        ({"held": -2}, "Introduction.held: Input should be greater than or equal to -1"),
+        ({"holds": -2}, "Introduction.holds: Input should be greater than or equal to -1"),
         ({"client_id": ""}, "Introduction.client_id: String should have at least 1 character"),
-        ({"client_id": "x" * 201}, "Introduction.client_id: String should have at most 200"),
+        ({"client_id": "x" * 401}, "Introduction.client_id: String should have at most 400"),
         ({"client_id": "x\nround 1: all is well"}, "Introduction.client_id: .*expected printable characters"),
         ({"client_id": 3}, "Introduction.client_id: Input should be a valid string"),
         ({"client_id": b"x"}, "Introduction: expected numbers and texts"),
@@ -191,12 +195,12 @@ def test_what_a_later_version_adds_is_passed_over() -> None:
         (UPLOAD, {"num_examples": -1}, "Report.num_examples: Input should be greater than 0"),
         (UPLOAD, {"round_number": -1}, "Report.round_number: Input should be greater than or equal to 0"),
         (UPLOAD, {"loss": "low"}, "Report.loss: Input should be a valid number"),
-        (UPLOAD, {"held": None}, "Report.held: Field required"),
+        (UPLOAD, {"holds": None}, "Report.holds: Field required"),
         (EVALUATION, {"names": ["a", "b"]}, "expected a value of every metric"),
         (EVALUATION, {"values": [1, "x"][:1] * 2}, "expected a value of every metric"),
         (EVALUATION, {"values": ["x"]}, "Evaluation.values.0: Input should be a valid number"),
         (EVALUATION, {"num_examples": -1}, "Evaluation.num_examples: Input should be greater than or equal to 0"),
-        (OutOfStep("x", 1), {"held": 1.5}, "OutOfStep.held: Input should be a valid integer"),
+        (OutOfStep("x", 1), {"holds": 1.5}, "OutOfStep.holds: Input should be a valid integer"),
         (OutOfStep("x", 1), {"kind": "Bribe"}, "expected the kind Report, got Bribe"),
     ],
 )
@@ -229,17 +233,17 @@ def test_a_message_of_somebody_else_is_refused() -> None:
 @pytest.mark.parametrize(
     ("fields", "telling"),
     [
-        ({"max_rank": 0}, "Task.max_rank: Input should be greater than 0"),
-        ({"since": -2}, "Task.since: Input should be greater than or equal to -1"),
-        ({"until": -1}, "Task.until: Input should be greater than or equal to 0"),
-        ({"replaces": 1}, "Task.replaces: Input should be a valid boolean"),
-        ({"seed": -1}, "Task.seed"),
+        ({"max_rank": 0}, "Assignment.max_rank: Input should be greater than 0"),
+        ({"since": -2}, "Assignment.since: Input should be greater than or equal to -1"),
+        ({"until": -1}, "Assignment.until: Input should be greater than or equal to 0"),
+        ({"replaces": 1}, "Assignment.replaces: Input should be a valid boolean"),
+        ({"seed": -1}, "Assignment.seed"),
     ],
 )
 def test_what_is_no_task_is_refused(fields: Mapping[str, Any], telling: str) -> None:
     content = write_instruction(Instruction(TASK, NO_ADAPTER, NO_ADAPTER, {}, {}))
     with pytest.raises(InvalidUpdateError, match=telling):
-        task_of(changed(content, **fields))
+        assignment_of(changed(content, **fields))
 
 
 @pytest.mark.parametrize("trained", [8, -9, 99])
@@ -299,7 +303,7 @@ FIELDS = st.dictionaries(
             "out_features",
             "whole",
             "in_features",
-            "held",
+            "holds",
             "loss",
             "seconds",
             "round_number",

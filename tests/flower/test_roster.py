@@ -2,7 +2,7 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from florist.errors import TooFewClientsError
-from florist.flower.protocol import HELLO
+from florist.flower.messages import HELLO
 from florist.flower.roster import ATTEMPTS, Roster, last_line
 from tests.flower.grids import MemoryGrid
 from tests.flower.participants import Light, app_of
@@ -30,7 +30,7 @@ def test_clients_are_known_by_their_names() -> None:
     roster = Roster()
     assert roster.refresh(grid) == ("a", "b")
     assert roster.nodes == {"a": 9, "b": 7}
-    assert (roster.members["b"].rank, roster.members["b"].num_examples, roster.members["b"].held) == (3, 5, -1)
+    assert (roster.members["b"].rank, roster.members["b"].num_examples, roster.members["b"].holds) == (3, 5, -1)
     assert sorted(each.client_id for each in roster.newcomers()) == ["a", "b"]
     assert roster.newcomers() == []
 

@@ -12,15 +12,17 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from florist.aggregation import FedIt, FfaLora, Florist
 from florist.errors import ConfigurationError, DirectoryInUseError, InvalidUpdateError, TooFewClientsError
 from florist.factors import AdapterState, LoraFactor
-from florist.federation import Federation, global_adapter
+from florist.federation.local_init import Aligned, Continued, Fresh, Warm
+from florist.federation.rules import Federation, global_adapter
+from florist.federation.state import ServerState
+from florist.files.locking import sole_process
 from florist.flower import Agreement, FloristStrategy, Journal
-from florist.flower.protocol import EVALUATE, TRAIN, WHOLE, Evaluation, OutOfStep, Upload, read_reply, write_reply
-from florist.flower.records import adapter_to_arrays
+from florist.flower.arrays import adapter_to_arrays
+from florist.flower.messages import EVALUATE, TRAIN, WHOLE, Evaluation, OutOfStep, Upload
+from florist.flower.protocol import read_reply, write_reply
 from florist.flower.strategy import weighted_mean
-from florist.local_init import Aligned, Continued, Fresh, Warm
-from florist.locking import sole_process
 from florist.ranks import EnergyThreshold
-from florist.rounds import Aggregator, ServerState, Trained
+from florist.rounds import Aggregator, Trained
 from tests.builders import SHAPES, adapter, relative_error
 from tests.flower.grids import MemoryGrid, unavailable
 from tests.flower.participants import Light, app_of, between, dense, expected_sum, play
@@ -161,8 +163,8 @@ def test_the_result_holds_the_global_adapter() -> None:
         (reported(base="another"), "expected the base the base, as introduced, got another"),
         (reported(num_examples=2), "expected 1 examples, as introduced, got 2"),
         (reported(client_id="b"), "expected a reply of a, got one that says b"),
-        (reported(held=3), "expected a reply from the global adapter of round 0, got one from 3"),
-        (lambda upload: replace(upload, full_parameters={"head": torch.ones(1)}), "expected the whole parameters []"),
+        (reported(holds=3), "expected a reply from the global adapter of round 0, got one from 3"),
+        (lambda upload: replace(upload, saved_parameters={"head": torch.ones(1)}), "expected the whole parameters []"),
         (lambda _upload: Evaluation("a", 0, 1, ["loss"], [0.0]), "expected the kind Upload, got Evaluation"),
         (lambda _upload: OutOfStep("a", 0), "it holds something else after it was sent what it misses"),
     ],
@@ -507,7 +509,7 @@ def test_who_fails_in_the_evaluation_alone_still_counts() -> None:
     "change",
     [
         lambda said: replace(said, client_id="b"),
-        lambda said: replace(said, held=0),
+        lambda said: replace(said, holds=0),
         lambda _said: OutOfStep("a", -1),
     ],
 )
@@ -549,14 +551,14 @@ def test_the_server_may_measure(tmp_path: Path) -> None:
 def with_heads() -> dict[int, Light]:
     clients = three()
     for client in clients.values():
-        client.full_parameters = {"head": torch.arange(3.0)}
+        client.saved_parameters = {"head": torch.arange(3.0)}
     return clients
 
 
 def test_heads_travel_and_are_averaged() -> None:
     clients = with_heads()
     strategy, grid = play(clients, rounds=2)
-    assert torch.equal(strategy.state.full_parameters["head"], torch.arange(3.0) + 2)
+    assert torch.equal(strategy.state.saved_parameters["head"], torch.arange(3.0) + 2)
     assert grid.nodes_of(WHOLE) == [7]
 
 
@@ -573,12 +575,12 @@ def test_first_values_come_from_whoever_has_them_whole() -> None:
 
     strategy, grid = play(with_heads(), deliver=deliver)
     assert grid.nodes_of(WHOLE) == [7, 8, 9]
-    assert torch.equal(strategy.state.full_parameters["head"], torch.arange(3.0) + 1)
+    assert torch.equal(strategy.state.saved_parameters["head"], torch.arange(3.0) + 1)
 
 
 def test_no_first_values_at_all_is_an_error() -> None:
     clients = with_heads()
-    clients[8].full_parameters = {"head": torch.tensor([math.nan])}
+    clients[8].saved_parameters = {"head": torch.tensor([math.nan])}
 
     def deliver(message: Message, reply: Message) -> list[Message]:
         return [] if message.metadata.message_type == WHOLE and message.metadata.dst_node_id != 8 else [reply]
@@ -642,7 +644,7 @@ def test_heads_are_resumed_with(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "run", "florist")
     play(with_heads(), rounds=2, journal=journal)
     strategy, grid = play(with_heads(), rounds=3, journal=journal)
-    assert torch.equal(strategy.state.full_parameters["head"], torch.arange(3.0) + 3)
+    assert torch.equal(strategy.state.saved_parameters["head"], torch.arange(3.0) + 3)
     assert grid.nodes_of(WHOLE) == []
 
 

@@ -2,18 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-from florist.aggregation import updates as uploads
-from florist.factors import AdapterState, LoraFactor
-from florist.rounds import (
-    NO_ADAPTER,
-    Broadcast,
-    Certificate,
-    ClientUpdate,
-    ClientWork,
-    ModuleCertificate,
-    full_bytes,
+from florist.aggregation.updates import (
+    average_saved_parameters,
 )
-from florist.spectrum import Spectrum
+from florist.factors import AdapterState, LoraFactor
+from florist.linalg.spectrum import Spectrum
+from florist.rounds import NO_ADAPTER, Broadcast, Certificate, ClientUpdate, ClientWork, ModuleCertificate, saved_bytes
 
 
 def certify_cut(updates: Sequence[ClientUpdate], module: str, spectrum: Spectrum, rank: int) -> ModuleCertificate:
@@ -71,13 +65,13 @@ def broadcast(
     Raises:
         NonFiniteUpdateError: a whole parameter holds NaN or infinity.
     """
-    full_parameters = uploads.average(updates)
+    saved_parameters = average_saved_parameters(updates)
     certificate = Certificate(
         modules=modules,
-        bytes_in=sum(work.sent_bytes(update.adapter) + full_bytes(update.full_parameters) for update in updates),
-        bytes_out=shared.nbytes + work.sent_bytes(continued) + full_bytes(full_parameters),
+        bytes_in=sum(work.sent_bytes(update.adapter) + saved_bytes(update.saved_parameters) for update in updates),
+        bytes_out=shared.nbytes + work.sent_bytes(continued) + saved_bytes(saved_parameters),
     )
-    return Broadcast(shared, certificate, continued, full_parameters)
+    return Broadcast(shared, certificate, continued, saved_parameters)
 
 
 def _input_rank(updates: Sequence[ClientUpdate], module: str) -> int:

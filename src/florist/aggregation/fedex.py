@@ -5,9 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
-from florist.aggregation import updates as uploads
 from florist.aggregation.certifying import broadcast, certify_error, frobenius_norm
 from florist.aggregation.halves import exact_stack, mean_of_halves
+from florist.aggregation.updates import (
+    accepted_updates,
+    module_names,
+)
 from florist.factors import AdapterState, LoraFactor
 from florist.linalg import WeightedFactor, decompose
 from florist.linalg.thin_svd import rounding_floor
@@ -35,16 +38,16 @@ class FedEx:
         """Aggregate one round.
 
         Raises:
-            InvalidUpdateError, IncompatibleAdaptersError: as `aggregation.updates.accepted`.
+            InvalidUpdateError, IncompatibleAdaptersError: as `aggregation.updates.accepted_updates`.
             NonFiniteUpdateError: a factor holds NaN or infinity; names client and module.
 
         Cost: that of `linalg.decompose` in float64 a module, at rank K r.
         """
-        accepted = uploads.accepted(updates)
+        accepted = accepted_updates(updates)
         means: dict[str, LoraFactor] = {}
         residuals: dict[str, LoraFactor] = {}
         modules: dict[str, ModuleCertificate] = {}
-        for name in uploads.modules(accepted):
+        for name in module_names(accepted):
             means[name], lacking = mean_of_halves(accepted, name)
             norm = frobenius_norm(exact_stack(accepted, name))
             residuals[name], error = _residual(lacking, norm, means[name].B.dtype)

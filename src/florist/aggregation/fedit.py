@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from florist.aggregation import updates as uploads
 from florist.aggregation.certifying import broadcast, certify_error, frobenius_norm
 from florist.aggregation.halves import exact_stack, mean_of_halves
+from florist.aggregation.updates import (
+    accepted_updates,
+    module_names,
+)
 from florist.factors import AdapterState, LoraFactor
 from florist.rounds import Broadcast, ClientUpdate, ClientWork, ModuleCertificate
 
@@ -32,15 +35,15 @@ class FedIt:
         """Aggregate one round.
 
         Raises:
-            InvalidUpdateError, IncompatibleAdaptersError: as `aggregation.updates.accepted`.
+            InvalidUpdateError, IncompatibleAdaptersError: as `aggregation.updates.accepted_updates`.
             NonFiniteUpdateError: a factor holds NaN or infinity; names client and module.
 
         Cost: the means O(K r (m + n)) a module, the certificate O(K^2 r^2 (m + n)).
         """
-        accepted = uploads.accepted(updates)
+        accepted = accepted_updates(updates)
         factors: dict[str, LoraFactor] = {}
         modules: dict[str, ModuleCertificate] = {}
-        for name in uploads.modules(accepted):
+        for name in module_names(accepted):
             factors[name], lacking = mean_of_halves(accepted, name)
             norm = frobenius_norm(exact_stack(accepted, name))
             modules[name] = certify_error(accepted, name, factors[name].rank, norm=norm, error=frobenius_norm(lacking))

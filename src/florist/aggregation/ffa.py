@@ -5,8 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
-from florist.aggregation import updates as uploads
 from florist.aggregation.certifying import broadcast, certify_error, frobenius_norm
+from florist.aggregation.updates import (
+    accepted_updates,
+    module_names,
+    weighted_factors,
+)
 from florist.errors import InvalidUpdateError
 from florist.factors import AdapterState, LoraFactor
 from florist.rounds import Broadcast, ClientUpdate, ClientWork, ModuleCertificate, Trained
@@ -32,17 +36,16 @@ class FfaLora:
         """Aggregate one round.
 
         Raises:
-            InvalidUpdateError, IncompatibleAdaptersError: as `aggregation.updates.accepted`; and two clients differ in
-                a row of A.
+            InvalidUpdateError, IncompatibleAdaptersError: as `accepted_updates`; and two clients differ in a row of A.
             NonFiniteUpdateError: a factor holds NaN or infinity; names client and module.
 
         Cost: O(K r (m + n)) a module; the certificate O(K r^2 (m + n)).
         """
-        accepted = uploads.accepted(updates)
+        accepted = accepted_updates(updates)
         factors: dict[str, LoraFactor] = {}
         modules: dict[str, ModuleCertificate] = {}
-        for name in uploads.modules(accepted):
-            weighted = uploads.weighted_factors(accepted, name)
+        for name in module_names(accepted):
+            weighted = weighted_factors(accepted, name)
             A = _common_rows(accepted, name, [factor for _, factor in weighted])
             B = sum(
                 (weight * factor.padded(A.shape[0]).B.double() for weight, factor in weighted),

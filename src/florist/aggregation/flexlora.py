@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from florist.aggregation import updates as uploads
 from florist.aggregation.certifying import broadcast, certify_cut
+from florist.aggregation.updates import (
+    accepted_updates,
+    module_names,
+)
 from florist.aggregation.weighted_sum import decompose_module
 from florist.errors import ConfigurationError
 from florist.factors import AdapterState, LoraFactor
@@ -44,15 +47,15 @@ class FlexLora:
         """Aggregate one round.
 
         Raises:
-            InvalidUpdateError, IncompatibleAdaptersError: as `aggregation.updates.accepted`.
+            InvalidUpdateError, IncompatibleAdaptersError: as `aggregation.updates.accepted_updates`.
             NonFiniteUpdateError: a factor holds NaN or infinity; names client and module.
 
         Cost: that of `linalg.decompose` a module.
         """
-        accepted = uploads.accepted(updates)
+        accepted = accepted_updates(updates)
         factors: dict[str, LoraFactor] = {}
         modules: dict[str, ModuleCertificate] = {}
-        for name in uploads.modules(accepted):
+        for name in module_names(accepted):
             svd = decompose_module(accepted, name, energy=1.0)
             rank = min(svd.spectrum.numerical_rank, self.max_rank)
             factors[name] = svd.factor(rank)

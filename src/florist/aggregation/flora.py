@@ -5,8 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
-from florist.aggregation import updates as uploads
 from florist.aggregation.certifying import broadcast, certify_error, frobenius_norm
+from florist.aggregation.updates import (
+    accepted_updates,
+    module_names,
+    weighted_factors,
+)
 from florist.factors import AdapterState, LoraFactor, stack
 from florist.rounds import Broadcast, ClientUpdate, ClientWork, ModuleCertificate
 
@@ -28,16 +32,16 @@ class Flora:
         """Aggregate one round.
 
         Raises:
-            InvalidUpdateError, IncompatibleAdaptersError: as `aggregation.updates.accepted`.
+            InvalidUpdateError, IncompatibleAdaptersError: as `aggregation.updates.accepted_updates`.
             NonFiniteUpdateError: a factor holds NaN or infinity; names client and module.
 
         Cost: a copy of the uploads; the certificate's norm O(R^2 (m + n)) a module.
         """
-        accepted = uploads.accepted(updates)
+        accepted = accepted_updates(updates)
         factors: dict[str, LoraFactor] = {}
         modules: dict[str, ModuleCertificate] = {}
-        for name in uploads.modules(accepted):
-            weighted = uploads.weighted_factors(accepted, name)
+        for name in module_names(accepted):
+            weighted = weighted_factors(accepted, name)
             factors[name] = stack([factor.scaled(weight) for weight, factor in weighted])
             exact = stack([factor.to(dtype=torch.float64).scaled(weight) for weight, factor in weighted])
             rounding = LoraFactor(exact.B - factors[name].B.double(), exact.A)

@@ -3,14 +3,17 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from florist.aggregation import updates as uploads
 from florist.aggregation.certifying import broadcast, certify_cut
+from florist.aggregation.updates import (
+    accepted_updates,
+    module_names,
+)
 from florist.aggregation.weighted_sum import decompose_module
 from florist.factors import AdapterState, LoraFactor
-from florist.parallel import in_order
+from florist.linalg.parallel import in_order
+from florist.linalg.spectrum import Spectrum
 from florist.ranks import RankRule
 from florist.rounds import Broadcast, ClientUpdate, ClientWork, ModuleCertificate
-from florist.spectrum import Spectrum
 
 _Compressed = tuple[str, Spectrum, LoraFactor]
 
@@ -40,14 +43,14 @@ class Florist:
         """Aggregate one round.
 
         Raises:
-            InvalidUpdateError, IncompatibleAdaptersError: as `aggregation.updates.accepted`.
+            InvalidUpdateError, IncompatibleAdaptersError: as `aggregation.updates.accepted_updates`.
             NonFiniteUpdateError: a factor holds NaN or infinity; names client and module.
         """
-        accepted = uploads.accepted(updates)
+        accepted = accepted_updates(updates)
         compress = self._one_by_one if self.rank_rule.per_module else self._all_together
         factors: dict[str, LoraFactor] = {}
         modules: dict[str, ModuleCertificate] = {}
-        for name, seen, factor in compress(accepted, uploads.modules(accepted)):
+        for name, seen, factor in compress(accepted, module_names(accepted)):
             factors[name] = factor
             modules[name] = certify_cut(accepted, name, seen, factor.rank)
         return broadcast(self.work, accepted, modules, shared=AdapterState.of(factors))

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from florist.aggregation import updates as uploads
 from florist.aggregation.certifying import broadcast
+from florist.aggregation.updates import (
+    accepted_updates,
+)
 from florist.errors import InvalidUpdateError
 from florist.rounds import Broadcast, ClientUpdate, ClientWork, Trained
 
@@ -28,13 +30,12 @@ class FullFineTuning:
         """Aggregate one round.
 
         Raises:
-            InvalidUpdateError, IncompatibleAdaptersError: as `aggregation.updates.accepted`; and an update holds
-                factors.
+            InvalidUpdateError, IncompatibleAdaptersError: as `accepted_updates`; and an update holds factors.
             NonFiniteUpdateError: a weight holds NaN or infinity; names client and parameter.
 
         Cost: O(K m n) a module.
         """
-        accepted = uploads.accepted(updates)
+        accepted = accepted_updates(updates)
         for update in accepted:
             if update.adapter:
                 raise InvalidUpdateError(

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from florist.errors import IncompatibleAdaptersError, InvalidUpdateError, NonFiniteUpdateError
 from florist.factors import LoraFactor
-from florist.rounds import ClientUpdate, FullParameters
+from florist.rounds import ClientUpdate, SavedParameters
 
 
-def accepted(updates: Sequence[ClientUpdate]) -> tuple[ClientUpdate, ...]:
+def accepted_updates(updates: Sequence[ClientUpdate]) -> tuple[ClientUpdate, ...]:
     """The updates in the order of their client ids, which makes sums independent of the order of arrival.
 
     Raises:
@@ -40,13 +40,13 @@ def accepted(updates: Sequence[ClientUpdate]) -> tuple[ClientUpdate, ...]:
     return ordered
 
 
-def weights(updates: Sequence[ClientUpdate]) -> tuple[float, ...]:
+def client_weights(updates: Sequence[ClientUpdate]) -> tuple[float, ...]:
     """Each update's examples over the sum of them all; they sum to one."""
     total = sum(update.num_examples for update in updates)
     return tuple(update.num_examples / total for update in updates)
 
 
-def modules(updates: Sequence[ClientUpdate]) -> list[str]:
+def module_names(updates: Sequence[ClientUpdate]) -> list[str]:
     """Every module that any client adapted, sorted."""
     return sorted(set().union(*(update.adapter for update in updates)))
 
@@ -63,7 +63,7 @@ def weighted_factors(updates: Sequence[ClientUpdate], module: str) -> list[tuple
     dtype = torch.float64 if any(spec.dtype == torch.float64 for spec in specs) else torch.float32
     m, n = specs[0].shape
     found: list[tuple[float, LoraFactor | None]] = []
-    for weight, update in zip(weights(updates), updates, strict=True):
+    for weight, update in zip(client_weights(updates), updates, strict=True):
         if module in update.adapter.specs:
             factor = update.adapter[module].to(dtype=dtype)
             if not (factor.B.isfinite().all() and factor.A.isfinite().all()):
@@ -79,7 +79,7 @@ def weighted_factors(updates: Sequence[ClientUpdate], module: str) -> list[tuple
     return [(weight, factor if factor is not None else nothing) for weight, factor in found]
 
 
-def average(updates: Sequence[ClientUpdate]) -> FullParameters:
+def average_saved_parameters(updates: Sequence[ClientUpdate]) -> SavedParameters:
     """The weighted mean of the parameters that travel whole (FedAvg, arXiv:1602.05629, algorithm 1).
 
     Summed in at least float32 and returned in the clients' dtype.
@@ -88,17 +88,17 @@ def average(updates: Sequence[ClientUpdate]) -> FullParameters:
         NonFiniteUpdateError: a value is NaN or infinite.
     """
     means: dict[str, Tensor] = {}
-    for name in sorted(updates[0].full_parameters):
+    for name in sorted(updates[0].saved_parameters):
         for update in updates:
-            if not update.full_parameters[name].isfinite().all():
+            if not update.saved_parameters[name].isfinite().all():
                 raise NonFiniteUpdateError(
                     f"{update.client_id!r}: expected finite values, {name} holds NaN or inf; leave the client out"
                 )
-        own = updates[0].full_parameters[name]
+        own = updates[0].saved_parameters[name]
         wide = own.double() if own.dtype.itemsize == 8 else own.float()
         total = wide.new_zeros(wide.shape)
-        for weight, update in zip(weights(updates), updates, strict=True):
-            total += weight * update.full_parameters[name].to(total.dtype)
+        for weight, update in zip(client_weights(updates), updates, strict=True):
+            total += weight * update.saved_parameters[name].to(total.dtype)
         means[name] = total.to(own.dtype)
     return means
 
@@ -108,7 +108,7 @@ def _require_equal_shapes(updates: Sequence[ClientUpdate]) -> None:
         (update.client_id, {name: spec.shape for name, spec in update.adapter.specs.items()}) for update in updates
     )
     shapes = [
-        (update.client_id, {name: tuple(tensor.shape) for name, tensor in update.full_parameters.items()})
+        (update.client_id, {name: tuple(tensor.shape) for name, tensor in update.saved_parameters.items()})
         for update in updates
     ]
     _require_agreement(shapes)

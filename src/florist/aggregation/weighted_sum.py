@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from functools import partial
 
-from florist.aggregation.updates import weights
+from florist.aggregation.updates import client_weights
 from florist.errors import NonFiniteUpdateError
 from florist.factors import AdapterState, LoraFactor
 from florist.linalg import NonFinitePartError, OverflowingSumError, ThinSvd, WeightedFactor, decompose
-from florist.parallel import in_order
+from florist.linalg.parallel import in_order
 from florist.rounds import ClientUpdate
 
 
@@ -23,7 +23,7 @@ def decompose_module(updates: Sequence[ClientUpdate], module: str, energy: float
         NonFiniteUpdateError: a factor holds NaN or infinity, or the sum overflows; names the module, and the client
             whose factor it is.
     """
-    holders = [(w, u) for w, u in zip(weights(updates), updates, strict=True) if module in u.adapter.specs]
+    holders = [(w, u) for w, u in zip(client_weights(updates), updates, strict=True) if module in u.adapter.specs]
     try:
         return decompose([_share(u.adapter, module, w) for w, u in holders], energy=energy)
     except NonFinitePartError as error:

@@ -13,8 +13,7 @@ from florist.checkpoint.layout import (
 )
 from florist.checkpoint.locating import locate
 from florist.checkpoint.reading import SavedAdapter, open_adapter
-from florist.checkpoint.serving import serving_notes
-from florist.checkpoint.writing import EncodedAdapter, Export, encode, write_adapter
+from florist.checkpoint.writing import EncodedAdapter, Export, encode, serving_notes, write_adapter
 
 __all__ = [
     "LINEAR",

@@ -142,7 +142,7 @@ def _unlike_targets(adapters: Sequence[SavedAdapter]) -> list[str]:
 def _unlike_parameters(adapters: Sequence[SavedAdapter], *, average_full: bool) -> list[str]:
     problems: list[str] = []
     for adapter in adapters:
-        trained = [name for name in adapter.full_parameters if not name.endswith(TRAINED_ROWS)]
+        trained = [name for name in adapter.saved_parameters if not name.endswith(TRAINED_ROWS)]
         if trained and not average_full:
             problems.append(
                 f"{adapter.path} holds parameters trained whole ({', '.join(trained)}), which do not combine exactly; "
@@ -167,7 +167,7 @@ def _unlike_parameters(adapters: Sequence[SavedAdapter], *, average_full: bool) 
 
 def _averaged(adapter: SavedAdapter, *, average_full: bool) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters that are to be averaged."""
-    shapes = adapter.full_parameters.shapes
+    shapes = adapter.saved_parameters.shapes
     return {name: shape for name, shape in shapes.items() if average_full or name.endswith(TRAINED_ROWS)}
 
 

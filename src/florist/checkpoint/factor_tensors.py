@@ -17,7 +17,7 @@ from florist.checkpoint.layout import (
 )
 from florist.errors import InvalidAdapterError
 from florist.factors import AdapterState, LoraFactor
-from florist.rounds import FullParameters
+from florist.rounds import SavedParameters
 
 
 def rank_slot(name: str, layout: ModuleLayout) -> str:
@@ -78,7 +78,7 @@ def factor_tensors(adapter: AdapterState, layout: AdapterLayout, ranks: Mapping[
     return tensors
 
 
-def bias_tensors(adapter: AdapterState, additive: FullParameters) -> dict[str, Tensor]:
+def bias_tensors(adapter: AdapterState, additive: SavedParameters) -> dict[str, Tensor]:
     """``lora_B.bias`` of every module, or of none: PEFT knows no mixture.
 
     Raises:

@@ -62,7 +62,7 @@ class SavedAdapter:
             Factors are float32, or float64 where the file holds float64: a half-precision B would lose digits to the
             scaling.
         layout: how the factors are stored.
-        full_parameters: trained values of the parameters that travel whole, by their name in the model.
+        saved_parameters: trained values of the parameters that travel whole, by their name in the model.
         additive: module name -> ``s b`` of its ``lora_B.bias`` b, which PEFT adds to the module's output. It is
             linear in the update: weighted, it sums as the products do, and a module without one adds zero.
         frozen: copies of base weights that PEFT stores beside an adapted embedding, by their name in the model.
@@ -75,7 +75,7 @@ class SavedAdapter:
     weights: UnchangedFile
     adapter: AdapterState
     layout: AdapterLayout
-    full_parameters: LazyTensors
+    saved_parameters: LazyTensors
     additive: LazyTensors
     frozen: LazyTensors
     config: Mapping[str, Any]
@@ -156,7 +156,7 @@ def open_adapter(path: Path, *, allow_pickle: bool = False) -> SavedAdapter:
             target_parameters=settings.target_parameters,
             trainable_token_indices=settings.trainable_token_indices,
         ),
-        full_parameters=_parameters(file, keys.whole),
+        saved_parameters=_parameters(file, keys.whole),
         additive=LazyTensors(
             {name: (modules[name].spec.out_features,) for name in biases}, lambda name: biases[name]()
         ),

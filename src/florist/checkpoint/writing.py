@@ -18,10 +18,13 @@ from florist.checkpoint.patterns import rank_pattern
 from florist.checkpoint.reading import CONFIG_NAME, WEIGHTS_NAME
 from florist.errors import InvalidAdapterError, NonFiniteUpdateError
 from florist.factors import AdapterState
-from florist.rounds import NOTHING, FullParameters
+from florist.rounds import NOTHING, SavedParameters
 
 _HEADS = ("classifier", "score")
 """Modules that PEFT itself saves whole for classification tasks: inner modules of theirs must not be named beside."""
+
+_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM accepts as ``--max-lora-rank``."""
 
 
 class Export(Enum):
@@ -55,8 +58,8 @@ def encode(
     adapter: AdapterState,
     *,
     layout: AdapterLayout = LINEAR,
-    full_parameters: FullParameters = NOTHING,
-    additive: FullParameters = NOTHING,
+    saved_parameters: SavedParameters = NOTHING,
+    additive: SavedParameters = NOTHING,
     base_model: str | None = None,
     revision: str | None = None,
     task_type: str | None = None,
@@ -77,7 +80,7 @@ def encode(
     Args:
         adapter: module name -> factor, scaling folded in.
         layout: how to store the factors, from the adapters that were read.
-        full_parameters: stored whole, by their name in the model.
+        saved_parameters: stored whole, by their name in the model.
         additive: module name -> what the update adds to the module's output, stored as ``lora_B.bias``.
         base_model: directory or hub id.
         revision: of the base model.
@@ -96,10 +99,10 @@ def encode(
     if export is Export.UNIFORM:
         ranks = dict.fromkeys(ranks, largest)
     tensors = factor_tensors(adapter, layout, ranks) | bias_tensors(adapter, additive)
-    tensors |= {PREFIX + _stored_name(name, adapter): tensor for name, tensor in full_parameters.items()}
+    tensors |= {PREFIX + _stored_name(name, adapter): tensor for name, tensor in saved_parameters.items()}
     pattern = rank_pattern(_config_names(layout, ranks), default=largest)
-    saved = _modules_to_save(full_parameters, layout)
-    if any(name.endswith(TRAINED_ROWS) for name in full_parameters) and not layout.trainable_token_indices:
+    saved = _modules_to_save(saved_parameters, layout)
+    if any(name.endswith(TRAINED_ROWS) for name in saved_parameters) and not layout.trainable_token_indices:
         raise InvalidAdapterError(
             "expected trainable_token_indices in the layout of an adapter with trained token rows"
         )
@@ -116,7 +119,7 @@ def encode(
         "use_rslora": False,
         "use_dora": False,
         "lora_dropout": 0.0,
-        "bias": _bias(full_parameters, saved, adapter),
+        "bias": _bias(saved_parameters, saved, adapter),
         "lora_bias": bool(additive),
         "fan_in_fan_out": layout.fan_in_fan_out,
         "init_lora_weights": True,
@@ -155,12 +158,12 @@ def _stored_name(parameter: str, adapter: AdapterState) -> str:
     return f"{module}.base_layer.{leaf}" if module in adapter.specs else parameter
 
 
-def _modules_to_save(full_parameters: FullParameters, layout: AdapterLayout) -> list[str]:
+def _modules_to_save(saved_parameters: SavedParameters, layout: AdapterLayout) -> list[str]:
     """What the layout names, and the modules of parameters that it does not name: a head trained in this process."""
     names = dict.fromkeys(layout.modules_to_save)
-    for parameter in full_parameters:
+    for parameter in saved_parameters:
         module, _, leaf = parameter.rpartition(".")
-        alone = leaf == "bias" and f"{module}.weight" not in full_parameters
+        alone = leaf == "bias" and f"{module}.weight" not in saved_parameters
         if owner(parameter, tuple(names)) is None and not alone and not parameter.endswith(TRAINED_ROWS):
             names[_head(parameter)] = None
     return list(names)
@@ -176,10 +179,10 @@ def _head(parameter: str) -> str:
     return ".".join(parts[: end + 1])
 
 
-def _bias(full_parameters: FullParameters, saved: Collection[str], adapter: AdapterState) -> str:
+def _bias(saved_parameters: SavedParameters, saved: Collection[str], adapter: AdapterState) -> str:
     """PEFT's `bias`: which biases of the base model the adapter brings."""
     modules = {
-        name.removesuffix(".bias") for name in full_parameters if name.endswith(".bias") and owner(name, saved) is None
+        name.removesuffix(".bias") for name in saved_parameters if name.endswith(".bias") and owner(name, saved) is None
     }
     if not modules:
         return "none"
@@ -195,3 +198,20 @@ def _stored(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
             "client whose training diverged"
         )
     return stored
+
+
+def serving_notes(encoded: EncodedAdapter) -> tuple[str, ...]:
+    """What to know before serving the adapter with something other than PEFT; empty where nothing is to be known."""
+    rank = int(encoded.config["r"])
+    notes: list[str] = []
+    if encoded.config["rank_pattern"]:
+        notes.append(
+            "ranks differ per module, which PEFT, transformers and vLLM read right; llama.cpp's converter would scale "
+            "the smaller modules up, SGLang and TGI refuse or drop modules: for those, write --export uniform"
+        )
+    enough = next((allowed for allowed in _VLLM_RANKS if allowed >= rank), None)
+    if enough is None:
+        notes.append(f"rank {rank} is above vLLM's largest, {_VLLM_RANKS[-1]}; set --max-rank")
+    elif enough > 16:
+        notes.append(f"vLLM needs --max-lora-rank {enough}; its default is 16")
+    return tuple(notes)

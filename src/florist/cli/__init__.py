@@ -7,11 +7,11 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from florist.cli.aggregate import aggregate
-from florist.cli.compare import compare
-from florist.cli.inspect import inspect
-from florist.cli.simulate import simulate
-from florist.cli.tune import tune
+from florist.cli.aggregate import aggregate_command
+from florist.cli.compare import compare_command
+from florist.cli.inspect import inspect_command
+from florist.cli.simulate import simulate_command
+from florist.cli.tune import tune_command
 from florist.errors import FloristError
 
 
@@ -35,11 +35,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(aggregate)
-app.command()(compare)
-app.command()(inspect)
-app.command()(simulate)
-app.command()(tune)
+app.command("aggregate")(aggregate_command)
+app.command("compare")(compare_command)
+app.command("inspect")(inspect_command)
+app.command("simulate")(simulate_command)
+app.command("tune")(tune_command)
 
 
 @app.callback()

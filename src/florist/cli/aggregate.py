@@ -40,7 +40,7 @@ class DtypeName(Enum):
     FLOAT16 = "float16"
 
 
-def aggregate(
+def aggregate_command(
     adapters: Annotated[list[str], typer.Argument(help="PEFT adapters: directories or hub ids in the local cache.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory to create for the result.")],
     method: Annotated[
@@ -87,7 +87,7 @@ def aggregate(
     from florist.config.one_shot import OPTIONS, require_one_shot  # noqa: PLC0415
     from florist.config.reading import validated  # noqa: PLC0415
     from florist.config.sections import AggregationSection  # noqa: PLC0415
-    from florist.outputs import require_absent  # noqa: PLC0415  # light, but torch comes with what follows
+    from florist.files.outputs import require_absent  # noqa: PLC0415  # light, but torch comes with what follows
 
     require_absent(out)
     counts = parse_weights(weights) if weights is not None else None
@@ -148,7 +148,7 @@ def _table(modules: Mapping[str, Mapping[str, Any]], *, every: bool) -> "Table":
     from rich import box  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    from florist.inspection import kind  # noqa: PLC0415
+    from florist.one_shot.inspection import kind  # noqa: PLC0415
 
     groups: dict[tuple[str, int, int], list[Mapping[str, Any]]] = {}
     for name, module in modules.items():

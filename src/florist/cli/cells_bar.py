@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from florist.comparison.directory import ComparisonDirectory
     from florist.comparison.planning import Cell
     from florist.comparison.results import CellResult
-    from florist.rounds import RoundRecord
+    from florist.federation.records import RoundRecord
 
 
 class CellsBar:

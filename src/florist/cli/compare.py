@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from florist import strict_json
 from florist.cli.libraries import load_training_libraries
 from florist.cli.simulate import free_run_name
 from florist.errors import ConfigurationError
+from florist.files import strict_json
 
 if TYPE_CHECKING:
     from florist.cli.cells_bar import CellsBar
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _NEXT_KEY = re.compile(r",(?=\s*\w+\.\w+\s*=)")
 
 
-def compare(
+def compare_command(
     config_file: Annotated[
         Path | None, typer.Argument(metavar="[CONFIG.toml]", help="Configuration; without it, the demonstration.")
     ] = None,
@@ -129,7 +129,7 @@ def _created(
 ) -> "ComparisonDirectory":
     from florist.comparison.planning import configure, seeds_from  # noqa: PLC0415
     from florist.config import read_config  # noqa: PLC0415
-    from florist.outputs import require_absent  # noqa: PLC0415
+    from florist.files.outputs import require_absent  # noqa: PLC0415
 
     path = out or free_run_name(f"compare-{config_file.stem}")
     if out is not None:

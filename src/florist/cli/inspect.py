@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from florist.checkpoint import SavedAdapter
-    from florist.inspection import ModuleView, SweepPoint
+    from florist.one_shot.inspection import ModuleView, SweepPoint
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _SWEEP = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999, 1.0)
 
 
-def inspect(
+def inspect_command(
     adapters: Annotated[list[str], typer.Argument(help="PEFT adapters: directories or hub ids in the local cache.")],
     sweep: Annotated[
         bool, typer.Option("--sweep", help="What every threshold would make of their weighted sum.")
@@ -52,9 +52,9 @@ def inspect(
 
     from florist.checkpoint import compare  # noqa: PLC0415
     from florist.cli.progress import module_bar  # noqa: PLC0415
-    from florist.inspection import combinable, spectra, unlike_norms  # noqa: PLC0415
-    from florist.inspection import sweep as sweep_thresholds  # noqa: PLC0415
     from florist.one_shot import open_inputs  # noqa: PLC0415
+    from florist.one_shot.inspection import combinable, spectra, unlike_norms  # noqa: PLC0415
+    from florist.one_shot.inspection import sweep as sweep_thresholds  # noqa: PLC0415
 
     # A name in brackets is a name, and no markup.
     console, progress = Console(stderr=as_json, markup=False), Console(stderr=True, markup=False)
@@ -111,7 +111,7 @@ def _looked_at(
 ) -> "tuple[list[tuple[SavedAdapter, Mapping[str, ModuleView]]], dict[str, str]]":
     """Those that can be read, and of the others why not."""
     from florist.checkpoint import locate, open_adapter  # noqa: PLC0415
-    from florist.inspection import view  # noqa: PLC0415
+    from florist.one_shot.inspection import view  # noqa: PLC0415
 
     looked: list[tuple[SavedAdapter, Mapping[str, ModuleView]]] = []
     unreadable: dict[str, str] = {}
@@ -155,7 +155,7 @@ def _module_table(modules: "Mapping[str, ModuleView]") -> "Table":
 
 def _kind_table(modules: "Mapping[str, ModuleView]", console: "Console") -> "Table":
     """A row for the modules of one name, which every layer has; ranks in the median alone where more does not fit."""
-    from florist.inspection import kind  # noqa: PLC0415
+    from florist.one_shot.inspection import kind  # noqa: PLC0415
 
     groups: dict[str, list[ModuleView]] = {}
     for name, module in modules.items():

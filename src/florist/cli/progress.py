@@ -9,9 +9,9 @@ from rich import progress
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from florist.history import RunDirectory
-    from florist.rounds import RoundRecord
-    from florist.simulation import Simulation
+    from florist.federation.history import RunDirectory
+    from florist.federation.records import RoundRecord
+    from florist.federation.simulation import Simulation
 
 
 class Progress:

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
     from florist.cli.progress import Progress
     from florist.config import Config
-    from florist.history import RunDirectory
-    from florist.partition import LabelCounts
-    from florist.rounds import RoundRecord
-    from florist.simulation import Simulation
+    from florist.data.partition import LabelCounts
+    from florist.federation.history import RunDirectory
+    from florist.federation.records import RoundRecord
+    from florist.federation.simulation import Simulation
 
 RUNS = Path("runs")
 
 
-def simulate(
+def simulate_command(
     config_file: Annotated[
         Path | None, typer.Argument(metavar="[CONFIG.toml]", help="Configuration; without it, the demonstration.")
     ] = None,
@@ -68,7 +68,7 @@ def simulate(
         console.print(f"the final adapter on the test records: {values}", highlight=False)
     console.print(_totals(directory, records), soft_wrap=True)
     if as_json:
-        from florist import strict_json  # noqa: PLC0415
+        from florist.files import strict_json  # noqa: PLC0415
 
         document = {
             "run": str(directory.path),
@@ -88,7 +88,7 @@ def _started(
     config_file: Path | None, overrides: Sequence[str], out: Path | None, progress: "Progress", status: "Console"
 ) -> tuple["Simulation", "RunDirectory"]:
     from florist.config import DEMONSTRATION, read_config, to_toml  # noqa: PLC0415
-    from florist.outputs import require_absent  # noqa: PLC0415
+    from florist.files.outputs import require_absent  # noqa: PLC0415
 
     config_file = config_file or DEMONSTRATION
     config = read_config(config_file, overrides)
@@ -104,7 +104,7 @@ def _started(
 
 def _resumed(path: Path, status: "Console") -> tuple["Simulation", "RunDirectory"]:
     from florist.config import read_config  # noqa: PLC0415
-    from florist.history import RunDirectory  # noqa: PLC0415
+    from florist.federation.history import RunDirectory  # noqa: PLC0415
 
     directory = RunDirectory.open(path)
     return _built(read_config(directory.config_file), status), directory
@@ -113,7 +113,7 @@ def _resumed(path: Path, status: "Console") -> tuple["Simulation", "RunDirectory
 def _built(config: "Config", status: "Console") -> "Simulation":
     load_training_libraries("simulate")
     from florist.config.building import build  # noqa: PLC0415
-    from florist.config.records import read_splits, who_holds_what  # noqa: PLC0415
+    from florist.config.splits import read_splits, who_holds_what  # noqa: PLC0415
 
     splits = read_splits(config)
     simulation = build(config, splits)
@@ -130,7 +130,7 @@ def free_run_name(stem: str) -> Path:
     Raises:
         UnwritableOutputError: and cannot be created, or `RUNS` cannot.
     """
-    from florist.outputs import require_absent  # noqa: PLC0415
+    from florist.files.outputs import require_absent  # noqa: PLC0415
 
     number = 1
     while (RUNS / f"{stem}-{number}").exists():

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
     from florist.config import Config
     from florist.factors import AdapterState
+    from florist.federation.simulation import Simulation
     from florist.one_shot import AggregatedAdapter
-    from florist.simulation import Simulation
-    from florist.tuning import Goal, Point
+    from florist.one_shot.tuning import Goal, Point
 
 TAUS = "0.5,0.6,0.7,0.8,0.85,0.9,0.95,0.98,0.99,1"
 
 
-def tune(
+def tune_command(
     sources: Annotated[
         list[str], typer.Argument(metavar="RUN|ADAPTER...", help="A finished run; or PEFT adapters, with --config.")
     ],
@@ -60,7 +60,7 @@ def tune(
 
     What has to be matched is the baseline, or else tau = 1. Metrics are those of the validation records.
     """
-    from florist.outputs import require_absent  # noqa: PLC0415
+    from florist.files.outputs import require_absent  # noqa: PLC0415
 
     if out is not None:
         require_absent(out)
@@ -81,7 +81,7 @@ def tune(
     from florist.config import read_config  # noqa: PLC0415
     from florist.config.choosing import metrics_to_choose_by, require_validation  # noqa: PLC0415
     from florist.evaluation import lower_is_better  # noqa: PLC0415
-    from florist.tuning import Goal, pick_efficient, pick_optimal  # noqa: PLC0415
+    from florist.one_shot.tuning import Goal, pick_efficient, pick_optimal  # noqa: PLC0415
 
     # A name in brackets is a name, and no markup.
     console, status = Console(stderr=as_json, markup=False), Console(stderr=True, markup=False, highlight=False)
@@ -162,7 +162,7 @@ def _use_threads(run: Path | None, config: "Config") -> None:
     """As many as the run had; small models are slower with more."""
     import torch  # noqa: PLC0415
 
-    from florist.history import RunDirectory  # noqa: PLC0415
+    from florist.federation.history import RunDirectory  # noqa: PLC0415
 
     threads = RunDirectory.open(run).facts.threads if run is not None else config.training.threads
     torch.set_num_threads(threads or torch.get_num_threads())
@@ -177,7 +177,7 @@ def _unlike_bases(whole: "AggregatedAdapter", config: "Config") -> list[str]:
 
 def _final_adapter(run: Path) -> "AggregatedAdapter":
     """The final adapter of a run: the lossless sum of all its rounds, decomposed."""
-    from florist.history import RunDirectory  # noqa: PLC0415
+    from florist.federation.history import RunDirectory  # noqa: PLC0415
 
     adapter = RunDirectory.open(run).adapter
     if not adapter.is_dir():
@@ -211,7 +211,7 @@ def _simulation(
 ) -> "Simulation":
     from florist.config import read_config  # noqa: PLC0415
     from florist.config.choosing import require_same_validation, simulation_to_choose_by  # noqa: PLC0415
-    from florist.config.records import read_splits  # noqa: PLC0415
+    from florist.config.splits import read_splits  # noqa: PLC0415
 
     splits = read_splits(config)
     for path in baselines:
@@ -225,7 +225,7 @@ def _with_baseline(
     """The goal with the best of the baselines that are to be measured, if any are."""
     values: list[float] = []
     for name, one in baselines.items():
-        values.append(simulation.measure(one.adapter, one.full_parameters)[goal.metric])
+        values.append(simulation.measure(one.adapter, one.saved_parameters)[goal.metric])
         status.print(f"baseline {name}: {goal.metric} {values[-1]:.4g}", soft_wrap=True)
     return replace(goal, baseline=max(values, key=goal.gain)) if values else goal
 
@@ -239,10 +239,10 @@ def _points(
     *,
     bisecting: bool,
 ) -> "list[Point]":
-    from florist.tuning import bisect, sweep  # noqa: PLC0415
+    from florist.one_shot.tuning import bisect, sweep  # noqa: PLC0415
 
     def evaluate(cut: "AdapterState") -> Mapping[str, float]:
-        return simulation.measure(cut, whole.full_parameters)
+        return simulation.measure(cut, whole.saved_parameters)
 
     def tell(point: "Point") -> None:
         status.print(f"tau {point.tau:g}: total rank {point.total_rank}, {goal.metric} {goal.value(point):.4g}")

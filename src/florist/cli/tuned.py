@@ -11,8 +11,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from florist import strict_json
-from florist.tuning import Goal, Point, evaluations
+from florist.files import strict_json
+from florist.one_shot.tuning import Goal, Point, evaluations
 
 _BAR = 16
 _EIGHTHS = " ▏▎▍▌▋▊▉█"

@@ -20,8 +20,8 @@ from florist.comparison.planning import Cell, Comparison, Entry
 from florist.config.reading import read_config, to_toml
 from florist.config.sections import Config
 from florist.errors import DamagedRunError, MissingInputError
-from florist.history import RunDirectory
-from florist.outputs import new_directory
+from florist.federation.history import RunDirectory
+from florist.files.outputs import new_directory
 
 _COMPARISON = TypeAdapter(Comparison)
 

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from florist.comparison.directory import ComparisonDirectory
 from florist.comparison.planning import Cell
-from florist.rounds import RoundRecord
+from florist.federation.records import RoundRecord
 
 
 @dataclass(frozen=True, slots=True)

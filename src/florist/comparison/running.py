@@ -16,15 +16,15 @@ from florist.comparison.directory import ComparisonDirectory
 from florist.comparison.planning import Cell, Comparison, Entry
 from florist.comparison.results import CellResult, read_result
 from florist.config import Config, to_toml
-from florist.config.building import EncodedRecords, build
-from florist.config.records import read_splits
+from florist.config.building import RecentEncodings, build
+from florist.config.splits import read_splits
 from florist.errors import FloristError, WorkerLostError
-from florist.locking import sole_process
-from florist.rounds import RoundRecord
-from florist.simulation import Observer
+from florist.federation.records import RoundRecord
+from florist.federation.simulation import Observer
+from florist.files.locking import sole_process
 
 # Of this process: a worker plays cell after cell, and all entries of a seed read the same records.
-_ENCODED = EncodedRecords()
+_ENCODED = RecentEncodings()
 
 
 class Unobserved:

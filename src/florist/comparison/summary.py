@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from florist.comparison.intervals import Estimate, estimate
 from florist.comparison.results import CellResult
 from florist.evaluation import lower_is_better
-from florist.intervals import Estimate, estimate
 
 FAVOURITE = "florist"
 """The entry that others are compared with, where there is one of this name."""

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from florist import strict_json
 from florist.comparison.directory import ComparisonDirectory
+from florist.comparison.intervals import Estimate
 from florist.comparison.results import CellResult
 from florist.comparison.summary import Measured, Row, reference
 from florist.config import Config
-from florist.intervals import Estimate
-from florist.outputs import replace_file
+from florist.files import strict_json
+from florist.files.outputs import replace_file
 
 _COLUMNS = tuple(
     field.name

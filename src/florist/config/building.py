@@ -14,22 +14,22 @@ from transformers import (
 
 from florist.config.methods import LOCAL_INITS, METHODS
 from florist.config.metrics import metric_names, metrics
-from florist.config.records import Splits, read_splits
 from florist.config.sections import CLASSIFICATION, Config
+from florist.config.splits import Splits, read_splits
 from florist.data import (
     KNOWN_SHAPES,
     CausalLmEncoder,
     ChatShape,
     ChatTemplate,
     ClassificationEncoder,
-    Examples,
+    EncodedExamples,
+    Example,
+    ExampleShape,
     Features,
     InstructionConversation,
     InstructionPrompt,
     InstructionShape,
     PlainChat,
-    Record,
-    RecordShape,
     Renderer,
     alpaca_prompt,
     classes,
@@ -40,20 +40,20 @@ from florist.data import (
 )
 from florist.errors import ConfigurationError
 from florist.evaluation import Metric
-from florist.federation import Federation
-from florist.model_loading import fingerprint, load_causal_lm, load_classifier, load_tokenizer
-from florist.peft_model import FederatedModel, LocalLora
-from florist.quantization import prepared, quantized_loading
+from florist.federation.rules import Federation
+from florist.federation.simulation import Client, Simulation
+from florist.models.federated_model import FederatedModel, LocalLora
+from florist.models.loading import fingerprint, load_causal_lm, load_classifier, load_tokenizer
+from florist.models.quantization import prepared, quantized_loading
+from florist.models.training import Hardware, TrainingSettings, require_precision
 from florist.rounds import Aggregator
-from florist.simulation import Client, Simulation
-from florist.training import Hardware, TrainingSettings, require_precision
 
-Encode = Callable[[Sequence[Record], str], Examples]
-Encoded = dict[str, tuple[Sequence[Record], Examples]]
+Encode = Callable[[Sequence[Example], str], EncodedExamples]
+Encoded = dict[str, tuple[Sequence[Example], EncodedExamples]]
 """By name, records and what they were encoded to."""
 
 
-class EncodedRecords:
+class RecentEncodings:
     """The records that were encoded last, for the next configuration that reads the same ones.
 
     Tokenizing costs more than all else in building a small simulation, and a comparison builds one a run.
@@ -91,7 +91,7 @@ class LoadedTask:
     tokenizer: PreTrainedTokenizerBase
     task: "_Task"
 
-    def clients(self, training: Mapping[str, Sequence[Record]]) -> tuple[Client, ...]:
+    def clients(self, training: Mapping[str, Sequence[Example]]) -> tuple[Client, ...]:
         """The clients of these rows, in their order, with the ranks and settings that the configuration lists.
 
         Raises:
@@ -111,7 +111,7 @@ class LoadedTask:
         return metrics(self.config, names, self.task.encode_held_out, splits, self.tokenizer)
 
 
-def load(config: Config, splits: Splits, encoded: EncodedRecords | None = None) -> LoadedTask:
+def load(config: Config, splits: Splits, encoded: RecentEncodings | None = None) -> LoadedTask:
     """Load the base model of a configuration.
 
     Args:
@@ -129,7 +129,7 @@ def load(config: Config, splits: Splits, encoded: EncodedRecords | None = None) 
     tokenizer = load_tokenizer(config.model.name_or_path)
     tokenizer.padding_side = "right"  # from the left, models that count positions from there would be led astray
     rows = [row for some in splits.training.values() for row in some]
-    examples = (encoded or EncodedRecords()).of(config, splits)
+    examples = (encoded or RecentEncodings()).of(config, splits)
     task = _task(config, tokenizer, rows or [*splits.validation, *splits.test], examples)
     # A quantized model is put on its device as it is loaded.
     if torch.cuda.is_available() and config.model.quantization is None:
@@ -141,14 +141,14 @@ def load(config: Config, splits: Splits, encoded: EncodedRecords | None = None) 
     model = FederatedModel(
         task.base,
         target if isinstance(target, str) else list(target),
-        task.whole_modules,
+        task.modules_to_save,
         task.task_type,
         aggregator.work.trained,
     )
     return LoadedTask(config, model, aggregator, base, tokenizer, task)
 
 
-def build(config: Config, splits: Splits | None = None, encoded: EncodedRecords | None = None) -> Simulation:
+def build(config: Config, splits: Splits | None = None, encoded: RecentEncodings | None = None) -> Simulation:
     """Load model and data and put the simulation together.
 
     Args:
@@ -179,11 +179,7 @@ def build(config: Config, splits: Splits | None = None, encoded: EncodedRecords 
         fraction=federation.fraction,
         min_replies=federation.min_replies,
     )
-    if rules.required_replies > rules.clients_per_round:
-        raise ConfigurationError(
-            f"federation.min_replies = {rules.required_replies}: expected at most the {rules.clients_per_round} of "
-            f"{len(clients)} clients that a round asks"
-        )
+    rules.require_possible()
     in_rounds, at_the_end = loaded.metrics(splits)
     return Simulation(
         model=loaded.model,
@@ -248,20 +244,20 @@ class _Task:
 
     Attributes:
         base: the model.
-        whole_modules: trained and sent whole.
+        modules_to_save: trained and sent whole.
         task_type: PEFT's name of the task.
         encode_training: encoder of clients' records.
         encode_held_out: encoder of held-out records, whose answers alone count.
     """
 
     base: PreTrainedModel
-    whole_modules: tuple[str, ...]
+    modules_to_save: tuple[str, ...]
     task_type: str
     encode_training: Encode
     encode_held_out: Encode
 
 
-def _task(config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequence[Record], examples: Encoded) -> _Task:
+def _task(config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequence[Example], examples: Encoded) -> _Task:
     data, name, dtype = config.data, config.model.name_or_path, getattr(torch, config.model.dtype)
     bits = config.model.quantization
     quantized = quantized_loading(bits, dtype) if bits is not None else {}
@@ -290,12 +286,12 @@ def _task(config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequence
 
 
 def _encoding(
-    encoder: Callable[[Record], Features],
+    encoder: Callable[[Example], Features],
     collate: Callable[[list[Features]], Mapping[str, Any]],
     examples: Encoded,
     counted: str,
 ) -> Encode:
-    def encoded(records: Sequence[Record], source: str) -> Examples:
+    def encoded(records: Sequence[Example], source: str) -> EncodedExamples:
         name = f"{counted} of {source}"
         known = examples.get(name)
         # Several clients of one process hold other records out, under one name.
@@ -306,10 +302,10 @@ def _encoding(
     return encoded
 
 
-def _renderer(config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequence[Record]) -> Renderer:
+def _renderer(config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequence[Example]) -> Renderer:
     data = config.data
     if data.instruction_field and data.output_field:
-        shape: RecordShape = InstructionShape(data.instruction_field, data.input_field or "", data.output_field)
+        shape: ExampleShape = InstructionShape(data.instruction_field, data.input_field or "", data.output_field)
     else:
         shape = KNOWN_SHAPES[data.format] if data.format != "auto" else recognise(training)
     has_template = bool(tokenizer.chat_template)

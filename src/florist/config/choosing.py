@@ -5,12 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from florist.config.building import build
 from florist.config.metrics import METRICS
-from florist.config.records import Splits, read_splits
 from florist.config.sections import AggregationSection, Config
-from florist.data import Record
+from florist.config.splits import Splits, read_splits
+from florist.data import Example
 from florist.errors import ConfigurationError, IncompatibleAdaptersError, UnsupportedAdapterError
+from florist.federation.simulation import Simulation
 from florist.one_shot import AggregatedAdapter
-from florist.simulation import Simulation
 
 _TESTS = frozenset({"multiple_choice"})
 """Metrics on records of their own, which count as a test."""
@@ -127,7 +127,7 @@ def _require_fit(simulation: Simulation, candidate: AggregatedAdapter, whose: st
         )
     trained, brought = (
         {name: tuple(tensor.shape) for name, tensor in parameters.items()}
-        for parameters in (simulation.model.full_parameters, candidate.full_parameters)
+        for parameters in (simulation.model.saved_parameters, candidate.saved_parameters)
     )
     if trained != brought:
         raise IncompatibleAdaptersError(
@@ -136,5 +136,5 @@ def _require_fit(simulation: Simulation, candidate: AggregatedAdapter, whose: st
         )
 
 
-def _sorted(records: Iterable[Record]) -> list[str]:
+def _sorted(records: Iterable[Example]) -> list[str]:
     return sorted(json.dumps(record, sort_keys=True) for record in records)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from florist.aggregation import FedEx, FedIt, FfaLora, FlexLora, Flora, Florist, FullFineTuning
 from florist.config.sections import AggregationSection
-from florist.local_init import Aligned, Fresh, LocalInit, Warm
+from florist.federation.local_init import Aligned, Fresh, LocalInit, Warm
 from florist.ranks import ByteBudget, Capped, EnergyThreshold, FixedRank, GlobalEnergyThreshold, RankRule
 from florist.rounds import Aggregator
 

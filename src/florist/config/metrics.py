@@ -5,9 +5,9 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from florist.config.records import Splits
 from florist.config.sections import CLASSIFICATION, LANGUAGE_MODELLING, Config
-from florist.data import Examples, Record, read_records, template_prompt
+from florist.config.splits import Splits
+from florist.data import EncodedExamples, Example, read_examples, template_prompt
 from florist.errors import ConfigurationError
 from florist.evaluation import (
     Classification,
@@ -20,7 +20,7 @@ from florist.evaluation import (
     require_tasks,
 )
 
-METRICS: Mapping[str, Mapping[str, Callable[[Config, Examples, PreTrainedTokenizerBase], Metric]]] = {
+METRICS: Mapping[str, Mapping[str, Callable[[Config, EncodedExamples, PreTrainedTokenizerBase], Metric]]] = {
     LANGUAGE_MODELLING: {
         "loss": lambda config, examples, _: LanguageModelLoss(examples, config.evaluation.batch_size),
         # One pass gives both.
@@ -57,7 +57,7 @@ def metric_names(config: Config) -> Sequence[str]:
 def metrics(
     config: Config,
     names: Sequence[str],
-    encode_held_out: Callable[[Sequence[Record], str], Examples],
+    encode_held_out: Callable[[Sequence[Example], str], EncodedExamples],
     splits: Splits,
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[tuple[Metric, ...], tuple[Metric, ...]]:
@@ -66,7 +66,7 @@ def metrics(
     # The questions are a test as well: whoever chooses by the rounds' metrics must not have seen them.
     measured = [name for name in names if not (on_validation and name == "multiple_choice")]
 
-    def of(examples: Examples, some: Sequence[str]) -> tuple[Metric, ...]:
+    def of(examples: EncodedExamples, some: Sequence[str]) -> tuple[Metric, ...]:
         found = [METRICS[config.task.kind][name](config, examples, tokenizer) for name in some]
         return tuple(metric for i, metric in enumerate(found) if metric not in found[:i])
 
@@ -83,7 +83,7 @@ def _multiple_choice(config: Config, tokenizer: PreTrainedTokenizerBase) -> Mult
     evaluation = config.evaluation
     file = Path(config.data.path, evaluation.multiple_choice or "")
     questions = read_questions(
-        read_records(file),
+        read_examples(file),
         tokenizer,
         prompt=template_prompt(evaluation.choice_prompt),
         answer=template_prompt(evaluation.choice_answer),

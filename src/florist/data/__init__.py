@@ -2,9 +2,9 @@
 
 from florist.data.causal_lm import CausalLmEncoder, opening_tokens
 from florist.data.classification import ClassificationEncoder, classes
-from florist.data.examples import IGNORED, Examples, Features, encode
+from florist.data.examples import IGNORED, EncodedExamples, Features, encode
 from florist.data.prompts import alpaca_prompt, instruction_and_input, template_prompt
-from florist.data.reading import Record, read_records
+from florist.data.reading import Example, read_examples
 from florist.data.rendering import ChatTemplate, InstructionConversation, InstructionPrompt, PlainChat, Renderer
 from florist.data.shapes import (
     ALPACA,
@@ -13,8 +13,8 @@ from florist.data.shapes import (
     MESSAGES,
     SHAREGPT,
     ChatShape,
+    ExampleShape,
     InstructionShape,
-    RecordShape,
     recognise,
 )
 
@@ -29,21 +29,21 @@ __all__ = [
     "ChatShape",
     "ChatTemplate",
     "ClassificationEncoder",
-    "Examples",
+    "EncodedExamples",
+    "Example",
+    "ExampleShape",
     "Features",
     "InstructionConversation",
     "InstructionPrompt",
     "InstructionShape",
     "PlainChat",
-    "Record",
-    "RecordShape",
     "Renderer",
     "alpaca_prompt",
     "classes",
     "encode",
     "instruction_and_input",
     "opening_tokens",
-    "read_records",
+    "read_examples",
     "recognise",
     "template_prompt",
 ]

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from florist.data.examples import IGNORED, Features
-from florist.data.reading import Record
+from florist.data.reading import Example
 from florist.data.rendering import Renderer, Segment
 from florist.errors import DataError
 
@@ -34,7 +34,7 @@ class CausalLmEncoder:
     max_length: int
     loss_on_prompts: bool = False
 
-    def __call__(self, record: Record) -> Features:
+    def __call__(self, record: Example) -> Features:
         """Token numbers and labels of one record.
 
         Raises:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from florist.data.examples import Features
-from florist.data.reading import Record, as_text
+from florist.data.reading import Example, as_text
 from florist.errors import DataError
 
 
@@ -28,7 +28,7 @@ class ClassificationEncoder:
     labels: tuple[str, ...]
     max_length: int
 
-    def __call__(self, record: Record) -> Features:
+    def __call__(self, record: Example) -> Features:
         """Token numbers and class number of one record.
 
         Raises:
@@ -43,7 +43,7 @@ class ClassificationEncoder:
         return {"input_ids": encoded["input_ids"], "labels": self.labels.index(label)}
 
 
-def classes(records: Sequence[Record], label_field: str) -> tuple[str, ...]:
+def classes(records: Sequence[Example], label_field: str) -> tuple[str, ...]:
     """The class names in a field, sorted.
 
     Raises:
@@ -55,7 +55,7 @@ def classes(records: Sequence[Record], label_field: str) -> tuple[str, ...]:
     return found
 
 
-def _label(record: Record, label_field: str) -> str:
+def _label(record: Example, label_field: str) -> str:
     if record.get(label_field) is None:
         got = "none" if label_field in record else str(sorted(record))
         raise DataError(f"expected the class in the field {label_field!r}, got {got}; set [data] label_field")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
-from florist.data.reading import Record
+from florist.data.reading import Example
 from florist.errors import DataError
 
 Features = dict[str, Any]
@@ -15,7 +15,7 @@ IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True)
-class Examples(Sequence[Features]):
+class EncodedExamples(Sequence[Features]):
     """Encoded records, and how to pad some of them into a batch of tensors."""
 
     rows: Sequence[Features]
@@ -39,11 +39,11 @@ class Examples(Sequence[Features]):
 
 
 def encode(
-    records: Sequence[Record],
-    encoder: Callable[[Record], Features],
+    records: Sequence[Example],
+    encoder: Callable[[Example], Features],
     collate: Callable[[list[Features]], Mapping[str, Any]],
     source: str,
-) -> Examples:
+) -> EncodedExamples:
     """All records of one source as examples.
 
     Raises:
@@ -55,4 +55,4 @@ def encode(
             rows.append(encoder(record))
         except DataError as error:
             raise DataError(f"{source}, record {number}: {error}") from error
-    return Examples(rows, collate)
+    return EncodedExamples(rows, collate)

@@ -8,10 +8,10 @@ from typing import Any
 
 from florist.errors import DataError, MissingInputError
 
-Record = Mapping[str, Any]
+Example = Mapping[str, Any]
 
 
-def read_records(path: Path) -> list[Record]:
+def read_examples(path: Path) -> list[Example]:
     """Records of a ``.json`` list or a ``.jsonl`` file with one object a line.
 
     Raises:
@@ -34,7 +34,7 @@ def read_records(path: Path) -> list[Record]:
     return rows
 
 
-def as_text(record: Record) -> dict[str, str]:
+def as_text(record: Example) -> dict[str, str]:
     """Every field as text; null is the empty text."""
     return {name: "" if value is None else str(value) for name, value in record.items()}
 

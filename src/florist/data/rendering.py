@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from florist.data.reading import Record
+from florist.data.reading import Example
 from florist.data.shapes import ASSISTANT, SYSTEM, USER, ChatShape, Conversation, InstructionShape, Message
 from florist.errors import DataError
 
@@ -32,7 +32,7 @@ class Segment:
     cut: tuple[Span, ...] = ()
 
 
-Renderer = Callable[[Record], Sequence[Segment]]
+Renderer = Callable[[Example], Sequence[Segment]]
 """A record as segments: a prompt, its answer, and in a conversation the next ones in turn."""
 
 
@@ -48,7 +48,7 @@ class InstructionPrompt:
     shape: InstructionShape
     prompt: Callable[[Mapping[str, str]], str]
 
-    def __call__(self, record: Record) -> Sequence[Segment]:
+    def __call__(self, record: Example) -> Sequence[Segment]:
         """Two segments.
 
         Raises:
@@ -74,7 +74,7 @@ class InstructionConversation:
     shape: InstructionShape
     prompt: Callable[[Mapping[str, str]], str]
 
-    def __call__(self, record: Record) -> Conversation:
+    def __call__(self, record: Example) -> Conversation:
         """Two messages.
 
         Raises:
@@ -93,7 +93,7 @@ class PlainChat:
 
     shape: ChatShape
 
-    def __call__(self, record: Record) -> Sequence[Segment]:
+    def __call__(self, record: Example) -> Sequence[Segment]:
         """A prompt and an answer in turn; every answer is closed by the end-of-sequence token.
 
         Raises:
@@ -136,9 +136,9 @@ class ChatTemplate:
     """
 
     tokenizer: PreTrainedTokenizerBase
-    conversation: Callable[[Record], Conversation]
+    conversation: Callable[[Example], Conversation]
 
-    def __call__(self, record: Record) -> Sequence[Segment]:
+    def __call__(self, record: Example) -> Sequence[Segment]:
         """A prompt and an answer in turn.
 
         Raises:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from florist.data.reading import Record, as_text
+from florist.data.reading import Example, as_text
 from florist.errors import DataError
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
@@ -46,11 +46,11 @@ class InstructionShape:
     input: str
     output: str
 
-    def fits(self, record: Record) -> bool:
+    def fits(self, record: Example) -> bool:
         """Whether a record has the instruction and the answer; the input may be absent."""
         return self.instruction in record and self.output in record
 
-    def values(self, record: Record) -> dict[str, str]:
+    def values(self, record: Example) -> dict[str, str]:
         """The record's fields as text, and ``instruction``, ``input`` and ``output`` whatever they are called in it.
 
         Raises:
@@ -75,7 +75,7 @@ class ChatShape:
     role: str
     content: str
 
-    def fits(self, record: Record) -> bool:
+    def fits(self, record: Example) -> bool:
         """Whether a record has the list, with objects that have both fields."""
         messages = record.get(self.messages)
         return (
@@ -84,7 +84,7 @@ class ChatShape:
             and all(isinstance(each, dict) and self.role in each and self.content in each for each in messages)
         )
 
-    def conversation(self, record: Record) -> Conversation:
+    def conversation(self, record: Example) -> Conversation:
         """The messages up to the last answer.
 
         Answers before the first question answer nobody, and questions after the last answer have none: both are
@@ -114,13 +114,13 @@ class ChatShape:
         return tuple(messages)
 
 
-RecordShape = InstructionShape | ChatShape
+ExampleShape = InstructionShape | ChatShape
 
 ALPACA = InstructionShape("instruction", "input", "output")
 DOLLY = InstructionShape("instruction", "context", "response")
 MESSAGES = ChatShape("messages", "role", "content")
 SHAREGPT = ChatShape("conversations", "from", "value")
-KNOWN_SHAPES: Mapping[str, RecordShape] = {
+KNOWN_SHAPES: Mapping[str, ExampleShape] = {
     "alpaca": ALPACA,
     "dolly": DOLLY,
     "messages": MESSAGES,
@@ -128,7 +128,7 @@ KNOWN_SHAPES: Mapping[str, RecordShape] = {
 }
 
 
-def recognise(records: Sequence[Record]) -> RecordShape:
+def recognise(records: Sequence[Example]) -> ExampleShape:
     """The known shape that the first record has.
 
     Raises:
@@ -144,7 +144,7 @@ def recognise(records: Sequence[Record]) -> RecordShape:
     )
 
 
-def _described(shape: RecordShape) -> str:
+def _described(shape: ExampleShape) -> str:
     if isinstance(shape, InstructionShape):
         return f"{shape.instruction}, {shape.input}, {shape.output}"
     return f"{shape.messages} with {shape.role} and {shape.content}"

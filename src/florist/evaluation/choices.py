@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from florist.data import Record, opening_tokens
+from florist.data import Example, opening_tokens
 from florist.data.reading import as_text
 from florist.errors import DataError
 
@@ -94,7 +94,7 @@ class MultipleChoice:
 
 
 def read_questions(
-    records: Sequence[Record],
+    records: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
     *,
     prompt: Callable[[Mapping[str, str]], str],
@@ -127,7 +127,7 @@ def read_questions(
 
 
 def _question(
-    record: Record,
+    record: Example,
     tokenizer: PreTrainedTokenizerBase,
     prompt: Callable[[Mapping[str, str]], str],
     answer: Callable[[Mapping[str, str]], str],
@@ -153,7 +153,7 @@ def _question(
     )
 
 
-def _parsed(record: Record) -> tuple[str, list[str], int]:
+def _parsed(record: Example) -> tuple[str, list[str], int]:
     """(question, choices, number of the right one)."""
     choices = record.get("choices")
     if isinstance(record.get("question"), str) and isinstance(choices, list) and "answer" in record:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
-from florist.data import IGNORED, Examples, Features
+from florist.data import IGNORED, EncodedExamples, Features
 
 # What is not said here comes from the model's generation_config.json, and published ones penalise repetitions.
 _GREEDY: Mapping[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
@@ -33,7 +33,7 @@ class LanguageModelLoss:
     same weight whatever its batch; ``perplexity`` is its exponential.
     """
 
-    examples: Examples
+    examples: EncodedExamples
     batch_size: int
 
     def __call__(self, model: nn.Module, /) -> Mapping[str, float]:
@@ -64,7 +64,7 @@ class ExactMatch:
         max_new_tokens: a longer answer cannot match.
     """
 
-    examples: Examples
+    examples: EncodedExamples
     tokenizer: PreTrainedTokenizerBase
     batch_size: int
     max_new_tokens: int
@@ -111,7 +111,7 @@ class ExactMatch:
 class Classification:
     """Held-out cross-entropy in nats and accuracy of a classifier."""
 
-    examples: Examples
+    examples: EncodedExamples
     batch_size: int
 
     def __call__(self, model: nn.Module, /) -> Mapping[str, float]:
@@ -125,7 +125,7 @@ class Classification:
         return {"loss": total / len(self.examples), "accuracy": hits / len(self.examples)}
 
 
-def _batches(model: nn.Module, examples: Examples, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
+def _batches(model: nn.Module, examples: EncodedExamples, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
     model.eval()
     device = next(model.parameters()).device
     with torch.inference_mode():

@@ -1,7 +1,7 @@
 """florist's rounds over Flower: the strategy for a server, the app for a client."""
 
 from florist.flower.agreement import Agreement
-from florist.flower.client_app import client_app
+from florist.flower.client import client_app
 from florist.flower.configured import configured_client_app, configured_server_app
 from florist.flower.journal import Journal
 from florist.flower.model_participant import ModelParticipant

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from florist.admission import FLOATS
 from florist.errors import FloristError, InvalidUpdateError
+from florist.federation.admission import FLOATS
 from florist.flower import protocol
-from florist.flower.protocol import WHOLE, Introduction
+from florist.flower.messages import WHOLE, Introduction
 from florist.flower.roster import last_line
-from florist.rounds import NOTHING, FullParameters
+from florist.rounds import NOTHING, SavedParameters
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,9 +49,9 @@ class Agreement:
         return None
 
 
-def whole_parameters(
+def ask_saved_parameters(
     grid: Grid, nodes: Mapping[str, int], introductions: Collection[Introduction], timeout: float
-) -> FullParameters:
+) -> SavedParameters:
     """First values of the parameters that travel whole: all clients begin with the same, so that any can tell.
 
     Who does not answer, or not with what it introduced, is passed over.
@@ -86,7 +86,7 @@ def whole_parameters(
     )
 
 
-def _whole_of(introduction: Introduction, reply: Message) -> FullParameters:
+def _whole_of(introduction: Introduction, reply: Message) -> SavedParameters:
     if reply.has_error():
         raise InvalidUpdateError(last_line(reply.error.reason))
     found = protocol.read_whole(reply.content)

@@ -22,21 +22,22 @@ from peft import PeftModel
 from florist.config import Config, read_config, to_toml
 from florist.config.building import LoadedTask, load
 from florist.config.methods import LOCAL_INITS, METHODS
-from florist.config.records import read_held_out, read_splits
 from florist.config.sections import CLASSIFICATION
+from florist.config.splits import read_held_out, read_splits
 from florist.errors import ConfigurationError
 from florist.evaluation import Metric
-from florist.federation import global_adapter
+from florist.federation.rules import global_adapter
+from florist.federation.simulation import Client
+from florist.federation.state import ServerState
 from florist.flower.agreement import Agreement
-from florist.flower.client_app import client_app
+from florist.flower.client import client_app
 from florist.flower.journal import Journal
 from florist.flower.model_participant import Measure, ModelParticipant
 from florist.flower.roster import LOG
 from florist.flower.strategy import Deliverable, FloristStrategy
-from florist.peft_model import FederatedModel
-from florist.rounds import FullParameters, ServerState, Trained
-from florist.simulation import Client
-from florist.training import train
+from florist.models.federated_model import FederatedModel
+from florist.models.training import train
+from florist.rounds import SavedParameters, Trained
 
 PARTITION, CLIENT = "partition-id", "client-id"
 """Keys of a node's config: which of the clients in the data the node is, and what it is called."""
@@ -105,6 +106,7 @@ def _serve(config: Config, grid: Grid, context: Context) -> None:
             "server needs: set flower.evaluation = 'server'"
         )
     path = Path(settings.run or f"florist-run-{context.run_id}").resolve()
+    _require_same(path / "config.toml", config)
     LOG.info("the run is kept in %s; to resume it: flwr run --run-config 'flower.run=\"%s\"'", path, path)
     largest = max(ranks) if isinstance(ranks, tuple) else ranks
     strategy = FloristStrategy(
@@ -134,9 +136,25 @@ def _serve(config: Config, grid: Grid, context: Context) -> None:
     LOG.info("the final adapter is in %s", adapter)
 
 
+def _require_same(file: Path, config: Config) -> None:
+    """Check that a run is resumed with the settings that it was begun with, as far as they make its result."""
+    if not file.is_file():
+        return
+    before, may_change = read_config(file), {"rounds", "fraction", "min_replies"}
+    for section in ("task", "lora", "training", "federation", "aggregation"):
+        was, now = (getattr(each, section).model_dump() for each in (before, config))
+        changed = [f"{section}.{key}" for key in now if key not in may_change and now[key] != was[key]]
+        if changed:
+            key = changed[0].partition(".")[2]
+            raise ConfigurationError(
+                f"{changed[0]} = {now[key]!r}: expected {was[key]!r}, which the run in {file.parent} was begun with; "
+                "leave it so, or name another directory with flower.run"
+            )
+
+
 def _at_server(model: FederatedModel, measure: Measure) -> Callable[[ServerState], Mapping[str, float]]:
     def evaluate(state: ServerState) -> Mapping[str, float]:
-        model.full_parameters = state.full_parameters
+        model.saved_parameters = state.saved_parameters
         model.set_global(global_adapter(state))
         return measure(model.peft)
 
@@ -200,11 +218,11 @@ def _fit(client: Client, model: PeftModel, seed: int) -> float:
 
 
 @lru_cache(maxsize=1)
-def _base(config: Config) -> tuple[LoadedTask, FullParameters]:
+def _base(config: Config) -> tuple[LoadedTask, SavedParameters]:
     """The base model, loaded once in a process, and the first values of what travels whole."""
     loaded = load(config, read_splits(config))
     torch.set_num_threads(_threads(config))
-    return loaded, loaded.model.full_parameters
+    return loaded, loaded.model.saved_parameters
 
 
 def _threads(config: Config) -> int:

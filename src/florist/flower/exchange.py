@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from flwr.app import RecordDict
 from torch import Tensor
 
-from florist.federation import Download, Federation
-from florist.flower import protocol
-from florist.flower.protocol import Evaluation, Instruction, Introduction, OutOfStep, Task, Upload
-from florist.rounds import ClientUpdate, ServerState
+from florist.federation.rules import Download, Federation
+from florist.federation.state import ServerState
+from florist.flower import messages, protocol
+from florist.flower.messages import Assignment, Evaluation, Instruction, Introduction, OutOfStep, Upload
+from florist.rounds import ClientUpdate
 from florist.seeding import derive_seed, random_rows
 
 
@@ -53,8 +54,10 @@ class Exchange:
         said = answer if isinstance(answer, Evaluation) else answer.report
         if said.client_id != client_id:
             return f"expected a reply of {client_id}, got one that says {said.client_id}"
-        if said.held != self.state.latest:
-            return f"expected a reply from the global adapter of round {self.state.latest}, got one from {said.held}"
+        if said.holds != self.state.latest:
+            return f"expected a reply from the global adapter of round {self.state.latest}, got one from {said.holds}"
+        if self.max_examples is not None and said.num_examples > self.max_examples:
+            return f"expected at most {self.max_examples} examples of one client, got {said.num_examples}"
         if isinstance(answer, Evaluation):
             return None
         introduction, report = self.introductions[client_id], answer.report
@@ -62,8 +65,6 @@ class Exchange:
             return f"expected the base {introduction.base}, as introduced, got {report.base}"
         if report.num_examples != introduction.num_examples:
             return f"expected {introduction.num_examples} examples, as introduced, got {report.num_examples}"
-        if self.max_examples is not None and report.num_examples > self.max_examples:
-            return f"expected at most {self.max_examples} examples of one client, got {report.num_examples}"
         return None
 
     def plausible(self, held: int) -> int | None:
@@ -75,12 +76,12 @@ class Exchange:
         """The update of an upload."""
         report = upload.report
         return ClientUpdate(
-            report.client_id, upload.adapter, report.num_examples, report.round_number, upload.full_parameters
+            report.client_id, upload.adapter, report.num_examples, report.round_number, upload.saved_parameters
         )
 
     def _instruction(self, client_id: str, round_number: int) -> tuple[RecordDict, Download]:
         download = self.federation.download(self.state, client_id)
-        task = Task(
+        assignment = Assignment(
             round_number=round_number,
             since=self.state.holds.get(client_id, -1),
             # Not the round before: one that failed has nothing that a client could lack.
@@ -90,10 +91,12 @@ class Exchange:
             rows_seed=self.federation.local_seed(round_number, client_id),
             max_rank=self.federation.max_rank,
             trained=self.federation.aggregator.work.trained.value,
-            local_init=protocol.name_of(self.federation.local_init),
+            local_init=messages.name_of(self.federation.local_init),
         )
-        directions = {name: factor.A for name, factor in download.directions.items()}
-        instruction = Instruction(task, download.adapter, download.continued, directions, download.full_parameters)
+        directions = messages.directions_of(download.directions)
+        instruction = Instruction(
+            assignment, download.adapter, download.continued, directions, download.saved_parameters
+        )
         return protocol.write_instruction(instruction), download
 
     def _rows(self, client_id: str, round_number: int) -> Callable[[str, int], Tensor]:

@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from florist import strict_json
 from florist.errors import ConfigurationError, DamagedRunError
+from florist.federation.history import RunDirectory, RunFacts
+from florist.federation.records import RoundRecord
+from florist.federation.state import ServerState
+from florist.files import strict_json
+from florist.files.outputs import replace_file
 from florist.flower.agreement import Agreement
-from florist.history import RunDirectory, RunFacts
-from florist.outputs import replace_file
-from florist.rounds import RoundRecord, ServerState
 
 AGREED = "federation.json"
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from peft import PeftModel
 
 from florist.factors import AdapterState
+from florist.federation.local_init import LocalStart
+from florist.flower.messages import Assignment
 from florist.flower.participant import TrainedLocally
-from florist.flower.protocol import Task
-from florist.local_init import LocalStart
-from florist.peft_model import FederatedModel, LocalLora
-from florist.rounds import FullParameters, Trained
+from florist.models.federated_model import FederatedModel, LocalLora
+from florist.rounds import SavedParameters, Trained
 
 Fit = Callable[[PeftModel, int], float]
 """Trains what requires gradients in the model, in place, by the seed of this client and round; gives the mean loss."""
@@ -46,7 +46,7 @@ class ModelParticipant:
     measure: Measure | None = None
     held_out: int = 0
     trained: Trained = Trained.FACTORS
-    initial: FullParameters = field(default_factory=dict)
+    initial: SavedParameters = field(default_factory=dict)
 
     @property
     def rank(self) -> int:
@@ -59,24 +59,24 @@ class ModelParticipant:
         return self.model.shapes
 
     @property
-    def full_parameters(self) -> FullParameters:
+    def saved_parameters(self) -> SavedParameters:
         """As they were before any training."""
         return self.initial
 
-    def train(self, start: LocalStart, full_parameters: FullParameters, task: Task) -> TrainedLocally:
+    def train(self, start: LocalStart, saved_parameters: SavedParameters, assignment: Assignment) -> TrainedLocally:
         """Put the adapters in place, and fit."""
         started = time.perf_counter()
-        self.model.full_parameters = {**self.initial, **full_parameters}
+        self.model.saved_parameters = {**self.initial, **saved_parameters}
         self.model.set_global(start.frozen)
-        self.model.start_local(self.lora, start.local, seed=task.rows_seed, max_rank=task.max_rank)
-        loss = self.fit(self.model.peft, task.seed)
+        self.model.start_local(self.lora, start.local, seed=assignment.rows_seed, max_rank=assignment.max_rank)
+        loss = self.fit(self.model.peft, assignment.seed)
         seconds = time.perf_counter() - started
-        return TrainedLocally(self.model.read_local(), self.model.full_parameters, loss, seconds)
+        return TrainedLocally(self.model.read_local(), self.model.saved_parameters, loss, seconds)
 
-    def evaluate(self, adapter: AdapterState, full_parameters: FullParameters) -> tuple[Mapping[str, float], int]:
+    def evaluate(self, adapter: AdapterState, saved_parameters: SavedParameters) -> tuple[Mapping[str, float], int]:
         """Measure the base with the adapter."""
         if self.measure is None:
             return {}, 0
-        self.model.full_parameters = {**self.initial, **full_parameters}
+        self.model.saved_parameters = {**self.initial, **saved_parameters}
         self.model.set_global(adapter)
         return self.measure(self.model.peft), self.held_out

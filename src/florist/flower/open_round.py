@@ -9,11 +9,12 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from florist.errors import FloristError
-from florist.federation import LocalWork
+from florist.federation.records import Drop
+from florist.federation.rules import LocalWork
+from florist.federation.state import ServerState
 from florist.flower.exchange import Exchange
-from florist.flower.protocol import TRAIN, Evaluation, OutOfStep, Upload
+from florist.flower.messages import TRAIN, Evaluation, OutOfStep, Upload
 from florist.flower.roster import LOG, last_line
-from florist.rounds import Drop, ServerState
 
 GRACE = 30.0
 """Seconds that Flower keeps a message after the deadline: an expired one comes back as an error, and that it came too
@@ -32,7 +33,7 @@ class OpenRound:
         dropped: clients that do not count, and why.
         download_bytes: of all that was sent, by client that was asked.
         reported: by client that trained.
-        held: what clients say they hold, where they said so.
+        holds: what clients say they hold, where they said so.
     """
 
     exchange: Exchange
@@ -42,7 +43,7 @@ class OpenRound:
     dropped: list[Drop] = field(default_factory=list)
     download_bytes: Counter[str] = field(default_factory=Counter)
     reported: dict[str, LocalWork] = field(default_factory=dict)
-    held: dict[str, int | None] = field(default_factory=dict)
+    holds: dict[str, int | None] = field(default_factory=dict)
     _sent: list[tuple[Message, str]] = field(default_factory=list)
     _sent_at: float = 0.0
 
@@ -85,7 +86,7 @@ class OpenRound:
 
     def as_told(self, state: ServerState) -> ServerState:
         """A state with what clients said they hold."""
-        return self.exchange.federation.holding(state, self.held)
+        return self.exchange.federation.with_holds(state, self.holds)
 
     @property
     def work(self) -> Mapping[str, LocalWork]:
@@ -120,9 +121,11 @@ class OpenRound:
                 self.drop(client_id, str(error))
                 continue
             if isinstance(answer, OutOfStep):
-                LOG.info("round %d: %s holds round %d, and is sent what it misses", self.number, client_id, answer.held)
+                LOG.info(
+                    "round %d: %s holds round %d, and is sent what it misses", self.number, client_id, answer.holds
+                )
                 behind[client_id] = None
-                self.held[client_id] = self.exchange.plausible(answer.held)
+                self.holds[client_id] = self.exchange.plausible(answer.holds)
                 continue
             if not isinstance(answer, expected):
                 self.drop(client_id, f"expected the kind {expected.__name__}, got {type(answer).__name__}")
@@ -134,7 +137,7 @@ class OpenRound:
             if isinstance(answer, Upload):
                 self.reported[client_id] = LocalWork(0, answer.report.loss, answer.report.seconds)
             found.setdefault(client_id, []).append(answer)
-            self.held[client_id] = self.exchange.state.latest
+            self.holds[client_id] = self.exchange.state.latest
         for client_id in waiting:
             self.drop(client_id, f"no reply within {self.timeout:g} s")
         return behind

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from florist.factors import AdapterState
-from florist.flower.protocol import Task
-from florist.local_init import LocalStart
-from florist.rounds import FullParameters, Trained
+from florist.federation.local_init import LocalStart
+from florist.flower.messages import Assignment
+from florist.rounds import SavedParameters, Trained
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -16,13 +16,13 @@ class TrainedLocally:
 
     Attributes:
         adapter: the trained factors, scaling folded in.
-        full_parameters: trained values of the parameters that travel whole.
+        saved_parameters: trained values of the parameters that travel whole.
         loss: mean over the steps.
         seconds: wall time.
     """
 
     adapter: AdapterState
-    full_parameters: FullParameters
+    saved_parameters: SavedParameters
     loss: float
     seconds: float
 
@@ -62,22 +62,22 @@ class Participant(Protocol):
         ...
 
     @property
-    def full_parameters(self) -> FullParameters:
+    def saved_parameters(self) -> SavedParameters:
         """Current values of the parameters that travel whole; empty where none do."""
         ...
 
-    def train(self, start: LocalStart, full_parameters: FullParameters, task: Task) -> TrainedLocally:
+    def train(self, start: LocalStart, saved_parameters: SavedParameters, assignment: Assignment) -> TrainedLocally:
         """Train on the own examples.
 
         Args:
             start: the frozen global adapter, and what the local one begins with.
-            full_parameters: values to begin with.
-            task: the seeds; random rows of A are the first of `seeding.random_rows(task.rows_seed, module,
-                task.max_rank, in_features)`.
+            saved_parameters: values to begin with.
+            assignment: the seeds; random rows of A are the first of `seeding.random_rows(assignment.rows_seed, module,
+                assignment.max_rank, in_features)`.
         """
         ...
 
-    def evaluate(self, adapter: AdapterState, full_parameters: FullParameters) -> tuple[Mapping[str, float], int]:
+    def evaluate(self, adapter: AdapterState, saved_parameters: SavedParameters) -> tuple[Mapping[str, float], int]:
         """Metrics of the base with an adapter on held-out examples of its own, and how many those are.
 
         No metrics and 0 where it has none.

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from florist.errors import FloristError, TooFewClientsError
 from florist.flower import protocol
-from florist.flower.protocol import HELLO, Introduction
+from florist.flower.messages import HELLO, Introduction
 
 LOG = logging.getLogger("flwr")
 """Flower's own, so that everything of a run is in one place."""

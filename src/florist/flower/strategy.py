@@ -6,7 +6,7 @@ there, replies that do not come, downloads that got lost, and senders that canno
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,20 +19,22 @@ from typing_extensions import override
 from florist.checkpoint import encode, write_adapter
 from florist.errors import ConfigurationError
 from florist.factors import AdapterState
-from florist.federation import ClosedRound, Federation, global_adapter, record
-from florist.flower.agreement import Agreement, whole_parameters
+from florist.federation.local_init import Aligned, LocalInit
+from florist.federation.records import RoundRecord
+from florist.federation.rules import ClosedRound, Federation, global_adapter, round_record
+from florist.federation.state import ServerState
+from florist.files.locking import sole_process
+from florist.files.outputs import new_directory
+from florist.flower.agreement import Agreement, ask_saved_parameters
+from florist.flower.arrays import adapter_to_arrays
 from florist.flower.exchange import Exchange
 from florist.flower.journal import Journal
+from florist.flower.messages import EVALUATE, TRAIN, Evaluation, Upload, name_of
 from florist.flower.open_round import OpenRound
-from florist.flower.protocol import EVALUATE, TRAIN, Evaluation, Upload, name_of
-from florist.flower.records import adapter_to_arrays
 from florist.flower.roster import LOG, PAUSE, Roster
-from florist.local_init import Aligned, LocalInit
-from florist.locking import sole_process
-from florist.outputs import new_directory
-from florist.rounds import Aggregator, FullParameters, RoundRecord, ServerState
+from florist.rounds import Aggregator, SavedParameters
 
-Deliverable = Callable[[AdapterState, FullParameters], tuple[AdapterState, FullParameters]]
+Deliverable = Callable[[AdapterState, SavedParameters], tuple[AdapterState, SavedParameters]]
 """What makes the global model out of the pristine base, from what a server's state holds."""
 
 
@@ -132,7 +134,8 @@ class FloristStrategy(Strategy):
 
         Raises:
             TooFewClientsError: fewer clients came in time than are needed to begin.
-            ConfigurationError: the journal holds a run of another method, or on another base.
+            ConfigurationError: the journal holds a run of another method, or on another base; or a round asks fewer
+                clients than must reply.
             DamagedRunError: the journal cannot be resumed from.
             DirectoryInUseError: another server is at work in it.
         """
@@ -148,6 +151,7 @@ class FloristStrategy(Strategy):
                 held.enter_context(sole_process(self._journal.path))
             while len(self._admitted(grid)) < self._min_clients:
                 self._roster.gather(grid, self._min_clients, max(0.0, deadline - time.monotonic()))
+            self._rules.require_possible()
             left = max(0, num_rounds - self.state.round_number)
             if self.records:
                 LOG.info("resumed after round %d: %d rounds to go", self.state.round_number, left)
@@ -273,10 +277,10 @@ class FloristStrategy(Strategy):
             OutputExistsError: the path is taken.
             InvalidAdapterError: nothing was aggregated yet.
         """
-        adapter, whole = global_adapter(self.state), self.state.full_parameters
+        adapter, whole = global_adapter(self.state), self.state.saved_parameters
         if deliverable is not None:
             adapter, whole = deliverable(adapter, whole)
-        encoded = encode(adapter, full_parameters=whole, base_model=base_model, task_type=task_type)
+        encoded = encode(adapter, saved_parameters=whole, base_model=base_model, task_type=task_type)
         with new_directory(Path(path)) as draft:
             write_adapter(draft, encoded)
 
@@ -306,7 +310,7 @@ class FloristStrategy(Strategy):
         self._federation = replace(self._federation, shapes=self._agreement.shapes)
         if not self.records:
             agreeing = [member for member in members.values() if self._agreement.refusal(member) is None]
-            self.state = ServerState.initial(whole_parameters(grid, self._roster.nodes, agreeing, self._timeout))
+            self.state = ServerState.initial(ask_saved_parameters(grid, self._roster.nodes, agreeing, self._timeout))
         if journal is not None:
             evaluate, initial = self._evaluate, self.state
             journal.begin(lambda: evaluate(initial) if evaluate is not None else {})
@@ -340,8 +344,8 @@ class FloristStrategy(Strategy):
             if reason is not None:
                 self._roster.refuse(introduction.client_id, reason)
                 continue
-            held = introduction.held if 0 <= introduction.held <= self.state.latest else None
-            self.state = self._federation.holding(self.state, {introduction.client_id: held})
+            held = introduction.holds if 0 <= introduction.holds <= self.state.latest else None
+            self.state = self._federation.with_holds(self.state, {introduction.client_id: held})
         return self._roster.connected(grid)
 
     def _record(self, metrics: Mapping[str, float]) -> RoundRecord:
@@ -354,7 +358,7 @@ class FloristStrategy(Strategy):
             "total": now - clock.started,
         }
         closed = replace(self._closed, dropped=tuple(self._underway.dropped))
-        return record(closed, self._underway.work, metrics, seconds)
+        return round_record(closed, self._underway.work, metrics, seconds)
 
     def _amend(self, metrics: Mapping[str, float]) -> None:
         """What was measured or sent after the round was saved."""
@@ -363,16 +367,20 @@ class FloristStrategy(Strategy):
             self._journal.amend(self.state, self.records[-1])
 
 
-def weighted_mean(evaluations: Iterable[Evaluation]) -> Mapping[str, float]:
+def weighted_mean(evaluations: Sequence[Evaluation]) -> Mapping[str, float]:
     """Metrics of several clients, each weighted by its held-out examples; what is not finite counts nowhere."""
-    sums: dict[str, float] = {}
-    counts: dict[str, int] = {}
-    for evaluation in evaluations:
-        for name, value in evaluation.metrics.items():
-            if evaluation.num_examples and math.isfinite(value):
-                sums[name] = sums.get(name, 0.0) + evaluation.num_examples * value
-                counts[name] = counts.get(name, 0) + evaluation.num_examples
-    return {name: total / counts[name] for name, total in sorted(sums.items())}
+    names = sorted({name for evaluation in evaluations for name in evaluation.metrics})
+    means: dict[str, float] = {}
+    for name in names:
+        given = [
+            (each.num_examples, each.metrics[name])
+            for each in evaluations
+            if each.num_examples and math.isfinite(each.metrics.get(name, math.nan))
+        ]
+        total = sum(count for count, _ in given)
+        if given:
+            means[name] = sum(count / total * value for count, value in given)
+    return means
 
 
 def _summary(line: RoundRecord) -> MetricRecord:

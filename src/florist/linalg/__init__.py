@@ -1,9 +1,9 @@
 """Factor-space algebra: the singular value decomposition of ``B @ A`` from the factors, one solver a file."""
 
 from florist.linalg.accumulate import WeightedFactor
-from florist.linalg.decompose import NonFinitePartError, OverflowingSumError, decompose
 from florist.linalg.ordered import ordered_spectrum
 from florist.linalg.qr import qr_svd
+from florist.linalg.routes import NonFinitePartError, OverflowingSumError, decompose
 from florist.linalg.thin_svd import ThinSvd
 
 __all__ = [

@@ -7,7 +7,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from florist.linalg.randomized import leading_pairs
-from florist.spectrum import rank_holding
+from florist.linalg.spectrum import rank_holding
 
 # Columns that are widened to float64 at a time: wide enough for the product, small enough for the cache.
 _CHUNK = 1024

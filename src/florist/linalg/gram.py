@@ -7,8 +7,8 @@ from torch import Tensor
 from florist.errors import NonFiniteUpdateError
 from florist.factors import LoraFactor
 from florist.linalg.eigenpairs import eigenpairs, fit_float32, gram_matrix
+from florist.linalg.spectrum import Spectrum
 from florist.linalg.thin_svd import ThinSvd, rounding_floor
-from florist.spectrum import Spectrum
 
 
 def gram_svd(

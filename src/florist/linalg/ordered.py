@@ -5,7 +5,7 @@ from torch import Tensor
 
 from florist.errors import InvalidAdapterError
 from florist.factors import LoraFactor
-from florist.spectrum import Spectrum
+from florist.linalg.spectrum import Spectrum
 
 # Relative to the largest. Decompositions in float32 stay below 1e-4; rows drawn at random are at 1/sqrt(in_features).
 _TOLERANCE = 1e-3

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from florist.errors import NonFiniteUpdateError
 from florist.factors import LoraFactor
+from florist.linalg.spectrum import Spectrum
 from florist.linalg.thin_svd import ThinSvd, rounding_floor, working_dtype
-from florist.spectrum import Spectrum
 
 
 def qr_svd(factor: LoraFactor, weights: Float64[Tensor, " rank"] | None = None) -> ThinSvd:

@@ -7,7 +7,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from florist.factors import LoraFactor
-from florist.spectrum import Spectrum
+from florist.linalg.spectrum import Spectrum
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,8 +9,8 @@ from typing import Any
 from florist.checkpoint import SavedAdapter
 from florist.checkpoint.reading import CONFIG_NAME
 from florist.errors import InvalidAdapterError
+from florist.files.outputs import sha256
 from florist.one_shot.weights import CountedIn, Weight, Weights
-from florist.outputs import sha256
 from florist.rounds import Certificate
 
 CERTIFICATE_NAME = "florist.json"

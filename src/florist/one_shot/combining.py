@@ -16,12 +16,12 @@ from florist.checkpoint import Export, encode, serving_notes, write_adapter
 from florist.checkpoint.reading import WEIGHTS_NAME
 from florist.errors import ConfigurationError
 from florist.factors import AdapterState, LoraFactor, stack
+from florist.files.outputs import new_directory
 from florist.linalg import ordered_spectrum
 from florist.one_shot.certificate import CERTIFICATE_NAME, document, sealed
 from florist.one_shot.inputs import OUTPUT_BIAS, Inputs, open_inputs
-from florist.outputs import new_directory
 from florist.ranks import RankRule
-from florist.rounds import Aggregator, Broadcast, Certificate, ClientUpdate, FullParameters, ModuleCertificate
+from florist.rounds import Aggregator, Broadcast, Certificate, ClientUpdate, ModuleCertificate, SavedParameters
 
 OnModule = Callable[[int, int], None]
 """Called with how many modules lie before the one that is being read, and how many there are.
@@ -39,15 +39,15 @@ class AggregatedAdapter:
         adapter: module name -> factor.
         certificate: what the rank kept and lost; ``bytes_in`` as stored, ``bytes_out`` before `write`.
         inputs: what went in.
-        full_parameters: averaged values of the parameters that travel whole.
+        saved_parameters: averaged values of the parameters that travel whole.
         additive: module name -> summed output bias.
     """
 
     adapter: AdapterState
     certificate: Certificate
     inputs: Inputs
-    full_parameters: FullParameters
-    additive: FullParameters
+    saved_parameters: SavedParameters
+    additive: SavedParameters
 
     def leading(self, ranks: Mapping[str, int]) -> "AggregatedAdapter":
         """The same, cut to the first components of every module, and certified so; nothing is decomposed again.
@@ -104,7 +104,7 @@ class AggregatedAdapter:
         encoded = encode(
             self.adapter,
             layout=common.layout,
-            full_parameters=self.full_parameters,
+            saved_parameters=self.saved_parameters,
             additive=self.additive,
             base_model=common.base_model,
             revision=common.revision,
@@ -202,7 +202,7 @@ def combine(
     require_device(device)
     updates = inputs.updates if on_module is None else _observed(inputs.updates, on_module)
     broadcast = aggregator([replace(update, adapter=update.adapter.on(device)) for update in updates])
-    whole, adapter = broadcast.full_parameters, _all_of(broadcast).on("cpu")
+    whole, adapter = broadcast.saved_parameters, _all_of(broadcast).on("cpu")
     modules = {
         name: replace(module, rank=adapter.specs[name].rank) for name, module in broadcast.certificate.modules.items()
     }
@@ -211,7 +211,7 @@ def combine(
         adapter=adapter,
         certificate=replace(broadcast.certificate, modules=modules, bytes_in=bytes_in),
         inputs=inputs,
-        full_parameters={name: tensor for name, tensor in whole.items() if not name.endswith(OUTPUT_BIAS)},
+        saved_parameters={name: tensor for name, tensor in whole.items() if not name.endswith(OUTPUT_BIAS)},
         additive={
             name.removesuffix(OUTPUT_BIAS): tensor for name, tensor in whole.items() if name.endswith(OUTPUT_BIAS)
         },

@@ -11,7 +11,7 @@ from florist.checkpoint import Comparison, SavedAdapter, check_compatible, locat
 from florist.errors import InvalidAdapterError, InvalidUpdateError
 from florist.one_shot.certificate import certified_weight
 from florist.one_shot.weights import ONE_ADAPTER, Weight, Weights, combined, given
-from florist.rounds import ClientUpdate, FullParameters
+from florist.rounds import ClientUpdate, SavedParameters
 
 OUTPUT_BIAS = ".lora_B.bias"
 """Ends the name under which a module's output bias travels with the parameters that travel whole."""
@@ -61,7 +61,7 @@ def open_inputs(
     weights, notes = (given(num_examples), ()) if num_examples is not None else _certified(saved)
     biased = {module: shape for one in saved for module, shape in one.additive.shapes.items()}
     updates = tuple(
-        ClientUpdate(str(one.path), one.adapter, count, round_number=1, full_parameters=_whole(one, biased))
+        ClientUpdate(str(one.path), one.adapter, count, round_number=1, saved_parameters=_whole(one, biased))
         for one, count in zip(saved, weights.counts, strict=True)
     )
     return Inputs(saved, weights, comparison, updates, notes)
@@ -80,10 +80,10 @@ def _certified(saved: Sequence[SavedAdapter]) -> tuple[Weights, tuple[str, ...]]
     return combined([one.path for one in saved], known), tuple(notes)
 
 
-def _whole(saved: SavedAdapter, biased: Mapping[str, tuple[int, ...]]) -> FullParameters:
+def _whole(saved: SavedAdapter, biased: Mapping[str, tuple[int, ...]]) -> SavedParameters:
     """What is averaged: parameters that travel whole, and output biases, of which a missing one is zero."""
     biases = {
         module + OUTPUT_BIAS: saved.additive[module] if module in saved.additive else torch.zeros(shape)
         for module, shape in biased.items()
     }
-    return {**saved.full_parameters, **biases}
+    return {**saved.saved_parameters, **biases}

@@ -16,7 +16,7 @@ from torch import Tensor
 from florist.config import DEMONSTRATION
 from florist.factors import LoraFactor
 from florist.flower import configured_client_app, protocol
-from florist.flower.protocol import Upload
+from florist.flower.messages import Upload
 
 LONGEST_WAIT = 900.0
 
@@ -52,9 +52,9 @@ FAULTS: Mapping[str, Callable[[Upload], Upload]] = {
 
 def misbehave(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Train as asked, and answer as the node config says."""
-    if message.metadata.message_type != protocol.TRAIN:
+    if message.metadata.message_type != messages.TRAIN:
         return call_next(message, context)
-    config, number = context.node_config, protocol.task_of(message.content).round_number
+    config, number = context.node_config, protocol.assignment_of(message.content).round_number
     fault = str(config.get(f"fault-{number}", ""))
     signal = Path(str(config["signals"]), f"{config['client-id']}-{number}")
     signal.touch()

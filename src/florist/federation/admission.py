@@ -1,0 +1,89 @@
+"""Which updates count: the checks that stand between what a client sends and the aggregator.
+
+What passes here makes no aggregation method raise, so that one bad client costs a round its own update and no more.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from florist.factors import LoraFactor
+from florist.rounds import ClientUpdate, SavedParameters, Trained
+
+LARGEST_NORM = torch.finfo(torch.float32).max ** 0.5
+"""Of a half and of the product of both: with larger ones, squares in float32 overflow."""
+
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""What factors may be made of."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Expected:
+    """What an update of one client in one round has to be.
+
+    Attributes:
+        round_number: the round.
+        rank: the client's, the largest that it may send.
+        shapes: (out_features, in_features) of every module that may be trained.
+        saved_parameters: the parameters that travel whole, as they were before the round.
+        trained: what the method trains. Where that is B alone, A must be what was drawn.
+        rows: module -> the rows of A that were drawn for the client, at least `rank`.
+    """
+
+    round_number: int
+    rank: int
+    shapes: Mapping[str, tuple[int, int]]
+    saved_parameters: SavedParameters
+    trained: Trained
+    rows: Callable[[str], Tensor]
+
+    def refusal(self, update: ClientUpdate) -> str | None:
+        """Why an update cannot count; None where it can. Reads every factor once."""
+        if update.round_number != self.round_number:
+            return f"expected an update of round {self.round_number}, got one of round {update.round_number}"
+        if type(update.num_examples) is not int or update.num_examples <= 0:
+            return f"expected a positive whole number of examples, got {update.num_examples!r}"
+        if update.adapter and not self.trained & Trained.FACTORS:
+            return f"expected whole weights, got factors of {next(iter(update.adapter))}"
+        for name, spec in update.adapter.specs.items():
+            if name not in self.shapes:
+                return f"{name} is not a module that this federation trains"
+            if spec.shape != self.shapes[name]:
+                return f"{name}: expected the shape {self.shapes[name]}, got {spec.shape}"
+            if spec.dtype not in FLOATS:
+                return f"{name}: expected floating-point factors of 16, 32 or 64 bits, got {spec.dtype}"
+            if spec.rank > self.rank:
+                return f"{name}: expected at most the client's rank {self.rank}, got {spec.rank}"
+        for name, factor in update.adapter.items():
+            reason = self._refusal_of_factor(name, factor)
+            if reason is not None:
+                return reason
+        return self._refusal_of_whole(update.saved_parameters)
+
+    def _refusal_of_factor(self, name: str, factor: LoraFactor) -> str | None:
+        if not (factor.B.isfinite().all() and factor.A.isfinite().all()):
+            return f"{name} holds NaN or inf"
+        B, A = (float(torch.linalg.vector_norm(half, dtype=torch.float64)) for half in (factor.B, factor.A))
+        if max(B, A, B * A) > LARGEST_NORM:
+            return f"{name}: expected norms below {LARGEST_NORM:.1e}, got {B:.1e} of B and {A:.1e} of A"
+        if self.trained == Trained.B:
+            drawn = self.rows(name)[: factor.rank].to(factor.A.device)
+            if not torch.equal(factor.A.double(), drawn.double()):
+                return f"{name}: expected A as it was drawn from the seed, since B alone is trained, and it differs"
+        return None
+
+    def _refusal_of_whole(self, parameters: SavedParameters) -> str | None:
+        if parameters.keys() != self.saved_parameters.keys():
+            return f"expected the whole parameters {sorted(self.saved_parameters)}, got {sorted(parameters)}"
+        for name, tensor in parameters.items():
+            before = self.saved_parameters[name]
+            if tensor.shape != before.shape:
+                return f"{name}: expected {tuple(before.shape)}, got {tuple(tensor.shape)}"
+            if tensor.dtype != before.dtype:
+                return f"{name}: expected {before.dtype}, got {tensor.dtype}"
+            if not tensor.isfinite().all():
+                return f"{name} holds NaN or inf"
+        return None

@@ -1,0 +1,75 @@
+"""What is written down of a round: one line of ``rounds.jsonl``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRecord:
+    """What one client did in a round.
+
+    Attributes:
+        client_id: as in its update.
+        rank: of its local adapter (the largest over its modules).
+        num_examples: behind its update.
+        upload_bytes: sent by the client.
+        download_bytes: sent to it: what it lacked at the start, and the round's broadcast.
+        loss: mean training loss.
+        seconds: of local training.
+    """
+
+    client_id: str
+    rank: int
+    num_examples: int
+    upload_bytes: int
+    download_bytes: int
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A client that was asked and does not count, and why."""
+
+    client_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRecord:
+    """One line of ``rounds.jsonl``.
+
+    Attributes:
+        round: from 1.
+        aggregated: False where too few usable updates came and the global adapter stayed as it was.
+        metrics: of the global adapter after the round; empty where the round was not evaluated.
+        total_rank: of the broadcast to a client of the largest rank, summed over the modules; 0 where weights are
+            trained themselves.
+        input_rank: of the uploads: the total rank that FLoRA would broadcast.
+        cumulative_rank: of the global adapter after the round, continued part included.
+        relative_error: of the broadcast against the exact weighted sum.
+        ranks: of the broadcast, by module.
+        upload_bytes: from all clients.
+        download_bytes: to all clients, catch-up included.
+        broadcast_bytes: one copy of the broadcast, to a client of the largest rank.
+        stack_bytes: one copy of the uploads, both halves of them: what FLoRA would broadcast.
+        clients: those that count.
+        dropped: those that do not.
+        seconds: by phase.
+    """
+
+    round: int
+    aggregated: bool
+    metrics: Mapping[str, float]
+    total_rank: int
+    input_rank: int
+    cumulative_rank: int
+    relative_error: float
+    ranks: Mapping[str, int]
+    upload_bytes: int
+    download_bytes: int
+    broadcast_bytes: int
+    stack_bytes: int
+    clients: tuple[ClientRecord, ...]
+    dropped: tuple[Drop, ...]
+    seconds: Mapping[str, float]

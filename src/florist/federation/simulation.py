@@ -1,0 +1,238 @@
+"""A whole federation in one process: no Flower, no Ray, one loaded base model shared by all clients."""
+
+import gc
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from florist.checkpoint import encode, write_adapter
+from florist.data import EncodedExamples
+from florist.evaluation import Metric
+from florist.factors import AdapterState
+from florist.federation.history import RunDirectory, RunFacts
+from florist.federation.records import RoundRecord
+from florist.federation.rules import Federation, LocalWork, global_adapter, round_record
+from florist.federation.state import ServerState
+from florist.files.locking import sole_process
+from florist.files.outputs import new_directory
+from florist.models.federated_model import FederatedModel, LocalLora
+from florist.models.training import TrainingSettings, fastest_thread_count, train
+from florist.rounds import NO_ADAPTER, ClientUpdate, SavedParameters
+from florist.seeding import derive_seed
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """One client of a simulation.
+
+    Attributes:
+        client_id: names it in every round.
+        examples: its own, which nobody else sees; their number is its weight.
+        lora: the adapter that its hardware allows.
+        training: how it trains.
+    """
+
+    client_id: str
+    examples: EncodedExamples
+    lora: LocalLora
+    training: TrainingSettings
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """Told what a simulation does, to show progress; the command line draws bars from it."""
+
+    def evaluating(self, round_number: int) -> None:
+        """The global adapter is being evaluated; round 0 is the base model."""
+        ...
+
+    def training(self, round_number: int, client_id: str, done: int, total: int) -> None:
+        """A client took a step."""
+        ...
+
+    def closed(self, record: RoundRecord) -> None:
+        """A round was saved."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Simulation:
+    """Everything that a simulated federation consists of.
+
+    Attributes:
+        model: the shared base with its adapters.
+        base_model: directory or hub id of the base, for the final adapter's config.
+        clients: all of them.
+        federation: the rules of the rounds.
+        metrics: of the global adapter, on held-out examples, in the rounds.
+        rounds: how many.
+        final_metrics: of the final adapter, once, on examples that no choice was made by.
+        evaluate_every: evaluate after each such number of rounds, and after the last.
+    """
+
+    model: FederatedModel
+    base_model: str
+    clients: tuple[Client, ...]
+    federation: Federation
+    metrics: tuple[Metric, ...]
+    rounds: int
+    final_metrics: tuple[Metric, ...] = ()
+    evaluate_every: int = 1
+
+    @property
+    def initial_state(self) -> ServerState:
+        """The server before the first round."""
+        return ServerState.initial(self.model.saved_parameters)
+
+    def evaluate(self, state: ServerState) -> Mapping[str, float]:
+        """Metrics of the global model of `state`."""
+        return self.measure(global_adapter(state), state.saved_parameters)
+
+    def measure(self, adapter: AdapterState, saved_parameters: SavedParameters) -> Mapping[str, float]:
+        """Metrics of the base with any adapter and values of the parameters that travel whole."""
+        self._show(adapter, saved_parameters)
+        return self._measure(self.metrics)
+
+    def start(self, path: Path, config_toml: str, method: str, threads: int | None, observer: Observer) -> RunDirectory:
+        """Measure the base model, choose the number of threads, and create the directory of a run.
+
+        Nothing is left behind where the first evaluation fails.
+
+        Args:
+            path: to create.
+            config_toml: the configuration behind this simulation, to resume from.
+            method: name of the aggregation method, for the record.
+            threads: torch threads; None for the faster of one and all.
+            observer: told of the evaluation.
+
+        Raises:
+            OutputExistsError, MissingInputError: as `outputs.require_absent`.
+        """
+        threads = threads or self.fastest_threads()
+        torch.set_num_threads(threads)
+        observer.evaluating(0)
+        facts = RunFacts(version("florist"), method, threads, self.evaluate(self.initial_state))
+        return RunDirectory.create(path, config_toml, facts)
+
+    def run(self, directory: RunDirectory, observer: Observer) -> list[RoundRecord]:
+        """Play the rounds that `directory` does not hold yet, then write the final adapter.
+
+        Every round is saved before the next begins. All randomness derives from the seed, the round and the client,
+        so that an interrupted run that goes on ends as if it had never stopped, bit for bit. Where no round had enough
+        usable updates there is nothing to add to the base, and no adapter is written.
+
+        Returns:
+            The records of all rounds, the earlier ones included.
+
+        Raises:
+            DirectoryInUseError: another process plays them.
+        """
+        torch.set_num_threads(directory.facts.threads)
+        # The Trainer collects garbage whenever a client starts: half a second, unless what is loaded is set aside.
+        gc.freeze()
+        try:
+            with sole_process(directory.path):
+                return self._play(directory, observer)
+        finally:
+            gc.unfreeze()
+
+    def _play(self, directory: RunDirectory, observer: Observer) -> list[RoundRecord]:
+        state, records = directory.load(self.initial_state)
+        while state.round_number < self.rounds:
+            state, latest = self._round(state, observer)
+            directory.save(state, latest)
+            records.append(latest)
+            observer.closed(latest)
+        if self.final_metrics and directory.tested is None:
+            observer.evaluating(self.rounds)
+            self._show(global_adapter(state), state.saved_parameters)
+            directory.save_tested(self._measure(self.final_metrics))
+        if state.broadcasts and not directory.adapter.exists():
+            self._export(state, directory)  # last: a run that has an adapter is over
+        return records
+
+    def _show(self, adapter: AdapterState, saved_parameters: SavedParameters) -> None:
+        self.model.set_global(adapter)
+        self.model.saved_parameters = saved_parameters
+
+    def _measure(self, metrics: tuple[Metric, ...]) -> Mapping[str, float]:
+        return {name: value for metric in metrics for name, value in metric(self.model.peft).items()}
+
+    def fastest_threads(self) -> int:
+        """The faster of one torch thread and all of them, measured on a batch of the first client."""
+        client = self.clients[0]
+        self.model.start_local(client.lora, NO_ADAPTER, seed=0, max_rank=client.lora.rank)
+        batch = client.examples.collate([*client.examples][: client.training.batch_size])
+        return fastest_thread_count(self.model.peft, batch)
+
+    def _round(self, state: ServerState, observer: Observer) -> tuple[ServerState, RoundRecord]:
+        started = time.perf_counter()
+        round_number = state.round_number + 1
+        asked = set(self.federation.participants(round_number))
+        updates: list[ClientUpdate] = []
+        work: dict[str, LocalWork] = {}
+        for client in self.clients:
+            if client.client_id in asked:
+                update, done = self._train(client, state, observer)
+                updates.append(update)
+                work[client.client_id] = done
+        trained = time.perf_counter()
+        closed = self.federation.close_round(state, updates)
+        aggregated = time.perf_counter()
+        metrics: Mapping[str, float] = {}
+        if round_number % self.evaluate_every == 0 or round_number == self.rounds:
+            observer.evaluating(round_number)
+            metrics = self.evaluate(closed.state)
+        ended = time.perf_counter()
+        seconds = {
+            "train": trained - started,
+            "aggregate": aggregated - trained,
+            "evaluate": ended - aggregated,
+            "total": ended - started,
+        }
+        return closed.state, round_record(closed, work, metrics, seconds)
+
+    def _train(self, client: Client, state: ServerState, observer: Observer) -> tuple[ClientUpdate, LocalWork]:
+        round_number, seed = state.round_number + 1, self.federation.seed
+        # Every client adds what it downloads to what it holds, and so has what the server has.
+        start = self.federation.start(state, client.client_id)
+        self.model.saved_parameters = state.saved_parameters
+        self.model.set_global(start.frozen)
+        self.model.start_local(
+            client.lora,
+            start.local,
+            seed=self.federation.local_seed(round_number, client.client_id),
+            max_rank=self.federation.max_rank,
+        )
+        outcome = train(
+            self.model.peft,
+            client.examples,
+            client.training,
+            seed=derive_seed(seed, "training", round_number, client.client_id),
+            on_step=lambda done, total: observer.training(round_number, client.client_id, done, total),
+        )
+        update = ClientUpdate(
+            client_id=client.client_id,
+            adapter=self.model.read_local(),
+            num_examples=len(client.examples),
+            round_number=round_number,
+            saved_parameters=self.model.saved_parameters,
+        )
+        download_bytes = self.federation.download(state, client.client_id).nbytes
+        return update, LocalWork(download_bytes, outcome.loss, outcome.seconds)
+
+    def _export(self, state: ServerState, directory: RunDirectory) -> None:
+        adapter, saved_parameters = self.model.deliverable(global_adapter(state), state.saved_parameters)
+        encoded = encode(
+            adapter,
+            saved_parameters=saved_parameters,
+            base_model=self.base_model,
+            task_type=self.model.task_type,
+        )
+        with new_directory(directory.adapter) as draft:
+            write_adapter(draft, encoded)

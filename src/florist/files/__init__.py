@@ -1,0 +1,1 @@
+"""Files that are written whole or not at all, one process at a time, in strict JSON."""

@@ -1,0 +1,112 @@
+"""Adapters as Flower's ``ArrayRecord``: halves of factors, named after their modules, in one array of bytes.
+
+Flower stores two objects an array, each by a request of its own and a write to its database: 900 of them for an
+adapter of 224 modules, where one array makes four. Only halves that travel are written; what is not trained is known
+on both sides, and put back by who reads.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+
+import torch
+from flwr.app import Array, ArrayRecord
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from florist.errors import InvalidUpdateError
+from florist.factors import AdapterState, LoraFactor
+from florist.rounds import SavedParameters, Trained
+
+Rows = Callable[[str, int], Float[Tensor, "rank in_features"]]
+"""Module, rank -> the rows of A that nobody trains. Raises KeyError for a module that does not exist."""
+
+_PACKED, _SERIALISED = "tensors", "safetensors"
+"""Name and serialisation of the one array of a record."""
+
+
+def adapter_to_arrays(adapter: AdapterState, travels: Trained = Trained.FACTORS) -> ArrayRecord:
+    """An adapter of any ranks, scaling folded in, as tensors ``module.B`` and ``module.A``.
+
+    The record holds the very numbers: `arrays_to_adapter` gives back the same bits.
+
+    Args:
+        adapter: read a module at a time.
+        travels: the halves to write.
+    """
+    halves = [half.name or "" for half in (Trained.B, Trained.A) if half in travels]
+    return tensors_to_arrays(
+        {f"{name}.{half}": getattr(factor, half) for name, factor in adapter.items() for half in halves}
+    )
+
+
+def arrays_to_adapter(arrays: ArrayRecord, rows: Rows | None = None) -> AdapterState:
+    """The adapter of a record, whoever sent it.
+
+    Args:
+        arrays: as `adapter_to_arrays` writes them.
+        rows: gives A where B alone was sent.
+
+    Raises:
+        InvalidUpdateError: the record cannot be read, or halves are missing or no matrices.
+        InvalidAdapterError: the ranks or dtypes of two halves differ.
+    """
+    tensors = dict(arrays_to_tensors(arrays))
+    factors: dict[str, LoraFactor] = {}
+    for name in sorted({key.rpartition(".")[0] for key in tensors}):
+        B, A = tensors.pop(f"{name}.B", None), tensors.pop(f"{name}.A", None)
+        if B is not None and B.ndim == 2 and A is None and rows is not None:
+            try:
+                A = rows(name, B.shape[1]).to(B.dtype)
+            except KeyError:
+                raise InvalidUpdateError(f"{name} is not a module that this federation trains") from None
+        for half, tensor in (("B", B), ("A", A)):
+            if tensor is None or tensor.ndim != 2:
+                got = "nothing" if tensor is None else f"the shape {tuple(tensor.shape)}"
+                raise InvalidUpdateError(f"expected a matrix {name}.{half}, got {got}")
+        factors[name] = LoraFactor(B, A)  # pyright: ignore[reportArgumentType]  # the loop has seen that both are there
+    if tensors:
+        raise InvalidUpdateError(f"expected tensors named MODULE.B and MODULE.A, got {min(tensors)}")
+    return AdapterState.of(factors)
+
+
+def tensors_to_arrays(tensors: SavedParameters) -> ArrayRecord:
+    """Tensors by name, packed into one array of bytes in the format of safetensors; no array for none of them."""
+    # Copies, since safetensors refuses two names for one memory, which tied parameters are.
+    held = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    if not held:
+        return ArrayRecord()
+    packed = save(held)
+    return ArrayRecord({_PACKED: Array(dtype="uint8", shape=(len(packed),), stype=_SERIALISED, data=packed)})
+
+
+def arrays_to_tensors(arrays: ArrayRecord) -> SavedParameters:
+    """The tensors of a record.
+
+    Raises:
+        InvalidUpdateError: it holds something else. Nothing is unpickled, and no more memory is taken than came.
+    """
+    if not arrays:
+        return {}
+    if set(arrays) != {_PACKED} or arrays[_PACKED].stype != _SERIALISED:
+        kinds = sorted({array.stype for array in arrays.values()})
+        raise InvalidUpdateError(f"expected one array {_PACKED!r} in {_SERIALISED!r}, got {min(arrays)!r} in {kinds}")
+    try:
+        return load(arrays[_PACKED].data)
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InvalidUpdateError(f"expected tensors as safetensors packs them, and reading failed: {reason}") from error
+
+
+def digest(records: Iterable[ArrayRecord]) -> str:
+    """SHA-256 over the bytes of the records, in their order."""
+    found = hashlib.sha256()
+    for record in records:
+        for name, array in sorted(record.items()):
+            found.update(f"{name}\0{array.stype}\0{len(array.data)}\0".encode())
+            found.update(array.data)
+        found.update(b"\1")
+    return found.hexdigest()

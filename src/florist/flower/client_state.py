@@ -1,0 +1,105 @@
+"""What a client holds of the global model between rounds, and how a download moves it on.
+
+It lives in Flower's ``Context.state``, which outlives the process that trains, but neither the SuperNode nor the run:
+who has lost it says so, and is sent the whole global adapter.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+
+from florist.aggregation import lossless_sum
+from florist.factors import AdapterState
+from florist.federation.local_init import Continued, LocalStart
+from florist.federation.state import ServerState
+from florist.flower.arrays import adapter_to_arrays, arrays_to_adapter, arrays_to_tensors, tensors_to_arrays
+from florist.flower.messages import Instruction, adapter_along
+from florist.rounds import NO_ADAPTER, NOTHING, SavedParameters
+
+_HELD, _ADAPTERS, _WHOLE = "florist.holds", ("cumulative", "continued", "last", "directions"), "florist.whole"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClientState:
+    """What a client has downloaded so far.
+
+    Attributes:
+        round_number: the round whose global adapter it is; -1 before the first download.
+        cumulative: all that was ever added.
+        continued: the client's cut of the adapter that everybody trains on from.
+        last: the last broadcast, where it came by itself; a start may depend on it.
+        directions: the start that was sent in its place.
+        saved_parameters: current values of the parameters that travel whole, where any were sent.
+    """
+
+    round_number: int = -1
+    cumulative: AdapterState = field(default_factory=lambda: NO_ADAPTER)
+    continued: AdapterState = field(default_factory=lambda: NO_ADAPTER)
+    last: AdapterState = field(default_factory=lambda: NO_ADAPTER)
+    directions: AdapterState = field(default_factory=lambda: NO_ADAPTER)
+    saved_parameters: SavedParameters = field(default_factory=lambda: NOTHING)
+
+    def after(self, instruction: Instruction, shapes: Mapping[str, tuple[int, int]]) -> "ClientState | None":
+        """What is held with the download; None where it does not fit what is held.
+
+        Args:
+            instruction: whose download it is.
+            shapes: (out_features, in_features) of the modules.
+
+        Raises:
+            InvalidUpdateError: directions do not fit the modules.
+
+        Cost: one lossless sum of the held adapter and the added one.
+        """
+        assignment = instruction.assignment
+        if assignment.since != -1 and self.round_number == assignment.until:
+            return self  # the reply to an earlier message of the same download was lost
+        if assignment.since not in {-1, self.round_number}:
+            return None
+        if assignment.since == assignment.until:
+            return self
+        before = self if assignment.since != -1 else ClientState()
+        # Bit for bit what the server has, as long as a client misses no round.
+        added = instruction.added
+        return ClientState(
+            round_number=assignment.until,
+            cumulative=added if assignment.replaces else lossless_sum([before.cumulative, added]),
+            continued=instruction.continued,
+            last=added,
+            directions=adapter_along(instruction.directions, shapes),
+            saved_parameters={**before.saved_parameters, **instruction.saved_parameters},
+        )
+
+    def start(self, instruction: Instruction, rank: int) -> LocalStart:
+        """What the client begins to train with: as the server's `Federation.start`, from what is held."""
+        begin = Continued() if self.continued else instruction.assignment.start
+        if self.directions:
+            return LocalStart(self.cumulative, self.directions)
+        last = {self.round_number: self.last} if self.round_number > 0 else {}
+        return begin(ServerState(self.round_number, self.cumulative, self.continued, NOTHING, last, {}), rank)
+
+    @property
+    def global_adapter(self) -> AdapterState:
+        """What the global model adds to the base.
+
+        The client's own cut of a continued adapter, where that is what it holds.
+        """
+        return lossless_sum([self.cumulative, self.continued]) if self.continued else self.cumulative
+
+    def save(self, memory: RecordDict) -> None:
+        """Put it into the memory that the SuperNode keeps."""
+        memory[_HELD] = ConfigRecord({"round": self.round_number})
+        for name in _ADAPTERS:
+            memory[f"florist.{name}"] = adapter_to_arrays(getattr(self, name))
+        memory[_WHOLE] = tensors_to_arrays(self.saved_parameters)
+
+    @classmethod
+    def load(cls, memory: RecordDict) -> "ClientState":
+        """From that memory; nothing is held where it has none."""
+        if _HELD not in memory:
+            return cls()
+        round_number = memory.config_records[_HELD]["round"]
+        arrays: Mapping[str, ArrayRecord] = memory.array_records
+        adapters = {name: arrays_to_adapter(arrays[f"florist.{name}"]) for name in _ADAPTERS}
+        return cls(int(str(round_number)), **adapters, saved_parameters=arrays_to_tensors(arrays[_WHOLE]))

@@ -1,0 +1,174 @@
+"""The one entry point: a weighted sum of factors, decomposed by the cheapest solver that is right for it."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+
+from florist.errors import IncompatibleAdaptersError, NonFiniteUpdateError
+from florist.factors import LoraFactor
+from florist.linalg.accumulate import WeightedFactor, stack_parts, sum_parts
+from florist.linalg.dense import dense_gram_svd, dense_svd
+from florist.linalg.gram import gram_svd
+from florist.linalg.qr import qr_svd
+from florist.linalg.spectrum import Spectrum
+from florist.linalg.thin_svd import ThinSvd, no_directions, rounding_floor
+
+# How much of the energy that may be discarded a squared singular value may be off by.
+_TOLERANCE = 1e-4
+
+
+class NonFinitePartError(NonFiniteUpdateError):
+    """One part of a sum holds NaN or infinity.
+
+    Attributes:
+        index: of the part.
+    """
+
+    def __init__(self, message: str, index: int) -> None:
+        super().__init__(message)
+        self.index = index
+
+    def __reduce__(self) -> tuple[type["NonFinitePartError"], tuple[str, int]]:
+        """Pickling hands `args` to the constructor, which are the message alone."""
+        return type(self), (str(self), self.index)
+
+
+class OverflowingSumError(NonFiniteUpdateError):
+    """The parts of a sum are finite, and the sum exceeds the range of its precision."""
+
+
+@torch.no_grad()
+def decompose(parts: Sequence[WeightedFactor], *, energy: float = 1.0) -> ThinSvd:
+    """SVD of ``dW = sum_i weight_i B_i A_i``: exact, without ``dW`` unless that is the cheaper way.
+
+    While R, the sum of the ranks, is below min(m, n), the factors are stacked and solved by Gram matrices: in float32
+    where its precision will do for `energy`, else in float64, else (float64 factors asked for their numerical rank;
+    factors that nearly cancel) by QR in float64. Beyond, the weight itself is summed up and decomposed, which is
+    faster from about there on: memory never grows with the number of clients.
+
+    Args:
+        parts: at least one, all of one shape, in an order that is the same every time: the rounding depends on it.
+        energy: the largest fraction of ``||dW||_F^2`` that the caller will ask for, in (0, 1]; 1 for the numerical
+            rank, which is what stands above the rounding of the factors' precision. A sum of which nothing does is
+            zero, and so is its energy.
+
+    Returns:
+        ``S`` up to the rank that holds `energy`, and exactly how much energy is left out. Float64 for any float64
+        part, else float32. It holds what was decomposed, the stack or the dense update, until it is let go.
+
+    Raises:
+        ValueError: no part, a weight that is not finite, `energy` outside (0, 1].
+        IncompatibleAdaptersError: parts of unlike shape.
+        NonFinitePartError: a part holds NaN or infinity. Parts of weight 0 are not looked at.
+        OverflowingSumError: none does, but their sum.
+
+    Cost: that of `gram_svd` or `dense_gram_svd`. Memory: R (m + n) numbers, or m n and a batch of clients; and a few
+    times the square of R or min(m, n).
+    """
+    _check(parts, energy)
+    spec = parts[0].spec
+    live = [part for part in parts if part.weight != 0 and part.spec.rank > 0]
+    dtype = torch.float64 if any(part.spec.dtype == torch.float64 for part in parts) else torch.float32
+    if not live:
+        zero = LoraFactor(torch.zeros(spec.out_features, 0, dtype=dtype), torch.zeros(0, spec.in_features, dtype=dtype))
+        return no_directions(zero)
+    solve = _solve_stacked if sum(part.spec.rank for part in live) < min(spec.shape) else _solve_dense
+    try:
+        svd = solve(live, dtype, energy)
+    except NonFiniteUpdateError as error:
+        _raise_culprit(parts)
+        raise OverflowingSumError(
+            f"expected a sum within the range of {dtype}, and that of finite factors of shape {spec.shape} overflows; "
+            "look for a factor that is far too large"
+        ) from error
+    return svd if svd.left.dtype == dtype else svd.formed(dtype)
+
+
+def _solve_stacked(parts: Sequence[WeightedFactor], dtype: torch.dtype, energy: float) -> ThinSvd:
+    stack = stack_parts(parts, _storage(dtype))
+    for gram_dtype in _gram_dtypes(dtype, energy):
+        svd = gram_svd(stack.factor, stack.weights, energy=energy, gram_dtype=gram_dtype)
+        if _resolves(svd, dtype, energy):
+            return _cut(svd, dtype, energy)
+    return _cut(qr_svd(stack.factor.to(dtype=torch.float64), stack.weights), dtype, energy)
+
+
+def _solve_dense(parts: Sequence[WeightedFactor], dtype: torch.dtype, energy: float) -> ThinSvd:
+    dense = sum_parts(parts, _storage(dtype))
+    for gram_dtype in _gram_dtypes(dtype, energy):
+        svd = _with_rounding(dense_gram_svd(dense.W, energy=energy, gram_dtype=gram_dtype), dense.rounding)
+        if _resolves(svd, dtype, energy):
+            return _cut(svd, dtype, energy)
+    dense = sum_parts(parts, torch.float64)
+    return _cut(_with_rounding(dense_svd(dense.W), dense.rounding), dtype, energy)
+
+
+def _cut(svd: ThinSvd, dtype: torch.dtype, energy: float) -> ThinSvd:
+    """To the rank that holds `energy`, at most to what the precision of the factors leaves."""
+    spectrum = _with_resolution(svd.spectrum, rounding_floor(dtype))
+    if spectrum.numerical_rank == 0:
+        # What terms that cancel leave is rounding, whose energy would certify an error of all of the sum.
+        spectrum = replace(spectrum.leading(0), tail_energy=0.0)
+    return replace(svd, spectrum=spectrum).leading(spectrum.rank_holding(energy))
+
+
+def _with_rounding(svd: ThinSvd, rounding: float) -> ThinSvd:
+    """The sum itself is rounded: where large terms cancel, that is what limits the resolution."""
+    largest = float(svd.S[0]) if svd.S.numel() else 0.0
+    return replace(svd, spectrum=_with_resolution(svd.spectrum, rounding / largest)) if largest else svd
+
+
+def _with_resolution(spectrum: Spectrum, at_best: float) -> Spectrum:
+    return replace(spectrum, resolution=max(spectrum.resolution, at_best))
+
+
+def _storage(dtype: torch.dtype) -> torch.dtype:
+    """What to stack in: TF32 and bfloat16 products, which torch uses for float32 if told to, lose the update."""
+    return dtype if torch.get_float32_matmul_precision() == "highest" else torch.float64
+
+
+def _gram_dtypes(dtype: torch.dtype, energy: float) -> Iterator[torch.dtype]:
+    """The precisions of Gram matrices that may resolve enough, the cheapest first."""
+    needed = max(rounding_floor(dtype) ** 2, _TOLERANCE * (1 - energy))
+    for gram_dtype in (torch.float32, torch.float64):
+        # Rounding is at least 2 eps of the energy (`eigenpairs`), and more where halves are larger than their product.
+        if gram_dtype.itemsize >= _storage(dtype).itemsize and needed >= 8 * torch.finfo(gram_dtype).eps:
+            yield gram_dtype
+
+
+def _resolves(svd: ThinSvd, dtype: torch.dtype, energy: float) -> bool:
+    """Whether rounding is below what may be discarded, or below what the factors' own precision leaves."""
+    spectrum = svd.spectrum
+    if spectrum.total_energy == 0 or spectrum.resolution <= rounding_floor(dtype):
+        return True
+    discarded = (1 - energy) * spectrum.total_energy
+    noise = (spectrum.resolution * float(spectrum.S[0])) ** 2 if spectrum.S.numel() else math.inf
+    # Of many values that are all small, those above the noise may hold too little.
+    return noise <= _TOLERANCE * discarded and spectrum.tail_energy <= discarded * (1 + 1e-9)
+
+
+def _check(parts: Sequence[WeightedFactor], energy: float) -> None:
+    if not parts:
+        raise ValueError("expected at least one factor to decompose, got none")
+    if not 0 < energy <= 1:
+        raise ValueError(f"expected 0 < energy <= 1 (a fraction of the energy to hold), got {energy}")
+    for index, part in enumerate(parts):
+        if part.spec.shape != parts[0].spec.shape:
+            raise IncompatibleAdaptersError(
+                f"expected factors of one shape (out_features, in_features), got {parts[0].spec.shape} for part 0 "
+                f"and {part.spec.shape} for part {index}; a module must have the same size in every adapter"
+            )
+        if not math.isfinite(part.weight):
+            raise ValueError(f"expected a finite weight, got {part.weight} for part {index}")
+
+
+def _raise_culprit(parts: Sequence[WeightedFactor]) -> None:
+    """Look for the part with NaN or infinity; to look before would read and test every tensor for nothing."""
+    for index, part in enumerate(parts):
+        if part.weight == 0 or part.spec.rank == 0:
+            continue
+        factor = part.read()
+        if not bool(factor.B.isfinite().all() & factor.A.isfinite().all()):
+            raise NonFinitePartError(f"expected finite factors, got NaN or infinity in part {index}", index)

@@ -1,0 +1,1 @@
+"""Base models of transformers and their adapters: loading, quantising, training."""

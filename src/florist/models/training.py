@@ -1,0 +1,202 @@
+"""One client's local training, by the Trainer of transformers."""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from florist.data import EncodedExamples
+from florist.errors import UnsupportedHardwareError
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """How a client trains in one round; AdamW, with the names of transformers' ``TrainingArguments``.
+
+    Attributes:
+        learning_rate: peak of the schedule.
+        batch_size: examples a step and device.
+        steps: optimiser steps a round; None to count in epochs.
+        epochs: passes over the client's data a round, where `steps` is None.
+        lr_scheduler_type: within one round; every round starts it anew.
+        gradient_accumulation_steps: batches summed before a step.
+        weight_decay: of AdamW.
+        max_grad_norm: the gradient is clipped to it.
+        bf16: train in bfloat16 mixed precision.
+        fp16: train in float16 mixed precision, with a scaled loss; CUDA only.
+    """
+
+    learning_rate: float = 3e-4
+    batch_size: int = 8
+    steps: int | None = None
+    epochs: float = 1.0
+    lr_scheduler_type: str = "constant"
+    gradient_accumulation_steps: int = 1
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    bf16: bool = False
+    fp16: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What mixed precision asks of a machine.
+
+    Attributes:
+        cuda: there is a CUDA device.
+        bf16: the device that trains computes in bfloat16; every CPU does, slowly.
+    """
+
+    cuda: bool
+    bf16: bool
+
+    @classmethod
+    def found(cls) -> "Hardware":
+        """Of this machine."""
+        cuda = torch.cuda.is_available()
+        return cls(cuda, not cuda or torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def require_precision(settings: TrainingSettings, hardware: Hardware) -> None:
+    """Check that a machine can train in the precision that is asked for.
+
+    Raises:
+        UnsupportedHardwareError: it cannot.
+    """
+    if settings.fp16 and not hardware.cuda:
+        raise UnsupportedHardwareError(
+            "training.fp16 = true: expected a CUDA device, found none; use bf16, or float32 without either"
+        )
+    if settings.bf16 and not hardware.bf16:
+        raise UnsupportedHardwareError(
+            "training.bf16 = true: expected a GPU that computes in bfloat16 (Ampere or newer), found an older one; use "
+            "fp16"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingOutcome:
+    """What training did.
+
+    Attributes:
+        steps: optimiser steps taken.
+        loss: mean over them.
+        seconds: wall time.
+    """
+
+    steps: int
+    loss: float
+    seconds: float
+
+
+def train(
+    model: nn.Module,
+    examples: EncodedExamples,
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    on_step: Callable[[int, int], None],
+) -> TrainingOutcome:
+    """Train the parameters of `model` that require gradients, in place.
+
+    Args:
+        model: base, frozen global adapter and trainable local one.
+        examples: of one client.
+        settings: of the run.
+        seed: of batch order and dropout; the Trainer sets the process-wide generators to it.
+        on_step: called with (steps done, steps in all) after each.
+    """
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch, _unprepared_afterwards(model):
+        trainer = Trainer(
+            model=model,
+            args=TrainingArguments(
+                output_dir=scratch,
+                learning_rate=settings.learning_rate,
+                per_device_train_batch_size=settings.batch_size,
+                max_steps=settings.steps if settings.steps is not None else -1,
+                num_train_epochs=settings.epochs,
+                lr_scheduler_type=settings.lr_scheduler_type,
+                gradient_accumulation_steps=settings.gradient_accumulation_steps,
+                weight_decay=settings.weight_decay,
+                max_grad_norm=settings.max_grad_norm,
+                bf16=settings.bf16,
+                fp16=settings.fp16,
+                seed=seed,
+                data_seed=seed,
+                save_strategy="no",
+                logging_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                dataloader_pin_memory=torch.cuda.is_available(),
+                use_cpu=not torch.cuda.is_available(),
+            ),
+            train_dataset=examples,  # pyright: ignore[reportArgumentType]  # any sequence will do
+            data_collator=examples.collate,  # pyright: ignore[reportArgumentType]  # any mapping will do
+            callbacks=[_OnStep(on_step)],
+        )
+        trainer.remove_callback(PrinterCallback)  # it prints to stdout, which belongs to the command's result
+        output = trainer.train()
+    return TrainingOutcome(output.global_step, output.training_loss, time.perf_counter() - started)
+
+
+def fastest_thread_count(model: nn.Module, batch: Mapping[str, Any], steps: int = 5) -> int:
+    """1, or all cores where that is clearly faster for this model and batch.
+
+    Small models lose more to waking threads than they gain, and where another process wants a core as well, threads
+    that wait for each other can make them many times slower. Forward and backward passes are timed with either count
+    in turn: all cores are taken if their slowest step beats one thread's fastest by a third. Parameters, gradients and
+    random state stay as they are.
+
+    Cost: `steps` training steps a candidate, and one.
+    """
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    if available == 1 or next(model.parameters()).device.type != "cpu":
+        return available
+    before = torch.get_num_threads()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            _seconds_a_step(model, batch, 1)  # the first step pays for allocation
+            one, many = zip(
+                *((_seconds_a_step(model, batch, 1), _seconds_a_step(model, batch, available)) for _ in range(steps)),
+                strict=True,
+            )
+    finally:
+        torch.set_num_threads(before)
+    return available if max(many) < min(one) / 1.5 else 1
+
+
+def _seconds_a_step(model: nn.Module, batch: Mapping[str, Any], threads: int) -> float:
+    torch.set_num_threads(threads)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    started = time.perf_counter()
+    torch.autograd.grad(model(**batch).loss, trained, allow_unused=True)
+    return time.perf_counter() - started
+
+
+@contextmanager
+def _unprepared_afterwards(model: nn.Module) -> Generator[None, None, None]:
+    # Accelerate leaves a model as it prepared it: in bfloat16 for whoever evaluates it, and for every later training.
+    names = ("forward", "_original_forward", "_is_accelerate_prepared")
+    before = {name: vars(model)[name] for name in names if name in vars(model)}
+    try:
+        yield
+    finally:
+        for name in names:
+            vars(model).pop(name, None)
+        vars(model).update(before)
+
+
+class _OnStep(TrainerCallback):
+    def __init__(self, report: Callable[[int, int], None]) -> None:
+        self._report = report
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # transformers calls it so
+        self._report(state.global_step, state.max_steps)

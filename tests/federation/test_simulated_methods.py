@@ -1,0 +1,177 @@
+"""Every method with every start of local adapters, through training, restart and export."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from florist.config import read_config, to_toml
+from florist.config.building import build
+from florist.federation.history import RunDirectory
+from florist.federation.records import RoundRecord
+from florist.federation.simulation import Simulation
+
+CONFIG = """
+[model]
+name_or_path = "{model}"
+[data]
+path = "{data}"
+test = "test.json"
+partition = "iid"
+prompt_template = "{{instruction}}\\n"
+[lora]
+ranks = [8, 4, 2]
+alpha = [16, 4, 8]
+target_modules = ["q_proj", "v_proj", "down_proj"]
+[training]
+learning_rate = 1e-2
+batch_size = 4
+steps = 3
+threads = 1
+[federation]
+rounds = 3
+fraction = 0.6
+seed = 5
+local_init = "{local_init}"
+[aggregation]
+method = "{method}"
+[evaluation]
+every = 2
+"""
+
+ADDED = [(method, init) for method in ("florist", "flora") for init in ("fresh", "aligned", "warm")]
+CONTINUED = [(method, "fresh") for method in ("fedit", "ffa", "flexlora", "fedex")]
+every_combination = pytest.mark.parametrize(("method", "local_init"), [*ADDED, *CONTINUED, ("full", "fresh")])
+
+
+class KilledError(Exception):
+    pass
+
+
+class Silent:
+    def evaluating(self, round_number: int) -> None: ...
+    def training(self, round_number: int, client_id: str, done: int, total: int) -> None: ...
+    def closed(self, record: RoundRecord) -> None: ...
+
+
+class KilledAfterTheFirstRound(Silent):
+    def closed(self, record: RoundRecord) -> None:
+        raise KilledError
+
+
+@pytest.fixture
+def prepared(tiny_llama: Path, toy_data: Path, tmp_path: Path, method: str, local_init: str) -> Path:
+    file = tmp_path / "config.toml"
+    file.write_text(CONFIG.format(model=tiny_llama, data=toy_data, method=method, local_init=local_init))
+    return file
+
+
+def start(config_file: Path, out: Path) -> tuple[Simulation, RunDirectory]:
+    config = read_config(config_file)
+    simulation = build(config)
+    return simulation, simulation.start(out, to_toml(config), config.aggregation.method, 1, Silent())
+
+
+def weights(directory: RunDirectory) -> bytes:
+    return (directory.adapter / "adapter_model.safetensors").read_bytes()
+
+
+def untimed(record: RoundRecord) -> RoundRecord:
+    clients = tuple(replace(client, seconds=0.0) for client in record.clients)
+    return replace(record, clients=clients, seconds={})
+
+
+@every_combination
+def test_a_run_learns_is_exported_and_survives_a_kill(
+    prepared: Path, tiny_llama: Path, tmp_path: Path, method: str, local_init: str
+) -> None:
+    simulation, directory = start(prepared, tmp_path / "whole")
+    records = simulation.run(directory, Silent())
+    assert [len(record.clients) for record in records] == [2, 2, 2]
+    assert records[-1].metrics["loss"] < directory.facts.initial["loss"] - 0.05
+
+    # Base and final adapter, by PEFT alone, are what was evaluated last: all rounds are in it.
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), directory.adapter)
+    assert simulation.metrics[0](loaded)["loss"] == pytest.approx(records[-1].metrics["loss"], rel=1e-5)
+
+    interrupted, other = start(prepared, tmp_path / "killed")
+    with pytest.raises(KilledError):
+        interrupted.run(other, KilledAfterTheFirstRound())
+    resumed = build(read_config(other.config_file)).run(RunDirectory.open(other.path), Silent())
+    assert [untimed(record) for record in resumed] == [untimed(record) for record in records]
+    assert weights(other) == weights(directory)
+
+
+@every_combination
+def test_bytes_and_ranks_are_those_of_what_was_sent(
+    prepared: Path, tmp_path: Path, method: str, local_init: str
+) -> None:
+    simulation, directory = start(prepared, tmp_path / "run")
+    records = simulation.run(directory, Silent())
+    shapes, ranks = simulation.federation.shapes, simulation.federation.client_ranks
+    both, halves_of_B = sum(m + n for m, n in shapes.values()), sum(m for m, _ in shapes.values())
+    weights = 4 * sum(m * n for m, n in shapes.values())
+    own = {
+        client_id: weights if method == "full" else 4 * rank * (halves_of_B if method == "ffa" else both)
+        for client_id, rank in ranks.items()
+    }
+    for record in records:
+        # With a warm start too, the adapter is sent and not its change, which has twice the rank.
+        assert all(client.upload_bytes == own[client.client_id] for client in record.clients)
+        assert record.upload_bytes == sum(own[client.client_id] for client in record.clients)
+        if method != "full":
+            uploaded = sum(ranks[client.client_id] for client in record.clients)
+            assert record.input_rank == uploaded * len(shapes)
+            assert record.stack_bytes == 4 * uploaded * both
+        assert record.total_rank == sum(record.ranks.values())
+        assert record.download_bytes == sum(client.download_bytes for client in record.clients)
+    # In the first round there is nothing to catch up with: the round's broadcast and nothing else.
+    first = {client.client_id: client.download_bytes for client in records[0].clients}
+    if (method, local_init) in ADDED:
+        assert set(first.values()) == {records[0].broadcast_bytes}
+    elif method == "fedex":
+        assert all(sent > own[client_id] for client_id, sent in first.items())
+        assert max(first.values()) == records[0].broadcast_bytes
+    else:
+        assert first == {client_id: own[client_id] for client_id in first}
+        assert max(first.values()) == records[0].broadcast_bytes
+
+
+@pytest.mark.parametrize("method", ["florist", "flora", "fedit", "ffa", "flexlora", "fedex"])
+@pytest.mark.parametrize("local_init", ["fresh"])
+def test_the_base_stays_pristine(prepared: Path, tiny_llama: Path, tmp_path: Path, method: str) -> None:
+    simulation, directory = start(prepared, tmp_path / "run")
+    simulation.run(directory, Silent())
+    base = dict(AutoModelForCausalLM.from_pretrained(tiny_llama).named_parameters())
+    held = {
+        name.replace(".base_layer", ""): parameter
+        for name, parameter in simulation.model.peft.get_base_model().named_parameters()
+        if ".lora_" not in name
+    }
+    assert held.keys() == base.keys()
+    assert all(torch.equal(held[name], parameter) for name, parameter in base.items())
+
+
+@pytest.mark.parametrize(("method", "local_init"), [("florist", "warm"), ("fedit", "fresh"), ("full", "fresh")])
+def test_a_head_travels_beside_every_kind_of_update(
+    prepared: Path, tiny_bert: Path, tmp_path: Path, method: str
+) -> None:
+    text = prepared.read_text()
+    text = text.replace(str(read_config(prepared).model.name_or_path), str(tiny_bert))
+    text = text.replace('prompt_template = "{instruction}\\n"', 'label_field = "category"')
+    text = text.replace('["q_proj", "v_proj", "down_proj"]', '["query", "value"]')
+    prepared.write_text(text + '[task]\nkind = "sequence-classification"\n')
+    simulation, directory = start(prepared, tmp_path / "run")
+    records = simulation.run(directory, Silent())
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=3)
+    loaded = PeftModel.from_pretrained(base, directory.adapter)
+    assert simulation.metrics[0](loaded)["loss"] == pytest.approx(records[-1].metrics["loss"], rel=1e-5)
+    head = 4 * (3 * 32 + 3)
+    rank = {client.client_id: client.lora.rank for client in simulation.clients}
+    for client in records[0].clients:
+        assert client.upload_bytes == head + 4 * 4 * (32 * 32 if method == "full" else rank[client.client_id] * 64)
+        # A new client is sent the head that everybody starts from.
+        assert client.download_bytes >= 2 * head

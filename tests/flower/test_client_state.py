@@ -1,0 +1,263 @@
+from collections.abc import Mapping
+
+import pytest
+import torch
+from flwr.app import RecordDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from florist.aggregation import FedIt, Florist
+from florist.errors import InvalidUpdateError
+from florist.factors import AdapterState
+from florist.federation.local_init import Aligned, Fresh, LocalInit, LocalStart, Warm
+from florist.federation.rules import Federation, global_adapter
+from florist.federation.state import ServerState
+from florist.flower import messages, protocol
+from florist.flower.client_state import ClientState
+from florist.flower.exchange import Exchange
+from florist.flower.messages import Assignment, Instruction, Introduction
+from florist.ranks import EnergyThreshold
+from florist.rounds import NO_ADAPTER, Aggregator
+from tests.builders import SHAPES, adapter, relative_error, update
+
+NAME, RANK = "x", 2
+
+
+def rules(local_init: LocalInit | None = None, aggregator: Aggregator | None = None) -> Federation:
+    return Federation(
+        {NAME: RANK, "y": 4},
+        aggregator or Florist(EnergyThreshold(1.0)),
+        SHAPES,
+        0,
+        local_init or Aligned(),
+        min_replies=1,
+    )
+
+
+class Conversation:
+    """The server's rounds, and what client x holds of them."""
+
+    def __init__(self, federation: Federation, state: ServerState | None = None) -> None:
+        self.federation = federation
+        self.state = state or ServerState.initial()
+        self.holding = ClientState()
+        self.exact = True
+
+    def close(self, *, usable: bool) -> None:
+        """A round of client y; without it nothing is aggregated."""
+        number = self.state.round_number + 1
+        own = adapter(4, number, dtype=torch.float32)
+        self.state = self.federation.close_round(
+            self.state, [update("y", own, round_number=number)] if usable else []
+        ).state
+
+    def instruction(self) -> Instruction:
+        introduction = Introduction(messages.PROTOCOL, NAME, RANK, 1, "", [], [], [], [], -1)
+        content, _ = Exchange(self.federation, self.state, {NAME: introduction}, None).to_train(NAME)
+        return protocol.read_instruction(content, self._no_rows)
+
+    def attend(self, *, reply_arrives: bool = True) -> None:
+        """The client is asked, as often as it takes, and the server learns of it, or does not."""
+        instruction = self.instruction()
+        after = self.holding.after(instruction, SHAPES)
+        if after is None:
+            self.tell(self.holding.round_number)
+            instruction = self.instruction()
+            after = self.holding.after(instruction, SHAPES)
+        assert after is not None
+        missed = [number for number in self.state.broadcasts if number > instruction.assignment.since]
+        # A sum of several broadcasts is rounded in another order than the server's; the whole adapter is none.
+        self.exact = instruction.assignment.since == -1 or (self.exact and len(missed) <= 1)
+        self.holding = after
+        if reply_arrives:
+            self.tell(after.round_number)
+        memory = RecordDict()
+        self.holding.save(memory)
+        self.holding = ClientState.load(memory)
+
+    def tell(self, held: int) -> None:
+        self.state = self.federation.with_holds(self.state, {NAME: held if held >= 0 else None})
+
+    def agree(self, held: AdapterState, expected: AdapterState) -> None:
+        assert held.keys() == expected.keys()
+        for name in expected:
+            if self.exact:
+                assert torch.equal(held[name].B, expected[name].B)
+                assert torch.equal(held[name].A, expected[name].A)
+            else:
+                assert relative_error(held[name].delta_weight(), expected[name].delta_weight()) < 1e-5
+
+    @staticmethod
+    def _no_rows(module: str, rank: int) -> Tensor:
+        raise KeyError(module)
+
+
+EVENTS = st.lists(
+    st.sampled_from(["attended", "attended", "missed", "failed", "reply lost", "state lost", "unlucky"]), max_size=9
+)
+
+
+def live(talk: Conversation, event: str) -> None:
+    if event == "state lost":
+        talk.holding = ClientState()
+    if event not in {"missed", "failed"}:
+        talk.attend(reply_arrives=event not in {"reply lost", "unlucky"})
+    talk.close(usable=event not in {"failed", "unlucky"})
+
+
+@settings(deadline=None, max_examples=25)
+@given(events=EVENTS, local_init=st.sampled_from([Fresh(), Aligned(), Warm()]))
+def test_a_client_holds_what_the_server_has_whatever_happened(events: list[str], local_init: LocalInit) -> None:
+    talk = Conversation(rules(local_init))
+    for event in events:
+        live(talk, event)
+    talk.attend()
+    talk.agree(talk.holding.cumulative, talk.state.cumulative)
+    assert talk.holding.round_number == talk.state.latest
+    found, expected = talk.holding.start(talk.instruction(), RANK), talk.federation.start(talk.state, NAME)
+    same_start(talk, found, expected)
+
+
+@settings(deadline=None, max_examples=25)
+@given(events=EVENTS)
+def test_a_client_trains_on_from_its_cut_whatever_happened(events: list[str]) -> None:
+    talk = Conversation(rules(aggregator=FedIt()))
+    for event in events:
+        live(talk, event)
+    talk.attend()
+    found, expected = talk.holding.start(talk.instruction(), RANK), talk.federation.start(talk.state, NAME)
+    same_start(talk, found, expected)
+    assert bool(found.local) == bool(talk.state.broadcasts)
+    if talk.state.continued:
+        own = talk.holding.global_adapter
+        cut = talk.state.continued.map(lambda factor: factor.leading(RANK))
+        for name in cut:
+            assert relative_error(own[name].delta_weight(), cut[name].delta_weight()) < 1e-5
+
+
+def same_start(talk: Conversation, found: LocalStart, expected: LocalStart) -> None:
+    talk.agree(found.frozen, expected.frozen)
+    if isinstance(talk.federation.local_init, Aligned):  # directions are sent as they are, or taken from the same bits
+        assert found.local.keys() == expected.local.keys()
+        for name in expected.local:
+            assert torch.equal(found.local[name].B, expected.local[name].B)
+            assert torch.equal(found.local[name].A, expected.local[name].A)
+    else:
+        talk.agree(found.local, expected.local)
+
+
+def test_a_failed_round_takes_nothing_away() -> None:
+    for federation in (rules(), rules(aggregator=FedIt())):
+        talk = Conversation(federation)
+        talk.close(usable=True)
+        talk.attend()
+        before = talk.holding
+        for _ in range(3):
+            talk.close(usable=False)
+        talk.attend()
+        same = talk.holding.start(talk.instruction(), RANK)
+        assert same.local.total_rank == before.start(talk.instruction(), RANK).local.total_rank > 0
+        assert talk.holding.round_number == 1
+        assert talk.instruction().added == NO_ADAPTER
+
+
+def test_what_was_missed_is_one_adapter() -> None:
+    talk = Conversation(rules())
+    talk.attend()
+    for _ in range(4):
+        talk.close(usable=True)
+    task = talk.instruction().assignment
+    assert (task.since, task.until, task.replaces) == (0, 4, False)
+    sent = talk.instruction().added
+    assert sent.nbytes < sum(broadcast.nbytes for broadcast in talk.state.broadcasts.values())
+    talk.attend()
+    for name in SHAPES:
+        assert (
+            relative_error(talk.holding.cumulative[name].delta_weight(), talk.state.cumulative[name].delta_weight())
+            < 1e-6
+        )
+
+
+def test_a_download_that_does_not_fit_is_not_taken() -> None:
+    talk = Conversation(rules())
+    talk.attend()
+    talk.close(usable=True)
+    talk.close(usable=True)
+    instruction = talk.instruction()
+    assert instruction.assignment.since == 0
+    for held in (-1, 1, 7):
+        assert ClientState(held).after(instruction, SHAPES) is None
+    assert ClientState(0).after(instruction, SHAPES) is not None
+
+
+def test_the_same_download_twice_is_taken_once() -> None:
+    talk = Conversation(rules())
+    talk.attend()
+    talk.close(usable=True)
+    instruction = talk.instruction()
+    once = talk.holding.after(instruction, SHAPES)
+    assert once is not None
+    assert once.after(instruction, SHAPES) is once
+
+
+def test_whole_parameters_are_kept_until_others_come() -> None:
+    talk = Conversation(rules(), ServerState.initial({"head": torch.ones(2)}))
+    talk.attend()
+    assert torch.equal(talk.holding.saved_parameters["head"], torch.ones(2))
+    talk.close(usable=False)
+    talk.attend()
+    assert torch.equal(talk.holding.saved_parameters["head"], torch.ones(2))
+
+
+@pytest.mark.parametrize("round_number", [-1, 0, 5])
+def test_it_comes_back_from_memory(round_number: int) -> None:
+    sent = ClientState(
+        round_number,
+        adapter(3, 1, dtype=torch.float32),
+        adapter(2, 2, dtype=torch.bfloat16),
+        adapter(1, 3),
+        NO_ADAPTER,
+        {"head": torch.ones(2)},
+    )
+    memory = RecordDict()
+    sent.save(memory)
+    found = ClientState.load(memory)
+    assert found.round_number == round_number
+    kept: Mapping[str, tuple[AdapterState, AdapterState]] = {
+        name: (getattr(sent, name), getattr(found, name)) for name in ("cumulative", "continued", "last", "directions")
+    }
+    for before, after in kept.values():
+        assert before.specs == after.specs
+        assert all(torch.equal(before[k].B, after[k].B) and torch.equal(before[k].A, after[k].A) for k in before)
+    assert torch.equal(found.saved_parameters["head"], torch.ones(2))
+
+
+def test_an_empty_memory_holds_nothing() -> None:
+    found = ClientState.load(RecordDict())
+    assert found.round_number == -1
+    assert not found.cumulative
+    assert not found.saved_parameters
+
+
+def test_a_later_save_replaces_all_of_an_earlier_one() -> None:
+    memory = RecordDict()
+    ClientState(3, adapter(3, 1), adapter(2, 2), saved_parameters={"head": torch.ones(2)}).save(memory)
+    ClientState(4, adapter(1, 1)).save(memory)
+    found = ClientState.load(memory)
+    assert (found.round_number, found.cumulative.total_rank, found.continued.total_rank) == (4, 3, 0)
+    assert not found.saved_parameters
+
+
+def test_directions_of_another_model_are_refused() -> None:
+    task = Assignment(1, -1, 1, replaces=True, seed=0, rows_seed=0, max_rank=1, trained=3, local_init="aligned")
+    with pytest.raises(InvalidUpdateError, match="q: expected rows of a module of this model"):
+        ClientState().after(Instruction(task, NO_ADAPTER, NO_ADAPTER, {"q": torch.ones(1, 3)}, {}), SHAPES)
+
+
+def test_all_that_a_client_holds_is_the_global_adapter() -> None:
+    talk = Conversation(rules())
+    talk.close(usable=True)
+    talk.close(usable=True)
+    talk.attend()
+    talk.agree(talk.holding.global_adapter, global_adapter(talk.state))
