@@ -26,7 +26,6 @@ from florist.config.sections import CLASSIFICATION
 from florist.config.splits import read_held_out, read_splits
 from florist.errors import ConfigurationError
 from florist.evaluation import Metric
-from florist.federation.rules import global_adapter
 from florist.federation.simulation import Client
 from florist.federation.state import ServerState
 from florist.flower.agreement import Agreement
@@ -155,7 +154,7 @@ def _require_same(file: Path, config: Config) -> None:
 def _at_server(model: FederatedModel, measure: Measure) -> Callable[[ServerState], Mapping[str, float]]:
     def evaluate(state: ServerState) -> Mapping[str, float]:
         model.saved_parameters = state.saved_parameters
-        model.set_global(global_adapter(state))
+        model.set_global(state.global_adapter)
         return measure(model.peft)
 
     return evaluate
