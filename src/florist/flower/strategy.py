@@ -301,7 +301,7 @@ class FloristStrategy(Strategy):
         """Agree with the clients on what is trained, and take up the state of the run."""
         journal, members = self._journal, self._roster.members
         if journal is not None and journal.begun:
-            self.state, self.records = journal.load(self.state)
+            self.state, self.records = journal.load(self.state, self._federation)
         saved = journal.agreed if journal is not None else None
         self._agreement = self._reference or saved or Agreement.of(members.values())
         if saved is not None and saved.base != self._agreement.base:
@@ -315,7 +315,7 @@ class FloristStrategy(Strategy):
         if journal is not None:
             evaluate, initial = self._evaluate, self.state
             journal.begin(lambda: evaluate(initial) if evaluate is not None else {})
-            journal.agree(self._agreement)
+            journal.agree(self._agreement, self._federation)
 
     @property
     def _rules(self) -> Federation:
