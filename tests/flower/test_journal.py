@@ -11,7 +11,6 @@ from florist.federation.rules import Federation
 from florist.federation.state import ServerState
 from florist.flower import Agreement, Journal
 from florist.flower.journal import AGREED
-from florist.linalg.spectrum import Spectrum
 from florist.ranks import EnergyThreshold, FixedRank
 
 Values = Mapping[str, Any]
@@ -89,11 +88,10 @@ def test_a_damaged_agreement_is_told(content: str, tmp_path: Path) -> None:
         _ = journal.agreed
 
 
-class Nameless:
-    """A rank rule that does not say how it is shown."""
+class Nameless(FixedRank):
+    """A rank rule that is shown with its address."""
 
-    def __call__(self, spectra: Mapping[str, Spectrum], /) -> Mapping[str, int]:
-        return dict.fromkeys(spectra, 1)
+    __repr__ = object.__repr__
 
 
 def begun(journal: Journal, with_rules: Federation) -> Journal:
@@ -122,8 +120,8 @@ def test_a_run_is_not_gone_on_with_by_other_rules(changes: Values, telling: str,
 
 
 def test_who_takes_part_and_what_has_no_name_may_be_others(tmp_path: Path) -> None:
-    journal = begun(Journal(tmp_path / "run", "florist"), rules(aggregator=Florist(Nameless())))
-    others = rules(aggregator=Florist(Nameless()), client_ranks={"a": 2}, shapes={"q": (2, 3)})
+    journal = begun(Journal(tmp_path / "run", "florist"), rules(aggregator=Florist(Nameless(3))))
+    others = rules(aggregator=Florist(Nameless(3)), client_ranks={"a": 2}, shapes={"q": (2, 3)})
     assert journal.load(ServerState.initial(), others)[1] == []
 
 
