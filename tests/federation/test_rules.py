@@ -146,7 +146,7 @@ REFUSED = {
     "module": (update("client_1", adapter(2, 1, shapes={"elsewhere": (4, 4)})), "elsewhere is not a module"),
     "unexpected head": (
         ClientUpdate("client_1", adapter(2, 1), 1, 1, {"head.bias": torch.zeros(1)}),
-        "expected the whole parameters [], got ['head.bias']",
+        "expected the saved parameters [], got ['head.bias']",
     ),
 }
 
@@ -168,7 +168,7 @@ def test_an_update_that_cannot_count_is_dropped_with_its_reason(bad: ClientUpdat
     [
         ({"head.bias": torch.tensor([math.nan])}, "head.bias holds NaN or inf"),
         ({"head.bias": torch.zeros(2)}, "head.bias: expected (1,), got (2,)"),
-        ({}, "expected the whole parameters ['head.bias'], got []"),
+        ({}, "expected the saved parameters ['head.bias'], got []"),
     ],
 )
 def test_a_head_that_cannot_be_averaged_is_dropped(head: dict[str, torch.Tensor], reason: str) -> None:

@@ -159,7 +159,7 @@ def test_the_result_holds_the_global_adapter() -> None:
         (reported(num_examples=2), "expected 1 examples, as introduced, got 2"),
         (reported(client_id="b"), "expected a reply of a, got one that says b"),
         (reported(holds=3), "expected a reply from the global adapter of round 0, got one from 3"),
-        (lambda upload: replace(upload, saved_parameters={"head": torch.ones(1)}), "expected the whole parameters []"),
+        (lambda upload: replace(upload, saved_parameters={"head": torch.ones(1)}), "expected the saved parameters []"),
         (lambda _upload: Evaluation("a", 0, 1, ["loss"], [0.0]), "expected the kind Upload, got Evaluation"),
         (lambda _upload: OutOfStep("a", 0), "it holds something else after it was sent what it misses"),
     ],

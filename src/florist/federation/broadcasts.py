@@ -11,10 +11,10 @@ from florist.rounds import NO_ADAPTER
 
 
 class Broadcasts(Mapping[int, AdapterState]):
-    """What rounds added to the global adapter, by round: the last broadcast, and those that somebody may still lack.
+    """What rounds added to the global adapter, by round: the last broadcast, and those that a client may still lack.
 
-    Rounds that failed added nothing and are not in it. An instance never changes, so that what is computed from it is
-    computed once, however many clients ask.
+    A round that failed added nothing and is left out. An instance never changes, so that what is computed from it is
+    computed once, however many clients need it.
 
     Args:
         kept: the adapters, by round.
@@ -83,12 +83,13 @@ class Broadcasts(Mapping[int, AdapterState]):
         return self._sums[round_number]
 
     def followed_by(self, round_number: int, adapter: AdapterState, lacked_since: int) -> "Broadcasts":
-        """These and the next broadcast, without those up to a round after which nobody lacks anything.
+        """These broadcasts and the next one, without those that no client may lack any more.
 
         Args:
-            round_number: of the next broadcast.
+            round_number: the round of the next broadcast.
             adapter: what it adds.
-            lacked_since: no client that is to be caught up holds an earlier round than this one.
+            lacked_since: the earliest round that a client holds which is to be caught up. Broadcasts up to it are
+                forgotten.
         """
         kept = {number: held for number, held in self._kept.items() if number > lacked_since}
         forgotten = max((number for number in self._kept if number <= lacked_since), default=self.forgotten)

@@ -46,10 +46,11 @@ class RunFacts:
     """What a run needs to know of itself beside its configuration.
 
     Attributes:
-        florist: version that started it.
-        method: name of the aggregation method.
-        threads: torch threads, kept on resuming because sums in another order round differently.
-        initial: metrics before the first round.
+        florist: the version that began it.
+        method: the name of the aggregation method.
+        threads: how many torch threads it uses. A resumed run uses as many, since sums in another order round
+            differently.
+        initial: the metrics before the first round.
     """
 
     florist: str
@@ -64,7 +65,7 @@ _RECORD = TypeAdapter(RoundRecord)
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """A run on disk; `create` or `open` it."""
+    """A run on disk; `create` begins one and `open` finds one."""
 
     path: Path
 

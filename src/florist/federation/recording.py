@@ -1,4 +1,4 @@
-"""How the record of a round is made of its outcome and of what the engine measured."""
+"""How a round record is made: from the outcome of the round and from what the engine measured."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ class LocalWork:
     """What an engine measured of one client's part in a round.
 
     Attributes:
-        download_bytes: sent to the client before it trained.
-        loss: mean training loss.
-        seconds: of local training.
+        download_bytes: what was sent to the client before it trained.
+        loss: the mean training loss.
+        seconds: how long it trained.
     """
 
     download_bytes: int
@@ -25,13 +25,13 @@ class LocalWork:
 def round_record(
     closed: ClosedRound, work: Mapping[str, LocalWork], metrics: Mapping[str, float], seconds: Mapping[str, float]
 ) -> RoundRecord:
-    """The record of a closed round, which counts the bytes of every client that was sent something.
+    """The record of a closed round. It counts what was sent to every client, whether its update counts or not.
 
     Args:
-        closed: the round.
-        work: by client id, of every client that was asked.
-        metrics: of the global adapter after the round; empty where it was not evaluated.
-        seconds: by phase.
+        closed: the outcome of the round.
+        work: what was measured of every client that was asked, by client id.
+        metrics: what the global adapter measured after the round; empty where it was not evaluated.
+        seconds: the duration of every phase.
     """
     certificate = closed.broadcast.certificate if closed.broadcast else None
     sent = {client_id: delivery.nbytes for client_id, delivery in closed.deliveries.items()}

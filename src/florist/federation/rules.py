@@ -1,7 +1,7 @@
-"""The round state machine: who takes part, what each lacks, which replies count, and the state after.
+"""The rules of the rounds: who takes part, what each client lacks, which updates count, and what the state is then.
 
-It moves a `ServerState` from one round to the next and knows neither models nor networks: the in-process engine and
-any other engine drive the same steps.
+They move a `ServerState` from one round to the next and know neither models nor networks. The engine in one process and
+that over Flower drive the same steps.
 """
 
 import math
@@ -35,12 +35,13 @@ class Download:
     """What the server sends to one client.
 
     Attributes:
-        adapter: to be added to the global adapter that the client holds: what it missed, or a round's broadcast.
+        adapter: what the client adds to its global adapter: what it missed, or the broadcast of a round.
         continued: the first components of the continued adapter, as many as the client's rank, to train on from.
-        saved_parameters: current values of the parameters that travel whole; empty where the client has them.
-        directions: first rows of A to start from, under B = 0, where the client cannot tell them from `adapter`.
-        replaces: `adapter` is the whole global adapter, bit for bit, and takes the place of what the client holds.
-        nbytes: of all that is sent: not of a half of `continued` that nobody trains, nor of the zeros of `directions`.
+        saved_parameters: the current values of the parameters that travel whole; empty where the client has them.
+        directions: the first rows of A to start from, under B = 0, where the client cannot tell them from `adapter`.
+        nbytes: the bytes of all that is sent. A half of `continued` that nobody trains is not, nor are the zeros of
+            `directions`.
+        replaces: whether `adapter` is the whole global adapter, bit for bit, and takes the place of the client's.
     """
 
     adapter: AdapterState
@@ -56,12 +57,12 @@ class ClosedRound:
     """The outcome of a round.
 
     Attributes:
-        state: to start the next round from.
+        state: the state to start the next round from.
         broadcast: what was aggregated; None where too few updates could be used and nothing changed.
         counted: the updates that went in, as they were uploaded.
-        upload_bytes: of each of them, by client id.
+        upload_bytes: the bytes of each of them, by client id.
         deliveries: what each of their clients is sent now, by client id; empty where nothing changed.
-        dropped: the updates that were refused, and why.
+        dropped: the clients whose updates were refused, and the reasons.
     """
 
     state: ServerState
@@ -80,15 +81,15 @@ class Federation:
         client_ranks: every client that may be asked, and the largest rank that it trains.
         aggregator: the method.
         shapes: (out_features, in_features) of every module that may be trained; anything else is refused.
-        seed: of the run.
+        seed: the seed of the run.
         local_init: how local adapters start where the method continues none.
-        shared_init: random rows of A are the same for all clients of a round (a smaller rank takes the first of
-            them). Otherwise each draws its own, which makes the sum need more directions. Methods that average
-            halves apart share them in any case.
-        fraction: of the clients asked in each round, rounded up (FedAvg's C, arXiv:1602.05629).
-        min_replies: usable updates that a round needs; by default half of the asked clients, rounded up.
-        catch_up_rounds: a client that was away for more rounds is sent the whole global adapter instead of what it
-            missed, so that the server need not keep older broadcasts.
+        shared_init: whether all clients of a round draw the same random rows of A, of which a smaller rank takes the
+            first. Where each draws its own, the sum needs more directions. Methods that average halves apart share
+            them in any case.
+        fraction: the fraction of the clients that each round asks, rounded up (C of FedAvg, arXiv:1602.05629).
+        min_replies: how many usable updates a round needs; by default half of the asked clients, rounded up.
+        catch_up_rounds: for how many rounds broadcasts are kept. A client that was away for longer is sent the whole
+            global adapter in the place of what it missed.
     """
 
     client_ranks: Mapping[str, int]
@@ -130,11 +131,11 @@ class Federation:
             )
 
     def participants(self, round_number: int, among: Collection[str] | None = None) -> tuple[str, ...]:
-        """The clients to ask in a round, sorted: drawn from the seed and the round number alone.
+        """The clients to ask in a round, sorted. They are drawn from the seed and the round number alone.
 
         Args:
             round_number: the round.
-            among: the clients that can be reached; all of them by default. As many as ever are drawn from them.
+            among: the clients that can be reached; all of them by default. As many as in any other round are drawn.
         """
         ordered = sorted(self.client_ranks if among is None else among)
         draw = torch.randperm(len(ordered), generator=generator(self.seed, "participants", round_number))
@@ -165,11 +166,11 @@ class Federation:
         return replace(self._download(client_id, added, state.continued, whole, directions), replaces=replaces)
 
     def with_holds(self, state: ServerState, held: Mapping[str, int | None]) -> ServerState:
-        """The state with what clients say they hold: an engine may lose a delivery, and a client what it had.
+        """The state with what clients say they hold, since an engine may lose a delivery, and a client what it had.
 
         Args:
-            state: before.
-            held: by client id, the round whose global adapter it holds; None for nothing at all.
+            state: the state before.
+            held: the round whose global adapter a client holds, by client id; None for nothing at all.
         """
         known = {name: round_number for name, round_number in held.items() if round_number is not None}
         kept = {name: round_number for name, round_number in state.holds.items() if name not in held}
@@ -177,21 +178,21 @@ class Federation:
         return replace(state, holds=holds) if holds != state.holds else state
 
     def start(self, state: ServerState, client_id: str) -> LocalStart:
-        """What a client that has downloaded what it lacked begins the next round with."""
+        """What a client begins the next round with, once it has downloaded what it lacked."""
         return self._init(state)(state, self.client_ranks[client_id])
 
     def local_seed(self, round_number: int, client_id: str) -> int:
-        """The seed of the random rows of A that a client draws, as many as `max_rank`, and takes its own from."""
+        """The seed of a client's random rows of A. It draws as many as `max_rank` and takes the first of them."""
         work = self.aggregator.work
         when = () if work.constant_rows else (round_number,)
         whose = () if self.shared_init or work.shared_rows else (client_id,)
         return derive_seed(self.seed, "local adapter", *when, *whose)
 
     def close_round(self, state: ServerState, updates: Sequence[ClientUpdate]) -> ClosedRound:
-        """Check the replies, aggregate those that can be used, and move the state on by one round.
+        """Check the updates, aggregate those that can be used, and move the state on by one round.
 
-        A round with too few usable updates keeps the global adapter as it was. The clients whose updates count hold
-        the new global adapter afterwards: they get the round's broadcast.
+        A round with too few usable updates keeps the global adapter as it was. The clients whose updates count are
+        sent the broadcast of the round, and hold the new global adapter afterwards.
         """
         round_number = state.round_number + 1
         counted: dict[str, ClientUpdate] = {}

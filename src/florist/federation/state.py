@@ -15,13 +15,12 @@ class ServerState:
     """All that the server needs to go on after a round.
 
     Attributes:
-        round_number: rounds closed so far.
-        cumulative: the exact sum of all that was ever added, components in descending order.
-        continued: the adapter of the latest broadcast that everybody trains on from; empty for methods that only add.
-        saved_parameters: current values of the parameters that travel whole.
-        broadcasts: what was added last, and before that as far as a client may lack it; who lacks several broadcasts
-            gets their sum.
-        holds: by client id, the round up to which it holds the global adapter.
+        round_number: how many rounds were closed so far.
+        cumulative: the exact sum of all that was ever added, with its components in descending order.
+        continued: the adapter of the latest broadcast that clients train on from; empty for methods that only add.
+        saved_parameters: the current values of the parameters that travel whole.
+        broadcasts: the last broadcast, and those before it that a client may still lack.
+        holds: the round whose global adapter a client has, by client id.
     """
 
     round_number: int

@@ -23,11 +23,11 @@ class LastRound:
     """What ``current.json`` says of the last whole round.
 
     Attributes:
-        round: its number.
-        holds: by client id, the round up to which it holds the global adapter.
+        round: the number of the round.
+        holds: the round whose global adapter a client has, by client id.
         broadcasts: the rounds whose broadcasts are kept.
-        forgotten: the last round whose broadcast is not.
-        line_begins: bytes of ``rounds.jsonl`` before the line of the round.
+        forgotten: the last round whose broadcast was let go; 0 where none was.
+        line_begins: how many bytes of ``rounds.jsonl`` come before the line of the round.
         record: that line, as a document.
     """
 
@@ -45,7 +45,7 @@ class LastRound:
 
     @property
     def line_ends(self) -> int:
-        """Bytes of ``rounds.jsonl`` with the line of the round."""
+        """How many bytes ``rounds.jsonl`` has with the line of the round."""
         return self.line_begins + len(self.line)
 
 
@@ -57,7 +57,7 @@ class StateFolder:
     """The folder; `history` describes its files.
 
     Attributes:
-        path: of the folder.
+        path: where it is.
     """
 
     path: Path
@@ -85,7 +85,7 @@ class StateFolder:
         return self.make_current(state, record, line_begins)
 
     def make_current(self, state: ServerState, record: RoundRecord, line_begins: int) -> LastRound:
-        """Make a round the last, whose tensors are there."""
+        """Make a round whose tensors are written the last one, or change what is said of it."""
         last = LastRound(
             round=state.round_number,
             holds=dict(state.holds),
