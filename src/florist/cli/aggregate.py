@@ -10,6 +10,7 @@ import typer
 
 from florist.cli.summaries import absences, span
 from florist.cli.weighing import parse_weights
+from florist.config.methods import DEFAULT_METHOD, DEFAULT_TAU, make_aggregator, one_shot_methods, require_one_shot
 from florist.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -44,10 +45,11 @@ def aggregate_command(
     adapters: Annotated[list[str], typer.Argument(help="PEFT adapters: directories or hub ids in the local cache.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory to create for the result.")],
     method: Annotated[
-        str, typer.Option(help="florist; or flora, flexlora, fedit, fedex to compare with: see docs/methods.md.")
-    ] = "florist",
+        str, typer.Option(help=f"{', '.join(one_shot_methods())}: docs/methods.md says what each does.")
+    ] = DEFAULT_METHOD,
     tau: Annotated[
-        float | None, typer.Option(help="Fraction of the energy to keep, in (0, 1]; 0.9 where nothing else is set.")
+        float | None,
+        typer.Option(help=f"Fraction of the energy to keep, in (0, 1]; {DEFAULT_TAU} where nothing else is set."),
     ] = None,
     scope: Annotated[
         ScopeName | None, typer.Option(help="Whether tau holds in each module, as by default, or over all.")
@@ -80,11 +82,10 @@ def aggregate_command(
 ) -> None:
     """Combine LoRA adapters of unlike ranks into one, exactly but for what tau leaves out.
 
-    Options that say how much to keep are florist's; the other methods leave no choice.
+    A method takes its own of the options that say how much to keep, and refuses the others.
 
     The result is a PEFT adapter; beside it, florist.json certifies what was kept and what the inputs were.
     """
-    from florist.config.one_shot import OPTIONS, require_one_shot  # noqa: PLC0415
     from florist.config.reading import validated  # noqa: PLC0415
     from florist.config.sections import AggregationSection  # noqa: PLC0415
     from florist.files.outputs import require_absent  # noqa: PLC0415  # light, but torch comes with what follows
@@ -99,8 +100,8 @@ def aggregate_command(
         "max_rank": max_rank,
     }
     given = {name: value for name, value in wanted.items() if value is not None}
-    section = validated(AggregationSection, {"method": method, **given})
     require_one_shot(method, given)
+    section = validated(AggregationSection, {"method": method, **given})
     if budget is not None and export is ExportName.UNIFORM:
         raise ConfigurationError(
             "--budget counts a rank for every module: use --rank or --max-rank with --export uniform"
@@ -112,22 +113,17 @@ def aggregate_command(
     from florist import one_shot  # noqa: PLC0415
     from florist.checkpoint import Export  # noqa: PLC0415
     from florist.cli.progress import module_bar  # noqa: PLC0415
-    from florist.config.methods import DEFAULT_TAU, ONE_SHOT  # noqa: PLC0415
 
     # A name in brackets is a name, and no markup.
     console, progress = Console(stderr=as_json, markup=False), Console(stderr=True, markup=False)
     torch_dtype: torch.dtype = getattr(torch, dtype.value)
-    applies = OPTIONS[method]
-    if "tau" in applies and section.tau is None and section.budget is None and section.rank is None:
-        section = section.model_copy(update={"tau": DEFAULT_TAU})
     inputs = one_shot.open_inputs(
         adapters, num_examples=counts, allow_base_mismatch=allow_base_mismatch, average_full=average_full
     )
-    aggregator = ONE_SHOT[method](section, inputs.largest_rank, torch_dtype.itemsize)
+    aggregator = make_aggregator(section, inputs.largest_rank, torch_dtype.itemsize)
     with module_bar(progress, f"aggregating {len(adapters)} adapters") as on_module:
         result = one_shot.combine(inputs, aggregator, device=device, on_module=on_module)
-        options = {name: value if name in applies else None for name, value in section.model_dump(mode="json").items()}
-        settings = {**options, "method": method, "export": export.value, "dtype": dtype.value}
+        settings = {**section.model_dump(mode="json"), "export": export.value, "dtype": dtype.value}
         document = result.write(
             out,
             export=Export(export.value),
