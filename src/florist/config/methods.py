@@ -27,6 +27,21 @@ HOW_MUCH = ("tau", "budget", "rank")
 
 
 @dataclass(frozen=True, slots=True)
+class Use:
+    """What the object of a method may depend on.
+
+    Attributes:
+        section: a validated one, which names the method.
+        largest_rank: the largest rank that any client trains.
+        itemsize: bytes of one number of the broadcast as it is stored; a budget counts them.
+    """
+
+    section: "AggregationSection"
+    largest_rank: int
+    itemsize: int
+
+
+@dataclass(frozen=True, slots=True)
 class Method:
     """What florist knows of an aggregation method apart from its code.
 
@@ -35,8 +50,7 @@ class Method:
         title: what its paper calls it.
         arxiv: the number of the paper.
         summary: what is sent and what becomes of it, in one or two sentences.
-        make: the object, from a validated section, the largest rank that a client trains, and the bytes of a number of
-            the broadcast as it is stored.
+        make: the object, for a use of the method.
         keys: the other keys of ``[aggregation]`` that it takes.
         not_one_shot: why it cannot combine saved adapters, with the method as the subject; None where it can.
     """
@@ -45,7 +59,7 @@ class Method:
     title: str
     arxiv: str
     summary: str
-    make: "Callable[[AggregationSection, int, int], Aggregator]"
+    make: "Callable[[Use], Aggregator]"
     keys: tuple[str, ...] = ()
     not_one_shot: str | None = None
 
@@ -56,7 +70,7 @@ _METHODS = (
         title="FLoRIST",
         arxiv="2506.09199",
         summary="The server sends the exact sum, cut by a rank rule. Clients add it.",
-        make=lambda section, _, itemsize: florist.Florist(rank_rule(section, itemsize)),
+        make=lambda use: florist.Florist(rank_rule(use.section, use.itemsize)),
         keys=("tau", "scope", "budget", "rank", "max_rank"),
     ),
     Method(
@@ -65,7 +79,7 @@ _METHODS = (
         arxiv="2305.05644",
         summary="The server sends the mean of B and the mean of A, whose product is not the exact sum. "
         "Clients train on from them.",
-        make=lambda *_: florist.FedIt(),
+        make=lambda _: florist.FedIt(),
     ),
     Method(
         name="ffa",
@@ -73,7 +87,7 @@ _METHODS = (
         arxiv="2403.12313",
         summary="Clients train B alone, over one random A. The server sends the mean of B, which is exact. "
         "Clients train on from it.",
-        make=lambda *_: florist.FfaLora(),
+        make=lambda _: florist.FfaLora(),
         not_one_shot="it averages B over one A that nobody has trained, and saved adapters have trained theirs",
     ),
     Method(
@@ -81,7 +95,7 @@ _METHODS = (
         title="FLoRA",
         arxiv="2409.05976",
         summary="The server sends the exact sum, as the stack of all factors. Clients add it.",
-        make=lambda *_: florist.Flora(),
+        make=lambda _: florist.Flora(),
     ),
     Method(
         name="flexlora",
@@ -89,7 +103,7 @@ _METHODS = (
         arxiv="2402.11505",
         summary="The server sends the exact sum, cut to the largest rank of a client. "
         "Each client trains on from as many components as its own rank.",
-        make=lambda section, largest_rank, _: florist.FlexLora(min(section.max_rank or largest_rank, largest_rank)),
+        make=lambda use: florist.FlexLora(min(use.section.max_rank or use.largest_rank, use.largest_rank)),
         keys=("max_rank",),
     ),
     Method(
@@ -98,14 +112,14 @@ _METHODS = (
         arxiv="2410.09432",
         summary="The server sends FedIT's means, and what they lack of the exact sum. "
         "Clients train on from the means and add the rest.",
-        make=lambda *_: florist.FedEx(),
+        make=lambda _: florist.FedEx(),
     ),
     Method(
         name="full",
         title="Full fine-tuning",
         arxiv="1602.05629",
         summary="Clients train the weights of the targeted modules, without adapters. The server sends their mean.",
-        make=lambda *_: florist.FullFineTuning(),
+        make=lambda _: florist.FullFineTuning(),
         not_one_shot="it averages whole weights, and saved adapters hold factors",
     ),
 )
@@ -128,7 +142,7 @@ def make_aggregator(section: "AggregationSection", largest_rank: int, itemsize: 
         largest_rank: the largest rank that any client trains.
         itemsize: bytes of one number of the broadcast as it is stored; a budget counts them.
     """
-    return METHODS[section.method].make(section, largest_rank, itemsize)
+    return METHODS[section.method].make(Use(section, largest_rank, itemsize))
 
 
 def rank_rule(section: "AggregationSection", itemsize: int = 4) -> "RankRule":
