@@ -282,7 +282,9 @@ def test_a_client_without_examples_is_refused(method: Method, count: int) -> Non
 def test_unlike_shapes_are_refused_by_name(method: Method) -> None:
     # (8, 8) and (8, 16) at rank 8: told apart by name, never by which dimension looks like a rank.
     first, second = method.adapter(8, 1, shapes={"m": (8, 8)}), method.adapter(8, 2, shapes={"m": (8, 16)})
-    with pytest.raises(IncompatibleAdaptersError, match=r"m: expected \(8, 8\) as of 'a', got \(8, 16\) of 'b'"):
+    with pytest.raises(
+        IncompatibleAdaptersError, match=r"m: expected the shape \(8, 8\) that 'a' has, got \(8, 16\) of 'b'"
+    ):
         method.aggregator([update("a", first), update("b", second)])
 
 

@@ -37,7 +37,7 @@ def aggregate_command(
     adapters: Annotated[list[str], typer.Argument(help="PEFT adapters: directories or hub ids in the local cache.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The directory to create for the result.")],
     method: Annotated[
-        str, typer.Option(help=f"{', '.join(one_shot_methods())}: docs/methods.md says what each does.")
+        str, typer.Option(help=f"The aggregation method: {', '.join(one_shot_methods())}; see docs/methods.md.")
     ] = DEFAULT_METHOD,
     tau: Annotated[
         float | None,
@@ -52,7 +52,7 @@ def aggregate_command(
     ] = None,
     rank: Annotated[int | None, typer.Option(help="The same rank for every module.")] = None,
     max_rank: Annotated[
-        int | None, typer.Option(help="The largest rank that a module may keep, whatever the rule; for flexlora too.")
+        int | None, typer.Option(help="The largest rank that a module may keep, whatever else says how much.")
     ] = None,
     weights: Annotated[
         str | None,
