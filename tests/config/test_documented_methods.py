@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from florist.aggregation import Florist
-from florist.config.methods import METHODS, Method, make_aggregator
+from florist.config.methods import DEFAULT_TAU, METHODS, Method, make_aggregator
 from florist.config.sections import AggregationSection
 from florist.ranks import RankRule
 from tests.builders import SHAPES, dense_sum, federation
@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 METHODS_PAGE = (DOCS / "methods.md").read_text()
 ADDING = (DOCS / "adding-a-method.md").read_text()
+RULES_PAGE = (DOCS / "rank-rules.md").read_text()
 # An excerpt is of the file that was named last before it.
 EXCERPTS = [
     pytest.param(re.findall(r"`((?:src|tests|docs)/[\w/.-]+\.(?:py|md))`", ADDING[: block.start()])[-1], block[1])
@@ -58,8 +59,12 @@ def test_the_page_has_an_excerpt_of_each_of_the_four_places() -> None:
     assert all(any(str(file).startswith(place) for file in files) for place in named)
 
 
+def test_the_default_rule_is_the_one_that_the_page_says() -> None:
+    assert f"| `--tau {DEFAULT_TAU}` (the default) | `EnergyThreshold({DEFAULT_TAU})` |" in RULES_PAGE
+
+
 def test_a_rule_of_ones_own_is_one(tmp_path: Path) -> None:
-    block = re.search(r"```python\n(.*?)```", (DOCS / "rank-rules.md").read_text(), re.DOTALL)
+    block = re.search(r"```python\n(.*?)```", RULES_PAGE, re.DOTALL)
     assert block is not None
     (tmp_path / "rule.py").write_text(block[1])
     method = runpy.run_path(str(tmp_path / "rule.py"))["method"]
