@@ -33,7 +33,7 @@ def test_what_is_set_for_all_reaches_the_methods_that_take_it(base: Path) -> Non
         (None, 3),
         (None, None),
     ]
-    with pytest.raises(ConfigurationError, match="b: .*method = 'fedit' takes no other key, got tau = 0"):
+    with pytest.raises(ConfigurationError, match=r"b: .*method = 'fedit' takes no other key, got tau = 0\.5"):
         configure(base, [], [Entry("b", ("aggregation.method=fedit", "aggregation.tau=0.5"))])
 
 

@@ -221,8 +221,8 @@ def require_own_keys(method: Method, given: Mapping[str, object]) -> None:
 def without_replaced(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """What overrides of ``[aggregation]`` leave of the settings that they change.
 
-    Overrides that name a method take the keys away that it does not take: they were meant for another. Overrides that
-    say how much to keep replace what said it before. What overrides set themselves is not looked at.
+    An override of the method removes the keys that the method does not take, since they were meant for another. An
+    override that says how much to keep replaces what said it before. What the overrides set themselves is not checked.
 
     Args:
         settings: keys and values before.
