@@ -11,7 +11,7 @@
     RUN/.lock                held by the process that plays the rounds, which RUN/.lock-holder names
     RUN/test.json            metrics that only the final adapter has
     RUN/adapter/             the final adapter, as PEFT writes it; none where no round had enough usable updates
-    RUN/adapter-round-0003/  the adapter of a run that had ended after round 3 and went on; test-round-0003.json, its test
+    RUN/adapter-round-0003/  that of a run which had ended after round 3 and went on; test-round-0003.json beside it
 
 A round becomes visible by one replacement of ``state/current.json``, after its tensors are on disk; its line in
 ``rounds.jsonl`` follows, and then what nobody needs any more is removed. A run that is killed at any point resumes from
