@@ -11,8 +11,9 @@ from transformers import AutoTokenizer
 
 from florist.aggregation import Florist
 from florist.config import Config
-from florist.config.building import RecentEncodings, _loras, build, load
+from florist.config.building import _loras, build, load
 from florist.config.splits import read_splits, who_holds_what
+from florist.config.tasks import RecentEncodings
 from florist.data import IGNORED, EncodedExamples
 from florist.errors import ConfigurationError, DataError, MissingInputError, ModelError, UnsupportedHardwareError
 from florist.evaluation import Classification, ExactMatch, LanguageModelLoss, MultipleChoice

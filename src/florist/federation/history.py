@@ -8,9 +8,10 @@
     RUN/state/round-0003/    the tensors of round 3: broadcast.safetensors, as long as a client may lack it; and of the
                              last round cumulative.safetensors (all that was ever added), continued.safetensors and
                              saved_parameters.safetensors
-    RUN/.lock                held by the process that plays the rounds
+    RUN/.lock                held by the process that plays the rounds, which RUN/.lock-holder names
     RUN/test.json            metrics that only the final adapter has
     RUN/adapter/             the final adapter, as PEFT writes it; none where no round had enough usable updates
+    RUN/adapter-round-0003/  the adapter of a run that had ended after round 3 and went on; test-round-0003.json, its test
 
 A round becomes visible by one replacement of ``state/current.json``, after its tensors are on disk; its line in
 ``rounds.jsonl`` follows, and then what nobody needs any more is removed. A run that is killed at any point resumes from
