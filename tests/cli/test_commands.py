@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
@@ -20,7 +21,6 @@ from florist.files.locking import sole_process
 from tests.breaking import copied
 
 from .running import COMMAND, ENVIRONMENT, Run, refused
-
 
 COMMANDS = ("aggregate", "compare", "inspect", "simulate", "tune")
 
@@ -68,6 +68,11 @@ def test_no_command_at_all_is_answered_with_help(florist: Run) -> None:
     assert result.returncode == 2
     assert "aggregate" in result.stdout
     assert result.stderr == ""
+
+
+def test_the_version_is_printed(florist: Run) -> None:
+    result = florist("--version")
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"florist {version('florist')}\n", "")
 
 
 def test_an_interrupted_command_says_so_and_leaves_nothing(saved_adapters: list[Path], tmp_path: Path) -> None:
