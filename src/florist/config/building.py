@@ -33,7 +33,7 @@ from florist.data import (
     Renderer,
     alpaca_prompt,
     classes,
-    encode,
+    encode_examples,
     instruction_and_input,
     recognise,
     template_prompt,
@@ -296,7 +296,7 @@ def _encoding(
         known = examples.get(name)
         # Several clients of one process hold other records out, under one name.
         if known is None or known[0] != records:
-            known = examples[name] = records, encode(records, encoder, collate, source)
+            known = examples[name] = records, encode_examples(records, encoder, collate, source)
         return known[1]
 
     return encoded
