@@ -95,14 +95,16 @@ def read_result(directory: ComparisonDirectory, cell: Cell, failure: str | None 
     at_the_end = (run.tested or {}) if run is not None else {}
     apart = config.has_validation and config.evaluation.split != "test"
     metrics = at_the_end if apart else {**in_rounds, **at_the_end}
-    reason = _last_round_lost(records) or failure
+    reason = failure
+    if reason is None and len(records) == config.federation.rounds:
+        reason = _last_round_lost(records)
     if reason is None:
         reason = _not_finite(metrics) if directory.is_over(cell) else "has not come to its end"
     return CellResult(cell, config.aggregation.method, records, metrics, in_rounds if apart else {}, reason)
 
 
 def _last_round_lost(records: tuple[RoundRecord, ...]) -> str | None:
-    if not records or records[-1].aggregated:
+    if records[-1].aggregated:
         return None
     drops = "; ".join(f"{drop.client_id}: {drop.reason}" for drop in records[-1].dropped)
     return f"round {records[-1].round}, the last, had too few usable updates ({drops})"

@@ -18,7 +18,7 @@ from florist.comparison.results import CellResult, read_result
 from florist.config import Config, to_toml
 from florist.config.building import RecentEncodings, build
 from florist.config.splits import read_splits
-from florist.errors import FloristError, WorkerLostError
+from florist.errors import ConfigurationError, FloristError, WorkerLostError
 from florist.federation.records import RoundRecord
 from florist.federation.simulation import Observer
 from florist.files.locking import sole_process
@@ -54,7 +54,8 @@ def plan(configs: Mapping[Entry, Config], seeds: Sequence[int], *, threads: int 
         jobs: runs at once.
 
     Raises:
-        FloristError: as `building.build`, with the name of the entry.
+        ConfigurationError: an entry cannot be built; the message names it, and the cause is the error of
+            `building.build`.
     """
     for entry, config in configs.items():
         try:
@@ -62,7 +63,7 @@ def plan(configs: Mapping[Entry, Config], seeds: Sequence[int], *, threads: int 
             for seed in seeds[1:]:
                 read_splits(_seeded(config, seed))
         except FloristError as error:
-            raise type(error)(f"{entry.name}: {error}") from error
+            raise ConfigurationError(f"{entry.name}: {error}") from error
         if threads is None:
             threads = 1 if jobs > 1 else simulation.fastest_threads()
         del simulation
