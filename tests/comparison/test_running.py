@@ -242,7 +242,7 @@ def test_an_error_that_takes_more_than_a_message_is_told_by_name_as_well(
 
     monkeypatch.setattr("florist.comparison.running.build", overflow)
     _, configs = configure(base, (), (FLORIST,))
-    with pytest.raises(ConfigurationError, match="^florist: the update overflows$"):
+    with pytest.raises(ConfigurationError, match=r"^florist: the update overflows$"):
         plan(configs, (0,), threads=1)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from florist.checkpoint import encode, write_adapter
 from florist.data import EncodedExamples
-from florist.evaluation import Metric
+from florist.evaluation import Measurements, Metric
 from florist.factors import AdapterState
 from florist.federation.history import RunDirectory, RunFacts
 from florist.federation.records import RoundRecord
@@ -96,7 +96,7 @@ class Simulation:
     def measure(self, adapter: AdapterState, saved_parameters: SavedParameters) -> Mapping[str, float]:
         """Metrics of the base with any adapter and values of the parameters that travel whole."""
         self._show(adapter, saved_parameters)
-        return self._measure(self.metrics)
+        return dict(self._measure(self.metrics))
 
     def start(self, path: Path, config_toml: str, method: str, threads: int | None, observer: Observer) -> RunDirectory:
         """Measure the base model, choose the number of threads, and create the directory of a run.
@@ -160,8 +160,8 @@ class Simulation:
         self.model.set_global(adapter)
         self.model.saved_parameters = saved_parameters
 
-    def _measure(self, metrics: tuple[Metric, ...]) -> Mapping[str, float]:
-        return {name: value for metric in metrics for name, value in metric(self.model.peft).items()}
+    def _measure(self, metrics: tuple[Metric, ...]) -> Measurements:
+        return Measurements.together(metric(self.model.peft) for metric in metrics)
 
     def fastest_threads(self) -> int:
         """The faster of one torch thread and all of them, measured on a batch of the first client."""
