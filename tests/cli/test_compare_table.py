@@ -83,16 +83,6 @@ def test_a_metric_of_unknown_direction_has_no_verdict_and_a_note(tmp_path: Path)
     )
     stream = StringIO()
     Console(file=stream, width=100).print(quality_table(rows, "florist"))
-    line = next(line.split() for line in stream.getvalue().splitlines() if line.split()[:1] == ["flora"])
-    assert line == [
-        "flora",
-        "2",
-        "5.005",
-        "±",
-        "0.064",
-        "-2.000",
-        "±",
-        "0.000",
-        *"1.000 ± 0.000 +0.000 ± 0.000 tied".split(),
-    ]
+    lines = [" ".join(line.split()) for line in stream.getvalue().splitlines()]
+    assert "flora 2 5.005 ± 0.064 -2.000 ± 0.000 1.000 ± 0.000 +0.000 ± 0.000 tied" in lines
     assert notes(rows, tmp_path)[0] == "odd/score: nobody says which way it gets better, so that there is no verdict"
