@@ -2,7 +2,7 @@
 
     python benchmarks/table.py               # both settings, three seeds; goes on where an earlier call stopped
     python benchmarks/table.py --quick       # the same in small: fewer examples, steps, rounds and seeds
-    python benchmarks/table.py --rates       # the sweep for learning rates, on validation examples and a seed of its own
+    python benchmarks/table.py --rates       # the sweep for learning rates, on validation examples, with its own seed
 
 It makes the base model, unless it is there, and runs `florist compare` on `examples/dolly/causal-lm.toml`. `--data DIR`
 names the folder of `client_0.json` to `client_7.json` and `test.json`. What it prints is also in runs/table/table.md,
