@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from florist.files.strict_json import Number
+
 
 @dataclass(frozen=True, slots=True)
 class ClientRecord:
@@ -23,8 +25,8 @@ class ClientRecord:
     num_examples: int
     upload_bytes: int
     download_bytes: int
-    loss: float
-    seconds: float
+    loss: Number
+    seconds: Number
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +62,11 @@ class RoundRecord:
 
     round: int
     aggregated: bool
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, Number]
     total_rank: int
     input_rank: int
     cumulative_rank: int
-    relative_error: float
+    relative_error: Number
     ranks: Mapping[str, int]
     upload_bytes: int
     download_bytes: int
@@ -72,4 +74,4 @@ class RoundRecord:
     stack_bytes: int
     clients: tuple[ClientRecord, ...]
     dropped: tuple[Drop, ...]
-    seconds: Mapping[str, float]
+    seconds: Mapping[str, Number]

@@ -15,8 +15,9 @@ from florist.data import EncodedExamples
 from florist.evaluation import Measurements, Metric
 from florist.factors import AdapterState
 from florist.federation.history import RunDirectory, RunFacts
+from florist.federation.recording import LocalWork, round_record
 from florist.federation.records import RoundRecord
-from florist.federation.rules import Federation, LocalWork, global_adapter, round_record
+from florist.federation.rules import Federation
 from florist.federation.state import ServerState
 from florist.files.locking import sole_process
 from florist.files.outputs import new_directory
@@ -91,7 +92,7 @@ class Simulation:
 
     def evaluate(self, state: ServerState) -> Mapping[str, float]:
         """Metrics of the global model of `state`."""
-        return self.measure(global_adapter(state), state.saved_parameters)
+        return self.measure(state.global_adapter, state.saved_parameters)
 
     def measure(self, adapter: AdapterState, saved_parameters: SavedParameters) -> Mapping[str, float]:
         """Metrics of the base with any adapter and values of the parameters that travel whole."""
@@ -143,6 +144,8 @@ class Simulation:
 
     def _play(self, directory: RunDirectory, observer: Observer) -> list[RoundRecord]:
         state, records = directory.load(self.initial_state)
+        if state.round_number < self.rounds:
+            directory.set_aside_result(state.round_number)
         while state.round_number < self.rounds:
             state, latest = self._round(state, observer)
             directory.save(state, latest)
@@ -150,7 +153,7 @@ class Simulation:
             observer.closed(latest)
         if self.final_metrics and directory.tested is None:
             observer.evaluating(self.rounds)
-            self._show(global_adapter(state), state.saved_parameters)
+            self._show(state.global_adapter, state.saved_parameters)
             directory.save_tested(self._measure(self.final_metrics))
         if state.broadcasts and not directory.adapter.exists():
             self._export(state, directory)  # last: a run that has an adapter is over
@@ -227,7 +230,7 @@ class Simulation:
         return update, LocalWork(download_bytes, outcome.loss, outcome.seconds)
 
     def _export(self, state: ServerState, directory: RunDirectory) -> None:
-        adapter, saved_parameters = self.model.deliverable(global_adapter(state), state.saved_parameters)
+        adapter, saved_parameters = self.model.deliverable(state.global_adapter, state.saved_parameters)
         encoded = encode(
             adapter,
             saved_parameters=saved_parameters,
