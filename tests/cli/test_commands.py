@@ -138,7 +138,8 @@ def test_simulate_tests_the_final_adapter_once(florist: Run, tiny_llama: Path, t
     config = simulation(tmp_path, tiny_llama, toy_data)
     result = florist("simulate", config, "--set", "data.validation_fraction=0.2", "-o", tmp_path / "run", "--json")
     document = json.loads(result.stdout)
-    assert document["test"]["metrics"] == json.loads((tmp_path / "run" / "test.json").read_text())
+    assert document["test"] == json.loads((tmp_path / "run" / "test.json").read_text())
+    assert document["test"]["lower_is_better"] == {"loss": True, "perplexity": True}
     assert document["test"]["metrics"].keys() == document["rounds"][-1]["metrics"].keys()
     assert document["test"]["metrics"] != document["rounds"][-1]["metrics"]
     assert "the final adapter on the test examples: loss" in result.stderr

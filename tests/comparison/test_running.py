@@ -1,6 +1,7 @@
 """Comparisons that are really played, on a tiny model."""
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -11,6 +12,7 @@ from florist.comparison.directory import ComparisonDirectory
 from florist.comparison.planning import Cell, Entry, configure, method_entry
 from florist.comparison.results import CellResult, read_result
 from florist.comparison.running import Unobserved, plan, play
+from florist.comparison.summary import Verdict, summarise
 from florist.errors import (
     ConfigurationError,
     DamagedRunError,
@@ -19,7 +21,8 @@ from florist.errors import (
     ModelError,
     WorkerLostError,
 )
-from florist.federation.records import RoundRecord
+from florist.evaluation.harness import measurements_from
+from florist.federation.records import FinalTest, RoundRecord
 from florist.files.locking import sole_process
 from florist.linalg import NonFinitePartError
 
@@ -115,6 +118,29 @@ def test_metrics_are_those_of_the_test_records_and_validation_is_apart(
         assert result.validation == result.records[-1].metrics
         assert result.metrics.keys() == result.validation.keys()
         assert result.metrics != result.validation
+
+
+def test_which_way_a_benchmark_gets_better_is_what_its_run_says(played: ComparisonDirectory, tmp_path: Path) -> None:
+    shutil.copytree(played.path, tmp_path / "out")
+    directory = ComparisonDirectory.open(tmp_path / "out")
+    for cell in directory.comparison.cells:
+        run = directory.begun(cell)
+        assert run is not None
+        assert run.tested is not None
+        # Within the noise of a seed, FLoRA's stereotypes are the more.
+        share = 0.6 + 0.001 * cell.seed + 0.1 * (cell.entry == FLORA)
+        harness = measurements_from(
+            {
+                "results": {"crows_pairs_english": {"pct_stereotype,none": share, "odd,none": share}},
+                "higher_is_better": {"crows_pairs_english": {"pct_stereotype": False}},
+            }
+        )
+        lower_is_better = {**run.tested.lower_is_better, **harness.lower_is_better}
+        run.save_tested(FinalTest({**run.tested.metrics, **harness}, lower_is_better))
+    rows = {row.name: row for row in summarise([read_result(directory, cell) for cell in directory.comparison.cells])}
+    assert rows["flora"].metrics["crows_pairs_english/pct_stereotype"].verdict is Verdict.WORSE
+    assert rows["flora"].metrics["crows_pairs_english/odd"].verdict is None
+    assert rows["flora"].metrics["loss"].lower_is_better
 
 
 def test_a_comparison_that_is_over_plays_nothing_again(played: ComparisonDirectory) -> None:

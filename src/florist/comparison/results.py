@@ -99,7 +99,8 @@ def read_result(directory: ComparisonDirectory, cell: Cell, failure: str | None 
     run = directory.begun(cell)
     records = tuple(run.records()) if run is not None else ()
     in_rounds = records[-1].metrics if records else {}
-    at_the_end = (run.tested or {}) if run is not None else {}
+    tested = run.tested if run is not None else None
+    at_the_end = tested.metrics if tested is not None else {}
     apart = config.has_validation and config.evaluation.split != "test"
     metrics = at_the_end if apart else {**in_rounds, **at_the_end}
     reason = failure
@@ -114,7 +115,7 @@ def read_result(directory: ComparisonDirectory, cell: Cell, failure: str | None 
         records=records,
         metrics=metrics,
         validation=in_rounds if apart else {},
-        lower_is_better=known_directions({**in_rounds, **metrics}),
+        lower_is_better={**known_directions(in_rounds), **(tested.lower_is_better if tested is not None else {})},
         failure=reason,
     )
 

@@ -16,7 +16,7 @@ from florist.evaluation import Measurements, Metric
 from florist.factors import AdapterState
 from florist.federation.history import RunDirectory, RunFacts
 from florist.federation.recording import LocalWork, round_record
-from florist.federation.records import RoundRecord
+from florist.federation.records import FinalTest, RoundRecord
 from florist.federation.rules import Federation
 from florist.federation.state import ServerState
 from florist.files.locking import sole_process
@@ -154,7 +154,8 @@ class Simulation:
         if self.final_metrics and directory.tested is None:
             observer.evaluating(self.rounds)
             self._show(state.global_adapter, state.saved_parameters)
-            directory.save_tested(self._measure(self.final_metrics))
+            found = self._measure(self.final_metrics)
+            directory.save_tested(FinalTest(dict(found), dict(found.lower_is_better)))
         if state.broadcasts and not directory.adapter.exists():
             self._export(state, directory)  # last: a run that has an adapter is over
         return records
