@@ -3,7 +3,7 @@
 import pytest
 
 from florist.comparison.efficiency import communication_efficiency
-from florist.config.methods import METHODS
+from florist.config.methods import make_aggregator
 from florist.config.sections import AggregationSection
 from florist.factors import AdapterState
 from florist.rounds import ClientUpdate, Trained
@@ -35,7 +35,7 @@ def updates(modules: int, *, one_A: bool) -> list[ClientUpdate]:
     ],
 )
 def test_the_efficiency_is_that_of_the_paper(modules: int, method: str, times_1e4: float) -> None:
-    aggregator = METHODS[method](AggregationSection(method=method), RANK)
+    aggregator = make_aggregator(AggregationSection(method=method), RANK)
     broadcast = aggregator(updates(modules, one_A=method == "ffa"))
     found = communication_efficiency(broadcast.certificate.total_rank, aggregator.work.trained)
     assert found is not None

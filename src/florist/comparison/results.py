@@ -7,7 +7,7 @@ from statistics import fmean
 
 from florist.comparison.directory import ComparisonDirectory
 from florist.comparison.planning import Cell
-from florist.config.methods import METHODS
+from florist.config.methods import make_aggregator
 from florist.evaluation import known_directions
 from florist.federation.records import RoundRecord
 from florist.rounds import Trained
@@ -111,7 +111,7 @@ def read_result(directory: ComparisonDirectory, cell: Cell, failure: str | None 
     return CellResult(
         cell=cell,
         method=config.aggregation.method,
-        sent=METHODS[config.aggregation.method](config.aggregation, 1).work.trained,
+        sent=make_aggregator(config.aggregation, largest_rank=1).work.trained,
         records=records,
         metrics=metrics,
         validation=in_rounds if apart else {},
