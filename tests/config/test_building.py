@@ -390,7 +390,7 @@ def test_records_that_do_not_fit_are_named(tiny_llama: Path, tmp_path: Path) -> 
     write(tmp_path / "client_1.json", rows(4))
     write(tmp_path / "test.json", [{"instruction": "a", "output": "b"}])
     with pytest.raises(
-        DataError, match=r"the held-out records, example 1: .*expected an example with the fields \['topic'\]"
+        DataError, match=r"the held-out examples, example 1: .*expected an example with the fields \['topic'\]"
     ):
         build(config(tmp_path, model=tiny_llama, data={"test": "test.json", "prompt_template": "{topic}"}))
 

@@ -124,8 +124,8 @@ class FederatedModel:
     def start_local(self, lora: LocalLora, start: AdapterState, *, seed: int, max_rank: int) -> None:
         """Replace the local adapter by the components of `start`, and random rows of A under zero columns of B.
 
-        `seeding.random_rows` draws the rows. Clients that share a seed share A: `max_rank` rows are drawn, and a smaller
-        rank takes the first of them.
+        `seeding.random_rows` draws the rows. Clients that share a seed share A: `max_rank` rows are drawn, and a client
+        of a smaller rank takes the first of them.
 
         Args:
             lora: The rank and the scaling of the client; the scaling is divided out of the B of `start`.
