@@ -189,8 +189,8 @@ class FederationSection(Section):
     """Clients of a round start from the same random A, and a smaller rank from its first rows. Methods that average A
     and B apart need that, and have it in any case."""
     local_init: Literal["fresh", "aligned", "warm"] = "aligned"
-    """How the next local adapter starts: at random, along the last global update, or from the global adapter. It says so
-    for methods that add their broadcast; clients of the others (fedit, ffa, flexlora, fedex) train on from it."""
+    """How the next local adapter starts: at random, along the last global update, or from the global adapter. It counts
+    for methods that add their broadcast; with the others (fedit, ffa, flexlora, fedex) clients train on from it."""
 
 
 class AggregationSection(Section):
