@@ -21,7 +21,6 @@ from tests.breaking import copied
 
 from .running import COMMAND, ENVIRONMENT, Run, refused
 
-
 COMMANDS = ("aggregate", "compare", "inspect", "simulate", "tune")
 
 

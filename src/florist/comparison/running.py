@@ -16,8 +16,9 @@ from florist.comparison.directory import ComparisonDirectory
 from florist.comparison.planning import Cell, Comparison, Entry
 from florist.comparison.results import CellResult, read_result
 from florist.config import Config, to_toml
-from florist.config.building import RecentEncodings, build
+from florist.config.building import build
 from florist.config.splits import read_splits
+from florist.config.tasks import RecentEncodings
 from florist.errors import FloristError, WorkerLostError
 from florist.federation.records import RoundRecord
 from florist.federation.simulation import Observer
