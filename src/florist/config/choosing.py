@@ -73,8 +73,8 @@ def require_same_validation(config: Config, splits: Splits, other: Config, whose
         )
     if not other.has_validation or _sorted(read_splits(other).validation) != _sorted(splits.validation):
         raise ConfigurationError(
-            f"{whose}: expected a baseline with the same validation examples, and it has others or none, so that it may "
-            "have trained on these; simulate both with one [data] section, list of ranks and federation.seed"
+            f"{whose}: expected a baseline with the same validation examples, and it has others or none, so that it "
+            "may have trained on these; simulate both with one [data] section, list of ranks and federation.seed"
         )
 
 
