@@ -9,6 +9,7 @@ import torch
 from florist import one_shot
 from florist.checkpoint import Export
 from florist.cli.aggregate_table import module_table, totals
+from florist.cli.memory import keep_freed_memory
 from florist.cli.output import Output
 from florist.cli.progress import Progress
 from florist.cli.summaries import absences
@@ -48,6 +49,7 @@ def combine_adapters(
     Raises:
         FloristError: as `one_shot.open_inputs` and `one_shot.combine`.
     """
+    keep_freed_memory()
     torch_dtype: torch.dtype = getattr(torch, dtype)
     inputs = one_shot.open_inputs(
         adapters, num_examples=num_examples, allow_base_mismatch=allow_base_mismatch, average_full=average_full
