@@ -146,7 +146,7 @@ def _unlike_parameters(adapters: Sequence[SavedAdapter], *, average_full: bool) 
         if trained and not average_full:
             problems.append(
                 f"{adapter.path} holds parameters trained whole ({', '.join(trained)}), which do not combine exactly; "
-                "accept their weighted mean (--average-full), or train without modules_to_save and with bias='none'"
+                "accept their weighted mean (--average-full), or combine adapters that trained nothing but factors"
             )
         first = adapters[0]
         expected, found = _averaged(first, average_full=average_full), _averaged(adapter, average_full=average_full)
@@ -196,6 +196,7 @@ def _joint_layout(adapters: Sequence[SavedAdapter]) -> AdapterLayout:
         modules_to_save=_union([layout.modules_to_save for layout in layouts]),
         target_parameters=_union([layout.target_parameters for layout in layouts]),
         trainable_token_indices=next((t for t in (layout.trainable_token_indices for layout in layouts) if t), None),
+        tied_parameters=_union([layout.tied_parameters for layout in layouts]),
     )
 
 

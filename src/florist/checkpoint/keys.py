@@ -23,6 +23,9 @@ _HALF = re.compile(
 _LINEAR_PAIR = ("lora_A.weight", "lora_B.weight")
 _EMBEDDING_PAIR = ("lora_embedding_A", "lora_embedding_B")
 _OUTPUT_BIAS = "lora_B.bias"
+_EMBEDDINGS = ("embed_tokens", "lm_head")
+"""Names by which PEFT knows the modules that a model may tie to each other."""
+
 _VARIANTS = {
     "lora_magnitude_vector": "DoRA",
     "lora_diag": "KaSA",
@@ -56,21 +59,32 @@ class AdapterKeys:
         modules: by module name, without the prefix.
         whole: parameters that travel whole: name in the model -> name in the file.
         frozen: copies of base weights: name in the model -> name in the file.
+        tied: those of `whole` that repeat a saved embedding, because the base model ties them to it.
     """
 
     modules: Mapping[str, ModuleKeys]
     whole: Mapping[str, str]
     frozen: Mapping[str, str]
+    tied: tuple[str, ...]
 
 
-def sort_keys(path: Path, names: Collection[str], *, modules_to_save: Collection[str], biases: bool) -> AdapterKeys:
+def sort_keys(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    modules_to_save: Collection[str],
+    biases: bool,
+    ties_embeddings: bool = False,
+) -> AdapterKeys:
     """Give every name in a weights file its meaning.
 
     Args:
-        path: of the file, for messages.
-        names: in the file.
+        path: the file, for messages.
+        shapes: the names in the file, and the shapes of their tensors.
         modules_to_save: endings of module names whose parameters travel whole.
         biases: whether the adapter trained the base model's biases.
+        ties_embeddings: PEFT's `ensure_weight_tying`. A saved embedding is then stored a second time, under the name
+            of the output layer that is tied to it, which the config does not name.
 
     Raises:
         InvalidAdapterError: a half is missing, a name lacks PEFT's prefix, two names mean the same tensor, or a name
@@ -80,8 +94,9 @@ def sort_keys(path: Path, names: Collection[str], *, modules_to_save: Collection
     halves: dict[str, dict[str, str]] = {}
     whole: dict[str, str] = {}
     frozen: dict[str, str] = {}
+    unnamed: dict[str, str] = {}
     problems: list[str] = []
-    for key in sorted(names):
+    for key in sorted(shapes):
         name = key.removeprefix(PREFIX)
         _refuse_variant(path, key)
         if name == key:
@@ -92,7 +107,7 @@ def sort_keys(path: Path, names: Collection[str], *, modules_to_save: Collection
             if halves.setdefault(module, {}).setdefault(half, key) != key:
                 problems.append(f"{key} is the second {half} of {module}: a file must hold one adapter")
         elif owner(name, modules_to_save) is not None:
-            if not _is_copy_of_saved_bias(name, names):
+            if not _is_copy_of_saved_bias(name, shapes):
                 whole[name] = key
         elif name.endswith(TRAINED_ROWS):
             whole[name] = key
@@ -101,7 +116,10 @@ def sort_keys(path: Path, names: Collection[str], *, modules_to_save: Collection
         elif name.endswith(".base_layer.weight"):
             frozen[name.replace(".base_layer.", ".")] = key
         else:
-            problems.append(_unknown(key))
+            unnamed[name] = key
+    embeddings = {shapes[key] for name, key in whole.items() if _is_embedding(name)} if ties_embeddings else set()
+    tied = {name: key for name, key in unnamed.items() if _is_embedding(name) and shapes[key] in embeddings}
+    problems += [_unknown(key) for name, key in unnamed.items() if name not in tied]
     modules, incomplete = _pairs(halves)
     problems += incomplete
     if not halves and not problems:
@@ -111,7 +129,7 @@ def sort_keys(path: Path, names: Collection[str], *, modules_to_save: Collection
             f"expected the tensors of one complete LoRA adapter in {path}, but {'; '.join(problems)}; save the "
             "adapter again with save_pretrained()"
         )
-    return AdapterKeys(modules, whole, frozen)
+    return AdapterKeys(modules, dict(sorted({**whole, **tied}.items())), frozen, tuple(tied))
 
 
 def owner(name: str, modules_to_save: Collection[str]) -> str | None:
@@ -154,10 +172,15 @@ def _is_copy_of_saved_bias(name: str, names: Collection[str]) -> bool:
     )
 
 
+def _is_embedding(parameter: str) -> bool:
+    return parameter.endswith(tuple(f"{name}.weight" for name in _EMBEDDINGS))
+
+
 def _unknown(key: str) -> str:
     if key.endswith((".weight", ".bias")) and ".lora_" not in key:
         return (
-            f"{key} is a whole parameter that the config does not name (PEFT adds the embeddings after the vocabulary "
-            "was resized: save with save_embedding_layers=False, and share the resized base)"
+            f"{key} is a whole parameter that the config does not name: if it was trained, add its module to "
+            "modules_to_save in adapter_config.json; if PEFT added it because the vocabulary was resized, save the "
+            "adapter with save_embedding_layers=False and share the resized base model"
         )
     return f"{key} is no part of a LoRA adapter that florist knows"

@@ -66,6 +66,8 @@ class AdapterLayout:
         modules_to_save: endings of module names whose parameters travel whole.
         target_parameters: endings of parameter names, as PEFT takes them.
         trainable_token_indices: the rows of an embedding that travel whole.
+        tied_parameters: parameters that PEFT stores beside a saved embedding, because the base model ties them to it.
+            Their values are those of the embedding.
     """
 
     modules: Mapping[str, ModuleLayout] = field(default_factory=dict[str, ModuleLayout])
@@ -73,6 +75,7 @@ class AdapterLayout:
     modules_to_save: tuple[str, ...] = ()
     target_parameters: tuple[str, ...] = ()
     trainable_token_indices: TokenIndices = None
+    tied_parameters: tuple[str, ...] = ()
 
     def module(self, name: str) -> ModuleLayout:
         """The layout of one module."""

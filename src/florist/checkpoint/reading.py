@@ -139,7 +139,11 @@ def open_adapter(path: Path, *, allow_pickle: bool = False) -> SavedAdapter:
     settings = read_settings(weights_path.parent / CONFIG_NAME)
     file = open_pickle(weights_path) if weights_path.suffix == ".bin" else open_safetensors(weights_path)
     keys = sort_keys(
-        weights_path, file.tensors.keys(), modules_to_save=settings.modules_to_save, biases=settings.trains_biases
+        weights_path,
+        {name: tensor.shape for name, tensor in file.tensors.items()},
+        modules_to_save=settings.modules_to_save,
+        biases=settings.trains_biases,
+        ties_embeddings=bool(settings.config.get("ensure_weight_tying")),
     )
     modules = stored_modules(file, settings, keys.modules)
     biases = {name: module.read_bias for name, module in modules.items() if module.read_bias is not None}
@@ -155,6 +159,7 @@ def open_adapter(path: Path, *, allow_pickle: bool = False) -> SavedAdapter:
             modules_to_save=settings.modules_to_save,
             target_parameters=settings.target_parameters,
             trainable_token_indices=settings.trainable_token_indices,
+            tied_parameters=keys.tied,
         ),
         saved_parameters=_parameters(file, keys.whole),
         additive=LazyTensors(

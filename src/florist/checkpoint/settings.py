@@ -37,6 +37,9 @@ _HARMLESS = {"use_rslora", "eva_config", "corda_config", "lora_ga_config", "loft
 _BASE_CHANGING = ("pissa", "olora", "corda", "lora_ga", "loftq")
 """Initialisations that subtract their start from the base weight."""
 
+_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+"""Modules that PEFT saves whole for a task, by the task's name, whatever `modules_to_save` says."""
+
 _INITIALISATIONS = ("gaussian", "eva", "orthogonal", "mica")
 """Initialisations that leave the base weight alone; so do true and false."""
 
@@ -115,7 +118,7 @@ def read_settings(path: Path) -> LoraSettings:
         use_rslora=bool(config.get("use_rslora")),
         ranks=ModulePattern.of({k: _rank(path, f"rank_pattern[{k!r}]", v) for k, v in rank_pattern.items()}),
         alphas=ModulePattern.of({k: _alpha(path, f"alpha_pattern[{k!r}]", v) for k, v in alpha_pattern.items()}),
-        modules_to_save=tuple(_names(path, config, "modules_to_save")),
+        modules_to_save=_modules_to_save(path, config),
         target_parameters=tuple(_names(path, config, "target_parameters")),
         trainable_token_indices=_token_indices(path, config),
     )
@@ -203,6 +206,12 @@ def _names(path: Path, config: Mapping[str, Any], key: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
         raise InvalidAdapterError(f"expected {key} in {path} to be a list of names, got {value!r}")
     return value
+
+
+def _modules_to_save(path: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The modules that the config names, and those that its task implies: older PEFT did not write the latter down."""
+    implied = _HEADS.get(str(config.get("task_type")), ())
+    return tuple(dict.fromkeys([*_names(path, config, "modules_to_save"), *implied]))
 
 
 def _token_indices(path: Path, config: Mapping[str, Any]) -> TokenIndices:

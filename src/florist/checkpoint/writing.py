@@ -128,6 +128,8 @@ def encode(
         "modules_to_save": saved or None,
         "trainable_token_indices": layout.trainable_token_indices,
     }
+    if layout.tied_parameters:
+        config["ensure_weight_tying"] = True
     return EncodedAdapter(config, {key: _stored(key, tensor, dtype) for key, tensor in sorted(tensors.items())})
 
 
@@ -162,6 +164,8 @@ def _modules_to_save(saved_parameters: SavedParameters, layout: AdapterLayout) -
     """What the layout names, and the modules of parameters that it does not name: a head trained in this process."""
     names = dict.fromkeys(layout.modules_to_save)
     for parameter in saved_parameters:
+        if parameter in layout.tied_parameters:
+            continue
         module, _, leaf = parameter.rpartition(".")
         alone = leaf == "bias" and f"{module}.weight" not in saved_parameters
         if owner(parameter, tuple(names)) is None and not alone and not parameter.endswith(TRAINED_ROWS):
