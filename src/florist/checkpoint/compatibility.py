@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,6 +25,8 @@ class Comparison:
         base_model: of the first adapter that names one.
         revision: likewise.
         task_type: likewise.
+        auto_mapping: what the adapters agree on of the base model's class, which PEFT's `AutoPeftModel` builds; None
+            where they do not agree on the class.
     """
 
     problems: tuple[str, ...]
@@ -32,6 +35,7 @@ class Comparison:
     base_model: str | None
     revision: str | None
     task_type: str | None
+    auto_mapping: Mapping[str, Any] | None
 
 
 def compare(
@@ -63,6 +67,7 @@ def compare(
         base_model=_first([adapter.base_model for adapter in adapters]),
         revision=_first([adapter.revision for adapter in adapters]),
         task_type=_first([adapter.task_type for adapter in adapters]),
+        auto_mapping=_joint_mapping([adapter.auto_mapping for adapter in adapters]),
     )
 
 
@@ -198,6 +203,13 @@ def _joint_layout(adapters: Sequence[SavedAdapter]) -> AdapterLayout:
         trainable_token_indices=next((t for t in (layout.trainable_token_indices for layout in layouts) if t), None),
         tied_parameters=_union([layout.tied_parameters for layout in layouts]),
     )
+
+
+def _joint_mapping(mappings: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    # PEFT imports what this names: one adapter alone has no say in it.
+    entries = mappings[0].items() if mappings else ()
+    joint = {key: value for key, value in entries if all(other.get(key) == value for other in mappings)}
+    return joint if joint.keys() >= {"base_model_class", "parent_library"} else None
 
 
 def _union(lists: Sequence[Sequence[str]]) -> tuple[str, ...]:

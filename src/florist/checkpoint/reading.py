@@ -112,6 +112,12 @@ class SavedAdapter:
         """PEFT's name of the task: CAUSAL_LM, SEQ_CLS."""
         return self._text("task_type")
 
+    @property
+    def auto_mapping(self) -> Mapping[str, Any]:
+        """The base model's class, as PEFT writes it for models without a task type; empty where it wrote none."""
+        value = self.config.get("auto_mapping")
+        return value if isinstance(value, dict) else {}
+
     def _text(self, key: str) -> str | None:
         value = self.config.get(key)
         return value if isinstance(value, str) and value else None

@@ -63,6 +63,7 @@ def encode(
     base_model: str | None = None,
     revision: str | None = None,
     task_type: str | None = None,
+    auto_mapping: Mapping[str, Any] | None = None,
     export: Export = Export.PER_MODULE,
     dtype: torch.dtype = torch.float32,
 ) -> EncodedAdapter:
@@ -85,6 +86,7 @@ def encode(
         base_model: directory or hub id.
         revision: of the base model.
         task_type: PEFT's name: CAUSAL_LM, SEQ_CLS.
+        auto_mapping: PEFT's name of the base model's class, which `AutoPeftModel` builds where there is no task type.
         export: a rank for every module or one for all.
         dtype: of all tensors: float16, bfloat16, float32 or float64.
 
@@ -128,6 +130,8 @@ def encode(
         "modules_to_save": saved or None,
         "trainable_token_indices": layout.trainable_token_indices,
     }
+    if auto_mapping is not None:
+        config["auto_mapping"] = dict(auto_mapping)
     if layout.tied_parameters:
         config["ensure_weight_tying"] = True
     return EncodedAdapter(config, {key: _stored(key, tensor, dtype) for key, tensor in sorted(tensors.items())})

@@ -109,6 +109,7 @@ class AggregatedAdapter:
             base_model=common.base_model,
             revision=common.revision,
             task_type=common.task_type,
+            auto_mapping=common.auto_mapping,
             export=export,
             dtype=dtype,
         )
