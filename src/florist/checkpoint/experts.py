@@ -1,5 +1,11 @@
-"""The experts of a fused mixture: PEFT's `target_parameters`, which stores all of them in one pair of matrices."""
+"""The experts of a mixture, in the two ways in which PEFT stores their adapters.
 
+Where a model keeps its experts in one stacked parameter, `target_parameters` adapts it, and one pair of matrices holds
+all experts. Where each expert has linear modules of its own, as in transformers 4, each has a pair of its own, which
+PEFT stacks when it loads the adapter into a model of today.
+"""
+
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -15,6 +21,12 @@ _MOST_PARAMETERS = 6
 """Of one module: more would make trying every order slow, and no model has them."""
 
 
+_STACKED_WHEN_LOADED = re.compile(
+    r"(.*\.)?(experts\.\d+\.(w1|w2|w3|gate_proj|up_proj|down_proj)|(block_sparse_moe|mlp)\.gate)"
+)
+"""An expert's linear modules and the router, by the names that PEFT converts (`_MOE_TARGET_MODULE_MAPPING`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class ExpertPair:
     """What one stored pair of matrices holds.
@@ -28,6 +40,15 @@ class ExpertPair:
     experts: int
     rank: int
     scaling: float
+
+
+def is_stacked_when_loaded(module: str) -> bool:
+    """Whether PEFT may convert a linear module when it loads it, so that `rank_pattern` no longer finds its name.
+
+    The experts of Mixtral, Qwen and their kin become one stacked parameter a layer, for which PEFT assumes the config's
+    `r`; so it does for the router. All of these modules therefore need one rank, and `r` has to be that rank.
+    """
+    return _STACKED_WHEN_LOADED.fullmatch(module) is not None
 
 
 def base_module(stored: str) -> str:

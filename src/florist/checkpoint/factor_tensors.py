@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from florist.checkpoint.experts import join_experts
+from florist.checkpoint.experts import is_stacked_when_loaded, join_experts
 from florist.checkpoint.keys import PREFIX
 from florist.checkpoint.layout import (
     LINEAR,
@@ -20,18 +20,24 @@ from florist.factors import AdapterState, LoraFactor
 from florist.rounds import SavedParameters
 
 
-def rank_slot(name: str, layout: ModuleLayout) -> str:
-    """What shares one rank in the file: a module, or all adapted parameters of a module."""
-    return layout.module if isinstance(layout, ExpertLayout) else name
+def stored_ranks(ranks: Mapping[str, int], layout: AdapterLayout) -> dict[str, int]:
+    """The rank at which each module is stored: at least 1, since PEFT can store no less.
 
-
-def slot_ranks(ranks: Mapping[str, int], layout: AdapterLayout) -> dict[str, int]:
-    """The rank at which each slot is stored: the largest in it, and at least 1, since PEFT can store no less."""
-    slots: dict[str, int] = {}
+    The adapted parameters of a module share the largest rank among them, and so do all modules that PEFT stacks when it
+    loads them.
+    """
+    largest: dict[str, int] = {}
     for name, rank in ranks.items():
-        slot = rank_slot(name, layout.module(name))
-        slots[slot] = max(1, rank, slots.get(slot, 1))
-    return slots
+        group = _rank_group(name, layout.module(name))
+        largest[group] = max(1, rank, largest.get(group, 1))
+    return {name: largest[_rank_group(name, layout.module(name))] for name in ranks}
+
+
+def _rank_group(name: str, layout: ModuleLayout) -> str:
+    """What shares one rank in the file; no module has an empty name."""
+    if isinstance(layout, ExpertLayout):
+        return layout.module
+    return "" if is_stacked_when_loaded(name) else name
 
 
 def stored_bytes(
@@ -41,7 +47,7 @@ def stored_bytes(
     layout: AdapterLayout = LINEAR,
     dtype: torch.dtype = torch.float32,
 ) -> int:
-    """Bytes of all factors of these ranks as `encode` stores them, with a rank for every slot.
+    """Bytes of all factors of these ranks as `encode` stores them with `Export.PER_MODULE`.
 
     Args:
         shapes: (out_features, in_features) by module.
@@ -49,13 +55,17 @@ def stored_bytes(
         layout: of the adapter.
         dtype: of the stored tensors.
     """
-    slots = slot_ranks(ranks, layout)
-    numbers = sum(slots[rank_slot(name, layout.module(name))] * sum(shape) for name, shape in shapes.items())
-    return numbers * dtype.itemsize
+    stored = stored_ranks(ranks, layout)
+    return sum(stored[name] * sum(shape) for name, shape in shapes.items()) * dtype.itemsize
 
 
 def factor_tensors(adapter: AdapterState, layout: AdapterLayout, ranks: Mapping[str, int]) -> dict[str, Tensor]:
-    """Every factor under the names that PEFT gives its halves, padded with zeros to its slot's rank.
+    """Every factor under the names that PEFT gives its halves, padded with zeros.
+
+    Args:
+        adapter: module name -> factor.
+        layout: how to store the factors.
+        ranks: the rank at which each module is stored, from `stored_ranks` or larger.
 
     Raises:
         InvalidAdapterError: a factor does not fit its layout, or some of a parameter's experts are missing.
@@ -64,7 +74,7 @@ def factor_tensors(adapter: AdapterState, layout: AdapterLayout, ranks: Mapping[
     experts: dict[str, dict[int, LoraFactor]] = {}
     for name in adapter:
         own = layout.module(name)
-        factor = _padded(adapter[name], ranks[rank_slot(name, own)])
+        factor = _padded(adapter[name], ranks[name])
         if isinstance(own, ExpertLayout):
             experts.setdefault(own.stored, {})[own.expert] = factor
             if len(experts[own.stored]) == own.experts:

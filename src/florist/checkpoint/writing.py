@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from florist.checkpoint.factor_tensors import bias_tensors, factor_tensors, slot_ranks
+from florist.checkpoint.experts import is_stacked_when_loaded
+from florist.checkpoint.factor_tensors import bias_tensors, factor_tensors, stored_ranks
 from florist.checkpoint.keys import PREFIX, TRAINED_ROWS, owner
 from florist.checkpoint.layout import LINEAR, AdapterLayout, ExpertLayout
 from florist.checkpoint.patterns import rank_pattern
@@ -69,11 +70,12 @@ def encode(
 ) -> EncodedAdapter:
     """The config and tensors from which PEFT builds exactly this adapter.
 
-    `r` and `lora_alpha` are the largest rank R, `alpha_pattern` equals `rank_pattern`: every scaling is exactly 1. A
+    `r` and `lora_alpha` are the largest rank, and `alpha_pattern` equals `rank_pattern`: every scaling is exactly 1. A
     module of rank 0 is written with rank 1 and B = 0 (a missing module would leave PEFT's parameters uninitialised
     under `low_cpu_mem_usage`); its A is not zero, so that it can be trained on. The experts of one module's adapted
     parameters share the largest rank among them: PEFT knows one for each parameter, and the file does not say which
-    parameter it stores where.
+    parameter it stores where. So do the modules that PEFT stacks when it loads them (`is_stacked_when_loaded`), and
+    `r` is then their rank.
 
     `target_modules` lists full module names. PEFT also takes a name for the end of a longer one; a module of the base
     that ends in a name written here, and is not written itself, would get an untrained adapter, which adds zero.
@@ -96,13 +98,13 @@ def encode(
     """
     if not adapter:
         raise InvalidAdapterError("expected at least one module to write: PEFT cannot load an adapter without any")
-    ranks = slot_ranks({name: spec.rank for name, spec in adapter.specs.items()}, layout)
-    largest = max(ranks.values())
+    ranks = stored_ranks({name: spec.rank for name, spec in adapter.specs.items()}, layout)
     if export is Export.UNIFORM:
-        ranks = dict.fromkeys(ranks, largest)
+        ranks = dict.fromkeys(ranks, max(ranks.values()))
+    usual = next((rank for name, rank in ranks.items() if is_stacked_when_loaded(name)), max(ranks.values()))
     tensors = factor_tensors(adapter, layout, ranks) | bias_tensors(adapter, additive)
     tensors |= {PREFIX + _stored_name(name, adapter): tensor for name, tensor in saved_parameters.items()}
-    pattern = rank_pattern(_config_names(layout, ranks), default=largest)
+    pattern = rank_pattern(_config_names(layout, ranks), default=usual)
     saved = _modules_to_save(saved_parameters, layout)
     if any(name.endswith(TRAINED_ROWS) for name in saved_parameters) and not layout.trainable_token_indices:
         raise InvalidAdapterError(
@@ -114,8 +116,8 @@ def encode(
         "base_model_name_or_path": base_model,
         "revision": revision,
         "inference_mode": True,
-        "r": largest,
-        "lora_alpha": largest,
+        "r": usual,
+        "lora_alpha": usual,
         "rank_pattern": pattern,
         "alpha_pattern": dict(pattern),
         "use_rslora": False,
@@ -150,12 +152,12 @@ def write_adapter(directory: Path, encoded: EncodedAdapter) -> None:
 
 def _config_names(layout: AdapterLayout, ranks: Mapping[str, int]) -> dict[str, int]:
     """Ranks by the names that PEFT matches with its patterns: of modules, or of adapted parameters."""
-    parameters = {m.module: m.parameters for m in layout.modules.values() if isinstance(m, ExpertLayout)}
-    return {
-        name: rank
-        for slot, rank in ranks.items()
-        for name in ([f"{slot}.{parameter}" for parameter in parameters[slot]] if slot in parameters else [slot])
-    }
+    named: dict[str, int] = {}
+    for name, rank in ranks.items():
+        own = layout.module(name)
+        names = [f"{own.module}.{each}" for each in own.parameters] if isinstance(own, ExpertLayout) else [name]
+        named |= dict.fromkeys(names, rank)
+    return named
 
 
 def _stored_name(parameter: str, adapter: AdapterState) -> str:
@@ -210,7 +212,7 @@ def _stored(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def serving_notes(encoded: EncodedAdapter) -> tuple[str, ...]:
     """What to know before serving the adapter with something other than PEFT; empty where nothing is to be known."""
-    rank = int(encoded.config["r"])
+    rank = max([encoded.config["r"], *encoded.config["rank_pattern"].values()])
     notes: list[str] = []
     if encoded.config["rank_pattern"]:
         notes.append(
