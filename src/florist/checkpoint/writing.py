@@ -1,7 +1,7 @@
 """Write an adapter as PEFT does, with a rank for every module or one rank for all."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -12,17 +12,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from florist.checkpoint.experts import is_stacked_when_loaded
-from florist.checkpoint.factor_tensors import bias_tensors, factor_tensors, stored_ranks
-from florist.checkpoint.keys import PREFIX, TRAINED_ROWS, owner
+from florist.checkpoint.file_size import METADATA, file_bytes
+from florist.checkpoint.keys import TRAINED_ROWS
 from florist.checkpoint.layout import LINEAR, AdapterLayout, ExpertLayout
 from florist.checkpoint.patterns import rank_pattern
 from florist.checkpoint.reading import CONFIG_NAME, WEIGHTS_NAME
-from florist.errors import InvalidAdapterError, NonFiniteUpdateError
+from florist.checkpoint.saved_modules import HEADS, modules_to_save, trained_biases
+from florist.checkpoint.stored_tensors import adapter_tensors, stored_ranks
+from florist.errors import ConfigurationError, InvalidAdapterError, NonFiniteUpdateError
 from florist.factors import AdapterState
 from florist.rounds import NOTHING, SavedParameters
-
-_HEADS = ("classifier", "score")
-"""Modules that PEFT itself saves whole for classification tasks: inner modules of theirs must not be named beside."""
 
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM accepts as ``--max-lora-rank``."""
@@ -32,9 +31,9 @@ class Export(Enum):
     """How ranks are written."""
 
     PER_MODULE = "per-module"
-    """Each module with its own rank: the fewest bytes. PEFT and transformers read it right; most servers do not."""
+    """Each module has its own rank, which takes the fewest bytes. PEFT, transformers and vLLM read it right."""
     UNIFORM = "uniform"
-    """Every module padded with zeros to the largest rank, without patterns: every consumer reads it right."""
+    """Every module is padded with zeros to one rank, and there are no patterns: servers that know one rank read it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +53,12 @@ class EncodedAdapter:
         """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of adapter_model.safetensors, its header included."""
+        dtype = next(iter(self.tensors.values())).dtype
+        return file_bytes({name: tuple(tensor.shape) for name, tensor in self.tensors.items()}, dtype)
+
 
 def encode(
     adapter: AdapterState,
@@ -66,6 +71,7 @@ def encode(
     task_type: str | None = None,
     auto_mapping: Mapping[str, Any] | None = None,
     export: Export = Export.PER_MODULE,
+    pad_rank_to: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> EncodedAdapter:
     """The config and tensors from which PEFT builds exactly this adapter.
@@ -90,22 +96,25 @@ def encode(
         task_type: PEFT's name: CAUSAL_LM, SEQ_CLS.
         auto_mapping: PEFT's name of the base model's class, which `AutoPeftModel` builds where there is no task type.
         export: a rank for every module or one for all.
+        pad_rank_to: the rank of all modules with `Export.UNIFORM`; if left out, the largest rank.
         dtype: of all tensors: float16, bfloat16, float32 or float64.
 
     Raises:
+        ConfigurationError: `pad_rank_to` is less than the largest rank, or is given without `Export.UNIFORM`.
         InvalidAdapterError: there is no module, or a factor or parameter does not fit the layout.
         NonFiniteUpdateError: a value is NaN or infinite, or becomes infinite in `dtype`.
     """
     if not adapter:
         raise InvalidAdapterError("expected at least one module to write: PEFT cannot load an adapter without any")
     ranks = stored_ranks({name: spec.rank for name, spec in adapter.specs.items()}, layout)
+    if pad_rank_to is not None:
+        _require_padding(pad_rank_to, max(ranks.values()), export)
     if export is Export.UNIFORM:
-        ranks = dict.fromkeys(ranks, max(ranks.values()))
+        ranks = dict.fromkeys(ranks, pad_rank_to or max(ranks.values()))
     usual = next((rank for name, rank in ranks.items() if is_stacked_when_loaded(name)), max(ranks.values()))
-    tensors = factor_tensors(adapter, layout, ranks) | bias_tensors(adapter, additive)
-    tensors |= {PREFIX + _stored_name(name, adapter): tensor for name, tensor in saved_parameters.items()}
+    tensors = adapter_tensors(adapter, layout, ranks, saved_parameters=saved_parameters, additive=additive)
     pattern = rank_pattern(_config_names(layout, ranks), default=usual)
-    saved = _modules_to_save(saved_parameters, layout)
+    saved = modules_to_save(saved_parameters, layout)
     if any(name.endswith(TRAINED_ROWS) for name in saved_parameters) and not layout.trainable_token_indices:
         raise InvalidAdapterError(
             "expected trainable_token_indices in the layout of an adapter with trained token rows"
@@ -123,7 +132,7 @@ def encode(
         "use_rslora": False,
         "use_dora": False,
         "lora_dropout": 0.0,
-        "bias": _bias(saved_parameters, saved, adapter),
+        "bias": trained_biases(saved_parameters, saved, adapter),
         "lora_bias": bool(additive),
         "fan_in_fan_out": layout.fan_in_fan_out,
         "init_lora_weights": True,
@@ -146,8 +155,19 @@ def write_adapter(directory: Path, encoded: EncodedAdapter) -> None:
     """
     text = json.dumps(encoded.config, indent=2, sort_keys=True)
     (directory / CONFIG_NAME).write_text(f"{text}\n", encoding="utf-8")
-    # transformers refuses a file whose metadata does not name the framework.
-    save_file(encoded.tensors, directory / WEIGHTS_NAME, metadata={"format": "pt"})
+    save_file(encoded.tensors, directory / WEIGHTS_NAME, metadata=METADATA)
+
+
+def _require_padding(rank: int, largest: int, export: Export) -> None:
+    if export is not Export.UNIFORM:
+        raise ConfigurationError(
+            f"pad_rank_to goes with export uniform, got {export.value}: a rank for every module is padded to nothing"
+        )
+    if rank < largest:
+        raise ConfigurationError(
+            f"expected pad_rank_to to be at least the largest rank, {largest}, got {rank}; pad to {largest} or more, "
+            "or keep fewer directions with a smaller max_rank"
+        )
 
 
 def _config_names(layout: AdapterLayout, ranks: Mapping[str, int]) -> dict[str, int]:
@@ -158,45 +178,6 @@ def _config_names(layout: AdapterLayout, ranks: Mapping[str, int]) -> dict[str, 
         names = [f"{own.module}.{each}" for each in own.parameters] if isinstance(own, ExpertLayout) else [name]
         named |= dict.fromkeys(names, rank)
     return named
-
-
-def _stored_name(parameter: str, adapter: AdapterState) -> str:
-    """A base model's parameter lies one level deeper in PEFT's model where its module is adapted."""
-    module, _, leaf = parameter.rpartition(".")
-    return f"{module}.base_layer.{leaf}" if module in adapter.specs else parameter
-
-
-def _modules_to_save(saved_parameters: SavedParameters, layout: AdapterLayout) -> list[str]:
-    """What the layout names, and the modules of parameters that it does not name: a head trained in this process."""
-    names = dict.fromkeys(layout.modules_to_save)
-    for parameter in saved_parameters:
-        if parameter in layout.tied_parameters:
-            continue
-        module, _, leaf = parameter.rpartition(".")
-        alone = leaf == "bias" and f"{module}.weight" not in saved_parameters
-        if owner(parameter, tuple(names)) is None and not alone and not parameter.endswith(TRAINED_ROWS):
-            names[_head(parameter)] = None
-    return list(names)
-
-
-def _head(parameter: str) -> str:
-    parts = parameter.split(".")[:-1]
-    if not parts:
-        raise InvalidAdapterError(
-            f"expected the name of a parameter inside a module, as 'score.weight', got {parameter!r}"
-        )
-    end = next((position for position, part in enumerate(parts) if part in _HEADS), len(parts) - 1)
-    return ".".join(parts[: end + 1])
-
-
-def _bias(saved_parameters: SavedParameters, saved: Collection[str], adapter: AdapterState) -> str:
-    """PEFT's `bias`: which biases of the base model the adapter brings."""
-    modules = {
-        name.removesuffix(".bias") for name in saved_parameters if name.endswith(".bias") and owner(name, saved) is None
-    }
-    if not modules:
-        return "none"
-    return "lora_only" if modules <= adapter.specs.keys() else "all"
 
 
 def _stored(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -211,17 +192,53 @@ def _stored(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def serving_notes(encoded: EncodedAdapter) -> tuple[str, ...]:
-    """What to know before serving the adapter with something other than PEFT; empty where nothing is to be known."""
+    """What a person should know before serving the adapter with something other than PEFT; often nothing."""
+    return (*_rank_notes(encoded), *_vllm_refusals(encoded))
+
+
+def _rank_notes(encoded: EncodedAdapter) -> list[str]:
     rank = max([encoded.config["r"], *encoded.config["rank_pattern"].values()])
     notes: list[str] = []
     if encoded.config["rank_pattern"]:
         notes.append(
             "ranks differ per module, which PEFT, transformers and vLLM read right; llama.cpp's converter would scale "
-            "the smaller modules up, SGLang and TGI refuse or drop modules: for those, write --export uniform"
+            "the smaller modules up, SGLang refuses the adapter, and TGI drops or scales modules wrongly: for those, "
+            "write --export uniform"
+        )
+    elif rank != (padded := _padded_by_tgi(rank)):
+        notes.append(
+            f"TGI pads rank {rank} to {padded} and then scales all module types but the first by {rank}/{padded}: for "
+            f"TGI, write --export uniform --pad-rank-to {padded}"
         )
     enough = next((allowed for allowed in _VLLM_RANKS if allowed >= rank), None)
     if enough is None:
         notes.append(f"rank {rank} is above vLLM's largest, {_VLLM_RANKS[-1]}; set --max-rank")
     elif enough > 16:
         notes.append(f"vLLM needs --max-lora-rank {enough}; its default is 16")
-    return tuple(notes)
+    return notes
+
+
+def _padded_by_tgi(rank: int) -> int:
+    """The rank at which TGI's kernels take an adapter, with one GPU to a model."""
+    return 8 if rank <= 8 else -(-rank // 16) * 16
+
+
+def _vllm_refusals(encoded: EncodedAdapter) -> list[str]:
+    config, notes = encoded.config, list[str]()
+    saved = [name for name in config["modules_to_save"] or [] if name.rpartition(".")[2] not in HEADS]
+    if saved:
+        notes.append(
+            f"vLLM refuses the saved modules of this adapter ({', '.join(saved)}): it takes no others than "
+            f"{' and '.join(HEADS)}"
+        )
+    if config["bias"] != "none":
+        notes.append(
+            f"vLLM refuses this adapter because it brings biases of the base model (bias = {config['bias']!r}): serve "
+            "it with PEFT, or train without them"
+        )
+    if config["lora_bias"]:
+        notes.append(
+            "vLLM refuses this adapter because its lora_B has biases (lora_bias): serve it with PEFT, or train without "
+            "them"
+        )
+    return notes

@@ -1,11 +1,12 @@
-"""The tensors that PEFT stores for a factor, by the layout of its module."""
+"""The tensors that PEFT stores for an adapter: its factors, by the layout of their modules, and what lies beside."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
 from florist.checkpoint.experts import is_stacked_when_loaded, join_experts
+from florist.checkpoint.file_size import file_bytes
 from florist.checkpoint.keys import PREFIX
 from florist.checkpoint.layout import (
     LINEAR,
@@ -15,6 +16,7 @@ from florist.checkpoint.layout import (
     ExpertLayout,
     ModuleLayout,
 )
+from florist.checkpoint.saved_modules import stored_name
 from florist.errors import InvalidAdapterError
 from florist.factors import AdapterState, LoraFactor
 from florist.rounds import SavedParameters
@@ -57,6 +59,70 @@ def stored_bytes(
     """
     stored = stored_ranks(ranks, layout)
     return sum(stored[name] * sum(shape) for name, shape in shapes.items()) * dtype.itemsize
+
+
+def written_bytes(
+    shapes: Mapping[str, tuple[int, int]],
+    ranks: Mapping[str, int],
+    *,
+    layout: AdapterLayout,
+    saved_shapes: Mapping[str, tuple[int, ...]],
+    additive: Collection[str],
+    dtype: torch.dtype,
+) -> int:
+    """The exact size of adapter_model.safetensors as `encode` and `write_adapter` write it with `Export.PER_MODULE`.
+
+    Args:
+        shapes: (out_features, in_features) by module.
+        ranks: by module.
+        layout: of the adapter.
+        saved_shapes: shapes of the parameters that are saved whole, by name.
+        additive: modules with an output bias.
+        dtype: of the stored tensors.
+
+    Cost: that of arranging tensors without numbers, about 50 microseconds a module (448 modules).
+    """
+
+    # Tensors on this device have shapes alone, so that the code that writes also says what it would write.
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, device="meta")
+
+    adapter = AdapterState.of(
+        {name: LoraFactor(empty(m, ranks[name]), empty(ranks[name], n)) for name, (m, n) in shapes.items()}
+    )
+    tensors = adapter_tensors(
+        adapter,
+        layout,
+        stored_ranks(ranks, layout),
+        saved_parameters={name: empty(*shape) for name, shape in saved_shapes.items()},
+        additive={name: empty(shapes[name][0]) for name in additive},
+    )
+    return file_bytes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, dtype)
+
+
+def adapter_tensors(
+    adapter: AdapterState,
+    layout: AdapterLayout,
+    ranks: Mapping[str, int],
+    *,
+    saved_parameters: SavedParameters,
+    additive: SavedParameters,
+) -> dict[str, Tensor]:
+    """Everything that the file of an adapter holds, by the names that PEFT gives it.
+
+    Args:
+        adapter: module name -> factor.
+        layout: how to store the factors.
+        ranks: the rank at which each module is stored, from `stored_ranks` or larger.
+        saved_parameters: stored whole, by their name in the model.
+        additive: module name -> what the update adds to the module's output.
+
+    Raises:
+        InvalidAdapterError: a factor does not fit its layout, some of a parameter's experts are missing, or `additive`
+            names a module that the adapter lacks.
+    """
+    whole = {PREFIX + stored_name(name, adapter): tensor for name, tensor in saved_parameters.items()}
+    return factor_tensors(adapter, layout, ranks) | bias_tensors(adapter, additive) | whole
 
 
 def factor_tensors(adapter: AdapterState, layout: AdapterLayout, ranks: Mapping[str, int]) -> dict[str, Tensor]:
