@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -23,6 +23,9 @@ from florist.factors import AdapterState
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
+
+_MOST_NAMES = 5
+"""How many names of a directory's entries a message lists."""
 
 
 class LazyTensors(Mapping[str, Tensor]):
@@ -186,7 +189,9 @@ def _weights_path(path: Path, *, allow_pickle: bool) -> Path:
     candidates = [path / WEIGHTS_NAME, path / PICKLE_NAME] if path.is_dir() else [path]
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
     if found is None:
-        raise MissingInputError(f"expected {WEIGHTS_NAME} in the adapter directory {path}, found none")
+        raise MissingInputError(
+            f"expected {WEIGHTS_NAME} in the adapter directory {path}, found none: it {_contents(path)}"
+        )
     if found.suffix == ".bin" and not allow_pickle:
         raise InvalidAdapterError(
             f"expected {WEIGHTS_NAME}, found only the pickle {found}, and pickles can run code; convert it, which runs "
@@ -194,6 +199,22 @@ def _weights_path(path: Path, *, allow_pickle: bool) -> Path:
             "reads it as it is)"
         )
     return found
+
+
+def _contents(directory: Path) -> str:
+    """What a directory holds that holds no adapter, for a message."""
+    entries = sorted(directory.iterdir())
+    adapters = [entry.name for entry in entries if any((entry / name).is_file() for name in (WEIGHTS_NAME, PICKLE_NAME))]
+    if adapters:
+        return f"holds the adapters {_some(adapters)}; name one of these, or several"
+    if not entries:
+        return "is empty"
+    return f"holds {_some([entry.name for entry in entries])}; name a directory that save_pretrained() wrote"
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _conversion(pickle: Path) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from florist.checkpoint.git_lfs import refuse_pointer
 from florist.checkpoint.layout import TokenIndices
 from florist.checkpoint.patterns import ModulePattern
 from florist.errors import InvalidAdapterError, MissingInputError, UnsupportedAdapterError
@@ -105,6 +106,7 @@ def read_settings(path: Path) -> LoraSettings:
         UnsupportedAdapterError: a variant is in use under which the update is not ``base + s B A``, or another base.
     """
     content = _read(path)
+    refuse_pointer(path, content)
     config = _object(path, content)
     _refuse_unsupported(path, config)
     _check_targets(path, config)

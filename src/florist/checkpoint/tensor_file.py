@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from florist.checkpoint.git_lfs import refuse_pointer
 from florist.checkpoint.unchanged_file import UnchangedFile
 from florist.errors import InvalidAdapterError, NonFiniteUpdateError
 
@@ -102,6 +103,8 @@ def open_safetensors(path: Path) -> TensorFile:
     """
     try:
         file = UnchangedFile.of(path)
+        with file.open() as stream:
+            refuse_pointer(path, stream.read(100))
         with safe_open(path, framework="pt"):
             pass  # it checks sizes and offsets
         with file.open() as stream:
@@ -139,12 +142,17 @@ def open_pickle(path: Path) -> TensorFile:
     `torch.load(weights_only=True)` builds tensors and plain containers only; safetensors remains the safer format.
 
     Raises:
-        InvalidAdapterError: the file is anything but a dictionary of tensors that `open_safetensors` would accept.
+        InvalidAdapterError: the file is anything but a dictionary of tensors that `open_safetensors` would accept, or
+            it changes while it is read.
     """
     try:
         file = UnchangedFile.of(path)
         with file.open() as stream:
+            refuse_pointer(path, stream.read(100))
+            stream.seek(0)
             content = torch.load(stream, map_location="cpu", weights_only=True)
+    except InvalidAdapterError:
+        raise
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
         raise InvalidAdapterError(
             f"expected a dictionary of tensors that torch.load(weights_only=True) accepts, got {path}: "
