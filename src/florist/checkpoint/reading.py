@@ -204,7 +204,9 @@ def _weights_path(path: Path, *, allow_pickle: bool) -> Path:
 def _contents(directory: Path) -> str:
     """What a directory holds that holds no adapter, for a message."""
     entries = sorted(directory.iterdir())
-    adapters = [entry.name for entry in entries if any((entry / name).is_file() for name in (WEIGHTS_NAME, PICKLE_NAME))]
+    adapters = [
+        entry.name for entry in entries if any((entry / name).is_file() for name in (WEIGHTS_NAME, PICKLE_NAME))
+    ]
     if adapters:
         return f"holds the adapters {_some(adapters)}; name one of these, or several"
     if not entries:

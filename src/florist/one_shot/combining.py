@@ -74,6 +74,7 @@ class AggregatedAdapter:
         directory: Path,
         *,
         export: Export = Export.PER_MODULE,
+        pad_rank_to: int | None = None,
         dtype: torch.dtype = torch.float32,
         max_bytes: int | None = None,
         settings: Mapping[str, Any] | None = None,
@@ -84,8 +85,9 @@ class AggregatedAdapter:
         Args:
             directory: to create.
             export: a rank for every module or one for all.
+            pad_rank_to: as `checkpoint.encode` takes it.
             dtype: of the stored tensors.
-            max_bytes: what the tensors may take; refused where they take more. A rank rule counts factors alone.
+            max_bytes: the largest size of adapter_model.safetensors. `FileBudget` chooses ranks that keep to it.
             settings: how the adapter was made, to be put at the head of the certificate.
             beside: further text files of the directory, by name.
 
@@ -96,7 +98,7 @@ class AggregatedAdapter:
 
         Raises:
             OutputExistsError, MissingInputError: as `outputs.require_absent`.
-            ConfigurationError: the tensors take more than `max_bytes`.
+            ConfigurationError: the file would take more than `max_bytes`, or `pad_rank_to` does not fit.
             InvalidAdapterError: the weights of an input have changed since it was opened.
             NonFiniteUpdateError: a value does not fit `dtype`.
         """
@@ -111,12 +113,13 @@ class AggregatedAdapter:
             task_type=common.task_type,
             auto_mapping=common.auto_mapping,
             export=export,
+            pad_rank_to=pad_rank_to,
             dtype=dtype,
         )
-        if max_bytes is not None and encoded.nbytes > max_bytes:
+        if max_bytes is not None and encoded.file_bytes > max_bytes:
             raise ConfigurationError(
-                f"expected at most {max_bytes} bytes, got {encoded.nbytes}: parameters that travel whole, and experts "
-                "that are stored at one rank, take more than their directions; choose ranks for a smaller budget"
+                f"expected a file of at most {max_bytes} bytes, got {encoded.file_bytes}; allow more, or choose ranks "
+                "that fit, as one_shot.FileBudget does"
             )
         storage_errors = {name: storage_error(factor, dtype) for name, factor in self.adapter.items()}
         stored = {name: _as_stored(module, storage_errors[name]) for name, module in self.certificate.modules.items()}

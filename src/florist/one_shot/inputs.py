@@ -40,6 +40,16 @@ class Inputs:
         """Of any module of any adapter; at least 1."""
         return max((spec.rank for one in self.saved for spec in one.adapter.specs.values()), default=1) or 1
 
+    @property
+    def saved_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters that the result holds whole, by name."""
+        return {name: shape for one in self.saved for name, shape in one.saved_parameters.shapes.items()}
+
+    @property
+    def additive(self) -> frozenset[str]:
+        """Modules of which the result has an output bias."""
+        return frozenset(module for one in self.saved for module in one.additive)
+
 
 def open_inputs(
     adapters: Sequence[str | Path],
@@ -54,8 +64,8 @@ def open_inputs(
 
     Cost: where nothing is said of the weights, an adapter with a certificate is read once to hash it.
     """
-    if num_examples is not None and len(num_examples) != len(adapters):
-        raise InvalidUpdateError(f"expected a weight for each of the {len(adapters)} adapters, got {len(num_examples)}")
+    if num_examples is not None:
+        _require_weights(adapters, num_examples)
     saved = tuple(open_adapter(locate(str(adapter))) for adapter in adapters)
     comparison = check_compatible(saved, allow_base_mismatch=allow_base_mismatch, average_full=average_full)
     weights, notes = (given(num_examples), ()) if num_examples is not None else _certified(saved)
@@ -65,6 +75,17 @@ def open_inputs(
         for one, count in zip(saved, weights.counts, strict=True)
     )
     return Inputs(saved, weights, comparison, updates, notes)
+
+
+def _require_weights(adapters: Sequence[str | Path], num_examples: Sequence[int | Fraction]) -> None:
+    if len(num_examples) != len(adapters):
+        raise InvalidUpdateError(f"expected a weight for each of the {len(adapters)} adapters, got {len(num_examples)}")
+    for adapter, number in zip(adapters, num_examples, strict=True):
+        if not number > 0:
+            raise InvalidUpdateError(
+                f"expected a positive weight for every adapter, got {number} for {adapter}; leave that adapter out, or "
+                "give it a positive weight"
+            )
 
 
 def _certified(saved: Sequence[SavedAdapter]) -> tuple[Weights, tuple[str, ...]]:
