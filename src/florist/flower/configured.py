@@ -21,7 +21,7 @@ from peft import PeftModel
 
 from florist.config import Config, read_config, to_toml
 from florist.config.building import LoadedTask, load
-from florist.config.methods import LOCAL_INITS, METHODS
+from florist.config.methods import LOCAL_INITS, make_aggregator
 from florist.config.sections import CLASSIFICATION
 from florist.config.splits import read_held_out, read_splits
 from florist.errors import ConfigurationError
@@ -100,7 +100,7 @@ def _serve(config: Config, grid: Grid, context: Context) -> None:
         reference = Agreement(settings.base_name or loaded.base, loaded.model.shapes)
         evaluate = _at_server(loaded.model, _All(loaded.metrics(splits)[0]))
         deliverable = loaded.model.deliverable
-    elif Trained.WEIGHTS in METHODS[method](config.aggregation, 1).work.trained:
+    elif Trained.WEIGHTS in make_aggregator(config.aggregation, 1).work.trained:
         raise ConfigurationError(
             f"aggregation.method = {method!r}: the final adapter is the difference of weights to the base, which the "
             "server needs: set flower.evaluation = 'server'"
@@ -110,7 +110,7 @@ def _serve(config: Config, grid: Grid, context: Context) -> None:
     LOG.info("the run is kept in %s; to resume it: flwr run --run-config 'flower.run=\"%s\"'", path, path)
     largest = max(ranks) if isinstance(ranks, tuple) else ranks
     strategy = FloristStrategy(
-        METHODS[method](config.aggregation, largest),
+        make_aggregator(config.aggregation, largest),
         seed=federation.seed,
         local_init=LOCAL_INITS[federation.local_init](),
         shared_init=federation.shared_init,
