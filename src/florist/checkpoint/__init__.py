@@ -1,4 +1,4 @@
-"""PEFT adapters on disk: read, compared, written."""
+"""PEFT adapters on disk: florist reads, compares and writes them here."""
 
 from florist.checkpoint.compatibility import Comparison, check_compatible, compare
 from florist.checkpoint.layout import (

@@ -18,13 +18,14 @@ class Comparison:
     """What adapters have in common, and what keeps them apart.
 
     Attributes:
-        problems: what is wrong, each naming the adapter and the remedy; empty where they may be combined.
-        absent: module -> the adapters that lack it. Each counts as a zero update of the module: its weight is never
-            given to the others.
-        layout: of the combined adapter.
-        base_model: of the first adapter that names one.
-        revision: likewise.
-        task_type: likewise.
+        problems: what is wrong. Each problem names the adapter and the remedy. There is none if the adapters may be
+            combined.
+        absent: module -> the adapters that lack it. Each of them counts as a zero update of the module, and its weight
+            is never given to the others.
+        layout: how the combined adapter is to be stored.
+        base_model: the base model that the first adapter names which names one.
+        revision: the revision of the base model, from the first adapter which names one.
+        task_type: PEFT's name of the task, from the first adapter which names one.
         auto_mapping: what the adapters agree on of the base model's class, which PEFT's `AutoPeftModel` builds; None
             where they do not agree on the class.
     """
@@ -41,14 +42,14 @@ class Comparison:
 def compare(
     adapters: Sequence[SavedAdapter], *, allow_base_mismatch: bool = False, average_full: bool = False
 ) -> Comparison:
-    """Everything that speaks against combining the adapters; raises nothing.
+    """Find everything that speaks against combining the adapters, and raise nothing.
 
     Args:
-        adapters: each is compared with the first that has what is compared.
-        allow_base_mismatch: accept unlike names or revisions of the base model, for instance local paths.
-        average_full: accept parameters that travel whole; they are to be averaged, which is no exact combination.
+        adapters: what to compare. Each is compared with the first that has what is compared.
+        allow_base_mismatch: whether names and revisions of the base model may differ, as local paths do.
+        average_full: whether saved parameters are accepted. Their mean is no exact combination.
 
-    Cost: reads nothing but copies of frozen weights, where the adapters hold any.
+    Cost: it reads nothing but copies of frozen weights, which few adapters hold.
     """
     problems = _given_twice(adapters)
     if not allow_base_mismatch:
@@ -74,10 +75,10 @@ def compare(
 def check_compatible(
     adapters: Sequence[SavedAdapter], *, allow_base_mismatch: bool = False, average_full: bool = False
 ) -> Comparison:
-    """As `compare`, for adapters that are about to be combined.
+    """Compare adapters that are about to be combined, as `compare` does.
 
     Raises:
-        IncompatibleAdaptersError: something is wrong; the message lists all of it.
+        IncompatibleAdaptersError: something speaks against it. The message lists everything that does.
     """
     if not adapters:
         raise IncompatibleAdaptersError("expected at least one adapter to combine, got none")
@@ -171,7 +172,7 @@ def _unlike_parameters(adapters: Sequence[SavedAdapter], *, average_full: bool) 
 
 
 def _averaged(adapter: SavedAdapter, *, average_full: bool) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters that are to be averaged."""
+    """The shapes of the parameters that are to be averaged."""
     shapes = adapter.saved_parameters.shapes
     return {name: shape for name, shape in shapes.items() if average_full or name.endswith(TRAINED_ROWS)}
 
@@ -206,7 +207,7 @@ def _joint_layout(adapters: Sequence[SavedAdapter]) -> AdapterLayout:
 
 
 def _joint_mapping(mappings: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    # PEFT imports what this names: one adapter alone has no say in it.
+    # PEFT imports the library that this names, so that one adapter alone must not choose it.
     entries = mappings[0].items() if mappings else ()
     joint = {key: value for key, value in entries if all(other.get(key) == value for other in mappings)}
     return joint if joint.keys() >= {"base_model_class", "parent_library"} else None

@@ -1,4 +1,4 @@
-"""How large a safetensors file will be, from the shapes of its tensors."""
+"""How large a safetensors file will be, which the shapes of its tensors tell."""
 
 import json
 import math
@@ -20,8 +20,8 @@ def file_bytes(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> int
     eight, and the numbers. The header names every tensor with its dtype, its shape and where its numbers begin and end.
 
     Args:
-        shapes: by the name of the tensor.
-        dtype: of all tensors.
+        shapes: the shape of each tensor, by its name.
+        dtype: the dtype of all tensors.
     """
     header: dict[str, object] = {"__metadata__": METADATA}
     end = 0

@@ -12,10 +12,10 @@ def refuse_pointer(path: Path, content: bytes) -> None:
 
     Args:
         path: the file.
-        content: what it holds, or the first hundred bytes of it.
+        content: the bytes of the file, or the first hundred of them.
 
     Raises:
-        InvalidAdapterError: it is a pointer.
+        InvalidAdapterError: the file is a pointer.
     """
     if content.startswith(_START):
         raise InvalidAdapterError(

@@ -1,4 +1,4 @@
-"""Write an adapter as PEFT does, with a rank for every module or one rank for all."""
+"""Write an adapter as PEFT does, with a rank for every module or one rank for all modules."""
 
 import json
 from collections.abc import Mapping
@@ -24,11 +24,23 @@ from florist.factors import AdapterState
 from florist.rounds import NOTHING, SavedParameters
 
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM accepts as ``--max-lora-rank``."""
+"""The numbers that vLLM accepts as ``--max-lora-rank``."""
 
 
 class Export(Enum):
-    """How ranks are written."""
+    """How ranks are written.
+
+    >>> import florist
+    >>> florist.Export("uniform") is florist.Export.UNIFORM
+    True
+    >>> one, two = (torch.ones(4, rank) for rank in (1, 2))
+    >>> adapter = AdapterState.of({"a": florist.LoraFactor(one, one.T), "b": florist.LoraFactor(two, two.T)})
+    >>> for export in florist.Export:
+    ...     encoded = encode(adapter, export=export)
+    ...     export.value, encoded.config["r"], encoded.config["rank_pattern"], encoded.nbytes
+    ('per-module', 2, {'a': 1}, 96)
+    ('uniform', 2, {}, 128)
+    """
 
     PER_MODULE = "per-module"
     """Each module has its own rank, which takes the fewest bytes. PEFT, transformers and vLLM read it right."""
@@ -41,8 +53,8 @@ class EncodedAdapter:
     """An adapter as PEFT stores it.
 
     Attributes:
-        config: content of adapter_config.json; `peft.LoraConfig` takes it as keywords.
-        tensors: content of adapter_model.safetensors.
+        config: the content of adapter_config.json. `peft.LoraConfig` takes it as keywords.
+        tensors: the content of adapter_model.safetensors.
     """
 
     config: dict[str, Any]
@@ -50,12 +62,12 @@ class EncodedAdapter:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """The bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @property
     def file_bytes(self) -> int:
-        """Bytes of adapter_model.safetensors, its header included."""
+        """The size of adapter_model.safetensors, with its header."""
         dtype = next(iter(self.tensors.values())).dtype
         return file_bytes({name: tuple(tensor.shape) for name, tensor in self.tensors.items()}, dtype)
 
@@ -74,7 +86,7 @@ def encode(
     pad_rank_to: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> EncodedAdapter:
-    """The config and tensors from which PEFT builds exactly this adapter.
+    """Make the config and the tensors from which PEFT builds exactly this adapter.
 
     `r` and `lora_alpha` are the largest rank, and `alpha_pattern` equals `rank_pattern`: every scaling is exactly 1. A
     module of rank 0 is written with rank 1 and B = 0 (a missing module would leave PEFT's parameters uninitialised
@@ -87,22 +99,22 @@ def encode(
     that ends in a name written here, and is not written itself, would get an untrained adapter, which adds zero.
 
     Args:
-        adapter: module name -> factor, scaling folded in.
+        adapter: module name -> factor, with the scaling folded in.
         layout: how to store the factors, from the adapters that were read.
-        saved_parameters: stored whole, by their name in the model.
+        saved_parameters: parameters that are stored whole, by their name in the model.
         additive: module name -> what the update adds to the module's output, stored as ``lora_B.bias``.
-        base_model: directory or hub id.
-        revision: of the base model.
-        task_type: PEFT's name: CAUSAL_LM, SEQ_CLS.
+        base_model: the directory or hub id of the base model.
+        revision: the revision of the base model.
+        task_type: PEFT's name of the task: CAUSAL_LM, SEQ_CLS.
         auto_mapping: PEFT's name of the base model's class, which `AutoPeftModel` builds where there is no task type.
-        export: a rank for every module or one for all.
-        pad_rank_to: the rank of all modules with `Export.UNIFORM`; if left out, the largest rank.
-        dtype: of all tensors: float16, bfloat16, float32 or float64.
+        export: whether every module has its own rank.
+        pad_rank_to: the rank of all modules with `Export.UNIFORM`; None for the largest rank.
+        dtype: the dtype of all tensors, which is float16, bfloat16, float32 or float64.
 
     Raises:
         ConfigurationError: `pad_rank_to` is less than the largest rank, or is given without `Export.UNIFORM`.
         InvalidAdapterError: there is no module, or a factor or parameter does not fit the layout.
-        NonFiniteUpdateError: a value is NaN or infinite, or becomes infinite in `dtype`.
+        NonFiniteUpdateError: a value is NaN or infinite, or `dtype` makes it infinite.
     """
     if not adapter:
         raise InvalidAdapterError("expected at least one module to write: PEFT cannot load an adapter without any")
@@ -151,7 +163,7 @@ def encode(
 def write_adapter(directory: Path, encoded: EncodedAdapter) -> None:
     """Write adapter_config.json and adapter_model.safetensors into an existing directory.
 
-    Callers make the directory with `outputs.new_directory`, so that the adapter appears whole or not at all.
+    The caller makes the directory with `outputs.new_directory`, so that the adapter appears whole or not at all.
     """
     text = json.dumps(encoded.config, indent=2, sort_keys=True)
     (directory / CONFIG_NAME).write_text(f"{text}\n", encoding="utf-8")
@@ -171,7 +183,7 @@ def _require_padding(rank: int, largest: int, export: Export) -> None:
 
 
 def _config_names(layout: AdapterLayout, ranks: Mapping[str, int]) -> dict[str, int]:
-    """Ranks by the names that PEFT matches with its patterns: of modules, or of adapted parameters."""
+    """The ranks by the names that PEFT matches with its patterns, which are modules or adapted parameters."""
     named: dict[str, int] = {}
     for name, rank in ranks.items():
         own = layout.module(name)
