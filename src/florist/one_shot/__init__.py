@@ -1,4 +1,4 @@
-"""Saved adapters in, one saved adapter out: aggregation without rounds, with a certificate."""
+"""Combine saved adapters into one, without rounds, and certify the result."""
 
 from florist.one_shot.budget import FileBudget
 from florist.one_shot.certificate import CERTIFICATE_NAME

@@ -1,4 +1,4 @@
-"""A budget that holds the whole file of the result, and not the factors alone."""
+"""A budget for the whole file of the result, and not for its factors alone."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from florist.one_shot.inputs import Inputs
 from florist.ranks import RankRule
 
 _STEPS = 8
-"""How often a range of budgets is halved, at most, where modules share a rank."""
+"""How often the range of budgets is halved if modules share a rank."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,10 +25,10 @@ class FileBudget:
     directions that the rule left out, they are kept.
 
     Attributes:
-        nbytes: of adapter_model.safetensors, as it is written with `Export.PER_MODULE`.
-        rule: makes the other rule, from the bytes of all factors together.
-        inputs: what is combined.
-        dtype: of the stored tensors.
+        nbytes: the largest size of adapter_model.safetensors, as it is written with `Export.PER_MODULE`.
+        rule: makes the other rule from the bytes that all factors together may take.
+        inputs: the adapters that are combined.
+        dtype: the dtype of the stored tensors.
     """
 
     nbytes: int
@@ -43,16 +43,17 @@ class FileBudget:
 
     @property
     def per_module(self) -> bool:
-        """Never, since modules share the file."""
+        """Modules share the file."""
         return False
 
     def __call__(self, spectra: Mapping[str, Spectrum], /) -> Mapping[str, int]:
-        """The rank of each module.
+        """Choose the rank of each module.
 
         Raises:
             ConfigurationError: the file is too large even with rank 1 in every module.
 
-        Cost: that of the other rule and of `written_bytes`, twice where no modules share a rank, else up to ten times.
+        Cost: that of the other rule and of `written_bytes`, twice if no modules share a rank, and else up to eleven
+        times.
         """
         shapes = {name: spectrum.shape for name, spectrum in spectra.items()}
         smallest = self._file_bytes(shapes, dict.fromkeys(shapes, 1))
@@ -67,7 +68,7 @@ class FileBudget:
         ranks, excess = self._choose(spectra, shapes, most)
         if excess <= 0:
             return ranks
-        # Larger numbers make a longer header: where that is all, the bytes that are too many tell what to leave.
+        # Larger numbers make a longer header. If that is all, the excess says how many bytes to leave for it.
         ranks, excess_left = self._choose(spectra, shapes, max(floor, most - excess))
         if excess_left <= 0:
             return ranks
@@ -89,7 +90,7 @@ class FileBudget:
         chosen = self.rule(nbytes)(spectra)
         stored = stored_ranks(chosen, self.inputs.comparison.layout)
         ranks = {
-            # A module alone is stored at the rank that was chosen, or at 1, which a zero update does not need.
+            # The padding of a module that shares no rank holds nothing: it has its own rank, or the update is zero.
             name: max(rank, min(stored[name], spectra[name].numerical_rank))
             for name, rank in chosen.items()
         }

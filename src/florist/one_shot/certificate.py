@@ -1,4 +1,4 @@
-"""florist.json: what an aggregation kept and lost, what went into it, and what the result counts for."""
+"""florist.json says what an aggregation kept and lost, what went into it, and what the result counts for."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from florist.rounds import Certificate
 CERTIFICATE_NAME = "florist.json"
 
 FORMAT = 1
-"""Of the file. Florist wrote none before it counted formats; what it wrote then is read as format 0."""
+"""The format of the file. Before florist counted formats it wrote none, and such a file is read as format 0."""
 
 
 def document(
@@ -28,20 +28,20 @@ def document(
     notes: Sequence[str],
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The content of the file, but for the hashes of the result, which `sealed` adds.
+    """The content of the file without the hashes of the result, which `sealed` adds.
 
     Args:
-        certificate: of what is written; its errors include the rounding of the stored numbers.
-        storage_errors: by module, the error of that rounding alone, ``||B A - B_stored A_stored||_F``.
-        saved: what went in.
-        weights: of the adapters that went in.
-        notes: for people. A note on adapters that hold the same bytes is added.
+        certificate: what the written adapter keeps and loses. Its errors include the rounding of the stored numbers.
+        storage_errors: the error of that rounding alone, ``||B A - B_stored A_stored||_F``, by module.
+        saved: the adapters that went in.
+        weights: how much each of them counts.
+        notes: what people should know. A note on adapters that hold the same bytes is added.
         settings: how the adapter was made.
 
     Raises:
         InvalidAdapterError: the weights of an input have changed since it was opened.
 
-    Cost: reads every input to hash it.
+    Cost: it reads every input to hash it.
     """
     hashes = [one.sha256() for one in saved]
     counted = weights.counted_in is not CountedIn.SHARES
@@ -85,20 +85,20 @@ def document(
 
 
 def sealed(content: Mapping[str, Any], weights_path: Path) -> dict[str, Any]:
-    """The same with the hashes of the result, by which a reader knows that the certificate belongs to it."""
+    """The content with the hashes of the result, by which a reader knows that the certificate belongs to it."""
     files = (weights_path, weights_path.with_name(CONFIG_NAME))
     return {**content, "sha256": {file.name: sha256(file) for file in files}}
 
 
 def certified_weight(saved: SavedAdapter) -> Weight | None:
-    """What the certificate beside an adapter says that the adapter counts for; None where there is no certificate.
+    """What the certificate beside an adapter says that the adapter counts for; None if there is no certificate.
 
     Raises:
         InvalidAdapterError: the certificate cannot be believed: it is damaged, or the adapter beside it is not the one
             that it was written for.
         InvalidUpdateError: a newer florist wrote it, in a format that this one does not know.
 
-    Cost: reads the weights file to hash it, where there is a certificate.
+    Cost: if there is a certificate, it reads the weights file to hash it.
     """
     path = saved.weights_path.with_name(CERTIFICATE_NAME)
     if not path.is_file():

@@ -63,12 +63,12 @@ class Weights:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Each count over their sum."""
+        """Each count, over the sum of all."""
         return tuple(count / sum(self.counts) for count in self.counts)
 
 
 def given(numbers: Sequence[int | Fraction]) -> Weights:
-    """Weights as a user gives them: whole numbers are examples; where one is a fraction, all are shares.
+    """The weights that a user gives. Whole numbers are examples; if one is a fraction, all are shares.
 
     0.5, 0.25, 0.25 becomes 2, 1, 1, without rounding, and nobody knows of how many examples.
     """
@@ -80,11 +80,11 @@ def given(numbers: Sequence[int | Fraction]) -> Weights:
 def combined(paths: Sequence[Path], known: Sequence[Weight]) -> Weights:
     """The weights of adapters for which the user gave none, from what is known of each.
 
-    An aggregate of aggregates is then that of all the adapters in them: two of n_1 and n_2 examples count as n_1
-    and n_2.
+    An aggregate of aggregates is then that of all the adapters in them, since aggregates of n_1 and n_2 examples count
+    as n_1 and n_2.
 
     Args:
-        paths: of the adapters, for messages.
+        paths: the paths of the adapters, for messages.
         known: what the certificate of each says, or `ONE_ADAPTER`.
 
     Raises:
