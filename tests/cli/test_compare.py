@@ -35,7 +35,7 @@ def test_tables_files_and_json_say_the_same(florist: Run, config: Path, tmp_path
     document = json.loads(result.stdout)
     assert document == json.loads((out / "table.json").read_text())
     assert (document["comparison"], document["reference"]) == (str(out), "florist")
-    assert document["metric_source"] == "test records, last round"
+    assert document["metric_source"] == "test examples, last round"
     rows = {row["name"]: row for row in document["rows"]}
     assert list(rows) == ["fedit", "florist", "full"]
     assert [(cell["entry"], cell["seed"]) for cell in document["cells"]] == [
@@ -81,7 +81,7 @@ def test_variants_alone_are_compared_with_the_configuration_as_it_is(
     assert result.returncode == 0, result.stderr
     document = json.loads((tmp_path / "runs" / "compare-config-1" / "table.json").read_text())
     assert [row["name"] for row in document["rows"]] == ["florist", "[bold] 1"]
-    assert document["metric_source"] == "test records, final adapter"
+    assert document["metric_source"] == "test examples, final adapter"
     assert document["seeds"] == [7]
     other = document["rows"][1]["metrics"]["loss"]
     assert (other["low"], other["difference"]["low"], other["verdict"]) == (None, None, None)
@@ -158,11 +158,11 @@ def test_interrupted_and_killed_a_comparison_ends_as_if_nothing_had_been(
     settings += ["--set", "training.steps=20"]
     out, whole = tmp_path / "out", tmp_path / "whole"
     first, second = (out / "cells" / entry / "seed-0" for entry in ("florist", "fedit"))
-    stopped = killed(["compare", config, *settings, "-o", out], first / "state" / "current", signal.SIGINT)
+    stopped = killed(["compare", config, *settings, "-o", out], first / "state" / "current.json", signal.SIGINT)
     assert (stopped.returncode, stopped.stdout) == (130, "")
     assert stopped.stderr == f"interrupted; go on with: florist compare --resume {out}\n"
     assert not (first / "adapter").exists()
-    stopped = killed(["compare", "--resume", out], second / "state" / "current", signal.SIGKILL)
+    stopped = killed(["compare", "--resume", out], second / "state" / "current.json", signal.SIGKILL)
     assert stopped.returncode == -signal.SIGKILL
     assert (first / "adapter").exists()
     assert not (second / "adapter").exists()
@@ -190,12 +190,12 @@ def test_processes_end_with_the_one_that_started_them(
     out = tmp_path / "out"
     words = ["compare", config, "--methods", "florist,fedit", "--seeds", "2", "--jobs", "2", "-o", out]
     words += ["--set", "federation.rounds=50"]
-    stopped = killed(words, out / "cells" / "florist" / "seed-0" / "state" / "current", how)
+    stopped = killed(words, out / "cells" / "florist" / "seed-0" / "state" / "current.json", how)
     assert stopped.returncode == status
     assert "Traceback" not in stopped.stderr
 
     def rounds() -> list[str]:
-        return [file.read_text() for file in sorted(out.glob("cells/*/*/state/current"))]
+        return [file.read_text() for file in sorted(out.glob("cells/*/*/state/current.json"))]
 
     time.sleep(1)  # a moment to die in
     before = rounds()

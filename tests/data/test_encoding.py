@@ -19,7 +19,7 @@ from florist.data import (
     InstructionShape,
     alpaca_prompt,
     classes,
-    encode,
+    encode_examples,
     read_examples,
     template_prompt,
 )
@@ -183,7 +183,7 @@ def test_an_example_without_anything_to_learn_is_refused(tiny_llama: Path) -> No
     assert endless.eos_token_id is None
     # A batch of such alone has the mean of nothing, NaN, for a loss.
     with pytest.raises(DataError, match=r"data, record 2: expected an answer .* 2 tokens of prompt and 0 of"):
-        encode(
+        encode_examples(
             [{"instruction": "a", "output": "b"}, {"instruction": "a", "output": ""}], encoder(endless), list, "data"
         )
     # The first token of a sequence is predicted from nothing.
@@ -250,7 +250,7 @@ def test_the_fields_of_the_shape_fill_the_prompt() -> None:
 def test_an_error_names_the_source_and_the_record(tokenizer: PreTrainedTokenizerBase) -> None:
     records = [{"instruction": "a", "output": "b"}, {"instruction": "a"}]
     with pytest.raises(DataError, match="client_3, record 2: expected records with 'instruction' and 'output'"):
-        encode(records, encoder(tokenizer), list, "client_3")
+        encode_examples(records, encoder(tokenizer), list, "client_3")
 
 
 # --- classification
@@ -311,7 +311,7 @@ def test_classes_that_cannot_be_told_are_refused(records: list[Mapping[str, Any]
 
 def test_examples_are_a_sequence_and_batches_cover_it_once(tokenizer: PreTrainedTokenizerBase) -> None:
     records = [{"instruction": "a" * (7 * k % 11), "output": str(k)} for k in range(10)]
-    examples = encode(records, encoder(tokenizer), DataCollatorForSeq2Seq(tokenizer), "data")
+    examples = encode_examples(records, encoder(tokenizer), DataCollatorForSeq2Seq(tokenizer), "data")
     assert isinstance(examples, EncodedExamples)
     assert len(examples) == 10
     assert examples[-1] == encoder(tokenizer)(records[-1])

@@ -1,87 +1,39 @@
 """From a configuration to the objects of a simulation."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import (
-    DataCollatorForSeq2Seq,
-    DataCollatorWithPadding,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 
 from florist.config.methods import LOCAL_INITS, make_aggregator
 from florist.config.metrics import metric_names, metrics
-from florist.config.sections import CLASSIFICATION, Config
+from florist.config.sections import Config
 from florist.config.splits import Splits, read_splits
-from florist.data import (
-    KNOWN_SHAPES,
-    CausalLmEncoder,
-    ChatShape,
-    ChatTemplate,
-    ClassificationEncoder,
-    EncodedExamples,
-    Example,
-    ExampleShape,
-    Features,
-    InstructionConversation,
-    InstructionPrompt,
-    InstructionShape,
-    PlainChat,
-    Renderer,
-    alpaca_prompt,
-    classes,
-    encode,
-    instruction_and_input,
-    recognise,
-    template_prompt,
-)
+from florist.config.tasks import RecentEncodings, Task, load_task
+from florist.data import Example
 from florist.errors import ConfigurationError
 from florist.evaluation import Metric
 from florist.federation.rules import Federation
 from florist.federation.simulation import Client, Simulation
 from florist.models.federated_model import FederatedModel, LocalLora
-from florist.models.loading import fingerprint, load_causal_lm, load_classifier, load_tokenizer
-from florist.models.quantization import prepared, quantized_loading
+from florist.models.loading import fingerprint, load_tokenizer
 from florist.models.training import Hardware, TrainingSettings, require_precision
 from florist.rounds import Aggregator
-
-Encode = Callable[[Sequence[Example], str], EncodedExamples]
-Encoded = dict[str, tuple[Sequence[Example], EncodedExamples]]
-"""By name, records and what they were encoded to."""
-
-
-class RecentEncodings:
-    """The records that were encoded last, for the next configuration that reads the same ones.
-
-    Tokenizing costs more than all else in building a small simulation, and a comparison builds one a run.
-    """
-
-    def __init__(self) -> None:
-        self._origin: object = None
-        self._examples: Encoded = {}
-
-    def of(self, config: Config, splits: Splits) -> Encoded:
-        """The examples of these records, by name, to be looked up and added to; none where they are others."""
-        origin = (config.model.name_or_path, config.task, config.data, splits)
-        if origin != self._origin:
-            self._origin, self._examples = origin, {}
-        return self._examples
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedTask:
-    """A base model ready to be trained and measured as a configuration says, whoever of its clients does so.
+    """A base model that can be trained and measured as a configuration says, by any of its clients.
 
     Attributes:
         config: the configuration.
         model: the base with its adapters.
         aggregator: the method.
         base: the fingerprint of the base's weights.
-        tokenizer: of the base.
-        task: encoders and what else depends on the kind of task.
+        tokenizer: the tokenizer of the base.
+        task: the encoders, and what else depends on the kind of task.
     """
 
     config: Config
@@ -89,24 +41,24 @@ class LoadedTask:
     aggregator: Aggregator
     base: str
     tokenizer: PreTrainedTokenizerBase
-    task: "_Task"
+    task: Task
 
     def clients(self, training: Mapping[str, Sequence[Example]]) -> tuple[Client, ...]:
-        """The clients of these rows, in their order, with the ranks and settings that the configuration lists.
+        """The clients that have these examples, in their order, with the ranks and settings that are configured.
 
         Raises:
             ConfigurationError: it lists another number of clients.
-            DataError: rows cannot be encoded.
+            DataError: an example cannot be encoded.
         """
         client_ids = list(training)
         loras, settings = _loras(self.config, client_ids), _settings(self.config, client_ids)
         return tuple(
-            Client(client_id, self.task.encode_training(rows, client_id), lora, own)
-            for (client_id, rows), lora, own in zip(training.items(), loras, settings, strict=True)
+            Client(client_id, self.task.encode_training(examples, client_id), lora, own)
+            for (client_id, examples), lora, own in zip(training.items(), loras, settings, strict=True)
         )
 
     def metrics(self, splits: Splits) -> tuple[tuple[Metric, ...], tuple[Metric, ...]]:
-        """Metrics of the rounds, and those of the final adapter alone, on the held-out records."""
+        """Metrics of the rounds, and those of the final adapter alone, on the held-out examples."""
         names = metric_names(self.config)
         return metrics(self.config, names, self.task.encode_held_out, splits, self.tokenizer)
 
@@ -116,8 +68,8 @@ def load(config: Config, splits: Splits, encoded: RecentEncodings | None = None)
 
     Args:
         config: what to load.
-        splits: its records, which may tell the classes and the shape of all of them.
-        encoded: keeps the encoded records, where another may need the same.
+        splits: its examples, which may tell the classes and the shape of all of them.
+        encoded: keeps the encoded examples for other configurations. By default whoever asks for some keeps them.
 
     Raises:
         ConfigurationError: keys contradict what is in the data.
@@ -128,9 +80,9 @@ def load(config: Config, splits: Splits, encoded: RecentEncodings | None = None)
     require_precision(TrainingSettings(bf16=training.bf16, fp16=training.fp16), Hardware.found())
     tokenizer = load_tokenizer(config.model.name_or_path)
     tokenizer.padding_side = "right"  # from the left, models that count positions from there would be led astray
-    rows = [row for some in splits.training.values() for row in some]
-    examples = (encoded or RecentEncodings()).of(config, splits)
-    task = _task(config, tokenizer, rows or [*splits.validation, *splits.test], examples)
+    examples = [example for some in splits.training.values() for example in some]
+    kept = encoded.of(config, splits) if encoded is not None else None
+    task = load_task(config, tokenizer, examples or [*splits.validation, *splits.test], kept)
     # A quantized model is put on its device as it is loaded.
     if torch.cuda.is_available() and config.model.quantization is None:
         task.base.to("cuda")  # pyright: ignore[reportArgumentType]  # transformers wraps Module.to without its overloads
@@ -153,8 +105,8 @@ def build(config: Config, splits: Splits | None = None, encoded: RecentEncodings
 
     Args:
         config: what to build.
-        splits: its records, where they were read before.
-        encoded: keeps the encoded records, where another simulation may need the same.
+        splits: its examples, where they were read before.
+        encoded: keeps the encoded examples for other simulations.
 
     Raises:
         ConfigurationError: keys contradict what is in the data, the number of clients for instance.
@@ -236,93 +188,3 @@ def _settings(config: Config, client_ids: Sequence[str]) -> list[TrainingSetting
         )
         for batch_size, steps, epochs in zip(own["batch_size"], own["steps"], own["epochs"], strict=True)
     ]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Task:
-    """What depends on the kind of task.
-
-    Attributes:
-        base: the model.
-        modules_to_save: trained and sent whole.
-        task_type: PEFT's name of the task.
-        encode_training: encoder of clients' records.
-        encode_held_out: encoder of held-out records, whose answers alone count.
-    """
-
-    base: PreTrainedModel
-    modules_to_save: tuple[str, ...]
-    task_type: str
-    encode_training: Encode
-    encode_held_out: Encode
-
-
-def _task(config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequence[Example], examples: Encoded) -> _Task:
-    data, name, dtype = config.data, config.model.name_or_path, getattr(torch, config.model.dtype)
-    bits = config.model.quantization
-    quantized = quantized_loading(bits, dtype) if bits is not None else {}
-    if config.task.kind == CLASSIFICATION and data.label_field is not None:
-        labels = config.task.labels or classes(training, data.label_field)
-        base, head = load_classifier(
-            name, dtype, labels, config.lora.modules_to_save, config.federation.seed, **quantized
-        )
-        text = template_prompt(data.prompt_template or "{instruction}")
-        encoder = ClassificationEncoder(tokenizer, text, data.label_field, labels, data.max_length)
-        encoding = _encoding(encoder, DataCollatorWithPadding(tokenizer), examples, "text")
-        return _Task(prepared(base) if bits else base, head, "SEQ_CLS", encoding, encoding)
-    base = load_causal_lm(name, dtype, **quantized)
-    render = _renderer(config, tokenizer, training)
-    collate = DataCollatorForSeq2Seq(tokenizer)
-    learn, answer = (
-        _encoding(
-            CausalLmEncoder(tokenizer, render, data.max_length, loss_on_prompts),
-            collate,
-            examples,
-            "prompts and answers" if loss_on_prompts else "answers",
-        )
-        for loss_on_prompts in (data.loss_on == "all", False)
-    )
-    return _Task(prepared(base) if bits else base, config.lora.modules_to_save or (), "CAUSAL_LM", learn, answer)
-
-
-def _encoding(
-    encoder: Callable[[Example], Features],
-    collate: Callable[[list[Features]], Mapping[str, Any]],
-    examples: Encoded,
-    counted: str,
-) -> Encode:
-    def encoded(records: Sequence[Example], source: str) -> EncodedExamples:
-        name = f"{counted} of {source}"
-        known = examples.get(name)
-        # Several clients of one process hold other records out, under one name.
-        if known is None or known[0] != records:
-            known = examples[name] = records, encode(records, encoder, collate, source)
-        return known[1]
-
-    return encoded
-
-
-def _renderer(config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequence[Example]) -> Renderer:
-    data = config.data
-    if data.instruction_field and data.output_field:
-        shape: ExampleShape = InstructionShape(data.instruction_field, data.input_field or "", data.output_field)
-    else:
-        shape = KNOWN_SHAPES[data.format] if data.format != "auto" else recognise(training)
-    has_template = bool(tokenizer.chat_template)
-    if data.chat_template is True and not has_template:
-        raise ConfigurationError(
-            f"data.chat_template = true: expected a tokenizer with a chat template, and that of "
-            f"{config.model.name_or_path} has none; leave it at 'auto'"
-        )
-    if isinstance(shape, ChatShape):
-        if data.prompt_template is not None:
-            raise ConfigurationError(
-                "data.prompt_template is for rows with an instruction, and these hold messages: remove it; messages "
-                "are written as the tokenizer's chat template does"
-            )
-        use_template = has_template and data.chat_template is not False
-        return ChatTemplate(tokenizer, shape.conversation) if use_template else PlainChat(shape)
-    prompt = template_prompt(data.prompt_template) if data.prompt_template is not None else None
-    if data.chat_template is True or (data.chat_template == "auto" and has_template and prompt is None):
-        return ChatTemplate(tokenizer, InstructionConversation(shape, prompt or instruction_and_input))
-    return InstructionPrompt(shape, prompt or alpaca_prompt)

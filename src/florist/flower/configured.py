@@ -22,11 +22,12 @@ from peft import PeftModel
 from florist.config import Config, read_config, to_toml
 from florist.config.building import LoadedTask, load
 from florist.config.methods import LOCAL_INITS, make_aggregator
+from florist.config.resuming import OVER_FLOWER, require_resumable
 from florist.config.sections import CLASSIFICATION
 from florist.config.splits import read_held_out, read_splits
 from florist.errors import ConfigurationError
 from florist.evaluation import Metric
-from florist.federation.rules import global_adapter
+from florist.federation.history import RunDirectory
 from florist.federation.simulation import Client
 from florist.federation.state import ServerState
 from florist.flower.agreement import Agreement
@@ -106,7 +107,8 @@ def _serve(config: Config, grid: Grid, context: Context) -> None:
             "server needs: set flower.evaluation = 'server'"
         )
     path = Path(settings.run or f"florist-run-{context.run_id}").resolve()
-    _require_same(path / "config.toml", config)
+    if (path / "run.json").is_file():
+        require_resumable(RunDirectory.open(path), config, OVER_FLOWER)
     LOG.info("the run is kept in %s; to resume it: flwr run --run-config 'flower.run=\"%s\"'", path, path)
     largest = max(ranks) if isinstance(ranks, tuple) else ranks
     strategy = FloristStrategy(
@@ -136,26 +138,10 @@ def _serve(config: Config, grid: Grid, context: Context) -> None:
     LOG.info("the final adapter is in %s", adapter)
 
 
-def _require_same(file: Path, config: Config) -> None:
-    """Check that a run is resumed with the settings that it was begun with, as far as they make its result."""
-    if not file.is_file():
-        return
-    before, may_change = read_config(file), {"rounds", "fraction", "min_replies"}
-    for section in ("task", "lora", "training", "federation", "aggregation"):
-        was, now = (getattr(each, section).model_dump() for each in (before, config))
-        changed = [f"{section}.{key}" for key in now if key not in may_change and now[key] != was[key]]
-        if changed:
-            key = changed[0].partition(".")[2]
-            raise ConfigurationError(
-                f"{changed[0]} = {now[key]!r}: expected {was[key]!r}, which the run in {file.parent} was begun with; "
-                "leave it so, or name another directory with flower.run"
-            )
-
-
 def _at_server(model: FederatedModel, measure: Measure) -> Callable[[ServerState], Mapping[str, float]]:
     def evaluate(state: ServerState) -> Mapping[str, float]:
         model.saved_parameters = state.saved_parameters
-        model.set_global(global_adapter(state))
+        model.set_global(state.global_adapter)
         return measure(model.peft)
 
     return evaluate

@@ -20,8 +20,9 @@ from florist.checkpoint import encode, write_adapter
 from florist.errors import ConfigurationError
 from florist.factors import AdapterState
 from florist.federation.local_init import Aligned, LocalInit
+from florist.federation.recording import round_record
 from florist.federation.records import RoundRecord
-from florist.federation.rules import ClosedRound, Federation, global_adapter, round_record
+from florist.federation.rules import ClosedRound, Federation
 from florist.federation.state import ServerState
 from florist.files.locking import sole_process
 from florist.files.outputs import new_directory
@@ -155,9 +156,9 @@ class FloristStrategy(Strategy):
             left = max(0, num_rounds - self.state.round_number)
             if self.records:
                 LOG.info("resumed after round %d: %d rounds to go", self.state.round_number, left)
-            arrays = adapter_to_arrays(global_adapter(self.state))
+            arrays = adapter_to_arrays(self.state.global_adapter)
             result = super().start(grid, arrays, left, timeout, train_config, evaluate_config, evaluate_fn)
-        result.arrays = adapter_to_arrays(global_adapter(self.state))
+        result.arrays = adapter_to_arrays(self.state.global_adapter)
         return result
 
     @override
@@ -227,7 +228,7 @@ class FloristStrategy(Strategy):
             line.input_rank,
             line.broadcast_bytes,
         )
-        arrays = adapter_to_arrays(global_adapter(self.state)) if closed.broadcast is not None else None
+        arrays = adapter_to_arrays(self.state.global_adapter) if closed.broadcast is not None else None
         return arrays, _summary(line)
 
     @override
@@ -277,7 +278,7 @@ class FloristStrategy(Strategy):
             OutputExistsError: the path is taken.
             InvalidAdapterError: nothing was aggregated yet.
         """
-        adapter, whole = global_adapter(self.state), self.state.saved_parameters
+        adapter, whole = self.state.global_adapter, self.state.saved_parameters
         if deliverable is not None:
             adapter, whole = deliverable(adapter, whole)
         encoded = encode(adapter, saved_parameters=whole, base_model=base_model, task_type=task_type)
@@ -300,7 +301,7 @@ class FloristStrategy(Strategy):
         """Agree with the clients on what is trained, and take up the state of the run."""
         journal, members = self._journal, self._roster.members
         if journal is not None and journal.begun:
-            self.state, self.records = journal.load(self.state)
+            self.state, self.records = journal.load(self.state, self._federation)
         saved = journal.agreed if journal is not None else None
         self._agreement = self._reference or saved or Agreement.of(members.values())
         if saved is not None and saved.base != self._agreement.base:
@@ -314,7 +315,7 @@ class FloristStrategy(Strategy):
         if journal is not None:
             evaluate, initial = self._evaluate, self.state
             journal.begin(lambda: evaluate(initial) if evaluate is not None else {})
-            journal.agree(self._agreement)
+            journal.agree(self._agreement, self._federation)
 
     @property
     def _rules(self) -> Federation:
