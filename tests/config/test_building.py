@@ -160,7 +160,7 @@ def test_a_part_that_leaves_a_client_nothing_is_refused(tmp_path: Path, part: st
     write(tmp_path / "client_0.json", rows(*range(5)))
     write(tmp_path / "client_1.json", rows(*range(9)))
     empty = r"\['client_0'\]" if part == "5:" else r"\['client_0', 'client_1'\]"
-    with pytest.raises(ConfigurationError, match=rf"data\.rows = '{part}' leaves no rows of {empty}"):
+    with pytest.raises(ConfigurationError, match=rf"data\.rows = '{part}' leaves no examples of {empty}"):
         _records(config(tmp_path, data={"rows": part}))
 
 
@@ -230,7 +230,7 @@ def test_dirichlet_needs_its_field_in_every_record(tmp_path: Path) -> None:
     write(tmp_path / "client_0.json", [*rows(1, 2, 3), {"instruction": "a", "output": "b"}])
     data = {"partition": "dirichlet", "partition_field": "topic", "num_clients": 2}
     with pytest.raises(
-        ConfigurationError, match=r"data\.partition_field = 'topic': expected it in every record, got \['"
+        ConfigurationError, match=r"data\.partition_field = 'topic': expected it in every example, got \['"
     ):
         _records(config(tmp_path, data=data))
 

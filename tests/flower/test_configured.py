@@ -204,3 +204,18 @@ def test_a_run_that_has_ended_is_left_as_it_is(resumed: Callable[[], RunDirector
     directory = resumed()
     assert len(directory.records()) == 2
     assert (directory.adapter / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_validation_examples_of_the_clients_are_not_the_servers(file: Path, tmp_path: Path) -> None:
+    settings = {
+        "flower.run": str(tmp_path / "run"),
+        "flower.evaluation": "server",
+        "data.validation_fraction": 0.25,
+        "federation.rounds": 1,
+    }
+    with pytest.raises(ConfigurationError, match=r"set data\.validation .*, or evaluation\.split = 'test'"):
+        serve(file, settings)
+    assert not (tmp_path / "run").exists()
+    serve(file, {**settings, "evaluation.split": "test"})
+    (line,) = RunDirectory.open(tmp_path / "run").records()
+    assert set(line.metrics) == {"loss", "perplexity"}
