@@ -127,12 +127,12 @@ import time
 started = time.perf_counter()
 from flwr.app import Context, RecordDict
 from florist.config import DEMONSTRATION
-from florist.flower import configured
+from florist.flower.configured_client import participant_of_node
 imported = time.perf_counter()
 context = Context(1, 1, {"partition-id": 0}, RecordDict(), {})
-configured._participant(DEMONSTRATION, context)
+participant_of_node(DEMONSTRATION, context)
 loaded = time.perf_counter()
-configured._participant(DEMONSTRATION, context)
+participant_of_node(DEMONSTRATION, context)
 print(imported - started, loaded - imported, time.perf_counter() - loaded)
 """
 

@@ -15,7 +15,8 @@ from florist.errors import ConfigurationError
 from florist.federation.history import RunDirectory
 from florist.federation.rules import global_adapter
 from florist.flower import configured_client_app, configured_server_app
-from florist.flower.configured import _base, _cached, _configuration, _participant
+from florist.flower.configured_client import _base, _participant, participant_of_node
+from florist.flower.overrides import overridden_config
 from tests.federation.test_simulation import configure, run
 from tests.flower.grids import MemoryGrid
 
@@ -24,7 +25,7 @@ Values = Mapping[str, str | int | float | bool]
 
 @pytest.fixture(autouse=True)
 def _nothing_cached() -> None:
-    _cached.cache_clear()
+    _participant.cache_clear()
     _base.cache_clear()
 
 
@@ -55,11 +56,11 @@ def file(tiny_llama: Path, toy_data: Path, tmp_path: Path) -> Path:
 def test_a_node_overrides_the_run_and_the_run_the_file(
     run_config: Values, node: Values, expected: float, file: Path
 ) -> None:
-    assert _configuration(file, context(node, run_config)).training.learning_rate == expected
+    assert overridden_config(file, context(node, run_config)).training.learning_rate == expected
 
 
 def test_lists_texts_and_flags_are_overridden(file: Path) -> None:
-    found = _configuration(
+    found = overridden_config(
         file,
         context({}, {"lora.ranks": "[2, 4, 6]", "lora.use_rslora": True, "data.rows": "1:", "federation.rounds": 9}),
     )
@@ -69,14 +70,14 @@ def test_lists_texts_and_flags_are_overridden(file: Path) -> None:
 
 def test_a_misspelt_override_is_told(file: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"did you mean federation\.rounds\?"):
-        _configuration(file, context({}, {"federation.round": 3}))
+        overridden_config(file, context({}, {"federation.round": 3}))
 
 
 # --- who a node is
 
 
 def test_a_node_is_the_client_of_its_number(file: Path) -> None:
-    first, second = (_participant(file, context({"partition-id": number})) for number in (0, 1))
+    first, second = (participant_of_node(file, context({"partition-id": number})) for number in (0, 1))
     assert (first.client_id, first.rank, first.num_examples) == ("client_0", 8, 12)
     assert (second.client_id, second.rank, second.num_examples) == ("client_1", 4, 24)
     assert first.base == second.base
@@ -84,7 +85,9 @@ def test_a_node_is_the_client_of_its_number(file: Path) -> None:
 
 
 def test_a_participant_is_made_once(file: Path) -> None:
-    assert _participant(file, context({"partition-id": 0})) is _participant(file, context({"partition-id": 0}))
+    assert participant_of_node(file, context({"partition-id": 0})) is participant_of_node(
+        file, context({"partition-id": 0})
+    )
 
 
 @pytest.mark.parametrize(
@@ -106,7 +109,7 @@ def test_a_participant_is_made_once(file: Path) -> None:
 )
 def test_a_number_of_nobody_is_refused(node: Values, telling: str, file: Path) -> None:
     with pytest.raises(ConfigurationError, match=telling):
-        _participant(file, context(node))
+        participant_of_node(file, context(node))
 
 
 def test_a_site_with_a_file_of_its_own(file: Path, toy_data: Path, tmp_path: Path) -> None:
@@ -115,10 +118,10 @@ def test_a_site_with_a_file_of_its_own(file: Path, toy_data: Path, tmp_path: Pat
     shutil.copy(toy_data / "client_1.json", site / "data.json")
     shutil.copy(toy_data / "test.json", site)
     node = {"data.path": str(site), "data.train": "*.json", "lora.ranks": 3}
-    assert _participant(file, context(node)).client_id == "data"
-    named = _participant(file, context({**node, "client-id": "lyon"}))
+    assert participant_of_node(file, context(node)).client_id == "data"
+    named = participant_of_node(file, context({**node, "client-id": "lyon"}))
     assert (named.client_id, named.rank, named.num_examples, named.held_out) == ("lyon", 3, 24, 9)
-    numbered = _participant(file, context({**node, "lora.ranks": "[8, 4]", "partition-id": 1}))
+    numbered = participant_of_node(file, context({**node, "lora.ranks": "[8, 4]", "partition-id": 1}))
     assert numbered.rank == 4  # of the list, its own
 
 

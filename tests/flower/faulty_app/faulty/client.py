@@ -15,7 +15,7 @@ from torch import Tensor
 
 from florist.config import DEMONSTRATION
 from florist.factors import LoraFactor
-from florist.flower import configured_client_app, protocol
+from florist.flower import configured_client_app, messages, protocol
 from florist.flower.messages import Upload
 
 LONGEST_WAIT = 900.0
