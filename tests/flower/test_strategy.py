@@ -18,9 +18,9 @@ from florist.federation.state import ServerState
 from florist.files.locking import sole_process
 from florist.flower import Agreement, FloristStrategy, Journal
 from florist.flower.arrays import adapter_to_arrays
-from florist.flower.messages import EVALUATE, TRAIN, WHOLE, Evaluation, OutOfStep, Upload
+from florist.flower.client_metrics import weighted_mean
+from florist.flower.messages import EVALUATE, SAVED_PARAMETERS, TRAIN, Evaluation, OutOfStep, Upload
 from florist.flower.protocol import read_reply, write_reply
-from florist.flower.strategy import weighted_mean
 from florist.ranks import EnergyThreshold
 from florist.rounds import Aggregator, Trained
 from tests.builders import SHAPES, adapter, relative_error
@@ -151,7 +151,7 @@ def test_the_result_holds_the_global_adapter() -> None:
     ("change", "telling"),
     [
         (with_nan, "layers.1.up holds NaN or inf"),
-        (with_adapter(rank=3), "expected at most the client's rank 2, got 3"),
+        (with_adapter(rank=3), "expected a rank of at most 2, as introduced, got 3"),
         (
             with_adapter(shapes={**SHAPES, "layers.1.up": (9, 20)}),
             "layers.1.up: expected the shape (20, 9), got (9, 20)",
@@ -247,7 +247,7 @@ def test_another_base_is_refused_at_the_door() -> None:
     strategy, grid = play(clients, min_clients=3)
     assert sorted(client.client_id for client in strategy.records[0].clients) == ["a", "b", "c"]
     assert grid.nodes_of(TRAIN) == [7, 8, 9]
-    assert strategy._roster.refused == {10: "d: expected the base the base, got another"}
+    assert strategy._members.roster.refused == {10: "d: expected the base the base, got another"}
 
 
 def test_who_is_refused_does_not_count_to_begin_with() -> None:
@@ -260,7 +260,7 @@ def test_who_is_refused_does_not_count_to_begin_with() -> None:
 def test_other_modules_are_refused_at_the_door() -> None:
     clients = {**three(), 10: Light("d", shapes={"q": (3, 3)}), 11: Light("e", shapes={"layers.1.up": (20, 9)})}
     strategy, grid = play(clients, min_clients=4)
-    assert strategy._roster.refused == {10: "d: q: expected no such module, got (3, 3)"}
+    assert strategy._members.roster.refused == {10: "d: q: expected no such module, got (3, 3)"}
     assert 11 in grid.nodes_of(TRAIN)
 
 
@@ -334,7 +334,7 @@ def test_with_nobody_there_a_round_fails_and_says_so() -> None:
     clients = three()
     strategy, grid = play(clients)
     grid.absent = {7, 8, 9}
-    strategy._min_clients = 0
+    strategy._members.min_clients = 0
     strategy.start(grid, num_rounds=2)
     line = strategy.records[1]
     assert not line.aggregated
@@ -347,7 +347,7 @@ def test_with_nobody_there_a_round_fails_and_says_so() -> None:
 def absent_in(numbers: set[int], node: int, strategy: FloristStrategy, grid: MemoryGrid, rounds: int) -> None:
     for number in range(1, rounds + 1):
         grid.absent = {node} if number in numbers else set()
-        strategy._min_clients = 2
+        strategy._members.min_clients = 2
         strategy.start(grid, num_rounds=number)
     grid.absent = set()
 
@@ -545,7 +545,7 @@ def test_the_server_may_measure(tmp_path: Path) -> None:
     ]
 
 
-# --- parameters that travel whole
+# --- saved parameters
 
 
 def with_heads() -> dict[int, Light]:
@@ -559,22 +559,22 @@ def test_heads_travel_and_are_averaged() -> None:
     clients = with_heads()
     strategy, grid = play(clients, rounds=2)
     assert torch.equal(strategy.state.saved_parameters["head"], torch.arange(3.0) + 2)
-    assert grid.nodes_of(WHOLE) == [7]
+    assert grid.nodes_of(SAVED_PARAMETERS) == [7]
 
 
 def test_first_values_come_from_whoever_has_them_whole() -> None:
     def deliver(message: Message, reply: Message) -> list[Message]:
-        if message.metadata.message_type != WHOLE:
+        if message.metadata.message_type != SAVED_PARAMETERS:
             return [reply]
         node = message.metadata.dst_node_id
         if node == 7:
             return [unavailable(message)]
         if node == 8:
-            del reply.content["whole"]
+            del reply.content["saved_parameters"]
         return [reply]
 
     strategy, grid = play(with_heads(), deliver=deliver)
-    assert grid.nodes_of(WHOLE) == [7, 8, 9]
+    assert grid.nodes_of(SAVED_PARAMETERS) == [7, 8, 9]
     assert torch.equal(strategy.state.saved_parameters["head"], torch.arange(3.0) + 1)
 
 
@@ -583,7 +583,9 @@ def test_no_first_values_at_all_is_an_error() -> None:
     clients[8].saved_parameters = {"head": torch.tensor([math.nan])}
 
     def deliver(message: Message, reply: Message) -> list[Message]:
-        return [] if message.metadata.message_type == WHOLE and message.metadata.dst_node_id != 8 else [reply]
+        return (
+            [] if message.metadata.message_type == SAVED_PARAMETERS and message.metadata.dst_node_id != 8 else [reply]
+        )
 
     with pytest.raises(InvalidUpdateError, match="from one of 3 clients, got none: b: head holds NaN or inf"):
         play(clients, deliver=deliver)
@@ -645,7 +647,7 @@ def test_heads_are_resumed_with(tmp_path: Path) -> None:
     play(with_heads(), rounds=2, journal=journal)
     strategy, grid = play(with_heads(), rounds=3, journal=journal)
     assert torch.equal(strategy.state.saved_parameters["head"], torch.arange(3.0) + 3)
-    assert grid.nodes_of(WHOLE) == []
+    assert grid.nodes_of(SAVED_PARAMETERS) == []
 
 
 def test_a_run_is_not_resumed_on_another_base(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The server of a federation by a configuration file, the same that ``florist simulate`` takes; see `overrides`."""
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,8 @@ from florist.config import Config, read_config, to_toml
 from florist.config.methods import LOCAL_INITS, METHODS
 from florist.config.sections import CLASSIFICATION
 from florist.errors import ConfigurationError, MissingDependencyError
+from florist.files.locking import sole_process
+from florist.files.outputs import restore_replaced
 from florist.flower.journal import Journal
 from florist.flower.overrides import overridden_config
 from florist.flower.roster import LOG
@@ -49,6 +50,9 @@ def _serve(config: Config, grid: Grid, context: Context) -> None:
         )
     path = Path(settings.run or f"florist-run-{context.run_id}").resolve()
     _require_same(path / "config.toml", config)
+    if (path / "run.json").is_file():
+        with sole_process(path):
+            restore_replaced(path / "adapter")
     LOG.info("the run is kept in %s; to resume it: flwr run --run-config 'flower.run=\"%s\"'", path, path)
     strategy = FloristStrategy(
         aggregator,
@@ -70,11 +74,11 @@ def _serve(config: Config, grid: Grid, context: Context) -> None:
     if not strategy.state.broadcasts:
         LOG.warning("no round had enough usable updates: there is no adapter to write")
         return
-    # Of a run that was over and goes on with more rounds, the adapter is the earlier one; the rounds hold all of it.
-    shutil.rmtree(adapter, ignore_errors=True)
     task_type = "SEQ_CLS" if config.task.kind == CLASSIFICATION else "CAUSAL_LM"
     deliverable = evaluation.deliverable if evaluation is not None else None
-    strategy.export(adapter, config.model.name_or_path, task_type, deliverable)
+    # A run that was over and goes on with more rounds has an adapter already, the one of its earlier rounds.
+    with sole_process(path):
+        strategy.export(adapter, config.model.name_or_path, task_type, deliverable, replace=True)
     LOG.info("the final adapter is in %s", adapter)
 
 
