@@ -68,6 +68,46 @@ def test_lists_texts_and_flags_are_overridden(file: Path) -> None:
     assert found.federation.rounds == 9
 
 
+@pytest.mark.parametrize(
+    ("key", "given", "meant"),
+    [
+        ("data.train", "123", "123"),
+        ("data.train", 123, "123"),
+        ("data.train", "1e5", "1e5"),
+        ("data.train", "true", "true"),
+        ("data.train", "[a]*.json", "[a]*.json"),
+        ("data.train", "[1]", "[1]"),
+        ("data.train", "2026-01-31", "2026-01-31"),
+        ("data.train", 'it\'s "one" \\ x=y', 'it\'s "one" \\ x=y'),
+        ("data.rows", "10:50:10", "10:50:10"),
+        ("flower.run", 20260131, "20260131"),
+        ("flower.base_name", "7", "7"),
+        ("lora.target_modules", "all-linear", "all-linear"),
+        ("lora.target_modules", '["q_proj", "v_proj"]', ("q_proj", "v_proj")),
+        ("lora.target_modules", "7", "7"),
+        ("lora.ranks", "8", 8),
+        ("lora.alpha", "[4, 8.5]", (4.0, 8.5)),
+        ("training.steps", "1_000", 1000),
+        ("data.chat_template", "false", False),
+        ("data.chat_template", "auto", "auto"),
+        ("aggregation.budget", "2KB", 2000),
+        ("evaluation.metrics", '["loss"]', ("loss",)),
+    ],
+)
+def test_a_value_is_what_its_key_takes(key: str, given: str | int, meant: object, file: Path) -> None:
+    """Flower reads its configurations as TOML, florist's files have types of their own."""
+    section, _, name = key.partition(".")
+    found = getattr(getattr(overridden_config(file, context({key: given})), section), name)
+    assert found == meant
+    assert type(found) is type(meant) or key == "aggregation.budget"
+
+
+@pytest.mark.parametrize(("key", "given"), [("data.train", 1e5), ("data.train", True), ("training.steps", "many")])
+def test_a_value_that_its_key_does_not_take_is_told(key: str, given: object, file: Path) -> None:
+    with pytest.raises(ConfigurationError, match=rf"{key}: Input should be a valid"):
+        overridden_config(file, context({key: given}))  # pyright: ignore[reportArgumentType]
+
+
 def test_a_misspelt_override_is_told(file: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"did you mean federation\.rounds\?"):
         overridden_config(file, context({}, {"federation.round": 3}))
@@ -82,6 +122,10 @@ def test_a_node_is_the_client_of_its_number(file: Path) -> None:
     assert (second.client_id, second.rank, second.num_examples) == ("client_1", 4, 24)
     assert first.base == second.base
     assert first.model is second.model  # loaded once
+
+
+def test_a_node_may_be_called_by_a_number(file: Path) -> None:
+    assert participant_of_node(file, context({"partition-id": 0, "client-id": 17})).client_id == "17"
 
 
 def test_a_participant_is_made_once(file: Path) -> None:
@@ -99,6 +143,7 @@ def test_a_participant_is_made_once(file: Path) -> None:
         ({"partition-id": "0"}, "expected a whole number from 0, got '0'"),
         ({"partition-id": True}, "expected a whole number from 0, got True"),
         ({"partition-id": 1.0}, "expected a whole number from 0, got 1.0"),
+        ({"partition-id": 0, "client-id": 1e5}, "client-id: expected a text, got 100000.0; put it in quotation marks"),
         (
             {"data.train": "client_0.json"},
             r"lora.ranks lists 2 clients: expected which of them this node is; set lora.ranks",
