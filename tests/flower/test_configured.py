@@ -1,3 +1,5 @@
+import errno
+import gc
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -11,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from florist.config import read_config
 from florist.config.building import build
+from florist.data import EncodedExamples
 from florist.errors import ConfigurationError
 from florist.federation.history import RunDirectory
 from florist.federation.rules import global_adapter
@@ -252,6 +255,54 @@ def test_a_run_that_has_ended_is_left_as_it_is(resumed: Callable[[], RunDirector
     directory = resumed()
     assert len(directory.records()) == 2
     assert (directory.adapter / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_a_full_disk_leaves_the_adapter_of_the_rounds_before(
+    resumed: Callable[[], RunDirectory], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = resumed()
+    before = (directory.adapter / "adapter_model.safetensors").read_bytes()
+    file.write_text(file.read_text().replace("rounds = 2", "rounds = 3"))
+
+    def full(draft: Path, _encoded: object) -> None:
+        (draft / "adapter_model.safetensors").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("florist.flower.final_adapter.write_adapter", full)
+        with pytest.raises(OSError, match="No space left"):
+            resumed()
+    assert (directory.adapter / "adapter_model.safetensors").read_bytes() == before
+    assert len(directory.records()) == 3
+    resumed()
+    assert (directory.adapter / "adapter_model.safetensors").read_bytes() != before
+
+
+def test_a_crash_between_two_adapters_is_healed_before_the_next_rounds(
+    resumed: Callable[[], RunDirectory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = resumed()
+    before = (directory.adapter / "adapter_model.safetensors").read_bytes()
+    directory.adapter.rename(directory.path / ".adapter.replaced")
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("florist.flower.strategy.FloristStrategy.start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        resumed()
+    assert (directory.adapter / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_a_process_keeps_the_examples_of_one_client(file: Path) -> None:
+    def encoded() -> set[int]:
+        gc.collect()
+        return {len(each) for each in gc.get_objects() if isinstance(each, EncodedExamples)}
+
+    before = encoded()
+    for number, count in enumerate((12, 24)):
+        assert participant_of_node(file, context({"partition-id": number})).num_examples == count
+        assert encoded() - before == {count, 9}  # its own, and the test file's
 
 
 def test_validation_examples_of_the_clients_are_not_the_servers(file: Path, tmp_path: Path) -> None:
