@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from benchmarks.table import CONFIG, ENTRIES, FEDERATIONS, GRID, QUICK, SWEEP, Federation, interval, markdown
 
-from florist.cli.compare import _entries
+from florist.cli.compare_entries import entries_from
 from florist.comparison.planning import configure
 from florist.config import read_config
 from florist.config.methods import METHODS
@@ -24,7 +24,7 @@ def test_every_method_has_a_row_and_every_row_is_a_configuration(federation: Fed
     first, *others = ENTRIES
     settings = [f"lora.ranks={federation.ranks}", f"training.learning_rate={federation.rate(first)}", *QUICK.settings]
     variants = [entry.variant(federation.rate(entry)) for entry in others]
-    entries = _entries(first.method, variants, read_config(CONFIG, settings))
+    entries = entries_from(first.method, variants, read_config(CONFIG, settings))
     _, configs = configure(CONFIG, settings, entries)
     assert {config.aggregation.method for config in configs.values()} == set(METHODS)
     rates = {entry.name: config.training.learning_rate for entry, config in configs.items()}

@@ -9,23 +9,37 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+import florist.cli
 from florist.files.locking import sole_process
 from tests.breaking import copied
 
 from .running import COMMAND, ENVIRONMENT, Run, refused
 
 
-def test_help_does_not_import_torch() -> None:
-    script = "import sys; sys.argv = ['florist', '--help']\nfrom florist.cli import main\n"
+COMMANDS = ("aggregate", "compare", "inspect", "simulate", "tune")
+
+
+@pytest.mark.parametrize("words", [(), *((command,) for command in COMMANDS)], ids=" ".join)
+def test_help_does_not_import_torch(words: tuple[str, ...]) -> None:
+    script = f"import sys; sys.argv = ['florist', *{words!r}, '--help']\nfrom florist.cli import main\n"
     script += "try:\n    main()\nexcept SystemExit as end:\n    print(end.code, 'torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "aggregate" in result.stdout
-    assert "simulate" in result.stdout
+    for expected in words or COMMANDS:
+        assert expected in result.stdout
     assert result.stdout.strip().endswith("0 False")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_has_a_module_of_its_name(command: str) -> None:
+    module = import_module(f"florist.cli.{command}")
+    assert isinstance(getattr(florist.cli, command), ModuleType)
+    assert callable(getattr(module, f"{command}_command"))
 
 
 @pytest.mark.parametrize(
@@ -105,13 +119,14 @@ def test_simulate_prints_tables_and_json_as_designed(
     assert [json.loads(line) for line in lines] == document["rounds"]
     assert (tmp_path / "run" / "adapter" / "adapter_config.json").exists()
     assert "FLoRA" in result.stderr
-    # Who holds what: four rows of each colour with one client, eight with the other.
-    picture = [line.split() for line in result.stderr.splitlines() if line.strip().startswith("client_")]
-    assert picture[:2] == [["client_0", *["4", "▒"] * 3, "12"], ["client_1", *["8", "▒"] * 3, "24"]]
+    assert "client_0" not in result.stderr  # there is no table
     assert "test" not in document
     again = florist("simulate", "--resume", tmp_path / "run")
     assert again.returncode == 0
     assert "rounds.jsonl" in again.stdout
+    # Who holds what: four examples of each colour with one client, eight with the other.
+    picture = [line.split() for line in again.stderr.splitlines() if line.strip().startswith("client_")]
+    assert picture[:2] == [["client_0", *["4", "▒"] * 3, "12"], ["client_1", *["8", "▒"] * 3, "24"]]
 
 
 def test_simulate_tests_the_final_adapter_once(florist: Run, tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:
@@ -121,7 +136,7 @@ def test_simulate_tests_the_final_adapter_once(florist: Run, tiny_llama: Path, t
     assert document["test"]["metrics"] == json.loads((tmp_path / "run" / "test.json").read_text())
     assert document["test"]["metrics"].keys() == document["rounds"][-1]["metrics"].keys()
     assert document["test"]["metrics"] != document["rounds"][-1]["metrics"]
-    assert "the final adapter on the test records: loss" in result.stderr
+    assert "the final adapter on the test examples: loss" in result.stderr
 
 
 def test_a_simulation_without_a_usable_round_says_so(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from florist.checkpoint import encode, write_adapter
-from florist.cli.inspect import sparkline
+from florist.cli.inspect_table import sparkline
 from florist.factors import AdapterState
 from tests.breaking import copied, edit_config, edit_tensors, last
 from tests.builders import adapter
@@ -27,8 +27,9 @@ def test_modules_of_all_layers_share_a_row_unless_all_are_asked_for(florist: Run
 
 
 def test_a_sweep_reaches_from_half_to_all_of_the_energy(florist: Run, saved_adapters: list[Path]) -> None:
-    document = json.loads(florist("inspect", *saved_adapters, "--sweep", "--json").stdout)
-    points = document["sweep"]
+    result = florist("inspect", *saved_adapters, "--sweep", "--json")
+    assert "─" not in result.stderr  # there is no table
+    points = json.loads(result.stdout)["sweep"]
     assert (points[0]["tau"], points[-1]["tau"]) == (0.5, 1.0)
     for key, sign in (("total_rank", 1), ("bytes", 1), ("relative_error", -1)):
         values = [sign * point[key] for point in points]

@@ -75,6 +75,7 @@ def runs(tiny_llama: Path, toy_data: Path, tmp_path_factory: pytest.TempPathFact
 def tuned(florist: Run, *words: object) -> dict[str, Any]:
     result = florist("tune", *words, "--json")
     assert result.returncode == 0, result.stderr
+    assert "─" not in result.stderr  # there is no table
     return json.loads(result.stdout)
 
 

@@ -7,13 +7,13 @@ from florist.errors import MissingDependencyError
 
 
 def load_training_libraries(command: str) -> None:
-    """Import transformers, PEFT and what is built on them, without their bars and advice, which would run through ours.
+    """Import transformers, PEFT and what is built on them, and silence their bars and advice.
 
     Args:
-        command: that needs them.
+        command: the name of the command that needs them.
 
     Raises:
-        MissingDependencyError: one is not installed.
+        MissingDependencyError: one of them is not installed.
     """
     try:
         import transformers  # noqa: PLC0415  # takes seconds

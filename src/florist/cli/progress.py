@@ -1,29 +1,25 @@
-"""Progress bars, on stderr, where that is a terminal."""
+"""Progress on stderr: bars where that is a terminal, and lines."""
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from rich import progress
 from rich.console import Console
 
-if TYPE_CHECKING:
-    from florist.federation.history import RunDirectory
-    from florist.federation.records import RoundRecord
-    from florist.federation.simulation import Simulation
-
 
 class Progress:
-    """One bar for the rounds and one for the client that trains; a line for every closed round.
+    """A bar for the whole of a command, and one for the part that it is at.
 
-    Where stderr is no terminal, only the lines are printed.
+    Where stderr is no terminal there are no bars, and only the lines are printed.
+
+    Args:
+        console: the console on stderr.
+        description: what the whole is called until something else is known.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, description: str) -> None:
         self._console = console
         self._bars = progress.Progress(
-            progress.TextColumn("{task.description}"),
+            progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(),
             progress.MofNCompleteColumn(),
             progress.TimeElapsedColumn(),
@@ -31,8 +27,8 @@ class Progress:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._rounds = self._bars.add_task("loading the model", total=None)
-        self._client = self._bars.add_task("", total=None, visible=False)
+        self._whole = self._bars.add_task(description, total=None)
+        self._part: tuple[str, progress.TaskID] | None = None
 
     def __enter__(self) -> "Progress":
         self._bars.start()
@@ -43,44 +39,27 @@ class Progress:
     ) -> None:
         self._bars.stop()
 
-    def follow(self, simulation: "Simulation", directory: "RunDirectory") -> "list[RoundRecord]":
-        """Run a simulation and show how it goes."""
-        done = len(directory.records())
-        self._bars.update(self._rounds, description="rounds", completed=done, total=simulation.rounds)
-        return simulation.run(directory, self)
+    def count(self, done: int, total: int | None = None) -> None:
+        """Show how much of the whole is done, and of how much if that is new."""
+        self._bars.update(self._whole, completed=done, total=total)
 
-    def evaluating(self, round_number: int) -> None:
-        """Show that the global adapter is being evaluated."""
-        what = f"evaluating after round {round_number}" if round_number else "evaluating the base model"
-        self._bars.update(self._client, description=what, completed=0, total=None, visible=True)
+    def whole(self, description: str) -> None:
+        """Say what the whole consists of."""
+        self._bars.update(self._whole, description=description)
 
-    def training(self, round_number: int, client_id: str, done: int, total: int) -> None:
-        """Move the client's bar."""
-        what = f"round {round_number}: {client_id} trains"
-        self._bars.update(self._client, description=what, completed=done, total=total, visible=True)
+    def part(self, description: str, done: int = 0, total: int | None = None) -> None:
+        """Show the part that the command is at; without a total, nobody knows how long it takes."""
+        if self._part is None or self._part[0] != description:
+            self.end_part()
+            self._part = description, self._bars.add_task(description, total=total)
+        self._bars.update(self._part[1], completed=done)
 
-    def closed(self, record: "RoundRecord") -> None:
-        """Move the rounds' bar and print what came out."""
-        self._bars.update(self._rounds, completed=record.round)
-        metrics = ", ".join(f"{name} {value:.3f}" for name, value in record.metrics.items())
-        aggregated = f"total rank {record.total_rank}" if record.ranks else "whole weights averaged"
-        outcome = aggregated if record.aggregated else "too few replies, nothing changed"
-        self._console.print(f"round {record.round}: {metrics}{', ' if metrics else ''}{outcome}", highlight=False)
+    def end_part(self) -> None:
+        """Take the bar of the part away."""
+        if self._part is not None:
+            self._bars.remove_task(self._part[1])
+        self._part = None
 
-
-@contextmanager
-def module_bar(console: Console, what: str) -> Generator[Callable[[int, int], None]]:
-    """A bar over the modules of an adapter; what it yields is told how many are done, and of how many."""
-    bar = progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TextColumn("modules"),
-        progress.TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    task = bar.add_task(what, total=None)
-    with bar:
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    def line(self, text: str) -> None:
+        """Print a line that stays."""
+        self._console.print(text, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Many values in few words, for tables and notes."""
+"""Summaries of many values in few words, for tables and notes."""
 
 import statistics
 from collections.abc import Collection, Mapping, Sequence
@@ -6,19 +6,19 @@ from pathlib import Path
 
 
 def span(values: Collection[int]) -> str:
-    """Least, median and most, as ``2/5/9``; one number where all are equal."""
+    """Least, median and most, as ``2/5/9``; one number if all are equal."""
     low, high = min(values), max(values)
     return str(low) if low == high else f"{low}/{statistics.median_low(values)}/{high}"
 
 
 def some(items: Sequence[str], most: int = 5) -> str:
-    """The first few, and how many more there are."""
+    """The first few items, and how many more there are."""
     rest = len(items) - most
     return ", ".join(items[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def absences(absent: Mapping[str, Collection[Path]]) -> list[str]:
-    """One line for all the modules that the same adapters lack."""
+    """Lines that name absent modules: one for all the modules that the same adapters lack."""
     together: dict[tuple[str, ...], list[str]] = {}
     for module, paths in absent.items():
         together.setdefault(tuple(map(str, paths)), []).append(module)
@@ -29,5 +29,5 @@ def absences(absent: Mapping[str, Collection[Path]]) -> list[str]:
 
 
 def number(value: float) -> str:
-    """Three decimals; three digits where it is too large for them."""
+    """A number with three decimals, or with three digits if it is large."""
     return f"{value:.3f}" if abs(value) < 1e4 else f"{value:.3g}"

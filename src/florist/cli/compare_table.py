@@ -1,12 +1,12 @@
-"""The tables of a comparison, for people."""
+"""What ``florist compare`` prints of a comparison."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from florist.cli.output import plain_table
 from florist.cli.summaries import number
 from florist.comparison.summary import Measured, Row, Verdict
 
@@ -22,7 +22,7 @@ def quality_table(rows: Sequence[Row], reference: str) -> Table:
     heads: list[str] = []
     for name in metrics:
         heads += [name.replace("_", " "), f"against {reference}"]
-    table = _table("", "seeds", *heads)
+    table = _empty_table("seeds", *heads)
     for row in rows:
         cells: list[Text | str] = []
         for name in metrics:
@@ -35,8 +35,8 @@ def quality_table(rows: Sequence[Row], reference: str) -> Table:
 
 def cost_table(rows: Sequence[Row]) -> Table:
     """What every entry sent and computed."""
-    heads = ("", "rank", "last", "1/rank", "MB up", "MB down", "KB up", "KB down", "server", "clients")
-    table = _table(*heads)
+    heads = ("rank", "last", "1/rank", "MB up", "MB down", "KB up", "KB down", "server", "clients")
+    table = _empty_table(*heads)
     for row in rows:
         table.add_row(
             Text(row.name),
@@ -66,11 +66,9 @@ def notes(rows: Sequence[Row], path: Path) -> list[str]:
     return [*found, f"tables in {path}/table.csv, table.json and cells.csv; every run in {path}/cells"]
 
 
-def _table(*heads: str) -> Table:
-    table = Table(*heads, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+def _empty_table(*heads: str) -> Table:
+    table = plain_table("", *heads)
     table.columns[0].no_wrap = True
-    for column in table.columns[1:]:
-        column.justify = "right"
     return table
 
 

@@ -1,4 +1,4 @@
-"""``--weights 3,1,1``, as `aggregate` and `inspect` take it."""
+"""``--weights 3,1,1``, as several commands take it."""
 
 import re
 from fractions import Fraction
@@ -7,12 +7,12 @@ from florist.errors import InvalidUpdateError
 
 
 def parse_weights(text: str) -> list[Fraction]:
-    """Numbers with commas between, as they are written: 0.1 is a tenth.
+    """Read numbers with commas between them exactly as they are written: 0.1 is a tenth.
 
     Raises:
-        InvalidUpdateError: something else.
+        InvalidUpdateError: the text is something else.
     """
-    # An exponent of three digits would be written out: a number of a billion digits, in the worst case.
+    # An exponent of three digits would be written out: in the worst case, a number of a billion digits.
     too_long = re.search(r"[eE][+-]?0*\d{3}", text)
     try:
         if not too_long:

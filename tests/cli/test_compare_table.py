@@ -1,4 +1,4 @@
-"""The bar of `florist compare`, and its tables, of runs that nobody played."""
+"""What `florist compare` shows of runs that nobody played: its bars and its tables."""
 
 from io import StringIO
 from pathlib import Path
@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from florist.cli.cells_bar import CellsBar
-from florist.cli.compared import cost_table, notes, quality_table
+from florist.cli.compare_progress import CellsProgress
+from florist.cli.compare_table import cost_table, notes, quality_table
+from florist.cli.progress import Progress
 from florist.comparison.directory import ComparisonDirectory
 from florist.comparison.summary import summarise
 from tests.comparison.made import a_round, result
@@ -23,20 +24,22 @@ def directory(tmp_path: Path) -> ComparisonDirectory:
 
 def test_a_terminal_shows_bars(directory: ComparisonDirectory) -> None:
     stream = StringIO()
-    with CellsBar(Console(file=stream, force_terminal=True, width=100)) as bar:
-        bar.follow(directory)
-        bar.started(directory.comparison.cells[0])
-        bar.training(2, "client_1", 7, 25)
+    with Progress(Console(file=stream, force_terminal=True, width=100), "checking") as progress:
+        cells = CellsProgress(progress)
+        cells.begin(directory)
+        cells.started(directory.comparison.cells[0])
+        cells.training(2, "client_1", 7, 25)
     assert "florist, seed 0, round 2: client_1 trains" in stream.getvalue()
     assert "7/25" in stream.getvalue()
 
 
 def test_what_is_no_terminal_gets_a_line_a_run(directory: ComparisonDirectory) -> None:
     stream = StringIO()
-    with CellsBar(Console(file=stream, width=100)) as bar:
-        bar.follow(directory)
-        bar.ended(result("florist", 0, {"loss": 1.25}))
-        bar.ended(result("florist", 1, {}, failure="no memory"))
+    with Progress(Console(file=stream, width=100), "checking") as progress:
+        cells = CellsProgress(progress)
+        cells.begin(directory)
+        cells.ended(result("florist", 0, {"loss": 1.25}))
+        cells.ended(result("florist", 1, {}, failure="no memory"))
     assert stream.getvalue() == "1 of 2: florist, seed 0: loss 1.250\n2 of 2: florist, seed 1: failed: no memory\n"
 
 

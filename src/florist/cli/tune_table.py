@@ -1,4 +1,4 @@
-"""What ``florist tune`` found, as a table, as JSON and as CSV."""
+"""What ``florist tune`` prints and writes of a sweep: a table, JSON and CSV."""
 
 import csv
 import io
@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
-from florist.files import strict_json
+from florist.cli.output import plain_table
 from florist.one_shot.tuning import Goal, Point, evaluations
 
 _BAR = 16
@@ -20,16 +19,16 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 @dataclass(frozen=True)
 class Tuned:
-    """The points and the picks.
+    """The thresholds that were tried, and the two that were picked.
 
     Attributes:
-        source: what was tuned.
-        goal: what they were picked by, with the baseline where one was given or measured.
-        baseline_runs: those that were measured for it.
+        source: what was tuned, as the JSON document says it.
+        goal: what the picks were made by, with the baseline if one was given or measured.
+        baseline_runs: the runs that were measured for a baseline.
         bisected: whether thresholds were left out.
-        points: those that were evaluated, the lowest tau first.
+        points: the thresholds that were evaluated, the lowest first.
         optimal: FLoRIST-O.
-        efficient: FLoRIST-E; None where the baseline is out of reach.
+        efficient: FLoRIST-E; None if the baseline is out of reach.
     """
 
     source: Mapping[str, Any]
@@ -42,7 +41,7 @@ class Tuned:
 
     @cached_property
     def reference(self) -> float:
-        """What FLoRIST-E had to match."""
+        """The value that FLoRIST-E had to match."""
         return self.goal.reference(self.points)
 
     @property
@@ -55,12 +54,10 @@ class Tuned:
         )
 
     def table(self) -> Table:
-        """A row a threshold; the bar is longer where the metric is better."""
+        """A line for every threshold; the bar is longer where the metric is better."""
         others = [name for name in self.points[0].metrics if name != self.goal.metric]
         heads = ("tau", "", "total rank", "MB", "relative error", *(_words(name) for name in others))
-        table = Table(*heads, _words(self.goal.metric), "", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        for column in (table.columns[0], *table.columns[2:-1]):
-            column.justify = "right"
+        table = plain_table(*heads, _words(self.goal.metric), "", words=(1, len(heads) + 1))
         gains = [self.goal.gain(self.goal.value(point)) for point in self.points]
         for point, gain in zip(self.points, gains, strict=True):
             table.add_row(
@@ -75,8 +72,8 @@ class Tuned:
             )
         return table
 
-    def summary(self) -> str:
-        """The picks, what they were compared with, and how many evaluations that took."""
+    def summary(self) -> list[str]:
+        """Lines that say the picks, what they were compared with, and how many evaluations that took."""
         lines = [f"FLoRIST-O: {self._picked(self.optimal)}" + (", the best that was tried" if self.bisected else "")]
         against = "the baseline" if self.goal.baseline is not None else "tau = 1"
         if self.efficient is None:
@@ -86,14 +83,14 @@ class Tuned:
             lines.append(f"FLoRIST-E: {self._picked(self.efficient)}, {limit}")
         count = evaluations(self.points)
         lines.append(
-            f"{count} {'evaluation' if count == 1 else 'evaluations'} on the validation records"
+            f"{count} {'evaluation' if count == 1 else 'evaluations'} on the validation examples"
             + (", if the metric gets no worse as tau grows" if self.bisected else "")
         )
-        return "\n".join(lines)
+        return lines
 
-    def json(self, *, indent: int | None = None) -> str:
-        """All of it as one document; null for what is no number."""
-        document = {
+    def document(self) -> dict[str, Any]:
+        """All of it as one JSON document, with null for what is no number."""
+        return {
             "source": self.source,
             "metric": self.goal.metric,
             "lower_is_better": self.goal.lower_is_better,
@@ -108,10 +105,9 @@ class Tuned:
             "florist_e": _described(self.efficient) if self.efficient is not None else None,
             "evaluations": evaluations(self.points),
         }
-        return strict_json.encode(document, indent=indent)
 
     def csv(self) -> str:
-        """A line a threshold."""
+        """A line of CSV for every threshold."""
         text = io.StringIO()
         lines = csv.writer(text, lineterminator="\n")
         names = list(self.points[0].metrics)
@@ -151,7 +147,7 @@ def _words(name: str) -> str:
 
 
 def _bar(gain: float, gains: list[float]) -> str:
-    """From nothing for the worst of the points to the whole width for the best."""
+    """A bar of no width for the worst of the points, and of the whole width for the best."""
     known = [each for each in gains if math.isfinite(each)]
     if not math.isfinite(gain):
         return ""

@@ -1,0 +1,74 @@
+"""What ``florist aggregate`` does, once its arguments are known to be right."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+
+from florist import one_shot
+from florist.checkpoint import Export
+from florist.cli.aggregate_table import module_table, totals
+from florist.cli.output import Output
+from florist.cli.progress import Progress
+from florist.cli.summaries import absences
+from florist.config.methods import DEFAULT_TAU, ONE_SHOT
+from florist.config.one_shot import OPTIONS
+from florist.config.sections import AggregationSection
+
+
+def combine_adapters(
+    adapters: Sequence[str],
+    out: Path,
+    section: AggregationSection,
+    *,
+    num_examples: Sequence[Fraction] | None,
+    export: str,
+    dtype: str,
+    allow_base_mismatch: bool,
+    average_full: bool,
+    device: str,
+    every_module: bool,
+    output: Output,
+) -> None:
+    """Combine adapters, write the result, and print what became of them.
+
+    Args:
+        adapters: their directories or hub ids.
+        out: the directory to create.
+        section: the method and its options.
+        num_examples: the examples behind the adapters; None for what their certificates say.
+        export: the value of a `checkpoint.Export`.
+        dtype: the name of the torch dtype to store.
+        allow_base_mismatch: as for `one_shot.aggregate`.
+        average_full: as for `one_shot.aggregate`.
+        device: the device to decompose on.
+        every_module: whether the table has a line for every module.
+        output: where to print.
+
+    Raises:
+        FloristError: as `one_shot.open_inputs` and `one_shot.combine`.
+    """
+    torch_dtype: torch.dtype = getattr(torch, dtype)
+    applies = OPTIONS[section.method]
+    if "tau" in applies and section.tau is None and section.budget is None and section.rank is None:
+        section = section.model_copy(update={"tau": DEFAULT_TAU})
+    inputs = one_shot.open_inputs(
+        adapters, num_examples=num_examples, allow_base_mismatch=allow_base_mismatch, average_full=average_full
+    )
+    aggregator = ONE_SHOT[section.method](section, inputs.largest_rank, torch_dtype.itemsize)
+    options = {name: value if name in applies else None for name, value in section.model_dump(mode="json").items()}
+    with Progress(output.status, f"modules of {len(adapters)} adapters") as progress:
+        result = one_shot.combine(inputs, aggregator, device=device, on_module=progress.count)
+        document = result.write(
+            out,
+            export=Export(export),
+            dtype=torch_dtype,
+            max_bytes=int(section.budget) if section.budget is not None else None,
+            settings={**options, "method": section.method, "export": export, "dtype": dtype},
+        )
+    output.table(module_table(document["modules"], every_module=every_module))
+    output.lines(*totals(document, out))
+    for note in (*absences(result.inputs.comparison.absent), *document["notes"]):
+        output.note(note)
+    output.document(document)

@@ -1,0 +1,97 @@
+"""What ``florist compare`` does, once its arguments are known to be right."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import typer
+
+from florist.cli.compare_progress import CellsProgress
+from florist.cli.compare_table import COST, QUALITY, cost_table, notes, quality_table
+from florist.cli.libraries import load_training_libraries
+from florist.cli.output import Output
+from florist.cli.progress import Progress
+from florist.comparison.directory import ComparisonDirectory
+from florist.comparison.planning import Entry
+from florist.comparison.results import CellResult
+from florist.comparison.summary import reference, summarise
+from florist.comparison.tables import document, metric_source, write_tables
+from florist.config.sections import Config
+
+
+def create_comparison(
+    path: Path, base: Config, configs: Mapping[Entry, Config], seeds: Sequence[int], jobs: int
+) -> ComparisonDirectory:
+    """Check that every entry can be built, and create the directory of the comparison.
+
+    Args:
+        path: the directory to create, and the folder for it if there is none.
+        base: the common configuration.
+        configs: the configuration of every entry.
+        seeds: the seeds of every entry.
+        jobs: how many runs at once.
+
+    Raises:
+        FloristError: as `running.plan` and `ComparisonDirectory.create`.
+    """
+    load_training_libraries("compare")
+    from florist.comparison.running import plan  # noqa: PLC0415  # needs these libraries
+
+    comparison = plan(configs, seeds, threads=base.training.threads, jobs=jobs)
+    path.parent.mkdir(exist_ok=True)
+    return ComparisonDirectory.create(path, comparison, base, configs)
+
+
+def open_comparison(path: Path) -> ComparisonDirectory:
+    """The directory of a comparison to go on with.
+
+    Raises:
+        MissingInputError, DamagedRunError: there is none, or it is damaged.
+    """
+    directory = ComparisonDirectory.open(path)
+    directory.comparison  # noqa: B018  # a damaged one is refused before the libraries are loaded
+    load_training_libraries("compare")
+    return directory
+
+
+def play_comparison(directory: ComparisonDirectory, jobs: int, progress: Progress) -> list[CellResult]:
+    """Play the runs that are not over yet.
+
+    Args:
+        directory: the directory of the comparison.
+        jobs: how many runs at once.
+        progress: where to show how they go.
+
+    Raises:
+        FloristError: as `running.play`.
+        Exit: the comparison was interrupted.
+    """
+    from florist.comparison.running import play  # noqa: PLC0415  # needs the training libraries
+
+    cells = CellsProgress(progress)
+    cells.begin(directory)
+    try:
+        return play(
+            directory,
+            jobs=jobs,
+            observer=cells,
+            on_start=cells.started,
+            on_end=cells.ended,
+            in_worker=partial(load_training_libraries, "compare"),
+        )
+    except KeyboardInterrupt:
+        progress.line(f"interrupted; go on with: florist compare --resume {directory.path}")
+        raise typer.Exit(130) from None
+
+
+def report(directory: ComparisonDirectory, results: Sequence[CellResult], output: Output) -> bool:
+    """Write and print the tables; return whether a run failed."""
+    rows = summarise(results)
+    source = metric_source(directory.config(directory.comparison.cells[0]))
+    whole = document(directory, source, rows, results)
+    write_tables(directory, whole, results)
+    output.table(quality_table(rows, reference([row.name for row in rows])), heading=QUALITY.format(source=source))
+    output.table(cost_table(rows), heading=COST)
+    output.lines(*notes(rows, directory.path))
+    output.document(whole)
+    return any(row.failures for row in rows)

@@ -1,0 +1,36 @@
+"""What ``florist simulate`` shows while it runs."""
+
+from florist.cli.progress import Progress
+from florist.federation.records import RoundRecord
+
+
+class RoundsProgress:
+    """An `Observer` of a simulation: a bar for the rounds, one for the client that trains, and a line a round."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def begin(self, done: int, total: int) -> None:
+        """Count the rounds that are over already."""
+        self._progress.whole("rounds")
+        self._progress.count(done, total)
+
+    def evaluating(self, round_number: int) -> None:
+        """Show that the global adapter is being evaluated."""
+        self._progress.part(f"evaluating after round {round_number}" if round_number else "evaluating the base model")
+
+    def training(self, round_number: int, client_id: str, done: int, total: int) -> None:
+        """Show how far the training of a client is."""
+        self._progress.part(f"round {round_number}: {client_id} trains", done, total)
+
+    def closed(self, record: RoundRecord) -> None:
+        """Count a round and print what came out."""
+        self._progress.count(record.round)
+        metrics = "".join(f"{name} {value:.3f}, " for name, value in record.metrics.items())
+        aggregated = f"total rank {record.total_rank}" if record.ranks else "whole weights averaged"
+        outcome = aggregated if record.aggregated else "too few replies, nothing changed"
+        self._progress.line(f"round {record.round}: {metrics}{outcome}")
+
+    def line(self, text: str) -> None:
+        """Print a line that stays."""
+        self._progress.line(text)

@@ -1,0 +1,103 @@
+"""What ``florist simulate`` does, once its arguments are known to be right."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from florist.cli.libraries import load_training_libraries
+from florist.cli.output import Output
+from florist.cli.progress import Progress
+from florist.cli.simulate_progress import RoundsProgress
+from florist.cli.simulate_table import holdings_table, rounds_table, totals
+from florist.config.reading import read_config, to_toml
+from florist.config.sections import Config
+from florist.federation.history import RunDirectory
+
+if TYPE_CHECKING:
+    from florist.federation.simulation import Simulation
+
+
+def start_run(config: Config, path: Path, output: Output, progress: Progress) -> RunDirectory:
+    """Play a new run.
+
+    Args:
+        config: the configuration.
+        path: the directory to create, and the folder for it if there is none.
+        output: where to print.
+        progress: where to show how the run goes.
+
+    Raises:
+        FloristError: as `building.build` and `Simulation.start`.
+        Exit: the run was interrupted.
+    """
+    simulation = _built(config, output)
+    path.parent.mkdir(exist_ok=True)
+    observer = RoundsProgress(progress)
+    run = simulation.start(path, to_toml(config), config.aggregation.method, config.training.threads, observer)
+    _play(simulation, run, observer)
+    return run
+
+
+def resume_run(path: Path, output: Output, progress: Progress) -> RunDirectory:
+    """Go on with a run.
+
+    Args:
+        path: the directory of the run.
+        output: where to print.
+        progress: where to show how the run goes.
+
+    Raises:
+        MissingInputError: there is no run.
+        FloristError: as `building.build` and `Simulation.run`.
+        Exit: the run was interrupted.
+    """
+    run = RunDirectory.open(path)
+    simulation = _built(read_config(run.config_file), output)
+    _play(simulation, run, RoundsProgress(progress))
+    return run
+
+
+def report(run: RunDirectory, output: Output) -> None:
+    """Print what became of a run."""
+    facts, tested, records = run.facts, run.tested, run.records()
+    output.table(rounds_table(facts.initial, records))
+    if tested is not None:
+        values = ", ".join(f"{name} {value:.3f}" for name, value in tested.items())
+        output.lines(f"the final adapter on the test examples: {values}")
+    output.lines(*totals(run, records))
+    document: dict[str, Any] = {
+        "run": str(run.path),
+        "method": facts.method,
+        "threads": facts.threads,
+        "adapter": str(run.adapter) if run.adapter.exists() else None,
+        "initial": {"metrics": dict(facts.initial)},
+        "rounds": [asdict(record) for record in records],
+    }
+    if tested is not None:
+        document["test"] = {"metrics": dict(tested)}
+    output.document(document)
+
+
+def _built(config: Config, output: Output) -> "Simulation":
+    load_training_libraries("simulate")
+    from florist.config.building import build  # noqa: PLC0415  # needs these libraries
+    from florist.config.splits import read_splits, who_holds_what  # noqa: PLC0415
+
+    splits = read_splits(config)
+    simulation = build(config, splits)
+    # Only now: a configuration that is refused gets one line.
+    counted = who_holds_what(config, splits)
+    if counted is not None:
+        output.status_table(holdings_table(counted))
+    return simulation
+
+
+def _play(simulation: "Simulation", run: RunDirectory, observer: RoundsProgress) -> None:
+    observer.begin(len(run.records()), simulation.rounds)
+    try:
+        simulation.run(run, observer)
+    except KeyboardInterrupt:
+        observer.line(f"interrupted; go on with: florist simulate --resume {run.path}")
+        raise typer.Exit(130) from None

@@ -1,0 +1,72 @@
+"""What the package imports is what it declares, in the extra that needs it."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+
+# What may import more than `pip install florist` brings: the longest prefix of a module's name counts.
+NEEDS = {
+    "florist.cli.libraries": {"train"},
+    "florist.config": {"train"},
+    "florist.data": {"train"},
+    "florist.evaluation": {"train"},
+    "florist.evaluation.harness": {"train", "eval"},
+    "florist.flower": {"flower"},
+    "florist.flower.configured": {"train", "flower"},
+    "florist.flower.model_participant": {"train", "flower"},
+    "florist.models": {"train"},
+}
+# The Trainer of transformers wants accelerate, and nobody here imports it.
+UNSEEN = {"accelerate"}
+
+
+def declared(requirements: list[str]) -> set[str]:
+    names = {re.split(r"[^\w.-]", requirement)[0].lower().replace("_", "-") for requirement in requirements}
+    return names - {"florist"}
+
+
+def imported(file: Path) -> set[str]:
+    """The third-party distributions that a file imports, late imports included."""
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+    tops = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"florist"}
+    homes = packages_distributions()
+    return {homes.get(top, [top])[0].lower().replace("_", "-") for top in tops}
+
+
+FILES = {
+    ".".join(file.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__"): file
+    for file in sorted((ROOT / "src" / "florist").rglob("*.py"))
+}
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_a_module_imports_what_its_part_of_the_package_declares(module: str) -> None:
+    prefixes = [prefix for prefix in NEEDS if f"{module}.".startswith(f"{prefix}.")]
+    extras = NEEDS[max(prefixes, key=len)] if prefixes else set[str]()
+    allowed = declared(PROJECT["dependencies"]).union(*(declared(EXTRAS[extra]) for extra in extras))
+    assert imported(FILES[module]) <= allowed
+
+
+def test_nothing_is_declared_that_nobody_imports() -> None:
+    wanted = declared(PROJECT["dependencies"]).union(*(declared(EXTRAS[name]) for name in EXTRAS if name != "dev"))
+    used = set[str]().union(*(imported(file) for file in FILES.values()))
+    assert wanted - used == UNSEEN
+
+
+def test_make_fast_runs_files_that_are_there() -> None:
+    command = subprocess.run(["make", "-n", "fast"], cwd=ROOT, check=True, capture_output=True, text=True).stdout  # noqa: S607  # whichever make there is
+    paths = re.findall(r"tests/\S+", command)
+    assert len(paths) > 5
+    assert [path for path in paths if not (ROOT / path).exists()] == []
