@@ -1,6 +1,5 @@
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from florist.errors import InvalidUpdateError
 from florist.flower.arrays import arrays_to_tensors
@@ -9,16 +8,15 @@ from florist.flower.messages import EVALUATE, HELLO, TRAIN, Assignment, Evaluati
 from florist.flower.protocol import read_introduction, read_reply, write_instruction
 from florist.rounds import NO_ADAPTER, Trained
 from tests.builders import SHAPES, adapter
+from tests.flower.grids import as_in_a_process, identified
 from tests.flower.participants import Light, app_of
 
 ASSIGNMENT = Assignment(1, -1, 0, replaces=False, seed=5, rows_seed=6, max_rank=4, trained=3, local_init="fresh")
 
 
 def ask(client: Light, content: RecordDict, kind: str, context: Context) -> RecordDict:
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
-    message = Message(content, 7, kind)
-    message.metadata.__dict__["_message_id"] = "m"
-    return app_of({7: client})(message, context).content
+    as_in_a_process()
+    return app_of({7: client})(identified(Message(content, 7, kind), "m"), context).content
 
 
 def node() -> Context:
