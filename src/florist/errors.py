@@ -49,6 +49,10 @@ class DamagedRunError(FloristError, ValueError):
     """A run directory lacks a file or holds one that cannot be read."""
 
 
+class OtherVersionError(FloristError, ValueError):
+    """Another version of florist wrote it, in a format that this version does not read."""
+
+
 class OutputExistsError(FloristError, FileExistsError):
     """The output is already there; florist never overwrites."""
 

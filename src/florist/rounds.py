@@ -1,4 +1,4 @@
-"""What travels in a round, and what every aggregation method is: a function from updates to a broadcast."""
+"""What travels in a round, and what an aggregation method is: a function from updates to a broadcast."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,32 +12,32 @@ from torch import Tensor
 from florist.factors import AdapterState
 
 SavedParameters = Mapping[str, Tensor]
-"""Parameters trained and sent whole beside the factors, by their name in the model: a classification head."""
+"""Parameters that are trained and sent whole beside the factors, such as a classification head, by their name."""
 
 NOTHING: SavedParameters = MappingProxyType({})
 NO_ADAPTER = AdapterState.of({})
 
 
 class Trained(Flag):
-    """What a client's optimiser changes, which is what travels between it and the server."""
+    """What the optimiser of a client changes, which is what travels between the client and the server."""
 
     A = auto()
     B = auto()
     WEIGHTS = auto()
-    """The weights of the adapted modules themselves, without an adapter; they travel as whole parameters."""
+    """The weights of the adapted modules themselves, without an adapter; they travel as saved parameters."""
     FACTORS = A | B
 
 
 @dataclass(frozen=True, slots=True)
 class ClientWork:
-    """What a method asks of its clients; engines read it and need not know which method runs.
+    """What a method asks of its clients. Engines read it, so that they need not know which method runs.
 
     Attributes:
         trained: what a client trains and sends. A half of the factors that it does not train is known on both sides
-            and never sent.
-        shared_rows: the method averages halves apart, which has a meaning only where all clients of a round draw the
-            same random rows of A.
-        constant_rows: rows of A are drawn once for the whole run instead of anew in every round.
+            and is never sent.
+        shared_rows: whether all clients of a round have to draw the same random rows of A, without which averaging
+            the halves apart has no meaning.
+        constant_rows: whether rows of A are drawn once for the whole run instead of anew in every round.
     """
 
     trained: Trained = Trained.FACTORS
@@ -45,7 +45,7 @@ class ClientWork:
     constant_rows: bool = False
 
     def sent_bytes(self, adapter: AdapterState) -> int:
-        """Bytes of the halves that travel."""
+        """The bytes of the halves that travel."""
         B, A = Trained.B in self.trained, Trained.A in self.trained
         return sum(
             spec.rank * (B * spec.out_features + A * spec.in_features) * spec.dtype.itemsize
@@ -55,14 +55,21 @@ class ClientWork:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClientUpdate:
-    """What one client uploads.
+    """What one client uploads in a round.
 
     Attributes:
-        client_id: names the client in every round; updates are combined in its order.
-        adapter: the trained factors, scaling folded in.
-        num_examples: training examples behind the update; its weight is this over the round's sum.
-        round_number: the round that asked for it, from 1.
-        saved_parameters: trained values (not differences) of parameters that travel whole.
+        client_id: names the client in every round. Updates are combined in the order of these names.
+        adapter: the trained factors, with the scaling folded in.
+        num_examples: how many training examples are behind the update. Its weight is this number over the sum of all.
+        round_number: the round that asked for the update, counted from 1.
+        saved_parameters: the trained values, not differences, of the parameters that travel whole.
+
+    >>> import torch
+    >>> from florist.factors import LoraFactor
+    >>> factor = LoraFactor(B=torch.ones(4, 2), A=torch.ones(2, 3))  # of a weight with 4 outputs and 3 inputs
+    >>> update = ClientUpdate("site_a", AdapterState.of({"layers.0.q_proj": factor}), num_examples=120, round_number=1)
+    >>> update.nbytes
+    56
     """
 
     client_id: str
@@ -73,7 +80,7 @@ class ClientUpdate:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """The bytes of all tensors."""
         return self.adapter.nbytes + saved_bytes(self.saved_parameters)
 
 
@@ -83,14 +90,14 @@ class ModuleCertificate:
 
     Attributes:
         shape: (out_features, in_features).
-        rank: of what is broadcast, added and continued parts together.
+        rank: the rank of what is broadcast, added and continued parts together.
         input_rank: R, the sum of the clients' ranks.
-        energy_kept: ``1 - (error / norm)^2``: the fraction of ``||dW||_F^2`` in the broadcast where that is a cut of
-            the exact sum; below 0 where a method that is not exact is further off than no update would be.
+        energy_kept: ``1 - (error / norm)^2``. Where the broadcast is a cut of the exact sum, this is the fraction of
+            ``||dW||_F^2`` that it holds; where a method is further off than no update would be, it is below 0.
         norm: ``||dW||_F`` of the exact weighted sum.
-        error: ``||dW - dW_g||_F``, where ``dW_g`` is what the broadcast makes of the uploads: the square root of
-            the discarded energy for a cut, the aggregation noise for a mean of the halves.
-        absent_from: clients that sent nothing for the module; each counts as a zero update.
+        error: ``||dW - dW_g||_F``, where ``dW_g`` is what the broadcast makes of the uploads. It is the square root of
+            the discarded energy for a cut, and the aggregation noise for a mean of the halves.
+        absent_from: the clients that sent nothing for the module; each counts as a zero update.
     """
 
     shape: tuple[int, int]
@@ -103,18 +110,24 @@ class ModuleCertificate:
 
     @property
     def relative_error(self) -> float:
-        """Error over norm; 0 for a zero update."""
+        """The error over the norm; 0 for a zero update."""
         return self.error / self.norm if self.norm else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What an aggregation kept, lost and moved; nothing in it needs a dense weight.
+    """What an aggregation kept, lost and moved. No dense weight is needed to compute it.
 
     Attributes:
-        modules: by module name.
-        bytes_in: of all uploads, as sent.
-        bytes_out: of the broadcast, once, to a client of the largest rank.
+        modules: the certificate of every module, by its name.
+        bytes_in: the bytes of all uploads, as they were sent.
+        bytes_out: the bytes of the broadcast to one client of the largest rank.
+
+    >>> kept = ModuleCertificate((64, 48), rank=3, input_rank=8, energy_kept=0.91, norm=10.0, error=3.0)
+    >>> exact = ModuleCertificate((64, 48), rank=8, input_rank=8, energy_kept=1.0, norm=5.0, error=0.0)
+    >>> certificate = Certificate({"q_proj": kept, "v_proj": exact}, bytes_in=7168, bytes_out=4928)
+    >>> certificate.total_rank, certificate.input_rank, round(certificate.relative_error, 3)
+    (11, 16, 0.268)
     """
 
     modules: Mapping[str, ModuleCertificate]
@@ -123,17 +136,17 @@ class Certificate:
 
     @property
     def total_rank(self) -> int:
-        """Sum of the broadcast ranks."""
+        """The sum of the broadcast ranks."""
         return sum(module.rank for module in self.modules.values())
 
     @property
     def input_rank(self) -> int:
-        """Sum of the ranks that came in: the total rank that FLoRA would send."""
+        """The sum of the ranks that came in, which is the total rank that FLoRA would send."""
         return sum(module.input_rank for module in self.modules.values())
 
     @property
     def relative_error(self) -> float:
-        """Over all modules together, ``sqrt(sum error^2 / sum norm^2)``; 0 for a zero update."""
+        """The error of all modules together, ``sqrt(sum error^2 / sum norm^2)``; 0 for a zero update."""
         norm = math.hypot(*(module.norm for module in self.modules.values()))
         error = math.hypot(*(module.error for module in self.modules.values()))
         return error / norm if norm else 0.0
@@ -143,14 +156,25 @@ class Certificate:
 class Broadcast:
     """What the server sends after a round.
 
-    The global model is base + all `shared` so far + the latest `continued`.
+    The global model is the base with every `shared` adapter so far and the latest `continued` one.
 
     Attributes:
-        shared: the adapter for every client, to be added to the frozen global one.
+        shared: the adapter that every client adds to its frozen global adapter.
         certificate: what the aggregation kept and lost.
-        continued: the adapter that everybody trains on from, in the place of the one before; a client of a smaller
-            rank takes its first components. Empty for methods that only add.
-        saved_parameters: averaged values of the parameters that travel whole.
+        continued: the adapter that clients train on from, in the place of the one before. A client of a smaller rank
+            takes its first components. It is empty for methods that only add.
+        saved_parameters: the averaged values of the parameters that travel whole.
+
+    >>> import torch
+    >>> from florist import EnergyThreshold, Florist, LoraFactor
+    >>> def update(client_id: str, scale: float) -> ClientUpdate:
+    ...     factor = LoraFactor(B=torch.eye(4, 2), A=scale * torch.eye(2, 3))
+    ...     return ClientUpdate(client_id, AdapterState.of({"q_proj": factor}), num_examples=10, round_number=1)
+    >>> broadcast = Florist(EnergyThreshold(1.0))([update("a", 1.0), update("b", 3.0)])
+    >>> broadcast.shared["q_proj"].rank, broadcast.certificate.input_rank
+    (2, 4)
+    >>> torch.allclose(broadcast.shared["q_proj"].delta_weight(), 2.0 * torch.eye(4, 3) * (torch.arange(3) < 2))
+    True
     """
 
     shared: AdapterState
@@ -161,23 +185,23 @@ class Broadcast:
 
 @runtime_checkable
 class Aggregator(Protocol):
-    """An aggregation method: updates of one round in, one broadcast out. It holds settings, never state."""
+    """An aggregation method, which makes one broadcast of the updates of a round. It has settings and no state."""
 
     @property
     def work(self) -> ClientWork:
-        """What clients train for it."""
+        """What clients train for the method."""
         ...
 
     def __call__(self, updates: Sequence[ClientUpdate], /) -> Broadcast:
-        """Combine the updates, in the order of their client ids whatever order they come in."""
+        """Combine the updates in the order of their client ids, whatever order they come in."""
         ...
 
 
 def weight_name(module: str) -> str:
-    """The name under which the weight of an adapted module travels whole: that in the pristine model."""
+    """The name under which the weight of an adapted module travels whole, which is its name in the pristine model."""
     return f"{module}.weight"
 
 
 def saved_bytes(parameters: SavedParameters) -> int:
-    """Bytes of parameters that travel whole."""
+    """The bytes of parameters that travel whole."""
     return sum(tensor.nbytes for tensor in parameters.values())

@@ -158,11 +158,11 @@ def test_interrupted_and_killed_a_comparison_ends_as_if_nothing_had_been(
     settings += ["--set", "training.steps=20"]
     out, whole = tmp_path / "out", tmp_path / "whole"
     first, second = (out / "cells" / entry / "seed-0" for entry in ("florist", "fedit"))
-    stopped = killed(["compare", config, *settings, "-o", out], first / "state" / "current", signal.SIGINT)
+    stopped = killed(["compare", config, *settings, "-o", out], first / "state" / "current.json", signal.SIGINT)
     assert (stopped.returncode, stopped.stdout) == (130, "")
     assert stopped.stderr == f"interrupted; go on with: florist compare --resume {out}\n"
     assert not (first / "adapter").exists()
-    stopped = killed(["compare", "--resume", out], second / "state" / "current", signal.SIGKILL)
+    stopped = killed(["compare", "--resume", out], second / "state" / "current.json", signal.SIGKILL)
     assert stopped.returncode == -signal.SIGKILL
     assert (first / "adapter").exists()
     assert not (second / "adapter").exists()
@@ -190,12 +190,12 @@ def test_processes_end_with_the_one_that_started_them(
     out = tmp_path / "out"
     words = ["compare", config, "--methods", "florist,fedit", "--seeds", "2", "--jobs", "2", "-o", out]
     words += ["--set", "federation.rounds=50"]
-    stopped = killed(words, out / "cells" / "florist" / "seed-0" / "state" / "current", how)
+    stopped = killed(words, out / "cells" / "florist" / "seed-0" / "state" / "current.json", how)
     assert stopped.returncode == status
     assert "Traceback" not in stopped.stderr
 
     def rounds() -> list[str]:
-        return [file.read_text() for file in sorted(out.glob("cells/*/*/state/current"))]
+        return [file.read_text() for file in sorted(out.glob("cells/*/*/state/current.json"))]
 
     time.sleep(1)  # a moment to die in
     before = rounds()

@@ -1,3 +1,4 @@
+import gc
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -10,9 +11,9 @@ from transformers import AutoTokenizer
 
 from florist.aggregation import Florist
 from florist.config import Config
-from florist.config.building import RecentEncodings, _loras, build
+from florist.config.building import RecentEncodings, _loras, build, load
 from florist.config.splits import read_splits, who_holds_what
-from florist.data import IGNORED
+from florist.data import IGNORED, EncodedExamples
 from florist.errors import ConfigurationError, DataError, MissingInputError, ModelError, UnsupportedHardwareError
 from florist.evaluation import Classification, ExactMatch, LanguageModelLoss, MultipleChoice
 from florist.federation.local_init import Warm
@@ -330,6 +331,27 @@ def test_records_that_were_encoded_are_not_encoded_again(tiny_llama: Path, toy_d
     second = build(config(toy_data, model=tiny_llama, **other), encoded=encoded)
     assert all(a.examples is b.examples for a, b in zip(first.clients, second.clients, strict=True))
     assert first.metrics[0].examples is second.metrics[0].examples
+
+
+def test_encoded_examples_are_let_go_with_the_client_that_has_them(tiny_llama: Path, toy_data: Path) -> None:
+    settings = config(toy_data, model=tiny_llama, lora={"ranks": 2})
+    splits = read_splits(settings)
+    loaded = load(settings, splits)
+
+    def alive() -> int:
+        gc.collect()
+        return sum(isinstance(each, EncodedExamples) for each in gc.get_objects())
+
+    before = alive()
+    for client_id, examples in splits.training.items():
+        (client,) = loaded.clients({client_id: examples})
+        assert len(client.examples) == len(examples)
+        assert alive() == before + 1
+        del client
+    measured = loaded.metrics(splits)
+    assert alive() == before + 1
+    del measured
+    assert alive() == before
 
 
 @pytest.mark.parametrize(
@@ -651,7 +673,7 @@ def test_messages_are_trained_with_and_without_a_chat_template(
     plain = first_text(tiny_llama, tmp_path / "data")
     assert plain.count("yo<eos>") == plain.count("### Instruction:\nhi") == 2
     with pytest.raises(
-        ConfigurationError, match=r"data\.prompt_template is for rows with an instruction, and these hold"
+        ConfigurationError, match=r"data\.prompt_template is for examples with an instruction, and these hold"
     ):
         first_text(chat_llama, tmp_path / "data", prompt_template="{instruction}")
 

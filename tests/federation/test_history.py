@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from florist.errors import DamagedRunError, MissingInputError, OutputExistsError
+from florist.errors import DamagedRunError, MissingInputError, OtherVersionError, OutputExistsError
 from florist.factors import AdapterState, LoraFactor
+from florist.federation.broadcasts import Broadcasts
 from florist.federation.history import RunDirectory, RunFacts
 from florist.federation.records import ClientRecord, Drop, RoundRecord
 from florist.federation.state import ServerState
@@ -35,13 +36,14 @@ def broadcast(number: int, dtype: torch.dtype = torch.float32) -> AdapterState:
 
 
 def state(number: int, *, dtype: torch.dtype = torch.float32, skipped: tuple[int, ...] = ()) -> ServerState:
-    """What the server holds after a round; the rounds in `skipped` had too few replies."""
+    """What the server holds after a round; the rounds in `skipped` had too few replies. It keeps three rounds."""
+    kept = range(max(1, number - 2), number + 1)
     return ServerState(
         round_number=number,
         cumulative=adapter(number + 3, seed=100 + number, dtype=dtype),
         continued=adapter(number + 2, seed=200 + number, dtype=dtype),
         saved_parameters={"score.weight": torch.randn(3, 4, generator=torch.Generator().manual_seed(number)).to(dtype)},
-        broadcasts={k: broadcast(k, dtype) for k in range(1, number + 1) if k not in skipped},
+        broadcasts=Broadcasts({k: broadcast(k, dtype) for k in kept if k not in skipped}, max(0, number - 3)),
         holds={"client_0": number, "client_é": max(0, number - 1)},
     )
 
@@ -84,6 +86,7 @@ def assert_equal(found: ServerState, expected: ServerState) -> None:
     assert adapter_bits(found.continued) == adapter_bits(expected.continued)
     assert bits(found.saved_parameters) == bits(expected.saved_parameters)
     assert sorted(found.broadcasts) == sorted(expected.broadcasts)
+    assert found.broadcasts.forgotten == expected.broadcasts.forgotten
     for number in expected.broadcasts:
         assert adapter_bits(found.broadcasts[number]) == adapter_bits(expected.broadcasts[number])
     assert found.holds == expected.holds
@@ -91,7 +94,7 @@ def assert_equal(found: ServerState, expected: ServerState) -> None:
 
 def test_a_run_starts_with_its_configuration_and_facts(tmp_path: Path) -> None:
     run = started(tmp_path)
-    assert run.config_file.read_text(encoding="utf-8") == CONFIG
+    assert run.config_file.read_text(encoding="utf-8") == run.begun_file.read_text(encoding="utf-8") == CONFIG
     assert run.facts == FACTS
     assert (run.path / "rounds.jsonl").read_text() == ""
     assert not run.adapter.exists()
@@ -109,7 +112,7 @@ def test_no_file_of_a_run_holds_what_is_no_number(tmp_path: Path, value: float) 
     lost = replace(record(1).clients[0], loss=value)
     run.save(state(1), replace(record(1), metrics={"loss": value}, relative_error=value, clients=(lost,)))
     run.save_tested({"loss": value, "accuracy": 0.5})
-    files = [run.path / "run.json", run.path / "test.json", run.path / "state" / "round-0001" / "round.json"]
+    files = [run.path / "run.json", run.path / "test.json", run.path / "state" / "current.json"]
     for text in (*(file.read_text() for file in files), *(run.path / "rounds.jsonl").read_text().splitlines()):
         json.loads(text, parse_constant=refuse)
         assert "null" in text
@@ -160,14 +163,14 @@ def test_values_at_the_edge_of_a_format_come_back(tmp_path: Path) -> None:
     B = torch.tensor([[0.0, -0.0, 1e-45, 3.4e38]])
     edge = AdapterState.of({"m": LoraFactor(B.T.expand(4, 3), torch.rand(5, 3).T)})  # views, not contiguous
     run, weight = started(tmp_path), torch.rand(4, 3).T
-    run.save(ServerState(1, edge, NO_ADAPTER, {"w": weight}, {1: edge}, {}), record(1))
+    run.save(ServerState(1, edge, NO_ADAPTER, {"w": weight}, Broadcasts({1: edge}), {}), record(1))
     found, _ = run.load(ServerState.initial())
     assert adapter_bits(found.cumulative) == adapter_bits(edge)
     assert torch.equal(found.saved_parameters["w"], weight)
 
 
 def test_a_run_without_heads_or_updates_is_saved(tmp_path: Path) -> None:
-    run, empty = started(tmp_path), ServerState(1, NO_ADAPTER, NO_ADAPTER, {}, {}, {})
+    run, empty = started(tmp_path), ServerState(1, NO_ADAPTER, NO_ADAPTER, {}, Broadcasts(), {})
     run.save(empty, record(1))
     assert_equal(run.load(state(5))[0], empty)
 
@@ -192,71 +195,114 @@ def test_every_round_is_a_line(tmp_path: Path) -> None:
     assert run.records() == [record(1), record(2), record(3)]
 
 
-def test_the_lines_are_written_from_the_saved_rounds_and_not_the_other_way(tmp_path: Path) -> None:
+def test_a_line_that_is_half_written_or_of_no_round_is_put_right(tmp_path: Path) -> None:
     run = started(tmp_path)
     run.save(state(1), record(1))
     run.save(state(2), record(2))
-    lines = run.path / "rounds.jsonl"
-    whole = lines.read_text()
-    # Killed before the lines were replaced; edited by hand; removed.
-    for content in (whole.splitlines(keepends=True)[0], "{}\n" * 9, None):
-        lines.unlink()
-        if content is not None:
-            lines.write_text(content)
+    whole = (run.path / "rounds.jsonl").read_text()
+    first, second = whole.splitlines(keepends=True)
+    for content in (first, first + second[:9], whole + "{}\n", whole + "{", first + "{}\n" * 9):
+        (run.path / "rounds.jsonl").write_text(content)
+        assert RunDirectory.open(run.path).records() == [record(1), record(2)]
+        assert (run.path / "rounds.jsonl").read_text() == content
         assert RunDirectory.open(run.path).load(ServerState.initial())[1] == [record(1), record(2)]
-        assert lines.read_text() == whole
+        assert (run.path / "rounds.jsonl").read_text() == whole
+
+
+def test_an_amended_record_replaces_the_last(tmp_path: Path) -> None:
+    run = started(tmp_path)
+    run.save(state(1), record(1))
+    run.save(state(2), record(2))
+    for metrics in ({"loss": 1e-300, "perplexity": math.pi}, {}):
+        amended = replace(record(2), metrics=metrics)
+        told = replace(state(2), holds={"client_0": 7})
+        run.amend(told, amended)
+        assert (run.path / "rounds.jsonl").read_text().count("\n") == 2
+        found, records = run.load(ServerState.initial())
+        assert_equal(found, told)
+        assert records == [record(1), amended]
+    run.save(state(3), record(3))
+    assert run.records() == [record(1), amended, record(3)]
+
+
+def test_there_is_nothing_to_amend_before_the_first_round(tmp_path: Path) -> None:
+    with pytest.raises(DamagedRunError, match="no round to amend"):
+        started(tmp_path).amend(state(1), record(1))
 
 
 def test_a_round_that_was_not_made_current_is_played_again(tmp_path: Path) -> None:
     run = started(tmp_path)
     run.save(state(1), record(1))
-    before = (run.path / "state" / "current").read_text()
-    first = run.path / "state" / "round-0001"
-    shutil.copytree(first, tmp_path / "kept")
+    copy = RunDirectory(shutil.copytree(run.path, tmp_path / "copy"))
     run.save(state(2), record(2))
     # As if killed before the pointer moved: what a save does first is there, what it does after is not.
-    (run.path / "state" / "current").write_text(before)
-    shutil.rmtree(first)
-    shutil.copytree(tmp_path / "kept", first)
-    (run.path / "state" / "round-0002" / "round.json").write_text("half a")
-    draft = run.path / "state" / ".round-0002.00112233aabbccdd"
+    shutil.copytree(run.path / "state" / "round-0002", copy.path / "state" / "round-0002")
+    (copy.path / "state" / "round-0002" / "cumulative.safetensors").write_text("half a")
+    draft = copy.path / "state" / ".round-0002.00112233aabbccdd"
     draft.mkdir()
     (draft / "cumulative.safetensors").write_bytes(b"half")
 
-    found, records = RunDirectory.open(run.path).load(ServerState.initial())
+    found, records = RunDirectory.open(copy.path).load(ServerState.initial())
     assert_equal(found, state(1))
     assert records == [record(1)]
-    run.save(state(2), record(2))
-    assert_equal(run.load(ServerState.initial())[0], state(2))
+    assert [entry.name for entry in sorted((copy.path / "state").iterdir())] == ["current.json", "round-0001"]
+    copy.save(state(2), record(2))
+    assert_equal(copy.load(ServerState.initial())[0], state(2))
 
 
 def test_a_round_killed_before_the_first_pointer_leaves_a_run_without_rounds(tmp_path: Path) -> None:
     run = started(tmp_path)
     run.save(state(1), record(1))
-    (run.path / "state" / "current").unlink()
+    (run.path / "state" / "current.json").unlink()
+    (run.path / "rounds.jsonl").write_text("")
     initial = state(0)
     assert run.load(initial) == (initial, [])
     run.save(state(1), record(1))
     assert_equal(run.load(initial)[0], state(1))
 
 
-def test_a_cumulative_adapter_that_was_not_yet_removed_does_no_harm(tmp_path: Path) -> None:
+def test_what_was_not_yet_removed_does_no_harm(tmp_path: Path) -> None:
     run = started(tmp_path)
-    run.save(state(1), record(1))
-    shutil.copytree(run.path / "state" / "round-0001", tmp_path / "kept")
-    run.save(state(2), record(2))
-    shutil.rmtree(run.path / "state" / "round-0001")
-    shutil.copytree(tmp_path / "kept", run.path / "state" / "round-0001")
-    assert_equal(run.load(ServerState.initial())[0], state(2))
+    for number in (1, 2, 3):
+        run.save(state(number), record(number))
+    shutil.copytree(run.path / "state", tmp_path / "kept")
+    run.save(state(4), record(4))
+    shutil.rmtree(run.path / "state" / "round-0003")
+    for name in ("round-0001", "round-0003"):
+        shutil.copytree(tmp_path / "kept" / name, run.path / "state" / name)
+    assert_equal(run.load(ServerState.initial())[0], state(4))
+    folders = [entry.name for entry in sorted((run.path / "state").glob("round-*"))]
+    assert folders == ["round-0002", "round-0003", "round-0004"]
+    assert [file.name for file in (run.path / "state" / "round-0003").iterdir()] == ["broadcast.safetensors"]
+
+
+def test_the_result_of_a_run_that_goes_on_is_set_aside(tmp_path: Path) -> None:
+    run = started(tmp_path)
+    run.set_aside_result(3)
+    run.adapter.mkdir()
+    (run.adapter / "README.md").write_text("three rounds")
+    run.save_tested({"loss": 1.0})
+    run.set_aside_result(3)
+    assert not run.adapter.exists()
+    assert run.tested is None
+    assert (run.path / "adapter-round-0003" / "README.md").read_text() == "three rounds"
+    assert json.loads((run.path / "test-round-0003.json").read_text()) == {"loss": 1.0}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
-def test_a_save_that_is_killed_at_any_point_leaves_the_round_before_or_the_round(tmp_path: Path) -> None:
-    first, second = state(1), state(2)
+@pytest.mark.parametrize("what", ["save", "amend"])
+def test_a_write_that_is_killed_at_any_point_leaves_what_was_before_or_what_was_written(
+    what: str, tmp_path: Path
+) -> None:
+    before, after = (state(4), state(5)) if what == "save" else (state(4), replace(state(4), holds={"client_0": 1}))
+    last = record(5) if what == "save" else replace(record(4), metrics={"loss": 1.0})
     run = started(tmp_path)
-    run.save(first, record(1))
+    for number in (1, 2, 3, 4):
+        run.save(state(number), record(number))
+    earlier = [record(number) for number in (1, 2, 3)]
+    written = [*earlier, record(4), last] if what == "save" else [*earlier, last]
 
-    def save_and_die(run: RunDirectory, last_call: int) -> None:
+    def write_and_die(run: RunDirectory, last_call: int) -> None:
         left = iter(range(last_call))
 
         def die(event: str, _: object) -> None:
@@ -264,61 +310,88 @@ def test_a_save_that_is_killed_at_any_point_leaves_the_round_before_or_the_round
                 os._exit(9)
 
         sys.addaudithook(die)
-        run.save(second, record(2))
+        (run.save if what == "save" else run.amend)(after, last)
 
-    outcomes = set[int]()
+    outcomes = set[bool]()
     for last_call in range(1000):
         copy = RunDirectory(shutil.copytree(run.path, tmp_path / f"killed-at-{last_call}"))
-        child = multiprocessing.get_context("fork").Process(target=save_and_die, args=(copy, last_call))
+        child = multiprocessing.get_context("fork").Process(target=write_and_die, args=(copy, last_call))
         child.start()
         child.join()
+        seen = RunDirectory.open(copy.path).records()
         found, records = RunDirectory.open(copy.path).load(ServerState.initial())
-        assert_equal(found, second if records == [record(1), record(2)] else first)
+        assert records == seen
+        assert records in (written, [*earlier, record(4)])
+        assert_equal(found, after if records == written else before)
         assert (copy.path / "rounds.jsonl").read_text().count("\n") == len(records)
-        outcomes.add(len(records))
-        if len(records) == 1:
-            copy.save(second, record(2))
-            assert_equal(copy.load(ServerState.initial())[0], second)
+        outcomes.add(records == written)
+        if records != written:
+            (copy.save if what == "save" else copy.amend)(after, last)
+            assert_equal(copy.load(ServerState.initial())[0], after)
         if child.exitcode == 0:
             break
         assert child.exitcode == 9
-    assert last_call > 10
-    assert outcomes == {1, 2}
+    assert last_call > (10 if what == "save" else 2)
+    assert outcomes == {True, False}
+    # However it was killed, nothing is left that a run that was not killed does not have.
+    run.save(after, last) if what == "save" else run.amend(after, last)
+    files = {file.relative_to(run.path): file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
+    for killed in tmp_path.glob("killed-at-*"):
+        assert {file.relative_to(killed): file.read_bytes() for file in killed.rglob("*") if file.is_file()} == files
 
 
-def test_only_the_newest_cumulative_adapter_takes_room(tmp_path: Path) -> None:
+def test_only_what_is_needed_to_resume_takes_room(tmp_path: Path) -> None:
     run = started(tmp_path)
-    for number in (1, 2, 3):
+    for number in range(1, 8):
         run.save(state(number), record(number))
-    held = sorted(path.parent.name for path in (run.path / "state").rglob("cumulative.safetensors"))
-    assert held == ["round-0003"]
-    assert len(list((run.path / "state").rglob("continued.safetensors"))) == 1
-    heads = sorted(path.parent.name for path in (run.path / "state").rglob("saved_parameters.safetensors"))
-    assert heads == ["round-0003"]
-    assert len(list((run.path / "state").rglob("broadcast.safetensors"))) == 3
+    found = {f"{file.parent.name}/{file.name}" for file in (run.path / "state").rglob("*.safetensors")}
+    assert found == {
+        *(f"round-000{number}/broadcast.safetensors" for number in (5, 6, 7)),
+        *(f"round-0007/{name}.safetensors" for name in ("cumulative", "continued", "saved_parameters")),
+    }
+    assert {file.name for file in (run.path / "state").iterdir()} == {
+        "current.json", "round-0005", "round-0006", "round-0007"
+    }  # fmt: skip
+
+
+def test_a_save_reads_no_earlier_round(tmp_path: Path) -> None:
+    run = started(tmp_path)
+    for number in range(1, 5):
+        run.save(state(number), record(number))
+    lines = (run.path / "rounds.jsonl").read_bytes()
+    spoilt = b"x" * (len(lines) - 1) + b"\n"
+    (run.path / "rounds.jsonl").write_bytes(spoilt)
+    run.save(state(5), record(5))
+    assert (run.path / "rounds.jsonl").read_bytes()[: len(lines)] == spoilt
 
 
 def test_more_rounds_than_the_names_have_digits(tmp_path: Path) -> None:
     run = started(tmp_path)
-    (run.path / "state" / "current").write_text("round-10000\n")
-    assert run._current() == 10000
-    assert run._folder(10000).name == "round-10000"
+    run.save(replace(state(3), round_number=10000, broadcasts=Broadcasts({10000: broadcast(3)}, 9999)), record(3))
+    assert [entry.name for entry in (run.path / "state").glob("round-*")] == ["round-10000"]
 
 
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda run: (run / "state" / "current").write_text(""),
-        lambda run: (run / "state" / "round-0001" / "round.json").unlink(),
-        lambda run: os.truncate(run / "state" / "round-0001" / "cumulative.safetensors", 20),
+        lambda run: (run / "state" / "current.json").write_text(""),
+        lambda run: (run / "state" / "current.json").write_text("{}"),
+        lambda run: (run / "state" / "current.json").unlink(),
+        lambda run: (run / "rounds.jsonl").unlink(),
+        lambda run: (run / "rounds.jsonl").write_text(""),
+        lambda run: (run / "rounds.jsonl").write_text((run / "rounds.jsonl").read_text()[20:]),
+        lambda run: (run / "state" / "round-0002" / "cumulative.safetensors").unlink(),
+        lambda run: (run / "state" / "round-0001" / "broadcast.safetensors").unlink(),
+        lambda run: os.truncate(run / "state" / "round-0002" / "cumulative.safetensors", 20),
     ],
 )
 def test_a_damaged_run_is_said_to_be_one(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
     directory = started(tmp_path)
     directory.save(state(1), record(1))
-    (tmp_path / "run" / "state" / ".round-0002.00112233aabbccdd").mkdir()
+    directory.save(state(2), record(2))
+    (tmp_path / "run" / "state" / ".round-0003.00112233aabbccdd").mkdir()
     directory.load(ServerState.initial())
-    assert not (tmp_path / "run" / "state" / ".round-0002.00112233aabbccdd").exists()
+    assert not (tmp_path / "run" / "state" / ".round-0003.00112233aabbccdd").exists()
     spoil(tmp_path / "run")
     with pytest.raises(DamagedRunError, match=r"expected a whole run in .*restore the directory"):
         directory.load(ServerState.initial())
@@ -327,4 +400,27 @@ def test_a_damaged_run_is_said_to_be_one(tmp_path: Path, spoil: Callable[[Path],
 def test_facts_that_cannot_be_read_are_damage(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(DamagedRunError, match="expected a whole run"):
+        RunDirectory.open(tmp_path).facts  # noqa: B018  # the access is the test
+
+
+@pytest.mark.parametrize(
+    ("changes", "telling"),
+    [
+        ({"format": None}, r"got format 1 of florist 0\.1\.0; go on with that version, or begin another run"),
+        ({"format": 1}, r"got format 1 of florist 0\.1\.0; go on with that version"),
+        ({"format": 3, "florist": "9.9"}, r"got format 3 of florist 9\.9; install that version or a later one"),
+    ],
+)
+def test_a_run_of_another_format_is_refused(changes: dict[str, object], telling: str, tmp_path: Path) -> None:
+    path = started(tmp_path).path
+    document = {**json.loads((path / "run.json").read_text()), **changes}
+    (path / "run.json").write_text(json.dumps({name: value for name, value in document.items() if value is not None}))
+    with pytest.raises(OtherVersionError, match=rf"run: expected a run of format 2, {telling}"):
+        RunDirectory.open(path)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"format": "new"}', "null"])
+def test_facts_that_lack_something_are_damage(content: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises((DamagedRunError, OtherVersionError)):
         RunDirectory.open(tmp_path).facts  # noqa: B018  # the access is the test

@@ -116,7 +116,7 @@ def untimed(run: Path) -> list[dict[str, Any]]:
 
 def contents(run: Path) -> dict[str, bytes]:
     """All that a run leaves, but for what has times in it."""
-    files = [file for file in run.rglob("*") if file.is_file() and file.name not in {"rounds.jsonl", "round.json"}]
+    files = [file for file in run.rglob("*") if file.is_file() and file.name not in {"rounds.jsonl", "current.json"}]
     return {str(file.relative_to(run)): file.read_bytes() for file in files}
 
 
@@ -135,7 +135,7 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_never_was(
     draw = random.Random(3)  # noqa: S311  # moments to die at, no secrets
     rounds_reached = set[int]()
     for _ in range(KILLS):
-        status, _ = child(config, killed, draw.uniform(1, events / 4))
+        status, _ = child(config, killed, draw.uniform(1, events / 3))
         assert status == -signal.SIGKILL
         lines = killed / "rounds.jsonl"
         rounds_reached.add(lines.read_text().count("\n") if lines.exists() else 0)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from florist.aggregation import lossless_sum
 from florist.factors import AdapterState, LoraFactor
+from florist.federation.broadcasts import Broadcasts
 from florist.federation.local_init import FRESH_ROW_NORM, Aligned, Continued, Fresh, LocalInit, Warm, change
 from florist.federation.state import ServerState
 from florist.rounds import NO_ADAPTER
@@ -20,7 +21,7 @@ def state(**changes: object) -> ServerState:
         "cumulative": lossless_sum([first, second]),
         "continued": NO_ADAPTER,
         "saved_parameters": {},
-        "broadcasts": {1: first, 2: second},
+        "broadcasts": Broadcasts({1: first, 2: second}),
         "holds": {},
     }
     return ServerState(**{**settings, **changes})
@@ -68,7 +69,7 @@ def test_aligned_rows_are_the_leading_directions_of_the_last_update_at_the_norm_
 
 def test_a_stack_is_aligned_to_by_its_directions_and_not_its_rows() -> None:
     twice = adapter(2, 3).map(lambda f: LoraFactor(torch.cat([f.B, f.B], 1), torch.cat([f.A, f.A])))
-    start = Aligned()(state(broadcasts={1: twice}), 4)
+    start = Aligned()(state(broadcasts=Broadcasts({1: twice})), 4)
     assert {factor.rank for factor in start.local.values()} == {2}
 
 

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -7,9 +8,12 @@ from hypothesis import strategies as st
 
 from florist.aggregation import FedEx, FedIt, FfaLora, FlexLora, Flora, Florist, FullFineTuning, lossless_sum
 from florist.factors import AdapterState, LoraFactor
+from florist.federation.broadcasts import Broadcasts
 from florist.federation.local_init import Aligned, Fresh, LocalInit, Warm
-from florist.federation.rules import Federation, LocalWork, global_adapter, round_record
+from florist.federation.recording import LocalWork, round_record
+from florist.federation.rules import Federation
 from florist.federation.state import ServerState
+from florist.linalg import ThinSvd, WeightedFactor, decompose
 from florist.ranks import EnergyThreshold
 from florist.rounds import NO_ADAPTER, Aggregator, ClientUpdate
 from tests.builders import SHAPES, adapter, dense_sum, relative_error, update, with_shared_rows
@@ -28,15 +32,19 @@ def rules(**changes: object) -> Federation:
     return Federation(**{**settings, **changes})
 
 
-def play(federation: Federation, rounds: list[list[str]]) -> ServerState:
-    """Rounds in which the named clients reply, each with an update of its own."""
-    state = ServerState.initial()
+def states_of(federation: Federation, rounds: list[list[str]]) -> list[ServerState]:
+    """After each of the rounds in which the named clients reply, each with an update of its own."""
+    states = [ServerState.initial()]
     for number, clients in enumerate(rounds, start=1):
         updates = [
             update(name, adapter(2, seed=100 * number + CLIENTS.index(name)), round_number=number) for name in clients
         ]
-        state = federation.close_round(state, updates).state
-    return state
+        states.append(federation.close_round(states[-1], updates).state)
+    return states[1:]
+
+
+def play(federation: Federation, rounds: list[list[str]]) -> ServerState:
+    return states_of(federation, rounds)[-1]
 
 
 def dense(held: AdapterState, module: str) -> torch.Tensor:
@@ -69,11 +77,11 @@ def test_sampling_depends_on_seed_and_round_alone() -> None:
 
 def test_the_global_adapter_is_the_sum_of_all_broadcasts() -> None:
     federation = rules()
-    state = play(federation, [["client_0", "client_1"], ["client_2"], ["client_0", "client_3"]])
-    assert state.round_number == 3
+    states = states_of(federation, [["client_0", "client_1"], ["client_2"], ["client_0", "client_3"]])
+    assert states[-1].round_number == 3
     for module in SHAPES:
-        total = sum((dense(b, module) for b in state.broadcasts.values()), start=torch.zeros(()))
-        assert relative_error(dense(state.cumulative, module), total) < 1e-12
+        total = sum((dense(state.broadcasts.last, module) for state in states), start=torch.zeros(()))
+        assert relative_error(dense(states[-1].cumulative, module), total) < 1e-12
 
 
 def test_what_clients_downloaded_always_adds_up_to_the_global_adapter() -> None:
@@ -103,10 +111,10 @@ def test_a_client_that_took_part_lacks_nothing() -> None:
 
 def test_a_late_joiner_gets_one_adapter_no_larger_than_what_it_missed() -> None:
     federation = rules()
-    everybody = [["client_0", "client_1"]] * 6
-    state = play(federation, everybody)
+    states = states_of(federation, [["client_0", "client_1"]] * 6)
+    state = states[-1]
     catch_up = federation.download(state, "client_9")
-    assert catch_up.nbytes < sum(broadcast.nbytes for broadcast in state.broadcasts.values())
+    assert catch_up.nbytes < sum(each.broadcasts.last.nbytes for each in states)
     for module in SHAPES:
         assert relative_error(dense(catch_up.adapter, module), dense(state.cumulative, module)) < 1e-12
 
@@ -138,7 +146,7 @@ REFUSED = {
     "module": (update("client_1", adapter(2, 1, shapes={"elsewhere": (4, 4)})), "elsewhere is not a module"),
     "unexpected head": (
         ClientUpdate("client_1", adapter(2, 1), 1, 1, {"head.bias": torch.zeros(1)}),
-        "expected the whole parameters [], got ['head.bias']",
+        "expected the saved parameters [], got ['head.bias']",
     ),
 }
 
@@ -160,7 +168,7 @@ def test_an_update_that_cannot_count_is_dropped_with_its_reason(bad: ClientUpdat
     [
         ({"head.bias": torch.tensor([math.nan])}, "head.bias holds NaN or inf"),
         ({"head.bias": torch.zeros(2)}, "head.bias: expected (1,), got (2,)"),
-        ({}, "expected the whole parameters ['head.bias'], got []"),
+        ({}, "expected the saved parameters ['head.bias'], got []"),
     ],
 )
 def test_a_head_that_cannot_be_averaged_is_dropped(head: dict[str, torch.Tensor], reason: str) -> None:
@@ -221,6 +229,102 @@ def test_a_module_factor_may_be_missing_from_an_update() -> None:
     assert list(closed.state.cumulative) == ["layers.1.up"]
 
 
+# --- what the server forgets
+
+
+def test_what_no_client_lacks_any_more_is_forgotten() -> None:
+    states = states_of(rules(), [["client_0", "client_1"], ["client_1"], ["client_1"], ["client_0"], ["client_0"]])
+    # Client 0 lacks rounds 2 and 3 until it takes part in round 4; client 1 lacks what came after round 3.
+    assert [list(state.broadcasts) for state in states] == [[1], [2], [2, 3], [4], [4, 5]]
+    assert [state.broadcasts.forgotten for state in states] == [0, 1, 1, 3, 3]
+    assert [state.latest for state in states] == [1, 2, 3, 4, 5]
+
+
+def test_failed_rounds_leave_the_last_broadcast() -> None:
+    federation = rules(catch_up_rounds=2)
+    state = play(federation, [["client_0"], ["client_1"]])
+    for _ in range(5):
+        state = federation.close_round(state, []).state
+    assert list(state.broadcasts) == [2]
+    state = federation.close_round(state, [update("client_1", adapter(2, 1), round_number=8)]).state
+    assert list(state.broadcasts) == [8]
+    assert federation.download(state, "client_0").replaces
+
+
+@pytest.mark.parametrize("local_init", [Fresh(), Aligned()])
+def test_who_was_away_for_longer_than_the_bound_is_sent_the_whole_adapter(local_init: LocalInit) -> None:
+    federation = rules(catch_up_rounds=3, local_init=local_init)
+    away = [["client_0", "client_1"], *[["client_1"]] * 3]
+    state = play(federation, away)
+    within = federation.download(state, "client_0")
+    assert (within.replaces, list(state.broadcasts)) == (False, [2, 3, 4])
+    state = play(federation, [*away, ["client_1"]])
+    beyond = federation.download(state, "client_0")
+    assert (beyond.replaces, list(state.broadcasts)) == (True, [3, 4, 5])
+    assert beyond.adapter is state.cumulative
+    rows = sum(factor.A.nbytes for factor in beyond.directions.values())
+    assert beyond.nbytes == state.cumulative.nbytes + rows
+    assert bool(rows) == (local_init == Aligned())
+
+
+def test_the_state_does_not_grow_with_the_rounds() -> None:
+    federation = rules(catch_up_rounds=4)
+    states = states_of(federation, [["client_0"], *[["client_1", "client_2"]] * 30])
+    assert max(len(state.broadcasts) for state in states) == 4
+
+    def nbytes(state: ServerState) -> int:
+        return state.cumulative.nbytes + sum(each.nbytes for each in state.broadcasts.values())
+
+    assert nbytes(states[-1]) == nbytes(states[10])
+
+
+def test_forgotten_broadcasts_have_no_sum() -> None:
+    broadcasts = Broadcasts({4: adapter(2, 4), 5: adapter(2, 5)}, forgotten=3)
+    assert broadcasts.missed_since(2) is None
+    with pytest.raises(ValueError, match="expected a round from 3 on, got 2"):
+        broadcasts.sum_since(2)
+    assert broadcasts.sum_since(4) is broadcasts[5]
+    assert not broadcasts.sum_since(5)
+
+
+# --- work that is done once
+
+
+@pytest.fixture
+def decompositions(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """An entry for every module that is decomposed outside of the aggregation method."""
+    done: list[None] = []
+
+    def counted(parts: Sequence[WeightedFactor], **options: float) -> ThinSvd:
+        done.append(None)
+        return decompose(parts, **options)
+
+    for module in ("florist.aggregation.weighted_sum", "florist.federation.broadcasts"):
+        monkeypatch.setattr(f"{module}.decompose", counted)
+    return done
+
+
+def test_clients_share_what_is_decomposed_for_them(decompositions: list[None]) -> None:
+    federation = rules(client_ranks=dict.fromkeys(CLIENTS, 8) | {"client_3": 2})
+    state = play(federation, [list(CLIENTS), ["client_0"], ["client_0"], ["client_0", "client_1"]])
+    decompositions.clear()
+    # Clients 2 to 9 miss rounds 2 to 4: one sum, and the directions of the last broadcast.
+    for client_id in CLIENTS:
+        federation.start(state, client_id)
+        federation.download(state, client_id)
+    assert len(decompositions) == 2 * len(SHAPES)
+
+
+def test_the_global_adapter_is_computed_once_a_state(decompositions: list[None]) -> None:
+    federation = rules(aggregator=FedIt())
+    closed = federation.close_round(ServerState.initial(), [update("client_0", adapter(2, 1))])
+    decompositions.clear()
+    round_record(closed, {"client_0": LocalWork(0, 0.0, 0.0)}, {}, {})
+    told = federation.with_holds(closed.state, {"client_0": 1})
+    assert told.global_adapter is closed.state.global_adapter
+    assert len(decompositions) == len(SHAPES)
+
+
 # --- methods whose broadcast is trained on
 
 UNLIKE = {"client_0": 2, "client_1": 4, "client_2": 8, "client_3": 8}
@@ -249,8 +353,8 @@ def test_the_global_model_is_what_was_added_and_the_latest_that_is_continued(agg
     _, states = continue_twice(aggregator)
     for module in SHAPES:
         expected = dense(states[2].cumulative, module) + dense(states[2].continued, module)
-        assert relative_error(dense(global_adapter(states[2]), module), expected) < 1e-12
-        added = sum((dense(b, module) for b in states[2].broadcasts.values()), start=torch.zeros(()))
+        assert relative_error(dense(states[2].global_adapter, module), expected) < 1e-12
+        added = sum((dense(state.broadcasts.last, module) for state in states[1:]), start=torch.zeros(()))
         if float(added.norm()):
             assert relative_error(dense(states[2].cumulative, module), added) < 1e-12
 
@@ -282,7 +386,7 @@ def test_every_client_starts_from_a_cut_of_its_own(aggregator: Aggregator) -> No
 def test_a_client_downloads_its_cut_of_the_latest_and_nothing_that_it_knows(aggregator: Aggregator) -> None:
     federation, states = continue_twice(aggregator)
     state, work = states[2], aggregator.work
-    added = lossless_sum(list(state.broadcasts.values())).nbytes
+    added = lossless_sum([each.broadcasts.last for each in states[1:]]).nbytes
     assert federation.download(state, "client_1").nbytes == 0  # was in the last round
     for client_id, missed in (("client_0", state.broadcasts[2].nbytes), ("client_3", added)):
         lacking = federation.download(state, client_id)
@@ -310,7 +414,7 @@ def test_at_the_end_of_a_round_each_is_sent_its_own(aggregator: Aggregator) -> N
     line = round_record(closed, work, {}, {})
     assert {c.client_id: c.download_bytes for c in line.clients} == {c: d.nbytes for c, d in closed.deliveries.items()}
     assert line.download_bytes < 2 * line.broadcast_bytes
-    assert line.cumulative_rank == global_adapter(closed.state).total_rank > 0
+    assert line.cumulative_rank == closed.state.global_adapter.total_rank > 0
     assert [c.upload_bytes for c in line.clients] == [aggregator.work.sent_bytes(u.adapter) for u in sent]
     assert line.stack_bytes == sum(u.nbytes for u in sent)
 
@@ -426,7 +530,7 @@ def test_whole_weights_are_sent_once_a_round_has_changed_them() -> None:
     assert closed.deliveries["client_0"].nbytes == 4 * (180 + 3)
     assert federation.download(closed.state, "client_0").nbytes == 0
     assert federation.download(closed.state, "client_1").nbytes == 4 * (180 + 3)
-    assert not global_adapter(closed.state)
+    assert not closed.state.global_adapter
     line = round_record(closed, {"client_0": LocalWork(12, 0.0, 0.0)}, {}, {})
     assert (line.total_rank, line.input_rank, line.cumulative_rank, line.relative_error) == (0, 0, 0, 0.0)
     assert line.broadcast_bytes == 4 * (180 + 3)

@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,27 @@ from florist.files.locking import sole_process
 
 def test_a_directory_is_held_once_at_a_time(tmp_path: Path) -> None:
     held = pytest.raises(DirectoryInUseError, match=f"process {os.getpid()} is at work in it")
-    with sole_process(tmp_path), held, sole_process(tmp_path):
-        pytest.fail("the block must not run")
+    with sole_process(tmp_path):
+        with held, sole_process(tmp_path):
+            pytest.fail("the block must not run")
+        # A rival that was refused leaves the holder's name where it was.
+        with held, sole_process(tmp_path):
+            pytest.fail("the block must not run")
     for _ in range(2):
         with sole_process(tmp_path):
-            assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
-        assert (tmp_path / ".lock").read_text() == ""
+            assert (tmp_path / ".lock-holder").read_text() == f"{os.getpid()}\n"
+        assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} in ({".lock": b""}, {})
+
+
+@pytest.mark.parametrize("name", [None, "", "who knows"])
+def test_a_holder_without_a_name_is_another_process(name: str | None, tmp_path: Path) -> None:
+    with sole_process(tmp_path):
+        if name is None:
+            (tmp_path / ".lock-holder").unlink()
+        else:
+            (tmp_path / ".lock-holder").write_text(name)
+        with pytest.raises(DirectoryInUseError, match="another process is at work in it"), sole_process(tmp_path):
+            pytest.fail("the block must not run")
 
 
 def test_a_block_that_fails_lets_go(tmp_path: Path) -> None:
@@ -24,11 +40,18 @@ def test_a_block_that_fails_lets_go(tmp_path: Path) -> None:
         pass
 
 
+def test_what_is_no_lack_of_locks_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"), sole_process(tmp_path / "file"):
+        pytest.fail("the block must not run")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 def test_a_process_that_dies_lets_go(tmp_path: Path) -> None:
     if (child := os.fork()) == 0:
         with sole_process(tmp_path):
             os._exit(9)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-    assert (tmp_path / ".lock").read_text() == f"{child}\n"
+    assert (tmp_path / ".lock-holder").read_text() == f"{child}\n"
     with sole_process(tmp_path):
-        pass
+        assert (tmp_path / ".lock-holder").read_text() == f"{os.getpid()}\n"

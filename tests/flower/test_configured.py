@@ -16,7 +16,6 @@ from florist.config.building import build
 from florist.data import EncodedExamples
 from florist.errors import ConfigurationError
 from florist.federation.history import RunDirectory
-from florist.federation.rules import global_adapter
 from florist.flower import configured_client_app, configured_server_app
 from florist.flower.configured_client import _base, _participant, participant_of_node
 from florist.flower.overrides import overridden_config
@@ -236,7 +235,7 @@ def test_a_classifier_with_its_head_is_the_same_as_in_the_process(
     assert expected.saved_parameters.keys() == found.saved_parameters.keys() > set()
     for name, tensor in expected.saved_parameters.items():
         assert torch.equal(found.saved_parameters[name], tensor)
-    a, b = global_adapter(expected), global_adapter(found)
+    a, b = expected.global_adapter, found.global_adapter
     assert all(torch.equal(a[name].B, b[name].B) and torch.equal(a[name].A, b[name].A) for name in a)
     assert json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())["task_type"] == "SEQ_CLS"
 

@@ -25,7 +25,6 @@ pytest.importorskip("flwr", reason="flwr comes with the flower extra")
 
 from examples.flower.loopback import deploy, simulate
 
-from florist.aggregation import lossless_sum
 from florist.config import DEMONSTRATION
 from florist.federation.history import RunDirectory
 from florist.federation.state import ServerState
@@ -204,13 +203,13 @@ def test_a_client_that_returns_is_sent_what_it_missed(played: Played) -> None:
     state, _ = RunDirectory.open(played.directory).load(ServerState.initial())
     assert {name: state.holds[name] for name in ("mortal", "sleeper")} == {"mortal": 3, "sleeper": 3}
     sent = {client["client_id"]: client["download_bytes"] for client in lines(played.directory)[3]["clients"]}
-    missed = lossless_sum([state.broadcasts[number] for number in (1, 2, 3)])
+    missed = [line["broadcast_bytes"] for line in lines(played.directory)[:3]]
     rows = sum(min(4, factor.rank) * factor.A.shape[1] * 4 for factor in state.broadcasts[3].values())
-    assert sent["sleeper"] == missed.nbytes + rows
+    assert missed[2] + rows < sent["sleeper"] <= sum(missed) + rows
     assert "round 4: mortal holds round -1, and is sent what it misses" in played.log
 
 
-def test_the_final_adapter_is_the_sum_of_what_was_broadcast(played: Played, tiny_llama: Path) -> None:
+def test_the_final_adapter_is_the_global_adapter(played: Played, tiny_llama: Path) -> None:
     saved = RunDirectory.open(played.directory)
     state, _ = saved.load(ServerState.initial())
     base = AutoModelForCausalLM.from_pretrained(tiny_llama)
@@ -218,7 +217,7 @@ def test_the_final_adapter_is_the_sum_of_what_was_broadcast(played: Played, tiny
     merged = PeftModel.from_pretrained(base, saved.adapter).merge_and_unload()
     assert before.keys() == state.cumulative.keys()
     for name, weight in before.items():
-        expected = weight.double() + sum(part[name].delta_weight().double() for part in state.broadcasts.values())
+        expected = weight.double() + state.cumulative[name].delta_weight().double()
         torch.testing.assert_close(merged.get_submodule(name).weight.double(), expected, atol=1e-5, rtol=0)
 
 

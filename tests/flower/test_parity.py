@@ -8,7 +8,6 @@ import torch
 from florist.config import read_config
 from florist.config.building import build
 from florist.config.methods import METHODS
-from florist.federation.rules import global_adapter
 from florist.flower import Journal, configured_client_app
 from florist.flower.strategy import FloristStrategy
 from tests.federation.test_simulation import configure, run
@@ -31,7 +30,7 @@ def test_the_same_adapter_bit_for_bit(method: str, tiny_llama: Path, toy_data: P
     expected, _ = inside.load(build(config).initial_state)
     found, records = journal.load(expected)
     assert [len(line.clients) for line in records] == [2, 2, 2]
-    a, b = global_adapter(expected), global_adapter(found)
+    a, b = expected.global_adapter, found.global_adapter
     assert a.keys() == b.keys()
     for name in a:
         assert torch.equal(a[name].B, b[name].B)

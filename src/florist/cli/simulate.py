@@ -24,7 +24,10 @@ def simulate_command(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The directory to create for the run; by default one in runs/.")
     ] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this directory.")] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Go on with the run in this directory; --set may change its rounds and its evaluation."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and no table.")] = False,
 ) -> None:
     """Fine-tune with a federation of clients in one process: train, aggregate, evaluate, round by round.
@@ -32,8 +35,8 @@ def simulate_command(
     The base model is never changed; the result is one PEFT adapter. An interrupted run goes on with --resume and ends
     as if it had never stopped. If no round had enough usable updates, there is no adapter, and the exit status is 1.
     """
-    if resume is not None and (config_file is not None or overrides or out is not None):
-        raise ConfigurationError("--resume goes on with a run as it was configured: give no CONFIG, --set or -o")
+    if resume is not None and (config_file is not None or out is not None):
+        raise ConfigurationError("--resume goes on with a run as it was configured: give no CONFIG or -o")
 
     from florist.cli.output import Output  # noqa: PLC0415
     from florist.cli.progress import Progress  # noqa: PLC0415
@@ -45,7 +48,7 @@ def simulate_command(
         else:
             from florist.cli.simulate_work import resume_run  # noqa: PLC0415  # torch takes seconds
 
-            run = resume_run(resume, output, progress)
+            run = resume_run(resume, overrides or (), output, progress)
 
     from florist.cli.simulate_work import report  # noqa: PLC0415
 

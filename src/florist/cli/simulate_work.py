@@ -1,5 +1,6 @@
 """What ``florist simulate`` does, once its arguments are known to be right."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,10 @@ from florist.cli.progress import Progress
 from florist.cli.simulate_progress import RoundsProgress
 from florist.cli.simulate_table import holdings_table, rounds_table, totals
 from florist.config.reading import read_config, to_toml
+from florist.config.resuming import IN_ONE_PROCESS, require_resumable
 from florist.config.sections import Config
 from florist.federation.history import RunDirectory
+from florist.files.locking import sole_process
 
 if TYPE_CHECKING:
     from florist.federation.simulation import Simulation
@@ -40,21 +43,28 @@ def start_run(config: Config, path: Path, output: Output, progress: Progress) ->
     return run
 
 
-def resume_run(path: Path, output: Output, progress: Progress) -> RunDirectory:
+def resume_run(path: Path, overrides: Sequence[str], output: Output, progress: Progress) -> RunDirectory:
     """Go on with a run.
 
     Args:
         path: the directory of the run.
+        overrides: changes of its configuration, which then has them.
         output: where to print.
         progress: where to show how the run goes.
 
     Raises:
         MissingInputError: there is no run.
+        ConfigurationError: settings were changed that may not change (`resuming.IN_ONE_PROCESS`).
         FloristError: as `building.build` and `Simulation.run`.
         Exit: the run was interrupted.
     """
     run = RunDirectory.open(path)
-    simulation = _built(read_config(run.config_file), output)
+    config = read_config(run.config_file, overrides)
+    require_resumable(run, config, IN_ONE_PROCESS)
+    simulation = _built(config, output)
+    if overrides:
+        with sole_process(path):
+            run.save_config(to_toml(config))
     _play(simulation, run, RoundsProgress(progress))
     return run
 

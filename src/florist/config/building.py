@@ -49,39 +49,39 @@ from florist.models.training import Hardware, TrainingSettings, require_precisio
 from florist.rounds import Aggregator
 
 Encode = Callable[[Sequence[Example], str], EncodedExamples]
-Encoded = dict[str, tuple[Sequence[Example], EncodedExamples]]
-"""By name, records and what they were encoded to."""
+Encoded = dict[str, EncodedExamples]
+"""Encoded examples, by how and whose they are."""
 
 
 class RecentEncodings:
-    """The records that were encoded last, for the next configuration that reads the same ones.
+    """The examples that were encoded last, for the next configuration that reads the same ones.
 
     Tokenizing costs more than all else in building a small simulation, and a comparison builds one a run.
     """
 
     def __init__(self) -> None:
         self._origin: object = None
-        self._examples: Encoded = {}
+        self._encoded: Encoded = {}
 
     def of(self, config: Config, splits: Splits) -> Encoded:
-        """The examples of these records, by name, to be looked up and added to; none where they are others."""
+        """What is kept of these examples, to be looked up and added to; what is kept of others is let go."""
         origin = (config.model.name_or_path, config.task, config.data, splits)
         if origin != self._origin:
-            self._origin, self._examples = origin, {}
-        return self._examples
+            self._origin, self._encoded = origin, {}
+        return self._encoded
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedTask:
-    """A base model ready to be trained and measured as a configuration says, whoever of its clients does so.
+    """A base model that can be trained and measured as a configuration says, by any of its clients.
 
     Attributes:
         config: the configuration.
         model: the base with its adapters.
         aggregator: the method.
         base: the fingerprint of the base's weights.
-        tokenizer: of the base.
-        task: encoders and what else depends on the kind of task.
+        tokenizer: the tokenizer of the base.
+        task: the encoders, and what else depends on the kind of task.
     """
 
     config: Config
@@ -92,21 +92,21 @@ class LoadedTask:
     task: "_Task"
 
     def clients(self, training: Mapping[str, Sequence[Example]]) -> tuple[Client, ...]:
-        """The clients of these rows, in their order, with the ranks and settings that the configuration lists.
+        """The clients that have these examples, in their order, with the ranks and settings that are configured.
 
         Raises:
             ConfigurationError: it lists another number of clients.
-            DataError: rows cannot be encoded.
+            DataError: an example cannot be encoded.
         """
         client_ids = list(training)
         loras, settings = _loras(self.config, client_ids), _settings(self.config, client_ids)
         return tuple(
-            Client(client_id, self.task.encode_training(rows, client_id), lora, own)
-            for (client_id, rows), lora, own in zip(training.items(), loras, settings, strict=True)
+            Client(client_id, self.task.encode_training(examples, client_id), lora, own)
+            for (client_id, examples), lora, own in zip(training.items(), loras, settings, strict=True)
         )
 
     def metrics(self, splits: Splits) -> tuple[tuple[Metric, ...], tuple[Metric, ...]]:
-        """Metrics of the rounds, and those of the final adapter alone, on the held-out records."""
+        """Metrics of the rounds, and those of the final adapter alone, on the held-out examples."""
         names = metric_names(self.config)
         return metrics(self.config, names, self.task.encode_held_out, splits, self.tokenizer)
 
@@ -116,8 +116,8 @@ def load(config: Config, splits: Splits, encoded: RecentEncodings | None = None)
 
     Args:
         config: what to load.
-        splits: its records, which may tell the classes and the shape of all of them.
-        encoded: keeps the encoded records, where another may need the same.
+        splits: its examples, which may tell the classes and the shape of all of them.
+        encoded: keeps the encoded examples for other configurations. By default whoever asks for some keeps them.
 
     Raises:
         ConfigurationError: keys contradict what is in the data.
@@ -128,9 +128,9 @@ def load(config: Config, splits: Splits, encoded: RecentEncodings | None = None)
     require_precision(TrainingSettings(bf16=training.bf16, fp16=training.fp16), Hardware.found())
     tokenizer = load_tokenizer(config.model.name_or_path)
     tokenizer.padding_side = "right"  # from the left, models that count positions from there would be led astray
-    rows = [row for some in splits.training.values() for row in some]
-    examples = (encoded or RecentEncodings()).of(config, splits)
-    task = _task(config, tokenizer, rows or [*splits.validation, *splits.test], examples)
+    examples = [example for some in splits.training.values() for example in some]
+    kept = encoded.of(config, splits) if encoded is not None else None
+    task = _task(config, tokenizer, examples or [*splits.validation, *splits.test], kept)
     # A quantized model is put on its device as it is loaded.
     if torch.cuda.is_available() and config.model.quantization is None:
         task.base.to("cuda")  # pyright: ignore[reportArgumentType]  # transformers wraps Module.to without its overloads
@@ -153,8 +153,8 @@ def build(config: Config, splits: Splits | None = None, encoded: RecentEncodings
 
     Args:
         config: what to build.
-        splits: its records, where they were read before.
-        encoded: keeps the encoded records, where another simulation may need the same.
+        splits: its examples, where they were read before.
+        encoded: keeps the encoded examples for other simulations.
 
     Raises:
         ConfigurationError: keys contradict what is in the data, the number of clients for instance.
@@ -244,10 +244,10 @@ class _Task:
 
     Attributes:
         base: the model.
-        modules_to_save: trained and sent whole.
+        modules_to_save: the modules that are trained and sent whole.
         task_type: PEFT's name of the task.
-        encode_training: encoder of clients' records.
-        encode_held_out: encoder of held-out records, whose answers alone count.
+        encode_training: encodes the examples of a client.
+        encode_held_out: encodes held-out examples, of which the answers alone count.
     """
 
     base: PreTrainedModel
@@ -257,7 +257,9 @@ class _Task:
     encode_held_out: Encode
 
 
-def _task(config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequence[Example], examples: Encoded) -> _Task:
+def _task(
+    config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequence[Example], kept: Encoded | None
+) -> _Task:
     data, name, dtype = config.data, config.model.name_or_path, getattr(torch, config.model.dtype)
     bits = config.model.quantization
     quantized = quantized_loading(bits, dtype) if bits is not None else {}
@@ -268,7 +270,7 @@ def _task(config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequence
         )
         text = template_prompt(data.prompt_template or "{instruction}")
         encoder = ClassificationEncoder(tokenizer, text, data.label_field, labels, data.max_length)
-        encoding = _encoding(encoder, DataCollatorWithPadding(tokenizer), examples, "text")
+        encoding = _encoding(encoder, DataCollatorWithPadding(tokenizer), kept, "text")
         return _Task(prepared(base) if bits else base, head, "SEQ_CLS", encoding, encoding)
     base = load_causal_lm(name, dtype, **quantized)
     render = _renderer(config, tokenizer, training)
@@ -277,7 +279,7 @@ def _task(config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequence
         _encoding(
             CausalLmEncoder(tokenizer, render, data.max_length, loss_on_prompts),
             collate,
-            examples,
+            kept,
             "prompts and answers" if loss_on_prompts else "answers",
         )
         for loss_on_prompts in (data.loss_on == "all", False)
@@ -288,18 +290,18 @@ def _task(config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequence
 def _encoding(
     encoder: Callable[[Example], Features],
     collate: Callable[[list[Features]], Mapping[str, Any]],
-    examples: Encoded,
+    kept: Encoded | None,
     counted: str,
 ) -> Encode:
-    def encoded(records: Sequence[Example], source: str) -> EncodedExamples:
+    def encode_once(examples: Sequence[Example], source: str) -> EncodedExamples:
+        if kept is None:
+            return encode(examples, encoder, collate, source)
         name = f"{counted} of {source}"
-        known = examples.get(name)
-        # Several clients of one process hold other records out, under one name.
-        if known is None or known[0] != records:
-            known = examples[name] = records, encode(records, encoder, collate, source)
-        return known[1]
+        if name not in kept:
+            kept[name] = encode(examples, encoder, collate, source)
+        return kept[name]
 
-    return encoded
+    return encode_once
 
 
 def _renderer(config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequence[Example]) -> Renderer:
@@ -317,8 +319,8 @@ def _renderer(config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequ
     if isinstance(shape, ChatShape):
         if data.prompt_template is not None:
             raise ConfigurationError(
-                "data.prompt_template is for rows with an instruction, and these hold messages: remove it; messages "
-                "are written as the tokenizer's chat template does"
+                "data.prompt_template is for examples with an instruction, and these hold messages: remove it; the "
+                "tokenizer's chat template says how messages are written"
             )
         use_template = has_template and data.chat_template is not False
         return ChatTemplate(tokenizer, shape.conversation) if use_template else PlainChat(shape)

@@ -1,1 +1,1 @@
-"""Rounds of a federation: the rules, the state that they move, the record of each, and the engine in one process."""
+"""The rounds of a federation: their rules, the state that they move, their records, and the engine in one process."""

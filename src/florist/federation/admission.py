@@ -1,6 +1,6 @@
 """Which updates count: the checks that stand between what a client sends and the aggregator.
 
-What passes here makes no aggregation method raise, so that one bad client costs a round its own update and no more.
+No aggregation method fails on an update that passes, so that one bad client costs a round no more than its own update.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,11 +13,10 @@ from florist.factors import LoraFactor
 from florist.rounds import ClientUpdate, SavedParameters, Trained
 
 LARGEST_NORM = torch.finfo(torch.float32).max ** 0.5
-"""Of a half and of the product of both: with larger ones, squares in float32 overflow."""
-
+"""The largest norm of a half, and of the product of both: squares of larger ones overflow in float32."""
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""What factors may be made of."""
+"""The dtypes that factors may have."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,11 +25,11 @@ class Expected:
 
     Attributes:
         round_number: the round.
-        rank: the client's, the largest that it may send.
+        rank: the largest rank that the client may send.
         shapes: (out_features, in_features) of every module that may be trained.
         saved_parameters: the parameters that travel whole, as they were before the round.
-        trained: what the method trains. Where that is B alone, A must be what was drawn.
-        rows: module -> the rows of A that were drawn for the client, at least `rank`.
+        trained: what the method trains. Where that is B alone, A has to be what was drawn.
+        rows: gives the rows of A that were drawn for the client in a module, at least as many as `rank`.
     """
 
     round_number: int
@@ -41,7 +40,7 @@ class Expected:
     rows: Callable[[str], Tensor]
 
     def refusal(self, update: ClientUpdate) -> str | None:
-        """Why an update cannot count; None where it can. Reads every factor once."""
+        """The reason why an update cannot count; None where it can. Every factor is read once."""
         if update.round_number != self.round_number:
             return f"expected an update of round {self.round_number}, got one of round {update.round_number}"
         if type(update.num_examples) is not int or update.num_examples <= 0:
@@ -61,7 +60,7 @@ class Expected:
             reason = self._refusal_of_factor(name, factor)
             if reason is not None:
                 return reason
-        return self._refusal_of_whole(update.saved_parameters)
+        return self._refusal_of_saved(update.saved_parameters)
 
     def _refusal_of_factor(self, name: str, factor: LoraFactor) -> str | None:
         if not (factor.B.isfinite().all() and factor.A.isfinite().all()):
@@ -75,9 +74,9 @@ class Expected:
                 return f"{name}: expected A as it was drawn from the seed, since B alone is trained, and it differs"
         return None
 
-    def _refusal_of_whole(self, parameters: SavedParameters) -> str | None:
+    def _refusal_of_saved(self, parameters: SavedParameters) -> str | None:
         if parameters.keys() != self.saved_parameters.keys():
-            return f"expected the whole parameters {sorted(self.saved_parameters)}, got {sorted(parameters)}"
+            return f"expected the saved parameters {sorted(self.saved_parameters)}, got {sorted(parameters)}"
         for name, tensor in parameters.items():
             before = self.saved_parameters[name]
             if tensor.shape != before.shape:

@@ -1,22 +1,26 @@
-"""The directory of a run: its configuration, the server's state after every round, and the record of each.
+"""The directory of a run: its configuration, the server's state after the last round, and the record of every round.
 
-    RUN/config.toml          the whole configuration, defaults included
-    RUN/run.json             version, method, threads, metrics before the first round
+    RUN/config.toml          the whole configuration, defaults included, that the run goes on with
+    RUN/begun.toml           the configuration that the run was begun with
+    RUN/run.json             format, version, method, threads, metrics before the first round
     RUN/rounds.jsonl         one record a round
-    RUN/state/current        the name of the folder to resume from
-    RUN/state/round-0003/    after round 3: broadcast.safetensors, cumulative.safetensors (all that was added),
-                             continued.safetensors, saved_parameters.safetensors, round.json (its record)
+    RUN/state/current.json   the last whole round: its number, who holds what, which broadcasts are kept, its record
+    RUN/state/round-0003/    the tensors of round 3: broadcast.safetensors, as long as a client may lack it; and of the
+                             last round cumulative.safetensors (all that was ever added), continued.safetensors and
+                             saved_parameters.safetensors
     RUN/.lock                held by the process that plays the rounds
-    RUN/test.json            metrics of the final adapter that are no rounds'
+    RUN/test.json            metrics that only the final adapter has
     RUN/adapter/             the final adapter, as PEFT writes it; none where no round had enough usable updates
 
-A round becomes visible by one replacement of ``state/current``, after its files are on disk: a run that is killed at
-any point resumes from the last whole round. ``rounds.jsonl`` is written from the saved records, never the other way. A
-number that is not finite is null in these files (`strict_json`).
+A round becomes visible by one replacement of ``state/current.json``, after its tensors are on disk; its line in
+``rounds.jsonl`` follows, and then what nobody needs any more is removed. A run that is killed at any point resumes from
+the last whole round: ``current.json`` holds the last line of ``rounds.jsonl`` and says where it begins, so that a line
+which is missing is written and anything more is cut. A number that is not finite is null in these files
+(`strict_json`).
 """
 
-import shutil
-from collections.abc import Generator, Mapping, Sequence
+import os
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,17 +28,17 @@ from typing import Any
 
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from florist.errors import DamagedRunError, MissingInputError
-from florist.factors import AdapterState, LoraFactor
+from florist.errors import DamagedRunError, MissingInputError, OtherVersionError
 from florist.federation.records import RoundRecord
 from florist.federation.state import ServerState
+from florist.federation.state_folder import LastRound, StateFolder
 from florist.files import strict_json
 from florist.files.outputs import new_directory, remove_drafts, replace_file
-from florist.rounds import SavedParameters
+from florist.files.strict_json import Number
 
-_RECORD = TypeAdapter(RoundRecord)
+FORMAT = 2
+"""Of a run directory. The first one, which had no number, kept every round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,25 +46,26 @@ class RunFacts:
     """What a run needs to know of itself beside its configuration.
 
     Attributes:
-        florist: version that started it.
-        method: name of the aggregation method.
-        threads: torch threads, kept on resuming because sums in another order round differently.
-        initial: metrics before the first round.
+        florist: the version that began it.
+        method: the name of the aggregation method.
+        threads: how many torch threads it uses. A resumed run uses as many, since sums in another order round
+            differently.
+        initial: the metrics before the first round.
     """
 
     florist: str
     method: str
     threads: int
-    initial: Mapping[str, float]
+    initial: Mapping[str, Number]
 
 
-_FACTS = TypeAdapter(RunFacts)
-_METRICS = TypeAdapter(Mapping[str, float])
+_FACTS, _METRICS = TypeAdapter(RunFacts), TypeAdapter(Mapping[str, Number])
+_RECORD = TypeAdapter(RoundRecord)
 
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """A run on disk; `create` or `open` it."""
+    """A run on disk; `create` begins one and `open` finds one."""
 
     path: Path
 
@@ -72,8 +77,10 @@ class RunDirectory:
             OutputExistsError, MissingInputError: as `outputs.require_absent`.
         """
         with new_directory(path) as draft:
-            (draft / "config.toml").write_text(config_toml, encoding="utf-8")
-            (draft / "run.json").write_text(strict_json.encode(asdict(facts), indent=2) + "\n", encoding="utf-8")
+            for name in ("config.toml", "begun.toml"):
+                (draft / name).write_text(config_toml, encoding="utf-8")
+            document = {"format": FORMAT, **asdict(facts)}
+            (draft / "run.json").write_text(strict_json.encode(document, indent=2) + "\n", encoding="utf-8")
             (draft / "rounds.jsonl").touch()
             (draft / "state").mkdir()
         return cls(path)
@@ -84,15 +91,23 @@ class RunDirectory:
 
         Raises:
             MissingInputError: it is none.
+            OtherVersionError: a version of florist wrote it whose format this one does not read.
+            DamagedRunError: run.json cannot be read.
         """
         if not (path / "run.json").is_file():
             raise MissingInputError(f"expected the directory of a run at {path}, found no run.json in it")
+        _require_format(path, _run_json(path))
         return cls(path)
 
     @property
     def config_file(self) -> Path:
-        """The configuration that the run was started with."""
+        """The configuration that the run goes on with."""
         return self.path / "config.toml"
+
+    @property
+    def begun_file(self) -> Path:
+        """The configuration that the run was begun with."""
+        return self.path / "begun.toml"
 
     @property
     def adapter(self) -> Path:
@@ -107,46 +122,60 @@ class RunDirectory:
             DamagedRunError: run.json cannot be read.
         """
         with _damage(self.path):
-            return _FACTS.validate_python(strict_json.decode((self.path / "run.json").read_bytes()))
+            return _FACTS.validate_python(_run_json(self.path))
 
     @property
     def tested(self) -> Mapping[str, float] | None:
-        """Metrics of the final adapter that are no rounds'; None where there are none, or not yet.
+        """Metrics that only the final adapter has; None where there are none, or not yet.
 
         Raises:
             DamagedRunError: test.json cannot be read.
         """
         with _damage(self.path):
-            file = self.path / "test.json"
+            file = self._tests
             return _METRICS.validate_python(strict_json.decode(file.read_bytes())) if file.exists() else None
 
     def save_tested(self, metrics: Mapping[str, float]) -> None:
         """Make the metrics of the final adapter permanent."""
-        replace_file(self.path / "test.json", strict_json.encode(dict(metrics), indent=2) + "\n")
+        replace_file(self._tests, strict_json.encode(dict(metrics), indent=2) + "\n")
+
+    def save_config(self, config_toml: str) -> None:
+        """Replace the configuration that the run goes on with; the one that it was begun with stays."""
+        replace_file(self.config_file, config_toml)
+
+    def set_aside_result(self, round_number: int) -> None:
+        """Rename the final adapter and its metrics, where there are any, after the round that they are of.
+
+        A run that has ended and is to go on would otherwise be taken for one that is over.
+        """
+        if self._tests.exists():
+            self._tests.rename(self.path / f"test-round-{round_number:04d}.json")
+        if self.adapter.exists():
+            self.adapter.rename(self.path / f"adapter-round-{round_number:04d}")
 
     def save(self, state: ServerState, record: RoundRecord) -> None:
-        """Make a closed round permanent."""
-        folder = self._folder(state.round_number)
-        shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed before it said so in `current`
-        with new_directory(folder) as draft:
-            _save(state.cumulative, draft / "cumulative.safetensors")
-            _save(state.continued, draft / "continued.safetensors")
-            if state.round_number in state.broadcasts:
-                _save(state.broadcasts[state.round_number], draft / "broadcast.safetensors")
-            _save_tensors(state.saved_parameters, draft / "saved_parameters.safetensors")
-            summary = {"holds": dict(state.holds), "record": asdict(record)}
-            (draft / "round.json").write_text(strict_json.encode(summary, indent=1), encoding="utf-8")
-        replace_file(self.path / "state" / "current", folder.name + "\n")
-        # Only the newest are read again; a round's broadcast stays, for clients that missed it.
-        for name in ("cumulative", "continued", "saved_parameters"):
-            (self._folder(state.round_number - 1) / f"{name}.safetensors").unlink(missing_ok=True)
-        self._write_records(self.records())
+        """Make a closed round permanent.
+
+        Raises:
+            DamagedRunError: the rounds before cannot be read.
+        """
+        with _damage(self.path):
+            before = self._state.last_round()
+        last = self._state.save(state, record, before.line_ends if before is not None else 0)
+        self._write_line(last)
+        self._state.remove_all_but(last)
 
     def amend(self, state: ServerState, record: RoundRecord) -> None:
-        """Replace the record of the last saved round, and who holds what: what became known after it was saved."""
-        summary = {"holds": dict(state.holds), "record": asdict(record)}
-        replace_file(self._folder(state.round_number) / "round.json", strict_json.encode(summary, indent=1))
-        self._write_records(self.records())
+        """Replace the record of the last saved round, and who holds what: what became known after it was saved.
+
+        Raises:
+            DamagedRunError: no round was saved, or current.json cannot be read.
+        """
+        with _damage(self.path):
+            before = self._state.last_round()
+        if before is None:
+            raise _damaged(self.path, "there is no round to amend")
+        self._write_line(self._state.make_current(state, record, before.line_begins))
 
     def records(self) -> list[RoundRecord]:
         """The records of all whole rounds.
@@ -155,81 +184,95 @@ class RunDirectory:
             DamagedRunError: a file is missing or cannot be read.
         """
         with _damage(self.path):
-            return [
-                _RECORD.validate_python(self._summary(number)["record"]) for number in range(1, self._current() + 1)
-            ]
+            last = self._state.last_round()
+            earlier = self._lines.read_bytes()[: last.line_begins if last is not None else None]
+            if last is None and earlier:
+                raise _damaged(self.path, "rounds.jsonl has rounds, and there is no state/current.json")
+            documents = [strict_json.decode(line) for line in earlier.splitlines()]
+            if last is not None:
+                documents.append(last.record)
+            records = [_RECORD.validate_python(document) for document in documents]
+            played = last.round if last is not None else 0
+            if [record.round for record in records] != list(range(1, played + 1)):
+                raise _damaged(self.path, "rounds.jsonl does not have one line for every round")
+        return records
 
     def load(self, initial: ServerState) -> tuple[ServerState, list[RoundRecord]]:
         """The state after the last whole round, or `initial` where there is none, and the records so far.
 
+        What a process left half written because it was killed is completed or removed: no other may be at work here.
+
         Raises:
             DamagedRunError: a file is missing or cannot be read.
         """
-        with _damage(self.path):
-            for folder in (self.path, self.path / "state"):
-                remove_drafts(folder)
         records = self.records()
-        self._write_records(records)
-        if not records:
-            return initial, records
+        for folder in (self.path, self._state.path):
+            remove_drafts(folder)
         with _damage(self.path):
-            return self._state(len(records)), records
+            last = self._state.last_round()
+        if last is not None:
+            self._write_line(last)
+        self._state.remove_all_but(last)
+        with _damage(self.path):
+            return self._state.load(last) if last is not None else initial, records
 
-    def _state(self, round_number: int) -> ServerState:
-        folder = self._folder(round_number)
-        broadcasts = {
-            number: _load(file)
-            for number in range(1, round_number + 1)
-            if (file := self._folder(number) / "broadcast.safetensors").is_file()
-        }
-        return ServerState(
-            round_number=round_number,
-            cumulative=_load(folder / "cumulative.safetensors"),
-            continued=_load(folder / "continued.safetensors"),
-            saved_parameters=load_file(folder / "saved_parameters.safetensors"),
-            broadcasts=broadcasts,
-            holds=self._summary(round_number)["holds"],
-        )
+    @property
+    def _tests(self) -> Path:
+        return self.path / "test.json"
 
-    def _write_records(self, records: Sequence[RoundRecord]) -> None:
-        replace_file(
-            self.path / "rounds.jsonl", "".join(strict_json.encode(asdict(record)) + "\n" for record in records)
-        )
+    @property
+    def _lines(self) -> Path:
+        return self.path / "rounds.jsonl"
 
-    def _current(self) -> int:
-        pointer = self.path / "state" / "current"
-        return int(pointer.read_text(encoding="utf-8").strip().removeprefix("round-")) if pointer.exists() else 0
+    @property
+    def _state(self) -> StateFolder:
+        return StateFolder(self.path / "state")
 
-    def _folder(self, round_number: int) -> Path:
-        return self.path / "state" / f"round-{round_number:04d}"
+    def _write_line(self, last: LastRound) -> None:
+        """Put the line of the last round where it belongs in ``rounds.jsonl``, and cut what comes after."""
+        with self._lines.open("r+b") as lines:
+            if lines.seek(0, os.SEEK_END) < last.line_begins:
+                raise _damaged(self.path, "rounds.jsonl lacks earlier rounds")
+            lines.seek(last.line_begins)
+            if lines.read() == last.line:
+                return
+            lines.truncate(last.line_begins)
+            lines.seek(last.line_begins)
+            lines.write(last.line)
+            lines.flush()
+            os.fsync(lines.fileno())
 
-    def _summary(self, round_number: int) -> dict[str, Any]:
-        return strict_json.decode((self._folder(round_number) / "round.json").read_bytes())
+
+def _run_json(path: Path) -> Any:
+    with _damage(path):
+        return strict_json.decode((path / "run.json").read_bytes())
+
+
+def _require_format(path: Path, run_json: Any) -> None:
+    found = run_json.get("format", 1) if isinstance(run_json, dict) else None
+    if type(found) is not int or found == FORMAT:
+        return  # what is no number is damage, which is said by who reads the rest
+    by = f"florist {run_json.get('florist', 'of an unknown version')}"
+    what = (
+        f"go on with that version, or begin another run; its adapter, if there is one, is in {path / 'adapter'}"
+        if found < FORMAT
+        else "install that version or a later one to go on with it"
+    )
+    raise OtherVersionError(f"{path}: expected a run of format {FORMAT}, got format {found} of {by}; {what}")
 
 
 @contextmanager
 def _damage(path: Path) -> Generator[None, None, None]:
     try:
         yield
+    except DamagedRunError:
+        raise
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise DamagedRunError(
-            f"expected a whole run in {path}, and reading it failed ({reason}); restore the directory from a copy, or "
-            "start the run anew"
-        ) from error
+        raise _damaged(path, " ".join(str(error).split())) from error
 
 
-def _save(adapter: AdapterState, file: Path) -> None:
-    _save_tensors(
-        {f"{name}.{half}": getattr(factor, half) for name, factor in adapter.items() for half in ("B", "A")}, file
+def _damaged(path: Path, reason: str) -> DamagedRunError:
+    return DamagedRunError(
+        f"expected a whole run in {path}, and reading it failed ({reason}); restore the directory from a copy, or "
+        "start the run anew"
     )
-
-
-def _save_tensors(tensors: SavedParameters, file: Path) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
-
-
-def _load(file: Path) -> AdapterState:
-    halves: SavedParameters = load_file(file)
-    names = sorted({name.rpartition(".")[0] for name in halves})
-    return AdapterState.of({name: LoraFactor(halves[f"{name}.B"], halves[f"{name}.A"]) for name in names})

@@ -5,14 +5,13 @@ says it: fresh as in the papers, aligned to the last update, or warm from the gl
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
 
 from florist.factors import AdapterState, LoraFactor, stack
 from florist.federation.state import ServerState
-from florist.linalg import WeightedFactor, decompose
+from florist.linalg import ThinSvd
 from florist.rounds import NO_ADAPTER
 
 FRESH_ROW_NORM = 3**-0.5
@@ -90,10 +89,12 @@ class Aligned:
     def __call__(self, state: ServerState, rank: int, /) -> LocalStart:
         """As many directions as the last update has, at most `rank`.
 
-        Cost: one decomposition of the last update.
+        Cost: one decomposition of the last update for all clients of a round, and a thin product for each.
         """
-        last = state.broadcasts[max(state.broadcasts)] if state.broadcasts else NO_ADAPTER
-        return LocalStart(state.cumulative, AdapterState.of({name: _directions(last, name, rank) for name in last}))
+        decomposed = state.broadcasts.last_decomposed
+        return LocalStart(
+            state.cumulative, AdapterState.of({name: _directions(svd, rank) for name, svd in decomposed.items()})
+        )
 
     def given(self, state: ServerState, rank: int, /) -> AdapterState:  # noqa: ARG002  # never anything
         """Nothing."""
@@ -155,11 +156,9 @@ def change(upload: AdapterState, given: AdapterState) -> AdapterState:
     return AdapterState.of({**upload, **changed}) if changed else upload
 
 
-def _directions(adapter: AdapterState, module: str, rank: int) -> LoraFactor:
-    spec = adapter.specs[module]
-    svd = decompose([WeightedFactor(1.0, spec, partial(adapter.__getitem__, module))])
+def _directions(svd: ThinSvd, rank: int) -> LoraFactor:
     A = svd.leading(min(rank, svd.spectrum.numerical_rank)).Vh
-    return LoraFactor(torch.zeros(spec.out_features, A.shape[0], dtype=A.dtype), FRESH_ROW_NORM * A)
+    return LoraFactor(torch.zeros(svd.spectrum.shape[0], A.shape[0], dtype=A.dtype), FRESH_ROW_NORM * A)
 
 
 def _difference(upload: LoraFactor, given: LoraFactor) -> LoraFactor:

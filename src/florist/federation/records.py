@@ -3,19 +3,21 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from florist.files.strict_json import Number
+
 
 @dataclass(frozen=True, slots=True)
 class ClientRecord:
     """What one client did in a round.
 
     Attributes:
-        client_id: as in its update.
-        rank: of its local adapter (the largest over its modules).
-        num_examples: behind its update.
-        upload_bytes: sent by the client.
-        download_bytes: sent to it: what it lacked at the start, and the round's broadcast.
-        loss: mean training loss.
-        seconds: of local training.
+        client_id: the name in its update.
+        rank: the rank of its local adapter, the largest over its modules.
+        num_examples: how many examples are behind its update.
+        upload_bytes: what the client sent.
+        download_bytes: what was sent to it: all that it lacked at the start, and the round's broadcast.
+        loss: the mean training loss.
+        seconds: how long it trained.
     """
 
     client_id: str
@@ -23,13 +25,13 @@ class ClientRecord:
     num_examples: int
     upload_bytes: int
     download_bytes: int
-    loss: float
-    seconds: float
+    loss: Number
+    seconds: Number
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """A client that was asked and does not count, and why."""
+    """A client that was asked and does not count, and the reason."""
 
     client_id: str
     reason: str
@@ -40,31 +42,31 @@ class RoundRecord:
     """One line of ``rounds.jsonl``.
 
     Attributes:
-        round: from 1.
+        round: the number of the round, counted from 1.
         aggregated: False where too few usable updates came and the global adapter stayed as it was.
-        metrics: of the global adapter after the round; empty where the round was not evaluated.
-        total_rank: of the broadcast to a client of the largest rank, summed over the modules; 0 where weights are
-            trained themselves.
-        input_rank: of the uploads: the total rank that FLoRA would broadcast.
-        cumulative_rank: of the global adapter after the round, continued part included.
-        relative_error: of the broadcast against the exact weighted sum.
-        ranks: of the broadcast, by module.
-        upload_bytes: from all clients.
-        download_bytes: to all clients, catch-up included.
+        metrics: what the global adapter measured after the round; empty where the round was not evaluated.
+        total_rank: the rank of the broadcast to a client of the largest rank, summed over the modules; 0 where weights
+            are trained themselves.
+        input_rank: the total rank of the uploads, which FLoRA would broadcast.
+        cumulative_rank: the total rank of the global adapter after the round, continued part included.
+        relative_error: how far the broadcast is from the exact weighted sum.
+        ranks: the rank of the broadcast, by module.
+        upload_bytes: what all clients sent.
+        download_bytes: what was sent to all clients, catch-up included.
         broadcast_bytes: one copy of the broadcast, to a client of the largest rank.
-        stack_bytes: one copy of the uploads, both halves of them: what FLoRA would broadcast.
-        clients: those that count.
-        dropped: those that do not.
-        seconds: by phase.
+        stack_bytes: one copy of both halves of the uploads, which FLoRA would broadcast.
+        clients: the clients that count.
+        dropped: the clients that do not.
+        seconds: the duration of every phase.
     """
 
     round: int
     aggregated: bool
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, Number]
     total_rank: int
     input_rank: int
     cumulative_rank: int
-    relative_error: float
+    relative_error: Number
     ranks: Mapping[str, int]
     upload_bytes: int
     download_bytes: int
@@ -72,4 +74,4 @@ class RoundRecord:
     stack_bytes: int
     clients: tuple[ClientRecord, ...]
     dropped: tuple[Drop, ...]
-    seconds: Mapping[str, float]
+    seconds: Mapping[str, Number]

@@ -1,7 +1,7 @@
-"""The round state machine: who takes part, what each lacks, which replies count, and the state after.
+"""The rules of the rounds: who takes part, what each client lacks, which updates count, and what the state is then.
 
-It moves a `ServerState` from one round to the next and knows neither models nor networks: the in-process engine and
-any other engine drive the same steps.
+They move a `ServerState` from one round to the next and know neither models nor networks. The engine in one process and
+that over Flower drive the same steps.
 """
 
 import math
@@ -15,7 +15,7 @@ from florist.errors import ConfigurationError
 from florist.factors import AdapterState
 from florist.federation.admission import Expected
 from florist.federation.local_init import Aligned, Continued, LocalInit, LocalStart, change
-from florist.federation.records import ClientRecord, Drop, RoundRecord
+from florist.federation.records import Drop
 from florist.federation.state import ServerState
 from florist.rounds import (
     NO_ADAPTER,
@@ -35,12 +35,13 @@ class Download:
     """What the server sends to one client.
 
     Attributes:
-        adapter: to be added to the global adapter that the client holds: what it missed, or a round's broadcast.
+        adapter: what the client adds to its global adapter: what it missed, or the broadcast of a round.
         continued: the first components of the continued adapter, as many as the client's rank, to train on from.
-        saved_parameters: current values of the parameters that travel whole; empty where the client has them.
-        directions: first rows of A to start from, under B = 0, where the client cannot tell them from `adapter`.
-        replaces: `adapter` is the whole global adapter, bit for bit, and takes the place of what the client holds.
-        nbytes: of all that is sent: not of a half of `continued` that nobody trains, nor of the zeros of `directions`.
+        saved_parameters: the current values of the parameters that travel whole; empty where the client has them.
+        directions: the first rows of A to start from, under B = 0, where the client cannot tell them from `adapter`.
+        nbytes: the bytes of all that is sent. A half of `continued` that nobody trains is not, nor are the zeros of
+            `directions`.
+        replaces: whether `adapter` is the whole global adapter, bit for bit, and takes the place of the client's.
     """
 
     adapter: AdapterState
@@ -56,12 +57,12 @@ class ClosedRound:
     """The outcome of a round.
 
     Attributes:
-        state: to start the next round from.
+        state: the state to start the next round from.
         broadcast: what was aggregated; None where too few updates could be used and nothing changed.
         counted: the updates that went in, as they were uploaded.
-        upload_bytes: of each of them, by client id.
+        upload_bytes: the bytes of each of them, by client id.
         deliveries: what each of their clients is sent now, by client id; empty where nothing changed.
-        dropped: the updates that were refused, and why.
+        dropped: the clients whose updates were refused, and the reasons.
     """
 
     state: ServerState
@@ -80,13 +81,15 @@ class Federation:
         client_ranks: every client that may be asked, and the largest rank that it trains.
         aggregator: the method.
         shapes: (out_features, in_features) of every module that may be trained; anything else is refused.
-        seed: of the run.
+        seed: the seed of the run.
         local_init: how local adapters start where the method continues none.
-        shared_init: random rows of A are the same for all clients of a round (a smaller rank takes the first of
-            them). Otherwise each draws its own, which makes the sum need more directions. Methods that average
-            halves apart share them in any case.
-        fraction: of the clients asked in each round, rounded up (FedAvg's C, arXiv:1602.05629).
-        min_replies: usable updates that a round needs; by default half of the asked clients, rounded up.
+        shared_init: whether all clients of a round draw the same random rows of A, of which a smaller rank takes the
+            first. Where each draws its own, the sum needs more directions. Methods that average halves apart share
+            them in any case.
+        fraction: the fraction of the clients that each round asks, rounded up (C of FedAvg, arXiv:1602.05629).
+        min_replies: how many usable updates a round needs; by default half of the asked clients, rounded up.
+        catch_up_rounds: for how many rounds broadcasts are kept. A client that was away for longer is sent the whole
+            global adapter in the place of what it missed.
     """
 
     client_ranks: Mapping[str, int]
@@ -97,6 +100,7 @@ class Federation:
     shared_init: bool = True
     fraction: float = 1.0
     min_replies: int | None = None
+    catch_up_rounds: int = 16
 
     @property
     def max_rank(self) -> int:
@@ -127,11 +131,11 @@ class Federation:
             )
 
     def participants(self, round_number: int, among: Collection[str] | None = None) -> tuple[str, ...]:
-        """The clients to ask in a round, sorted: drawn from the seed and the round number alone.
+        """The clients to ask in a round, sorted. They are drawn from the seed and the round number alone.
 
         Args:
             round_number: the round.
-            among: the clients that can be reached; all of them by default. As many as ever are drawn from them.
+            among: the clients that can be reached; all of them by default. As many as in any other round are drawn.
         """
         ordered = sorted(self.client_ranks if among is None else among)
         draw = torch.randperm(len(ordered), generator=generator(self.seed, "participants", round_number))
@@ -140,51 +144,55 @@ class Federation:
     def download(self, state: ServerState, client_id: str) -> Download:
         """What a client lacks: every broadcast since it last held the global adapter, as one adapter.
 
-        Sums of several broadcasts are decomposed again without loss, so that a long absence does not cost the sum of
-        all that was sent meanwhile; who holds nothing gets the global adapter itself. Of continued adapters only the
-        latest counts. Every client has the base model, so that weights of adapted modules are not sent before a round
-        has changed them; a head, which starts at random, is.
+        Several broadcasts are summed without loss, so that a client that was away is not sent each of them. A client
+        that holds nothing, or was away for more than `catch_up_rounds`, is sent the global adapter itself. Of
+        continued adapters only the latest counts. Every client has the base model, so that weights of adapted modules
+        are not sent before a round has changed them; a head, which starts at random, is.
+
+        Cost: at most one `lossless_sum` for all clients that lack the same rounds.
         """
-        held = state.holds.get(client_id, 0)
-        missed = [broadcast for number, broadcast in sorted(state.broadcasts.items()) if number > held]
-        if client_id in state.holds and not missed:
+        held = state.holds.get(client_id)
+        if held is not None and held >= state.latest:
             return Download(NO_ADAPTER, NO_ADAPTER, NOTHING, NO_ADAPTER, 0)
-        replaces = client_id not in state.holds and len(missed) > 1
-        added = state.cumulative if replaces else missed[0] if len(missed) == 1 else lossless_sum(missed)
+        missed = state.broadcasts.missed_since(held or 0)
+        several = missed is None or len(missed) > 1
+        replaces = several and (missed is None or held is None)
+        added = state.cumulative if replaces else state.broadcasts.sum_since(held or 0)
         of_base = () if state.broadcasts else {weight_name(module) for module in self.shapes}
         whole = {name: tensor for name, tensor in state.saved_parameters.items() if name not in of_base}
         # The sum of several no longer shows the last of them.
-        hidden = len(missed) > 1 and self._init(state).needs_last
+        hidden = several and self._init(state).needs_last
         directions = self.start(state, client_id).local if hidden else NO_ADAPTER
         return replace(self._download(client_id, added, state.continued, whole, directions), replaces=replaces)
 
     def with_holds(self, state: ServerState, held: Mapping[str, int | None]) -> ServerState:
-        """The state with what clients say they hold: an engine may lose a delivery, and a client what it had.
+        """The state with what clients say they hold, since an engine may lose a delivery, and a client what it had.
 
         Args:
-            state: before.
-            held: by client id, the round whose global adapter it holds; None for nothing at all.
+            state: the state before.
+            held: the round whose global adapter a client holds, by client id; None for nothing at all.
         """
         known = {name: round_number for name, round_number in held.items() if round_number is not None}
         kept = {name: round_number for name, round_number in state.holds.items() if name not in held}
-        return replace(state, holds={**kept, **known})
+        holds = {**kept, **known}
+        return replace(state, holds=holds) if holds != state.holds else state
 
     def start(self, state: ServerState, client_id: str) -> LocalStart:
-        """What a client that has downloaded what it lacked begins the next round with."""
+        """What a client begins the next round with, once it has downloaded what it lacked."""
         return self._init(state)(state, self.client_ranks[client_id])
 
     def local_seed(self, round_number: int, client_id: str) -> int:
-        """The seed of the random rows of A that a client draws, as many as `max_rank`, and takes its own from."""
+        """The seed of a client's random rows of A. It draws as many as `max_rank` and takes the first of them."""
         work = self.aggregator.work
         when = () if work.constant_rows else (round_number,)
         whose = () if self.shared_init or work.shared_rows else (client_id,)
         return derive_seed(self.seed, "local adapter", *when, *whose)
 
     def close_round(self, state: ServerState, updates: Sequence[ClientUpdate]) -> ClosedRound:
-        """Check the replies, aggregate those that can be used, and move the state on by one round.
+        """Check the updates, aggregate those that can be used, and move the state on by one round.
 
-        A round with too few usable updates keeps the global adapter as it was. The clients whose updates count hold
-        the new global adapter afterwards: they get the round's broadcast.
+        A round with too few usable updates keeps the global adapter as it was. The clients whose updates count are
+        sent the broadcast of the round, and hold the new global adapter afterwards.
         """
         round_number = state.round_number + 1
         counted: dict[str, ClientUpdate] = {}
@@ -204,13 +212,15 @@ class Federation:
             unchanged = replace(state, round_number=round_number)
             return ClosedRound(unchanged, None, usable, upload_bytes, {}, tuple(dropped))
         broadcast = self.aggregator([self._change(update, state) for update in usable])
+        holds = {**state.holds, **dict.fromkeys(counted, round_number)}
+        lacked_since = max(min(holds.values()), round_number - self.catch_up_rounds)
         moved = ServerState(
             round_number=round_number,
             cumulative=lossless_sum([state.cumulative, broadcast.shared]),
             continued=broadcast.continued,
             saved_parameters=broadcast.saved_parameters,
-            broadcasts={**state.broadcasts, round_number: broadcast.shared},
-            holds={**state.holds, **dict.fromkeys(counted, round_number)},
+            broadcasts=state.broadcasts.followed_by(round_number, broadcast.shared, lacked_since),
+            holds=holds,
         )
         deliveries = {
             client_id: self._download(client_id, broadcast.shared, broadcast.continued, broadcast.saved_parameters)
@@ -256,74 +266,3 @@ class Federation:
         if reason is None and update.client_id in counted:
             return "a second update in one round; the first counts"
         return reason
-
-
-def global_adapter(state: ServerState) -> AdapterState:
-    """What the global model adds to the base: everything that was added, and the latest continued adapter.
-
-    Cost: nothing for methods that only add; otherwise that of `lossless_sum`.
-    """
-    return lossless_sum([state.cumulative, state.continued]) if state.continued else state.cumulative
-
-
-@dataclass(frozen=True, slots=True)
-class LocalWork:
-    """What an engine measured of one client's part in a round.
-
-    Attributes:
-        download_bytes: sent to the client before it trained.
-        loss: mean training loss.
-        seconds: of local training.
-    """
-
-    download_bytes: int
-    loss: float
-    seconds: float
-
-
-def round_record(
-    closed: ClosedRound, work: Mapping[str, LocalWork], metrics: Mapping[str, float], seconds: Mapping[str, float]
-) -> RoundRecord:
-    """The record of a closed round; every client that was sent something has its bytes counted.
-
-    Args:
-        closed: the round.
-        work: by client id, of every client that was asked.
-        metrics: of the global adapter after the round; empty where it was not evaluated.
-        seconds: by phase.
-    """
-    certificate = closed.broadcast.certificate if closed.broadcast else None
-    sent = {client_id: delivery.nbytes for client_id, delivery in closed.deliveries.items()}
-    clients = tuple(
-        ClientRecord(
-            client_id=update.client_id,
-            rank=max((spec.rank for spec in update.adapter.specs.values()), default=0),
-            num_examples=update.num_examples,
-            upload_bytes=closed.upload_bytes[update.client_id],
-            download_bytes=work[update.client_id].download_bytes + sent.get(update.client_id, 0),
-            loss=work[update.client_id].loss,
-            seconds=work[update.client_id].seconds,
-        )
-        for update in closed.counted
-    )
-    counted = {client.client_id for client in clients}
-    lost = sum(done.download_bytes for client_id, done in work.items() if client_id not in counted)
-    # What clients uploaded, which is not what was aggregated where their start was subtracted.
-    uploads = closed.counted if certificate else ()
-    return RoundRecord(
-        round=closed.state.round_number,
-        aggregated=certificate is not None,
-        metrics=metrics,
-        total_rank=certificate.total_rank if certificate else 0,
-        input_rank=sum(update.adapter.total_rank for update in uploads),
-        cumulative_rank=global_adapter(closed.state).total_rank,
-        relative_error=certificate.relative_error if certificate else 0.0,
-        ranks={name: module.rank for name, module in certificate.modules.items()} if certificate else {},
-        upload_bytes=sum(client.upload_bytes for client in clients),
-        download_bytes=sum(client.download_bytes for client in clients) + lost,
-        broadcast_bytes=certificate.bytes_out if certificate else 0,
-        stack_bytes=sum(update.nbytes for update in uploads),
-        clients=clients,
-        dropped=closed.dropped,
-        seconds=seconds,
-    )

@@ -15,8 +15,9 @@ from florist.data import EncodedExamples
 from florist.evaluation import Metric
 from florist.factors import AdapterState
 from florist.federation.history import RunDirectory, RunFacts
+from florist.federation.recording import LocalWork, round_record
 from florist.federation.records import RoundRecord
-from florist.federation.rules import Federation, LocalWork, global_adapter, round_record
+from florist.federation.rules import Federation
 from florist.federation.state import ServerState
 from florist.files.locking import sole_process
 from florist.files.outputs import new_directory
@@ -31,8 +32,8 @@ class Client:
     """One client of a simulation.
 
     Attributes:
-        client_id: names it in every round.
-        examples: its own, which nobody else sees; their number is its weight.
+        client_id: names the client in every round.
+        examples: its own examples, which nobody else sees; their number is its weight.
         lora: the adapter that its hardware allows.
         training: how it trains.
     """
@@ -45,7 +46,7 @@ class Client:
 
 @runtime_checkable
 class Observer(Protocol):
-    """Told what a simulation does, to show progress; the command line draws bars from it."""
+    """Is told what a simulation does, to show its progress; the command line draws bars from it."""
 
     def evaluating(self, round_number: int) -> None:
         """The global adapter is being evaluated; round 0 is the base model."""
@@ -66,13 +67,13 @@ class Simulation:
 
     Attributes:
         model: the shared base with its adapters.
-        base_model: directory or hub id of the base, for the final adapter's config.
-        clients: all of them.
+        base_model: the directory or hub id of the base, for the config of the final adapter.
+        clients: all clients.
         federation: the rules of the rounds.
-        metrics: of the global adapter, on held-out examples, in the rounds.
-        rounds: how many.
-        final_metrics: of the final adapter, once, on examples that no choice was made by.
-        evaluate_every: evaluate after each such number of rounds, and after the last.
+        metrics: what is measured of the global adapter in the rounds, on held-out examples.
+        rounds: how many rounds are played.
+        final_metrics: what is measured of the final adapter once, on examples that no choice was made by.
+        evaluate_every: how many rounds lie between evaluations; the last round is always evaluated.
     """
 
     model: FederatedModel
@@ -86,15 +87,15 @@ class Simulation:
 
     @property
     def initial_state(self) -> ServerState:
-        """The server before the first round."""
+        """The state of the server before the first round."""
         return ServerState.initial(self.model.saved_parameters)
 
     def evaluate(self, state: ServerState) -> Mapping[str, float]:
-        """Metrics of the global model of `state`."""
-        return self.measure(global_adapter(state), state.saved_parameters)
+        """The metrics of the global model of a state."""
+        return self.measure(state.global_adapter, state.saved_parameters)
 
     def measure(self, adapter: AdapterState, saved_parameters: SavedParameters) -> Mapping[str, float]:
-        """Metrics of the base with any adapter and values of the parameters that travel whole."""
+        """The metrics of the base with any adapter, and any values of the parameters that travel whole."""
         self._show(adapter, saved_parameters)
         return self._measure(self.metrics)
 
@@ -104,11 +105,11 @@ class Simulation:
         Nothing is left behind where the first evaluation fails.
 
         Args:
-            path: to create.
+            path: the directory to create.
             config_toml: the configuration behind this simulation, to resume from.
-            method: name of the aggregation method, for the record.
-            threads: torch threads; None for the faster of one and all.
-            observer: told of the evaluation.
+            method: the name of the aggregation method, for the record.
+            threads: how many torch threads to use; None for the faster of one and all.
+            observer: is told of the evaluation.
 
         Raises:
             OutputExistsError, MissingInputError: as `outputs.require_absent`.
@@ -123,8 +124,9 @@ class Simulation:
         """Play the rounds that `directory` does not hold yet, then write the final adapter.
 
         Every round is saved before the next begins. All randomness derives from the seed, the round and the client,
-        so that an interrupted run that goes on ends as if it had never stopped, bit for bit. Where no round had enough
-        usable updates there is nothing to add to the base, and no adapter is written.
+        so that an interrupted run that goes on ends as if it had never stopped, bit for bit. A run that has ended and
+        goes on with more rounds keeps its earlier adapter under another name (`RunDirectory.set_aside_result`). Where
+        no round had enough usable updates there is nothing to add to the base, and no adapter is written.
 
         Returns:
             The records of all rounds, the earlier ones included.
@@ -133,7 +135,8 @@ class Simulation:
             DirectoryInUseError: another process plays them.
         """
         torch.set_num_threads(directory.facts.threads)
-        # The Trainer collects garbage whenever a client starts: half a second, unless what is loaded is set aside.
+        # The Trainer collects garbage whenever a client starts, which takes half a second unless the loaded objects are
+        # set aside.
         gc.freeze()
         try:
             with sole_process(directory.path):
@@ -143,6 +146,8 @@ class Simulation:
 
     def _play(self, directory: RunDirectory, observer: Observer) -> list[RoundRecord]:
         state, records = directory.load(self.initial_state)
+        if state.round_number < self.rounds:
+            directory.set_aside_result(state.round_number)
         while state.round_number < self.rounds:
             state, latest = self._round(state, observer)
             directory.save(state, latest)
@@ -150,7 +155,7 @@ class Simulation:
             observer.closed(latest)
         if self.final_metrics and directory.tested is None:
             observer.evaluating(self.rounds)
-            self._show(global_adapter(state), state.saved_parameters)
+            self._show(state.global_adapter, state.saved_parameters)
             directory.save_tested(self._measure(self.final_metrics))
         if state.broadcasts and not directory.adapter.exists():
             self._export(state, directory)  # last: a run that has an adapter is over
@@ -164,7 +169,7 @@ class Simulation:
         return {name: value for metric in metrics for name, value in metric(self.model.peft).items()}
 
     def fastest_threads(self) -> int:
-        """The faster of one torch thread and all of them, measured on a batch of the first client."""
+        """The faster of one torch thread and all of them, as measured on a batch of the first client."""
         client = self.clients[0]
         self.model.start_local(client.lora, NO_ADAPTER, seed=0, max_rank=client.lora.rank)
         batch = client.examples.collate([*client.examples][: client.training.batch_size])
@@ -227,7 +232,7 @@ class Simulation:
         return update, LocalWork(download_bytes, outcome.loss, outcome.seconds)
 
     def _export(self, state: ServerState, directory: RunDirectory) -> None:
-        adapter, saved_parameters = self.model.deliverable(global_adapter(state), state.saved_parameters)
+        adapter, saved_parameters = self.model.deliverable(state.global_adapter, state.saved_parameters)
         encoded = encode(
             adapter,
             saved_parameters=saved_parameters,

@@ -2,37 +2,48 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
+from florist.aggregation import lossless_sum
 from florist.factors import AdapterState
+from florist.federation.broadcasts import Broadcasts
 from florist.rounds import NO_ADAPTER, NOTHING, SavedParameters
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)  # no slots: the global adapter is computed once and kept
 class ServerState:
     """All that the server needs to go on after a round.
 
     Attributes:
-        round_number: rounds closed so far.
-        cumulative: the exact sum of all that was ever added, components in descending order.
-        continued: the adapter of the latest broadcast that everybody trains on from; empty for methods that only add.
-        saved_parameters: current values of the parameters that travel whole.
-        broadcasts: what was added, by round; a client that missed some gets their sum.
-        holds: by client id, the round up to which it holds the global adapter.
+        round_number: how many rounds were closed so far.
+        cumulative: the exact sum of all that was ever added, with its components in descending order.
+        continued: the adapter of the latest broadcast that clients train on from; empty for methods that only add.
+        saved_parameters: the current values of the parameters that travel whole.
+        broadcasts: the last broadcast, and those before it that a client may still lack.
+        holds: the round whose global adapter a client has, by client id.
     """
 
     round_number: int
     cumulative: AdapterState
     continued: AdapterState
     saved_parameters: SavedParameters
-    broadcasts: Mapping[int, AdapterState]
+    broadcasts: Broadcasts
     holds: Mapping[str, int]
 
     @property
     def latest(self) -> int:
         """The last round that changed the global adapter; 0 before any did."""
-        return max(self.broadcasts, default=0)
+        return self.broadcasts.latest
+
+    @cached_property
+    def global_adapter(self) -> AdapterState:
+        """What the global model adds to the base: everything that was added, and the latest continued adapter.
+
+        Cost: nothing for methods that only add; otherwise one `lossless_sum` at the first access.
+        """
+        return lossless_sum([self.cumulative, self.continued]) if self.continued else self.cumulative
 
     @classmethod
     def initial(cls, saved_parameters: SavedParameters = NOTHING) -> "ServerState":
-        """Before the first round: the base model as it is."""
-        return cls(0, NO_ADAPTER, NO_ADAPTER, saved_parameters, {}, {})
+        """The state before the first round: the base model as it is."""
+        return cls(0, NO_ADAPTER, NO_ADAPTER, saved_parameters, Broadcasts(), {})

@@ -1,57 +1,57 @@
 """One process at a time in a directory that several could go on with."""
 
-import fcntl
+import errno
 import os
-import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from florist.errors import DirectoryInUseError
 
 LOCK_NAME = ".lock"
+HOLDER_NAME = ".lock-holder"
+"""The file that names the process: systems differ in whether a locked file can be read, or is emptied by a rival."""
 PATIENCE = 2.0
 """Seconds to wait for a holder that is just ending: workers outlive a killed parent for a moment."""
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 
 @contextmanager
 def sole_process(directory: Path) -> Generator[None, None, None]:
     """Hold a directory for the block; the system lets go of it however the process ends.
 
-    The lock file stays: who removed it could remove that of the next holder. File systems without locks hold nothing.
+    The lock file stays: a process that removed it could remove that of the next holder. On a file system without locks
+    the directory may not be held.
 
     Raises:
         DirectoryInUseError: another process holds it.
     """
-    with (directory / LOCK_NAME).open("a+", encoding="utf-8") as lock:
-        try:
-            _acquire(lock)
-        except BlockingIOError as error:
-            lock.seek(0)
-            raise DirectoryInUseError(
-                f"expected {directory} for this process alone, and process {lock.read().strip()} is at work in it: two "
-                "would write over each other's rounds; wait for that one, or end it and resume"
-            ) from error
-        except OSError:  # network file systems may know no locks
-            pass
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        try:
-            yield
-        finally:
-            lock.truncate(0)  # runs of one configuration are alike, byte for byte
+    holder = directory / HOLDER_NAME
+    lock = FileLock(directory / LOCK_NAME)
+    try:
+        lock.acquire(timeout=PATIENCE, poll_interval=PATIENCE / 20)
+    except Timeout as error:
+        raise DirectoryInUseError(
+            f"expected {directory} for this process alone, and {_name(holder)} is at work in it: two would write over "
+            "each other's rounds; wait for that one, or end it and resume"
+        ) from error
+    except NotImplementedError:  # so do older versions of filelock say that a file system has no locks
+        pass
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    try:
+        holder.write_text(f"{os.getpid()}\n", encoding="utf-8")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)  # before the lock is released: afterwards it may be the next holder's
+        lock.release()
 
 
-def _acquire(lock: IO[str]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise
-            time.sleep(PATIENCE / 20)
-        else:
-            return
+def _name(holder: Path) -> str:
+    try:
+        return f"process {int(holder.read_text(encoding='utf-8'))}"
+    except (OSError, ValueError):
+        return "another process"

@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from florist.aggregation import lossless_sum
 from florist.factors import AdapterState
+from florist.federation.broadcasts import Broadcasts
 from florist.federation.local_init import Continued, LocalStart
 from florist.federation.state import ServerState
 from florist.flower.arrays import adapter_to_arrays, arrays_to_adapter, arrays_to_tensors, tensors_to_arrays
@@ -77,7 +78,7 @@ class ClientState:
         begin = Continued() if self.continued else instruction.assignment.start
         if self.directions:
             return LocalStart(self.cumulative, self.directions)
-        last = {self.round_number: self.last} if self.round_number > 0 else {}
+        last = Broadcasts({self.round_number: self.last} if self.round_number > 0 else {})
         return begin(ServerState(self.round_number, self.cumulative, self.continued, NOTHING, last, {}), rank)
 
     @property

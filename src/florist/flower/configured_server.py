@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from florist.config import Config, read_config, to_toml
+from florist.config import Config, to_toml
 from florist.config.methods import LOCAL_INITS, METHODS
+from florist.config.resuming import OVER_FLOWER, require_resumable
 from florist.config.sections import CLASSIFICATION
 from florist.errors import ConfigurationError, MissingDependencyError
+from florist.federation.history import RunDirectory
 from florist.files.locking import sole_process
 from florist.files.outputs import restore_replaced
 from florist.flower.journal import Journal
@@ -49,8 +51,8 @@ def _serve(config: Config, grid: Grid, context: Context) -> None:
             "server needs: set flower.evaluation = 'server'"
         )
     path = Path(settings.run or f"florist-run-{context.run_id}").resolve()
-    _require_same(path / "config.toml", config)
     if (path / "run.json").is_file():
+        require_resumable(RunDirectory.open(path), config, OVER_FLOWER)
         with sole_process(path):
             restore_replaced(path / "adapter")
     LOG.info("the run is kept in %s; to resume it: flwr run --run-config 'flower.run=\"%s\"'", path, path)
@@ -80,22 +82,6 @@ def _serve(config: Config, grid: Grid, context: Context) -> None:
     with sole_process(path):
         strategy.export(adapter, config.model.name_or_path, task_type, deliverable, replace=True)
     LOG.info("the final adapter is in %s", adapter)
-
-
-def _require_same(file: Path, config: Config) -> None:
-    """Check that a run is resumed with the settings that it was begun with, as far as they make its result."""
-    if not file.is_file():
-        return
-    before, may_change = read_config(file), {"rounds", "fraction", "min_replies"}
-    for section in ("task", "lora", "training", "federation", "aggregation"):
-        was, now = (getattr(each, section).model_dump() for each in (before, config))
-        changed = [f"{section}.{key}" for key in now if key not in may_change and now[key] != was[key]]
-        if changed:
-            key = changed[0].partition(".")[2]
-            raise ConfigurationError(
-                f"{changed[0]} = {now[key]!r}: expected {was[key]!r}, which the run in {file.parent} was begun with; "
-                "leave it so, or name another directory with flower.run"
-            )
 
 
 def _server_evaluation(config: Config) -> "ServerEvaluation":

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from florist.checkpoint import encode, write_adapter
 from florist.factors import AdapterState
-from florist.federation.rules import global_adapter
 from florist.federation.state import ServerState
 from florist.files.outputs import new_directory, replaced_directory
 from florist.rounds import SavedParameters
@@ -38,7 +37,7 @@ def write_global_adapter(
         OutputExistsError: the path is taken, and nothing is to be replaced.
         InvalidAdapterError: nothing was aggregated yet.
     """
-    adapter, saved_parameters = global_adapter(state), state.saved_parameters
+    adapter, saved_parameters = state.global_adapter, state.saved_parameters
     if deliverable is not None:
         adapter, saved_parameters = deliverable(adapter, saved_parameters)
     encoded = encode(adapter, saved_parameters=saved_parameters, base_model=base_model, task_type=task_type)

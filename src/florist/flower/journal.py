@@ -1,5 +1,6 @@
 """Where a server keeps its rounds: the run directory of the in-process engine, and what its clients agreed on."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from florist.errors import ConfigurationError, DamagedRunError
 from florist.federation.history import RunDirectory, RunFacts
 from florist.federation.records import RoundRecord
+from florist.federation.rules import Federation
 from florist.federation.state import ServerState
 from florist.files import strict_json
 from florist.files.outputs import replace_file
@@ -19,7 +21,18 @@ from florist.flower.agreement import Agreement
 AGREED = "federation.json"
 
 
-_AGREED = TypeAdapter(Agreement)
+@dataclass(frozen=True, slots=True)
+class _Agreed:
+    """What ``federation.json`` says: an `Agreement`, and the settings of the rules that the run was begun with."""
+
+    base: str
+    shapes: Mapping[str, tuple[int, int]]
+    settings: Mapping[str, str]
+
+
+_AGREED = TypeAdapter(_Agreed)
+_SETTINGS = ("aggregator", "seed", "local_init", "shared_init", "fraction", "min_replies")
+"""Fields of `Federation` that make the result of a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +40,9 @@ class Journal:
     """The directory of a run over Flower; `history` says what is in it.
 
     Attributes:
-        path: of the directory, created with the first round's beginning and resumed from where it exists.
-        method: name of the aggregation method, for the record.
-        config_toml: the configuration behind the run, where there is one.
+        path: the directory, which is created as the first round begins, and resumed from where it exists.
+        method: the name of the aggregation method, for the record.
+        config_toml: the configuration behind the run; empty where there is none.
     """
 
     path: Path
@@ -51,10 +64,10 @@ class Journal:
         return (self.path / "run.json").exists()
 
     def begin(self, initial: Callable[[], Mapping[str, float]]) -> None:
-        """Create the directory, unless it is there.
+        """Create the directory, or write down the configuration that a run goes on with.
 
         Args:
-            initial: metrics before the first round; not measured again where a run is resumed.
+            initial: measures before the first round; it is not called where a run is resumed.
 
         Raises:
             OutputExistsError, MissingInputError: the path is taken by something else, or its parent is missing.
@@ -63,6 +76,8 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             facts = RunFacts(version("florist"), self.method, torch.get_num_threads(), initial())
             RunDirectory.create(self.path, self.config_toml, facts)
+        elif self.config_toml:
+            self.directory.save_config(self.config_toml)
 
     @property
     def agreed(self) -> Agreement | None:
@@ -71,28 +86,23 @@ class Journal:
         Raises:
             DamagedRunError: the file cannot be read.
         """
-        file = self.path / AGREED
-        if not file.exists():
-            return None
-        try:
-            return _AGREED.validate_python(strict_json.decode(file.read_bytes()))
-        except (OSError, ValueError, ValidationError) as error:
-            raise DamagedRunError(
-                f"expected what clients agreed on in {file}, and reading it failed: {error}"
-            ) from error
+        saved = self._agreed()
+        return Agreement(saved.base, saved.shapes) if saved is not None else None
 
-    def agree(self, agreed: Agreement) -> None:
-        """Save what the clients agreed on."""
-        replace_file(
-            self.path / AGREED,
-            strict_json.encode({"base": agreed.base, "shapes": dict(agreed.shapes)}, indent=1) + "\n",
-        )
+    def agree(self, agreed: Agreement, rules: Federation) -> None:
+        """Save what the clients agreed on, and the rules of the run."""
+        document = {"base": agreed.base, "shapes": dict(agreed.shapes), "settings": _settings(rules)}
+        replace_file(self.path / AGREED, strict_json.encode(document, indent=1) + "\n")
 
-    def load(self, initial: ServerState) -> tuple[ServerState, list[RoundRecord]]:
+    def load(self, initial: ServerState, rules: Federation | None = None) -> tuple[ServerState, list[RoundRecord]]:
         """State and records after the last whole round; see `RunDirectory.load`.
 
+        Args:
+            initial: the state before the first round.
+            rules: what the run is to go on with; None to look at it alone.
+
         Raises:
-            ConfigurationError: the run is one of another method.
+            ConfigurationError: the run was begun with another method or other rules, all of which are named.
             DamagedRunError: a file is missing or cannot be read.
         """
         begun_with = self.directory.facts.method
@@ -101,7 +111,33 @@ class Journal:
                 f"expected the method {begun_with!r}, which the run in {self.path} was begun with, "
                 f"got {self.method!r}; go on with that, or begin another run"
             )
+        if rules is not None:
+            self._require_same(rules)
         return self.directory.load(initial)
+
+    def _agreed(self) -> _Agreed | None:
+        file = self.path / AGREED
+        if not file.exists():
+            return None
+        try:
+            return _AGREED.validate_python(strict_json.decode(file.read_bytes()))
+        except (OSError, ValueError, ValidationError) as error:
+            raise DamagedRunError(
+                f"expected what clients agreed on in {file}, and reading it failed ({' '.join(str(error).split())}); "
+                "restore it from a copy, or begin another run"
+            ) from error
+
+    def _require_same(self, rules: Federation) -> None:
+        saved, now = self._agreed(), _settings(rules)
+        before = saved.settings if saved is not None else now  # the server was stopped before its first round
+        changed = [
+            f"{name} = {now[name]}: expected {before.get(name)}" for name in now if now[name] != before.get(name)
+        ]
+        if changed:
+            raise ConfigurationError(
+                f"{'; '.join(changed)}, which the run in {self.path} was begun with; go on with that, or begin another "
+                "run"
+            )
 
     def save(self, state: ServerState, record: RoundRecord) -> None:
         """Make a closed round permanent."""
@@ -110,3 +146,8 @@ class Journal:
     def amend(self, state: ServerState, record: RoundRecord) -> None:
         """Replace the record of the last round, and who holds what: what was measured after it was saved."""
         self.directory.amend(state, record)
+
+
+def _settings(rules: Federation) -> Mapping[str, str]:
+    # What does not say how it is shown is shown with its address, which is another one in every process.
+    return {name: re.sub(r" at 0x[0-9a-f]+", "", repr(getattr(rules, name))) for name in _SETTINGS}

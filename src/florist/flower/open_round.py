@@ -9,8 +9,8 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from florist.errors import FloristError
+from florist.federation.recording import LocalWork
 from florist.federation.records import Drop
-from florist.federation.rules import LocalWork
 from florist.federation.state import ServerState
 from florist.flower.client_texts import last_line, one_line
 from florist.flower.exchange import Exchange

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from florist.config import Config
 from florist.config.splits import read_held_out
 from florist.factors import AdapterState
-from florist.federation.rules import global_adapter
 from florist.federation.state import ServerState
 from florist.flower.agreement import Agreement
 from florist.flower.loaded_base import AllMetrics, load_base
@@ -45,7 +44,7 @@ class ServerEvaluation:
     def measure(self, state: ServerState) -> Mapping[str, float]:
         """Measure the global model of a state."""
         self.model.saved_parameters = state.saved_parameters
-        self.model.set_global(global_adapter(state))
+        self.model.set_global(state.global_adapter)
         return self.metrics(self.model.peft)
 
     def deliverable(

@@ -18,7 +18,7 @@ from typing_extensions import override
 from florist.errors import ConfigurationError
 from florist.federation.local_init import Aligned, LocalInit
 from florist.federation.records import RoundRecord
-from florist.federation.rules import ClosedRound, Federation, global_adapter
+from florist.federation.rules import ClosedRound, Federation
 from florist.federation.state import ServerState
 from florist.files.locking import sole_process
 from florist.flower.agreement import Agreement, ask_saved_parameters
@@ -129,8 +129,8 @@ class FloristStrategy(Strategy):
 
         Raises:
             TooFewClientsError: fewer clients came in time than are needed to begin.
-            ConfigurationError: the journal has a run of another method, or on another base; or a round asks fewer
-                clients than must reply.
+            ConfigurationError: the journal has a run of another method, of other rules, or on another base; or a round
+                asks fewer clients than must reply.
             DamagedRunError: the journal cannot be resumed from.
             DirectoryInUseError: another server is at work in it.
         """
@@ -268,7 +268,7 @@ class FloristStrategy(Strategy):
         return self._round
 
     def _arrays(self) -> ArrayRecord:
-        return adapter_to_arrays(global_adapter(self.state))
+        return adapter_to_arrays(self.state.global_adapter)
 
     def _answers(self, replies: Iterable[Message], kind: str) -> Mapping[str, list[Upload | Evaluation]]:
         """What clients sent, by client; the node of a client that contradicts itself is asked anew who it is."""
@@ -288,7 +288,7 @@ class FloristStrategy(Strategy):
         """Agree with the clients on what is trained, and take up the state of the run."""
         journal, members, evaluate = self._journal, self._members, self._evaluate
         if journal is not None and journal.begun:
-            self.state, self._book.records = journal.load(self.state)
+            self.state, self._book.records = journal.load(self.state, members.federation)
         saved = journal.agreed if journal is not None else None
         introductions = members.roster.members.values()
         members.agreement = self._reference or saved or Agreement.of(introductions)
@@ -303,6 +303,6 @@ class FloristStrategy(Strategy):
         if journal is not None:
             initial = self.state
             journal.begin(lambda: evaluate(initial) if evaluate is not None else {})
-            journal.agree(members.agreement)
+            journal.agree(members.agreement, members.federation)
         if evaluate is not None and self.records and not self.records[-1].metrics:
             self._book.add_metrics(self.state, evaluate(self.state))

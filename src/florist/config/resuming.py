@@ -1,0 +1,57 @@
+"""What of a configuration may change where a run is resumed, and what makes its result and has to stay."""
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from florist.config.reading import read_config
+from florist.config.sections import Config
+from florist.errors import ConfigurationError
+from florist.federation.history import RunDirectory
+
+IN_ONE_PROCESS = ("federation.rounds", "evaluation.*")
+"""Keys that may change where the run of a simulation goes on."""
+OVER_FLOWER = (*IN_ONE_PROCESS, "flower.*", "data.path", "model.name_or_path")
+"""Keys that may change over Flower. The paths say where things are on the server's machine; whether clients train on
+the base of before is checked by its fingerprint."""
+
+
+def require_resumable(run: RunDirectory, config: Config, may_change: Collection[str]) -> None:
+    """Check that a run is resumed with the settings that it was begun with, except for those that may change.
+
+    Args:
+        run: to resume.
+        config: to resume it with.
+        may_change: keys as ``section.key``, or ``section.*`` for all of a section.
+
+    Raises:
+        ConfigurationError: other keys were changed, all of which are named; or more rounds were played than are asked
+            for.
+        MissingInputError: the run does not have the configuration that it was begun with.
+    """
+    before, now = dict(_settings(read_config(run.begun_file))), dict(_settings(config))
+    changed = [
+        f"{name} = {_shown(now[name])}: expected {_shown(was)}"
+        for name, was in before.items()
+        if now[name] != was and not {name, f"{name.partition('.')[0]}.*"} & set(may_change)
+    ]
+    if changed:
+        raise ConfigurationError(
+            f"{'; '.join(changed)}, which the run in {run.path} was begun with; a run that goes on may change "
+            f"{', '.join(may_change)} and nothing else: leave the rest as it was, or begin another run"
+        )
+    played = len(run.records())
+    if config.federation.rounds < played:
+        raise ConfigurationError(
+            f"federation.rounds = {config.federation.rounds}: expected at least {played}, which the run in {run.path} "
+            "has played; begin another run for fewer"
+        )
+
+
+def _settings(config: Config) -> Iterator[tuple[str, Any]]:
+    for section, values in config.model_dump().items():
+        for key, value in values.items():
+            yield f"{section}.{key}", value
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else repr(value)

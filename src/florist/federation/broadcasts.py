@@ -1,0 +1,96 @@
+"""The broadcasts that clients may still lack, and what is computed from them once for all clients."""
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property, partial
+from types import MappingProxyType
+
+from florist.aggregation import lossless_sum
+from florist.factors import AdapterState
+from florist.linalg import ThinSvd, WeightedFactor, decompose
+from florist.rounds import NO_ADAPTER
+
+
+class Broadcasts(Mapping[int, AdapterState]):
+    """What rounds added to the global adapter, by round: the last broadcast, and those that a client may still lack.
+
+    A round that failed added nothing and is left out. An instance never changes, so that what is computed from it is
+    computed once, however many clients need it.
+
+    Args:
+        kept: the adapters, by round.
+        forgotten: the last round whose broadcast was let go; 0 where none was.
+    """
+
+    def __init__(self, kept: Mapping[int, AdapterState] = MappingProxyType({}), forgotten: int = 0) -> None:
+        self._kept = dict(sorted(kept.items()))
+        self._sums: dict[int, AdapterState] = {}
+        self.forgotten = forgotten
+
+    def __getitem__(self, round_number: int) -> AdapterState:
+        return self._kept[round_number]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @property
+    def latest(self) -> int:
+        """The last round that added something; 0 before any did."""
+        return max(self._kept, default=0)
+
+    @property
+    def last(self) -> AdapterState:
+        """The broadcast of that round; empty before any."""
+        return self._kept.get(self.latest, NO_ADAPTER)
+
+    @cached_property
+    def last_decomposed(self) -> Mapping[str, ThinSvd]:
+        """The singular value decomposition of the last broadcast, by module.
+
+        Cost: one decomposition a module at the first access.
+        """
+        last = self.last
+        return {
+            name: decompose([WeightedFactor(1.0, spec, partial(last.__getitem__, name))])
+            for name, spec in last.specs.items()
+        }
+
+    def missed_since(self, round_number: int) -> list[AdapterState] | None:
+        """What came after a round, in order; None where some of it was forgotten."""
+        if round_number < self.forgotten:
+            return None
+        return [adapter for number, adapter in self._kept.items() if number > round_number]
+
+    def sum_since(self, round_number: int) -> AdapterState:
+        """The sum of what came after a round: a single broadcast as it is, several decomposed without loss.
+
+        Raises:
+            ValueError: some of it was forgotten.
+
+        Cost: one `lossless_sum` for all clients that hold the same round.
+        """
+        missed = self.missed_since(round_number)
+        if missed is None:
+            raise ValueError(
+                f"expected a round from {self.forgotten} on, got {round_number}, and later broadcasts were forgotten"
+            )
+        if len(missed) == 1:
+            return missed[0]
+        if round_number not in self._sums:
+            self._sums[round_number] = lossless_sum(missed)
+        return self._sums[round_number]
+
+    def followed_by(self, round_number: int, adapter: AdapterState, lacked_since: int) -> "Broadcasts":
+        """These broadcasts and the next one, without those that no client may lack any more.
+
+        Args:
+            round_number: the round of the next broadcast.
+            adapter: what it adds.
+            lacked_since: the earliest round that a client holds which is to be caught up. Broadcasts up to it are
+                forgotten.
+        """
+        kept = {number: held for number, held in self._kept.items() if number > lacked_since}
+        forgotten = max((number for number in self._kept if number <= lacked_since), default=self.forgotten)
+        return Broadcasts({**kept, round_number: adapter}, forgotten)

@@ -1,0 +1,70 @@
+"""How a round record is made: from the outcome of the round and from what the engine measured."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from florist.federation.records import ClientRecord, RoundRecord
+from florist.federation.rules import ClosedRound
+
+
+@dataclass(frozen=True, slots=True)
+class LocalWork:
+    """What an engine measured of one client's part in a round.
+
+    Attributes:
+        download_bytes: what was sent to the client before it trained.
+        loss: the mean training loss.
+        seconds: how long it trained.
+    """
+
+    download_bytes: int
+    loss: float
+    seconds: float
+
+
+def round_record(
+    closed: ClosedRound, work: Mapping[str, LocalWork], metrics: Mapping[str, float], seconds: Mapping[str, float]
+) -> RoundRecord:
+    """The record of a closed round. It counts what was sent to every client, whether its update counts or not.
+
+    Args:
+        closed: the outcome of the round.
+        work: what was measured of every client that was asked, by client id.
+        metrics: what the global adapter measured after the round; empty where it was not evaluated.
+        seconds: the duration of every phase.
+    """
+    certificate = closed.broadcast.certificate if closed.broadcast else None
+    sent = {client_id: delivery.nbytes for client_id, delivery in closed.deliveries.items()}
+    clients = tuple(
+        ClientRecord(
+            client_id=update.client_id,
+            rank=max((spec.rank for spec in update.adapter.specs.values()), default=0),
+            num_examples=update.num_examples,
+            upload_bytes=closed.upload_bytes[update.client_id],
+            download_bytes=work[update.client_id].download_bytes + sent.get(update.client_id, 0),
+            loss=work[update.client_id].loss,
+            seconds=work[update.client_id].seconds,
+        )
+        for update in closed.counted
+    )
+    counted = {client.client_id for client in clients}
+    lost = sum(done.download_bytes for client_id, done in work.items() if client_id not in counted)
+    # What clients uploaded, which is not what was aggregated where their start was subtracted.
+    uploads = closed.counted if certificate else ()
+    return RoundRecord(
+        round=closed.state.round_number,
+        aggregated=certificate is not None,
+        metrics=metrics,
+        total_rank=certificate.total_rank if certificate else 0,
+        input_rank=sum(update.adapter.total_rank for update in uploads),
+        cumulative_rank=closed.state.global_adapter.total_rank,
+        relative_error=certificate.relative_error if certificate else 0.0,
+        ranks={name: module.rank for name, module in certificate.modules.items()} if certificate else {},
+        upload_bytes=sum(client.upload_bytes for client in clients),
+        download_bytes=sum(client.download_bytes for client in clients) + lost,
+        broadcast_bytes=certificate.bytes_out if certificate else 0,
+        stack_bytes=sum(update.nbytes for update in uploads),
+        clients=clients,
+        dropped=closed.dropped,
+        seconds=seconds,
+    )
