@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from florist.errors import ConfigurationError
@@ -146,6 +146,84 @@ def test_a_fixed_rank_and_a_cap(spectra, rank: int) -> None:
     assert fixed == {name: min(rank, spectrum.numerical_rank) for name, spectrum in spectra.items()}
     capped = Capped(EnergyThreshold(1.0), rank)(spectra)
     assert capped == fixed
+
+
+def of_shape(side: int, *values: float) -> Spectrum:
+    return Spectrum(torch.tensor(values, dtype=torch.float64), 1e-12, (side, side))
+
+
+def test_a_budget_spends_on_other_modules_what_a_cap_frees() -> None:
+    # Twelve directions fit. Without the cap they are all those of "a" but one, which "b" has in any case.
+    spectra = {"a": of_shape(4, *[10.0] * 12), "b": of_shape(4, *[1.0] * 12)}
+    budget = ByteBudget(12 * 8 * 4)
+    assert budget(spectra) == {"a": 11, "b": 1}
+    assert Capped(budget, 8)(spectra) == {"a": 8, "b": 4}
+
+
+def test_a_global_threshold_looks_elsewhere_for_the_energy_that_a_cap_leaves_out() -> None:
+    # The energies are 4, 4, 4 and 1, 1, 1 of 15. Two thirds are three directions of "a", or two and two of "b".
+    spectra = {"a": of_shape(4, 2.0, 2.0, 2.0), "b": of_shape(4, 1.0, 1.0, 1.0)}
+    assert GlobalEnergyThreshold(10 / 15)(spectra) == {"a": 3, "b": 0}
+    assert Capped(GlobalEnergyThreshold(10 / 15), 2)(spectra) == {"a": 2, "b": 2}
+    # The energy refers to the whole update: what is within the cap is all that there is to take.
+    assert Capped(GlobalEnergyThreshold(0.99), 2)(spectra) == {"a": 2, "b": 2}
+    assert Capped(GlobalEnergyThreshold(1.0), 2)(spectra) == {"a": 2, "b": 2}
+
+
+RULES = {
+    "threshold": lambda share: EnergyThreshold(max(share, 0.01)),
+    "global threshold": lambda share: GlobalEnergyThreshold(max(share, 0.01)),
+    "fixed rank": lambda share: FixedRank(1 + int(29 * share)),
+    "budget": lambda share: ByteBudget(2000 + int(30_000 * share)),
+}
+every_rule = pytest.mark.parametrize("make", RULES.values(), ids=RULES)
+shares = st.floats(0.0, 1.0)
+
+
+@every_rule
+@given(spectra=several, share=shares, cap=st.integers(1, 35))
+@settings(deadline=None)
+def test_no_module_is_above_a_cap_and_what_it_does_not_bind_is_unchanged(make, spectra, share: float, cap: int) -> None:
+    rule = make(share)
+    free, capped = rule(spectra), Capped(rule, cap)(spectra)
+    assert capped.keys() == spectra.keys()
+    assert all(0 <= rank <= min(cap, spectra[name].numerical_rank) for name, rank in capped.items())
+    if max(free.values()) <= cap:
+        assert capped == free
+
+
+@pytest.mark.parametrize("make", [RULES["threshold"], RULES["fixed rank"]], ids=["threshold", "fixed rank"])
+@given(spectra=several, share=shares, cap=st.integers(1, 35))
+@settings(deadline=None)
+def test_where_modules_share_nothing_a_cap_cuts_each_alone(make, spectra, share: float, cap: int) -> None:
+    rule = make(share)
+    assert Capped(rule, cap)(spectra) == {name: min(rank, cap) for name, rank in rule(spectra).items()}
+
+
+@given(spectra=several, share=shares, cap=st.integers(1, 35))
+@settings(deadline=None)
+def test_a_budget_under_a_cap_is_kept_and_used_up(spectra, share: float, cap: int) -> None:
+    prices = {name: 4 * sum(spectrum.shape) for name, spectrum in spectra.items()}
+    least = sum(prices.values())
+    budget = int(least + share * sum(29 * price for price in prices.values()))
+    ranks = Capped(ByteBudget(budget), cap)(spectra)
+    left = budget - 4 * parameters(spectra, dict(ranks))
+    assert left >= 0
+    unfinished = [name for name, spectrum in spectra.items() if ranks[name] < min(cap, spectrum.numerical_rank)]
+    assert all(prices[name] > left for name in unfinished)
+
+
+@given(spectra=several, share=shares, cap=st.integers(1, 35))
+@settings(deadline=None)
+def test_a_global_threshold_under_a_cap_is_reached_where_it_can_be(spectra, share: float, cap: int) -> None:
+    tau = max(share, 0.01)
+    ranks = dict(Capped(GlobalEnergyThreshold(tau), cap)(spectra))
+    wanted = tau * sum(spectrum.total_energy for spectrum in spectra.values())
+    reachable = {name: min(cap, spectrum.numerical_rank) for name, spectrum in spectra.items()}
+    assert energy(spectra, ranks) >= min(wanted, energy(spectra, reachable)) * (1 - 1e-12)
+    # What the cap takes from one module is only ever given to others.
+    free = GlobalEnergyThreshold(tau)(spectra)
+    assert all(ranks[name] >= min(rank, cap) for name, rank in free.items())
 
 
 @pytest.mark.parametrize("make", [FixedRank, lambda rank: Capped(EnergyThreshold(0.9), rank)])

@@ -1,7 +1,7 @@
-"""How many directions to keep: rules that turn the spectra of all modules into a rank for each.
+"""How many directions each module keeps: a rank rule turns the spectra of all modules into a rank for each.
 
-Energy is the sum of squared singular values. A rule sees every module at once, so that it may share a budget
-between them.
+Energy is the sum of squared singular values. A rule sees all modules at once, so that it may share a budget between
+them.
 """
 
 from collections.abc import Mapping
@@ -18,31 +18,38 @@ class RankRule(Protocol):
 
     @property
     def required_energy(self) -> float:
-        """The largest fraction of a module's energy that the rule may want; solvers may leave out the rest."""
+        """The largest fraction of a module's energy that the rule may ask for. A solver may leave out the rest."""
         ...
 
     @property
     def per_module(self) -> bool:
-        """Whether a module's rank depends on its own spectrum alone, so that modules may be asked one by one."""
+        """Whether a module's rank depends on its own spectrum alone, so that the rule may be asked one by one."""
         ...
 
     def __call__(self, spectra: Mapping[str, Spectrum], /) -> Mapping[str, int]:
-        """A rank between 0 and the numerical rank for each module of `spectra`."""
+        """Choose a rank for each module of `spectra`, between 0 and the module's numerical rank."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class EnergyThreshold:
-    """Per module, the smallest rank that holds a fraction `tau` of its energy.
+    """Each module keeps the smallest rank that holds a fraction `tau` of its energy.
 
-    The smallest p with ``sum_{i<=p} sigma_i^2 >= tau * sum_i sigma_i^2`` (FLoRIST, arXiv:2506.09199, sec. 3.2).
-    ``tau = 1`` keeps the numerical rank; a zero update keeps nothing.
+    That is the smallest p with ``sum_{i<=p} sigma_i^2 >= tau * sum_i sigma_i^2``. At ``tau = 1`` a module keeps its
+    numerical rank. A zero update keeps nothing.
+
+    Source: FLoRIST, arXiv:2506.09199, sec. 3.2.
 
     Args:
-        tau: in (0, 1].
+        tau: the fraction, in (0, 1].
 
     Raises:
         ConfigurationError: `tau` lies outside.
+
+    >>> import torch
+    >>> spectrum = Spectrum(torch.tensor([3.0, 2.0, 2.0]).double(), resolution=1e-6, shape=(8, 8))
+    >>> EnergyThreshold(0.7)({"layer": spectrum})  # 9 + 4 of 17
+    {'layer': 2}
     """
 
     tau: float
@@ -52,28 +59,36 @@ class EnergyThreshold:
 
     @property
     def required_energy(self) -> float:
-        """`tau`."""
+        """The rule asks for `tau`."""
         return self.tau
 
     @property
     def per_module(self) -> bool:
-        """Always."""
+        """Modules share nothing."""
         return True
 
     def __call__(self, spectra: Mapping[str, Spectrum], /) -> Mapping[str, int]:
-        """The rank of each module. Cost: O(k) a module."""
+        """Choose the rank of each module.
+
+        Cost: O(k) for a module of k singular values.
+        """
         return {name: spectrum.rank_holding(self.tau) for name, spectrum in spectra.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class FixedRank:
-    """The same rank for every module; a module whose numerical rank is smaller keeps that.
+    """Every module keeps the same rank, or its numerical rank where that is smaller.
 
     Args:
         rank: at least 1.
 
     Raises:
-        ConfigurationError: it is less.
+        ConfigurationError: `rank` is below 1.
+
+    >>> import torch
+    >>> spectrum = Spectrum(torch.tensor([3.0, 2.0, 0.0]).double(), resolution=1e-6, shape=(8, 8))
+    >>> FixedRank(1)({"layer": spectrum}), FixedRank(3)({"layer": spectrum})
+    ({'layer': 1}, {'layer': 2})
     """
 
     rank: int
@@ -83,65 +98,37 @@ class FixedRank:
 
     @property
     def required_energy(self) -> float:
-        """All: how much energy the leading directions hold is not known beforehand."""
+        """The rule asks for all of it: nobody knows beforehand how much the leading directions hold."""
         return 1.0
 
     @property
     def per_module(self) -> bool:
-        """Always."""
+        """Modules share nothing."""
         return True
 
     def __call__(self, spectra: Mapping[str, Spectrum], /) -> Mapping[str, int]:
-        """The rank of each module."""
+        """Choose the rank of each module."""
         return {name: min(self.rank, spectrum.numerical_rank) for name, spectrum in spectra.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class Capped:
-    """Another rule, with no module above a rank.
-
-    Args:
-        rule: the other rule.
-        max_rank: at least 1; what a server can load, for instance.
-
-    Raises:
-        ConfigurationError: it is less.
-    """
-
-    rule: RankRule
-    max_rank: int
-
-    def __post_init__(self) -> None:
-        _require_rank(self.max_rank)
-
-    @property
-    def required_energy(self) -> float:
-        """That of the other rule."""
-        return self.rule.required_energy
-
-    @property
-    def per_module(self) -> bool:
-        """As the other rule."""
-        return self.rule.per_module
-
-    def __call__(self, spectra: Mapping[str, Spectrum], /) -> Mapping[str, int]:
-        """The rank of each module."""
-        return {name: min(rank, self.max_rank) for name, rank in self.rule(spectra).items()}
-
-
-@dataclass(frozen=True, slots=True)
 class GlobalEnergyThreshold:
-    """Few parameters whose energy, summed over all modules, is a fraction `tau` of the whole.
+    """All modules together keep a fraction `tau` of their energy, in few parameters.
 
-    A direction of a module costs m + n parameters and holds sigma^2: directions are taken in the order of sigma^2 per
-    parameter until the sum is reached: the fewest parameters where all modules have one shape, close to it
-    otherwise. Modules that matter little may keep nothing.
+    A direction of an m x n module costs m + n parameters and holds sigma^2. The rule takes directions in the order of
+    sigma^2 per parameter until it has the energy. Where all modules have one shape, no choice needs fewer parameters;
+    where shapes differ, the best choice may need a few less. A module that matters little may keep nothing.
 
     Args:
-        tau: in (0, 1].
+        tau: the fraction, in (0, 1].
 
     Raises:
         ConfigurationError: `tau` lies outside.
+
+    >>> import torch
+    >>> strong, weak = (Spectrum(torch.tensor(S).double(), 1e-6, shape=(8, 8)) for S in ([9.0, 8.0, 7.0], [0.2, 0.1]))
+    >>> GlobalEnergyThreshold(0.9)({"strong": strong, "weak": weak})
+    {'strong': 3, 'weak': 0}
     """
 
     tau: float
@@ -151,16 +138,19 @@ class GlobalEnergyThreshold:
 
     @property
     def required_energy(self) -> float:
-        """All: a module may keep every direction while another keeps none."""
+        """The rule asks for all of it: one module may keep every direction while another keeps none."""
         return 1.0
 
     @property
     def per_module(self) -> bool:
-        """Never: modules share the threshold."""
+        """Modules share the threshold."""
         return False
 
     def __call__(self, spectra: Mapping[str, Spectrum], /) -> Mapping[str, int]:
-        """The rank of each module. Cost: O(K log K) for K directions in all."""
+        """Choose the rank of each module.
+
+        Cost: O(K log K) for K directions of all modules.
+        """
         if self.tau == 1:
             return {name: spectrum.numerical_rank for name, spectrum in spectra.items()}
         missing = self.tau * sum(spectrum.total_energy for spectrum in spectra.values())
@@ -175,17 +165,23 @@ class GlobalEnergyThreshold:
 
 @dataclass(frozen=True, slots=True)
 class ByteBudget:
-    """The most energy within a number of bytes, by the same greedy order as `GlobalEnergyThreshold`.
+    """All modules together keep the most energy that fits into a number of bytes.
 
-    A module of rank 0 is stored with rank 1, since PEFT cannot leave out a module: every module takes at least the
-    bytes of one direction, and gets that direction.
+    The rule takes directions in the order of `GlobalEnergyThreshold` and passes over those that no longer fit. PEFT
+    cannot leave out a module and stores one of rank 0 with rank 1: every module therefore costs at least the bytes of
+    one direction, and gets that direction.
 
     Args:
-        nbytes: of all factors together, as stored.
+        nbytes: bytes of all factors together, as they are stored.
         itemsize: bytes of one stored number.
 
     Raises:
-        ConfigurationError: on use, where not even rank 1 everywhere fits.
+        ConfigurationError: not even rank 1 fits in every module. The rule raises it when it is called.
+
+    >>> import torch
+    >>> strong, weak = (Spectrum(torch.tensor(S).double(), 1e-6, shape=(8, 8)) for S in ([9.0, 8.0, 7.0], [0.2, 0.1]))
+    >>> ByteBudget(200)({"strong": strong, "weak": weak})  # a direction has 16 numbers, which is 64 bytes
+    {'strong': 2, 'weak': 1}
     """
 
     nbytes: int
@@ -193,16 +189,19 @@ class ByteBudget:
 
     @property
     def required_energy(self) -> float:
-        """All: a module may keep every direction."""
+        """The rule asks for all of it: a module may keep every direction."""
         return 1.0
 
     @property
     def per_module(self) -> bool:
-        """Never: modules share the budget."""
+        """Modules share the budget."""
         return False
 
     def __call__(self, spectra: Mapping[str, Spectrum], /) -> Mapping[str, int]:
-        """The rank of each module. Cost: O(K log K) for K directions in all."""
+        """Choose the rank of each module.
+
+        Cost: O(K log K) for K directions of all modules.
+        """
         prices = {name: sum(spectrum.shape) * self.itemsize for name, spectrum in spectra.items()}
         left = self.nbytes - sum(prices.values())
         if left < 0:
@@ -225,6 +224,56 @@ class ByteBudget:
 
 
 @dataclass(frozen=True, slots=True)
+class Capped:
+    """Another rule, which may give no module more than `max_rank`.
+
+    The cap is part of the choice. A rule whose modules share a threshold or a budget chooses among the first `max_rank`
+    directions of each module, and spends on other modules what the cap frees.
+
+    Args:
+        rule: the other rule.
+        max_rank: at least 1. It may be what a server can load.
+
+    Raises:
+        ConfigurationError: `max_rank` is below 1.
+
+    >>> import torch
+    >>> strong, weak = (Spectrum(torch.tensor(S).double(), 1e-6, shape=(8, 8)) for S in ([9.0, 8.0, 7.0], [0.2, 0.1]))
+    >>> ByteBudget(256)({"strong": strong, "weak": weak})
+    {'strong': 3, 'weak': 1}
+    >>> Capped(ByteBudget(256), max_rank=2)({"strong": strong, "weak": weak})
+    {'strong': 2, 'weak': 2}
+    """
+
+    rule: RankRule
+    max_rank: int
+
+    def __post_init__(self) -> None:
+        _require_rank(self.max_rank)
+
+    @property
+    def required_energy(self) -> float:
+        """What the other rule requires."""
+        return self.rule.required_energy
+
+    @property
+    def per_module(self) -> bool:
+        """What the other rule says."""
+        return self.rule.per_module
+
+    def __call__(self, spectra: Mapping[str, Spectrum], /) -> Mapping[str, int]:
+        """Choose the rank of each module.
+
+        Cost: at most twice that of the other rule.
+        """
+        ranks = self.rule(spectra)
+        if not self.per_module and any(rank > self.max_rank for rank in ranks.values()):
+            # The energy beyond the cap stays in the totals, so that a threshold still refers to the whole update.
+            ranks = self.rule({name: spectrum.leading(self.max_rank) for name, spectrum in spectra.items()})
+        return {name: min(rank, self.max_rank) for name, rank in ranks.items()}
+
+
+@dataclass(frozen=True, slots=True)
 class _Direction:
     module: str
     number: int
@@ -233,7 +282,7 @@ class _Direction:
 
 
 def _by_energy_per_parameter(spectra: Mapping[str, Spectrum]) -> list[_Direction]:
-    """Every resolved direction of every module, the most energy per parameter first; ties by name and number."""
+    """Every resolved direction of every module, the most energy per parameter first; name and number break ties."""
     directions = [
         _Direction(name, number, value, value / sum(spectrum.shape))
         for name, spectrum in spectra.items()

@@ -25,6 +25,18 @@ def test_every_entry_is_the_base_and_its_own_overrides(base: Path) -> None:
     assert configs[entries[0]].data == warm.data == common.data
 
 
+def test_what_is_set_for_all_reaches_the_methods_that_take_it(base: Path) -> None:
+    entries = [method_entry(name) for name in ("florist", "flexlora", "fedit")]
+    _, configs = configure(base, ["aggregation.tau=0.5", "aggregation.max_rank=3"], entries)
+    assert [(config.aggregation.tau, config.aggregation.max_rank) for config in configs.values()] == [
+        (0.5, 3),
+        (None, 3),
+        (None, None),
+    ]
+    with pytest.raises(ConfigurationError, match=r"b: .*method = 'fedit' takes no other key, got tau = 0\.5"):
+        configure(base, [], [Entry("b", ("aggregation.method=fedit", "aggregation.tau=0.5"))])
+
+
 @pytest.mark.parametrize(
     ("entries", "reason"),
     [

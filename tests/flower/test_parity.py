@@ -7,7 +7,7 @@ import torch
 
 from florist.config import read_config
 from florist.config.building import build
-from florist.config.methods import METHODS
+from florist.config.methods import make_aggregator
 from florist.flower import Journal, configured_client_app
 from florist.flower.strategy import FloristStrategy
 from tests.federation.test_simulation import configure, run
@@ -24,7 +24,7 @@ def test_the_same_adapter_bit_for_bit(method: str, tiny_llama: Path, toy_data: P
     grid = MemoryGrid(configured_client_app(file), {11: {"partition-id": 1}, 12: {"partition-id": 0}})
     journal = Journal(tmp_path / "flower", method)
     strategy = FloristStrategy(
-        METHODS[method](config.aggregation, 8), wait=5, evaluate_on_clients=False, journal=journal
+        make_aggregator(config.aggregation, 8), wait=5, evaluate_on_clients=False, journal=journal
     )
     strategy.start(grid, num_rounds=3)
     expected, _ = inside.load(build(config).initial_state)

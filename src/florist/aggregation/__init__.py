@@ -1,4 +1,7 @@
-"""Aggregation methods, one a file, and the exact sum that they are measured against."""
+"""Aggregation methods, one a file, and the exact sum that they are measured against.
+
+``docs/adding-a-method.md`` walks through one of them.
+"""
 
 from florist.aggregation.fedex import FedEx
 from florist.aggregation.fedit import FedIt

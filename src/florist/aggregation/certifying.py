@@ -1,17 +1,18 @@
-"""What an aggregation kept and lost, from the factors: the certificate, and the broadcast that carries it."""
+"""The certificate of an aggregation, computed from the factors, and the broadcast that carries it."""
 
 from collections.abc import Mapping, Sequence
 
-from florist.aggregation.updates import (
-    average_saved_parameters,
-)
+from florist.aggregation.updates import average_saved_parameters
 from florist.factors import AdapterState, LoraFactor
 from florist.linalg.spectrum import Spectrum
 from florist.rounds import NO_ADAPTER, Broadcast, Certificate, ClientUpdate, ClientWork, ModuleCertificate, saved_bytes
 
 
 def certify_cut(updates: Sequence[ClientUpdate], module: str, spectrum: Spectrum, rank: int) -> ModuleCertificate:
-    """What cutting a module's exact sum to a rank keeps and loses (Eckart and Young, 1936)."""
+    """Certify a module whose exact sum is cut to a rank.
+
+    The error is the square root of the discarded energy (Eckart and Young, 1936).
+    """
     return ModuleCertificate(
         shape=spectrum.shape,
         rank=rank,
@@ -26,14 +27,14 @@ def certify_cut(updates: Sequence[ClientUpdate], module: str, spectrum: Spectrum
 def certify_error(
     updates: Sequence[ClientUpdate], module: str, rank: int, *, norm: float, error: float
 ) -> ModuleCertificate:
-    """What a method that does not cut an exact sum makes of a module.
+    """Certify a module of a method that does not cut the exact sum.
 
     Args:
-        updates: that went in.
-        module: its name.
-        rank: of what is broadcast.
-        norm: of the exact sum.
-        error: norm of the exact sum less what the broadcast makes of it.
+        updates: the accepted updates.
+        module: the name of the module.
+        rank: the rank of what is broadcast.
+        norm: the Frobenius norm of the exact sum.
+        error: the Frobenius norm of the exact sum less what the broadcast makes of it.
     """
     holder = next(update for update in updates if module in update.adapter.specs)
     return ModuleCertificate(
@@ -48,11 +49,14 @@ def certify_error(
 
 
 def frobenius_norm(factor: LoraFactor) -> float:
-    """``||B @ A||_F`` without the product; what is below 1e-8 of the norms of its components may be rounding."""
+    """``||B @ A||_F``, without forming the product.
+
+    A norm below 1e-8 of the norms of the components may be nothing but rounding.
+    """
     return max(0.0, factor.energy()) ** 0.5
 
 
-def broadcast(
+def certified_broadcast(
     work: ClientWork,
     updates: Sequence[ClientUpdate],
     modules: Mapping[str, ModuleCertificate],
@@ -60,10 +64,17 @@ def broadcast(
     shared: AdapterState = NO_ADAPTER,
     continued: AdapterState = NO_ADAPTER,
 ) -> Broadcast:
-    """The broadcast of accepted updates: whole parameters averaged, bytes counted.
+    """The broadcast of a method: it also averages the saved parameters and counts the bytes.
+
+    Args:
+        work: what the method asks of its clients.
+        updates: the accepted updates.
+        modules: the certificate of every module.
+        shared: what every client adds.
+        continued: what every client trains on from.
 
     Raises:
-        NonFiniteUpdateError: a whole parameter holds NaN or infinity.
+        NonFiniteUpdateError: a saved parameter holds NaN or infinity.
     """
     saved_parameters = average_saved_parameters(updates)
     certificate = Certificate(

@@ -1,16 +1,13 @@
-"""FedEx-LoRA: the means of the halves, and beside them exactly what they lack."""
+"""FedEx-LoRA: the means of the halves, and beside them the residual that makes them exact."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from florist.aggregation.certifying import broadcast, certify_error, frobenius_norm
-from florist.aggregation.halves import exact_stack, mean_of_halves
-from florist.aggregation.updates import (
-    accepted_updates,
-    module_names,
-)
+from florist.aggregation.certifying import certified_broadcast, certify_error, frobenius_norm
+from florist.aggregation.halves import exact_stack, mean_and_residual
+from florist.aggregation.updates import accepted_updates, module_names
 from florist.factors import AdapterState, LoraFactor
 from florist.linalg import WeightedFactor, decompose
 from florist.linalg.thin_svd import rounding_floor
@@ -19,49 +16,62 @@ from florist.rounds import Broadcast, ClientUpdate, ClientWork, ModuleCertificat
 
 @dataclass(frozen=True, slots=True)
 class FedEx:
-    """FedIT's means, which clients train on from, and the residual, which they add to the frozen global adapter.
+    """The server sends FedIT's means, which clients train on from, and the residual, which they add.
 
-    Exact: ``mean(B) mean(A) + (sum_k w_k B_k A_k - mean(B) mean(A))`` is the exact sum.
+    The method is exact: ``mean(B) mean(A) + (sum_k w_k B_k A_k - mean(B) mean(A))`` is the exact sum.
 
-    Source: FedEx-LoRA, arXiv:2410.09432, which names that difference the residual error term. Deviations: it is sent as
-    factors of its numerical rank, at most R + r, and added to a frozen adapter, where the paper adds a dense matrix to
-    the base weights; what lies below the rounding of the update as a whole is left out; unlike ranks are zero-padded
-    as in `FedIt`.
+    Source: FedEx-LoRA, arXiv:2410.09432, calls that difference the residual error term and adds it to the base weights
+    as a dense matrix. florist deviates: it sends the residual as factors of its numerical rank, at most R + r, which
+    clients add to the frozen global adapter; it leaves out what lies below the rounding of the whole update; and it
+    pads unlike ranks with zeros like `FedIt`.
+
+    >>> import torch
+    >>> from florist import AdapterState, ClientUpdate, FedEx, LoraFactor
+    >>> def site(name, num_examples, B, A):
+    ...     adapter = AdapterState.of({"layer": LoraFactor(torch.tensor(B), torch.tensor(A))})
+    ...     return ClientUpdate(name, adapter, num_examples, round_number=1)
+    >>> updates = [site("a", 3, [[1.0], [0.0]], [[1.0, 0.0]]), site("b", 1, [[0.0], [1.0]], [[0.0, 1.0]])]
+    >>> broadcast = FedEx()(updates)
+    >>> exact = broadcast.continued["layer"].delta_weight() + broadcast.shared["layer"].delta_weight()
+    >>> torch.allclose(exact, torch.tensor([[0.75, 0.0], [0.0, 0.25]]), atol=1e-6)
+    True
     """
 
     @property
     def work(self) -> ClientWork:
-        """Both halves, from one A."""
+        """Clients train both halves, from one A."""
         return ClientWork(shared_rows=True)
 
     def __call__(self, updates: Sequence[ClientUpdate], /) -> Broadcast:
-        """Aggregate one round.
+        """Aggregate the updates of one round.
 
         Raises:
-            InvalidUpdateError, IncompatibleAdaptersError: as `aggregation.updates.accepted_updates`.
-            NonFiniteUpdateError: a factor holds NaN or infinity; names client and module.
+            InvalidUpdateError, IncompatibleAdaptersError: `updates.accepted_updates` refuses the updates.
+            NonFiniteUpdateError: a factor holds NaN or infinity. The message names the client and the module.
 
-        Cost: that of `linalg.decompose` in float64 a module, at rank K r.
+        Cost: that of `linalg.decompose` for every module, at rank K r and in float64.
         """
         accepted = accepted_updates(updates)
         means: dict[str, LoraFactor] = {}
         residuals: dict[str, LoraFactor] = {}
         modules: dict[str, ModuleCertificate] = {}
         for name in module_names(accepted):
-            means[name], lacking = mean_of_halves(accepted, name)
+            means[name], residual = mean_and_residual(accepted, name)
             norm = frobenius_norm(exact_stack(accepted, name))
-            residuals[name], error = _residual(lacking, norm, means[name].B.dtype)
+            residuals[name], error = _compressed(residual, norm, means[name].B.dtype)
             rank = means[name].rank + residuals[name].rank
             modules[name] = certify_error(accepted, name, rank, norm=norm, error=error)
-        return broadcast(
+        return certified_broadcast(
             self.work, accepted, modules, shared=AdapterState.of(residuals), continued=AdapterState.of(means)
         )
 
 
-def _residual(lacking: LoraFactor, norm: float, dtype: torch.dtype) -> tuple[LoraFactor, float]:
-    """(the residual in `dtype`, the norm of what was left out of it)."""
-    svd = decompose([WeightedFactor(1.0, lacking.spec, lambda: lacking)])
-    # Clients that agree leave a residual of nothing but rounding, which would have full rank.
+def _compressed(residual: LoraFactor, norm: float, dtype: torch.dtype) -> tuple[LoraFactor, float]:
+    """The residual at its numerical rank in `dtype`, and the norm of what is left out of it.
+
+    Where clients agree, the residual is nothing but rounding of the update, whose norm is `norm`, and has full rank.
+    """
+    svd = decompose([WeightedFactor(1.0, residual.spec, lambda: residual)])
     above_rounding = int((svd.S > rounding_floor(dtype) * norm).sum())
     rank = min(svd.spectrum.numerical_rank, above_rounding)
     return svd.factor(rank).to(dtype=dtype), svd.spectrum.discarded_energy(rank) ** 0.5

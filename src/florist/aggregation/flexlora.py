@@ -3,11 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from florist.aggregation.certifying import broadcast, certify_cut
-from florist.aggregation.updates import (
-    accepted_updates,
-    module_names,
-)
+from florist.aggregation.certifying import certified_broadcast, certify_cut
+from florist.aggregation.updates import accepted_updates, module_names
 from florist.aggregation.weighted_sum import decompose_module
 from florist.errors import ConfigurationError
 from florist.factors import AdapterState, LoraFactor
@@ -16,20 +13,31 @@ from florist.rounds import Broadcast, ClientUpdate, ClientWork, ModuleCertificat
 
 @dataclass(frozen=True, slots=True)
 class FlexLora:
-    """The leading components of the exact sum; every client trains on from the first of them, as many as its rank.
+    """The server sends the leading components of the exact sum, and clients train on from the first of them.
 
-    Components are in descending order, so that the first r of them are the best approximation of rank r: one adapter
-    holds every client's own cut, also that of a client which was not in the round.
+    Components are in descending order, so that the first r of them are the best approximation of rank r. One adapter
+    therefore holds the cut of every client, also of one that was not in the round: a client takes as many components as
+    its rank.
 
-    Source: FlexLoRA, arXiv:2402.11505: ``SVD(sum_k w_k B_k A_k)``, cut to each client's rank. Deviations: it is taken
-    from the factors (`linalg.decompose`), where the paper forms the dense sum, which gives the same numbers; the
-    singular values are split evenly over both halves.
+    Source: FlexLoRA, arXiv:2402.11505, cuts ``SVD(sum_k w_k B_k A_k)`` to the rank of each client. florist deviates: it
+    decomposes the factors (`linalg.decompose`), which gives the numbers of the paper's dense sum, and splits the
+    singular values evenly over both halves.
 
     Args:
-        max_rank: the largest rank that any client trains.
+        max_rank: how many components are sent. More than the largest rank of a client are of no use.
 
     Raises:
-        ConfigurationError: it is below 1.
+        ConfigurationError: `max_rank` is below 1.
+
+    >>> import torch
+    >>> from florist import AdapterState, ClientUpdate, FlexLora, LoraFactor
+    >>> def site(name, num_examples, B, A):
+    ...     adapter = AdapterState.of({"layer": LoraFactor(torch.tensor(B), torch.tensor(A))})
+    ...     return ClientUpdate(name, adapter, num_examples, round_number=1)
+    >>> updates = [site("a", 3, [[1.0], [0.0]], [[1.0, 0.0]]), site("b", 1, [[0.0], [1.0]], [[0.0, 1.0]])]
+    >>> broadcast = FlexLora(max_rank=1)(updates)
+    >>> broadcast.continued["layer"].rank, f"{broadcast.certificate.relative_error:.2f}"
+    (1, '0.32')
     """
 
     max_rank: int
@@ -40,17 +48,17 @@ class FlexLora:
 
     @property
     def work(self) -> ClientWork:
-        """Both halves."""
+        """Clients train both halves."""
         return ClientWork()
 
     def __call__(self, updates: Sequence[ClientUpdate], /) -> Broadcast:
-        """Aggregate one round.
+        """Aggregate the updates of one round.
 
         Raises:
-            InvalidUpdateError, IncompatibleAdaptersError: as `aggregation.updates.accepted_updates`.
-            NonFiniteUpdateError: a factor holds NaN or infinity; names client and module.
+            InvalidUpdateError, IncompatibleAdaptersError: `updates.accepted_updates` refuses the updates.
+            NonFiniteUpdateError: a factor holds NaN or infinity. The message names the client and the module.
 
-        Cost: that of `linalg.decompose` a module.
+        Cost: that of `linalg.decompose` for every module.
         """
         accepted = accepted_updates(updates)
         factors: dict[str, LoraFactor] = {}
@@ -60,4 +68,4 @@ class FlexLora:
             rank = min(svd.spectrum.numerical_rank, self.max_rank)
             factors[name] = svd.factor(rank)
             modules[name] = certify_cut(accepted, name, svd.spectrum, rank)
-        return broadcast(self.work, accepted, modules, continued=AdapterState.of(factors))
+        return certified_broadcast(self.work, accepted, modules, continued=AdapterState.of(factors))

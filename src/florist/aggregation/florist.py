@@ -1,13 +1,10 @@
-"""FLoRIST: the exact weighted sum, cut to the rank that holds a fraction of the energy."""
+"""FLoRIST: the exact weighted sum, cut to the rank that a rule chooses."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from florist.aggregation.certifying import broadcast, certify_cut
-from florist.aggregation.updates import (
-    accepted_updates,
-    module_names,
-)
+from florist.aggregation.certifying import certified_broadcast, certify_cut
+from florist.aggregation.updates import accepted_updates, module_names
 from florist.aggregation.weighted_sum import decompose_module
 from florist.factors import AdapterState, LoraFactor
 from florist.linalg.parallel import in_order
@@ -20,31 +17,41 @@ _Compressed = tuple[str, Spectrum, LoraFactor]
 
 @dataclass(frozen=True, slots=True)
 class Florist:
-    """One compact adapter for everybody, by a singular value decomposition in factor space.
+    """The server sends the leading directions of the exact sum as one compact adapter, and clients add it.
 
-    Per module ``dW = sum_k w_k B_k A_k`` is stacked (exact, no cross terms), decomposed from the factors alone, and
-    cut to the rank that `rank_rule` chooses. Factors are read and decomposed a module at a time.
+    For each module, ``dW = sum_k w_k B_k A_k`` is stacked, which is exact and has no cross terms, decomposed from the
+    factors alone, and cut to the rank that `rank_rule` chooses. Factors are read and decomposed a module at a time.
 
-    Source: FLoRIST, arXiv:2506.09199, algorithm 1. Deviation: the singular values are split evenly over both
-    factors (`ThinSvd.factor`), where the paper leaves them in B; the product is the same.
+    Source: FLoRIST, arXiv:2506.09199, algorithm 1. The paper leaves the singular values in B; florist splits them
+    evenly over both halves (`ThinSvd.factor`), which is the same product.
 
     Args:
-        rank_rule: how many directions each module keeps.
+        rank_rule: the rule that says how many directions each module keeps.
+
+    >>> import torch
+    >>> from florist import AdapterState, ClientUpdate, EnergyThreshold, Florist, LoraFactor
+    >>> def site(name, num_examples, B, A):
+    ...     adapter = AdapterState.of({"layer": LoraFactor(torch.tensor(B), torch.tensor(A))})
+    ...     return ClientUpdate(name, adapter, num_examples, round_number=1)
+    >>> updates = [site("a", 3, [[1.0], [0.0]], [[1.0, 0.0]]), site("b", 1, [[0.0], [1.0]], [[0.0, 1.0]])]
+    >>> broadcast = Florist(EnergyThreshold(0.8))(updates)
+    >>> broadcast.shared["layer"].rank, f"{broadcast.certificate.relative_error:.2f}"
+    (1, '0.32')
     """
 
     rank_rule: RankRule
 
     @property
     def work(self) -> ClientWork:
-        """Both halves."""
+        """Clients train both halves."""
         return ClientWork()
 
     def __call__(self, updates: Sequence[ClientUpdate], /) -> Broadcast:
-        """Aggregate one round.
+        """Aggregate the updates of one round.
 
         Raises:
-            InvalidUpdateError, IncompatibleAdaptersError: as `aggregation.updates.accepted_updates`.
-            NonFiniteUpdateError: a factor holds NaN or infinity; names client and module.
+            InvalidUpdateError, IncompatibleAdaptersError: `updates.accepted_updates` refuses the updates.
+            NonFiniteUpdateError: a factor holds NaN or infinity. The message names the client and the module.
         """
         accepted = accepted_updates(updates)
         compress = self._one_by_one if self.rank_rule.per_module else self._all_together
@@ -53,7 +60,7 @@ class Florist:
         for name, seen, factor in compress(accepted, module_names(accepted)):
             factors[name] = factor
             modules[name] = certify_cut(accepted, name, seen, factor.rank)
-        return broadcast(self.work, accepted, modules, shared=AdapterState.of(factors))
+        return certified_broadcast(self.work, accepted, modules, shared=AdapterState.of(factors))
 
     def _one_by_one(self, updates: Sequence[ClientUpdate], names: Sequence[str]) -> Iterator[_Compressed]:
         def compress(name: str) -> _Compressed:
@@ -63,8 +70,8 @@ class Florist:
         return in_order(compress, names)
 
     def _all_together(self, updates: Sequence[ClientUpdate], names: Sequence[str]) -> Iterator[_Compressed]:
-        # The rule needs every spectrum before it names a rank. To hold every module's singular vectors until then
-        # could take more memory than all inputs; decomposing twice takes twice the time and one module's memory.
+        # The rule needs every spectrum before it names a rank. The singular vectors of all modules could take more
+        # memory than all inputs until then; decomposing twice takes twice the time and the memory of one module.
         energy = self.rank_rule.required_energy
 
         def look(name: str) -> Spectrum:

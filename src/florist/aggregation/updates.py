@@ -1,4 +1,4 @@
-"""The checks that every method makes before it combines updates."""
+"""What methods share: they check updates, weigh them, and average what travels whole."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -12,12 +12,14 @@ from florist.rounds import ClientUpdate, SavedParameters
 
 
 def accepted_updates(updates: Sequence[ClientUpdate]) -> tuple[ClientUpdate, ...]:
-    """The updates in the order of their client ids, which makes sums independent of the order of arrival.
+    """The updates of one round, checked, in the order of their client ids.
+
+    The order makes sums independent of the order of arrival.
 
     Raises:
-        InvalidUpdateError: there is none, two come from one client or from different rounds, or a count of examples
-            is not positive.
-        IncompatibleAdaptersError: clients disagree on the shape of a module or of a parameter that travels whole.
+        InvalidUpdateError: there is no update, two come from one client or from different rounds, or a count of
+            examples is not positive.
+        IncompatibleAdaptersError: clients disagree on the shape of a module, or on the saved parameters.
     """
     if not updates:
         raise InvalidUpdateError("expected at least one update to aggregate, got none")
@@ -41,23 +43,23 @@ def accepted_updates(updates: Sequence[ClientUpdate]) -> tuple[ClientUpdate, ...
 
 
 def client_weights(updates: Sequence[ClientUpdate]) -> tuple[float, ...]:
-    """Each update's examples over the sum of them all; they sum to one."""
+    """The weight of each update: its share of all examples. Weights sum to one."""
     total = sum(update.num_examples for update in updates)
     return tuple(update.num_examples / total for update in updates)
 
 
 def module_names(updates: Sequence[ClientUpdate]) -> list[str]:
-    """Every module that any client adapted, sorted."""
+    """The names of the modules that any client adapted, sorted."""
     return sorted(set().union(*(update.adapter for update in updates)))
 
 
 def weighted_factors(updates: Sequence[ClientUpdate], module: str) -> list[tuple[float, LoraFactor]]:
-    """Weight and factor of one module for every client; one that lacks the module has rank 0.
+    """The weight and the factor of every client for one module. A client without the module has a factor of rank 0.
 
-    Factors come in one working dtype: float64 where any client's is, else float32 (half precisions are widened).
+    Factors come in one dtype: float64 if any client's is, else float32, to which half precisions are widened.
 
     Raises:
-        NonFiniteUpdateError: a factor holds NaN or infinity; names the client and the module.
+        NonFiniteUpdateError: a factor holds NaN or infinity. The message names the client and the module.
     """
     specs = [update.adapter.specs[module] for update in updates if module in update.adapter.specs]
     dtype = torch.float64 if any(spec.dtype == torch.float64 for spec in specs) else torch.float32
@@ -80,12 +82,12 @@ def weighted_factors(updates: Sequence[ClientUpdate], module: str) -> list[tuple
 
 
 def average_saved_parameters(updates: Sequence[ClientUpdate]) -> SavedParameters:
-    """The weighted mean of the parameters that travel whole (FedAvg, arXiv:1602.05629, algorithm 1).
+    """The weighted mean of every saved parameter (FedAvg, arXiv:1602.05629, algorithm 1).
 
-    Summed in at least float32 and returned in the clients' dtype.
+    Sums are taken in at least float32. The means have the dtype of the clients.
 
     Raises:
-        NonFiniteUpdateError: a value is NaN or infinite.
+        NonFiniteUpdateError: a value is NaN or infinite. The message names the client and the parameter.
     """
     means: dict[str, Tensor] = {}
     for name in sorted(updates[0].saved_parameters):
@@ -117,8 +119,8 @@ def _require_equal_shapes(updates: Sequence[ClientUpdate]) -> None:
         if theirs.keys() != first.keys():
             only_one = sorted(theirs.keys() ^ first.keys())
             raise IncompatibleAdaptersError(
-                f"expected the same whole parameters of every client, got {only_one} of only one of {first_id!r} and "
-                f"{client_id!r}; train the same modules_to_save everywhere"
+                f"expected the same saved parameters of every client, and of {first_id!r} and {client_id!r} only one "
+                f"has {only_one}; train the same modules_to_save everywhere"
             )
 
 
@@ -129,6 +131,6 @@ def _require_agreement(clients: Iterable[tuple[str, Mapping[str, tuple[int, ...]
             first_id, expected = seen.setdefault(name, (client_id, shape))
             if shape != expected:
                 raise IncompatibleAdaptersError(
-                    f"{name}: expected {expected} as of {first_id!r}, got {shape} of {client_id!r}; "
-                    "adapters of different base models cannot be combined"
+                    f"{name}: expected the shape {expected} that {first_id!r} has, got {shape} of {client_id!r}; "
+                    "combine adapters of one base model only"
                 )

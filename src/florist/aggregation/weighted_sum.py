@@ -12,16 +12,16 @@ from florist.rounds import ClientUpdate
 
 
 def decompose_module(updates: Sequence[ClientUpdate], module: str, energy: float) -> ThinSvd:
-    """SVD of ``sum_k w_k B_k A_k`` of one module; a client without the module adds nothing.
+    """The SVD of ``sum_k w_k B_k A_k`` for one module. A client without the module adds nothing.
 
     Args:
-        updates: at least one has the module.
-        module: its name.
-        energy: the largest fraction that will be asked for, as in `linalg.decompose`.
+        updates: the accepted updates, of which at least one has the module.
+        module: the name of the module.
+        energy: the largest fraction of the energy that will be asked for; see `linalg.decompose`.
 
     Raises:
-        NonFiniteUpdateError: a factor holds NaN or infinity, or the sum overflows; names the module, and the client
-            whose factor it is.
+        NonFiniteUpdateError: a factor holds NaN or infinity, or the sum overflows. The message names the module, and
+            the client whose factor it is.
     """
     holders = [(w, u) for w, u in zip(client_weights(updates), updates, strict=True) if module in u.adapter.specs]
     try:
@@ -36,13 +36,13 @@ def decompose_module(updates: Sequence[ClientUpdate], module: str, energy: float
 
 
 def lossless_sum(adapters: Sequence[AdapterState]) -> AdapterState:
-    """The sum of adapters, each module at its numerical rank: nothing is lost but rounding.
+    """The sum of adapters, with each module at its numerical rank, so that nothing is lost but rounding.
 
-    Modules are stacked and decomposed, so that the result does not grow with the number of adapters beyond what
-    their sum holds. No adapter gives an empty one.
+    Modules are stacked and decomposed: the result has no more components than the sum needs, however many adapters
+    there are. The sum of no adapters is empty.
 
     Raises:
-        NonFiniteUpdateError: a factor holds NaN or infinity, or a sum overflows; names the module.
+        NonFiniteUpdateError: a factor holds NaN or infinity, or a sum overflows. The message names the module.
     """
     names = sorted(set().union(*adapters)) if adapters else []
 

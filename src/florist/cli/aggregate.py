@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from florist.cli.weights import parse_weights
+from florist.config.methods import DEFAULT_METHOD, DEFAULT_TAU, one_shot_methods, require_one_shot
 from florist.errors import ConfigurationError
 
 
@@ -36,10 +37,11 @@ def aggregate_command(
     adapters: Annotated[list[str], typer.Argument(help="PEFT adapters: directories or hub ids in the local cache.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The directory to create for the result.")],
     method: Annotated[
-        str, typer.Option(help="florist; or flora, flexlora, fedit, fedex to compare with: see docs/methods.md.")
-    ] = "florist",
+        str, typer.Option(help=f"The aggregation method: {', '.join(one_shot_methods())}; see docs/methods.md.")
+    ] = DEFAULT_METHOD,
     tau: Annotated[
-        float | None, typer.Option(help="The fraction of the energy to keep, in (0, 1]; 0.9 if nothing else is set.")
+        float | None,
+        typer.Option(help=f"The fraction of the energy to keep, in (0, 1]; {DEFAULT_TAU} if nothing else is set."),
     ] = None,
     scope: Annotated[
         ScopeName | None, typer.Option(help="Whether tau holds in each module, as by default, or over all of them.")
@@ -50,7 +52,7 @@ def aggregate_command(
     ] = None,
     rank: Annotated[int | None, typer.Option(help="The same rank for every module.")] = None,
     max_rank: Annotated[
-        int | None, typer.Option(help="The largest rank that a module may keep, whatever the rule; for flexlora too.")
+        int | None, typer.Option(help="The largest rank that a module may keep, whatever else says how much.")
     ] = None,
     weights: Annotated[
         str | None,
@@ -76,11 +78,10 @@ def aggregate_command(
 ) -> None:
     """Combine LoRA adapters of unlike ranks into one, exactly but for what tau leaves out.
 
-    Options that say how much to keep are florist's; the other methods leave no choice.
+    Each method takes its own of the options that say how much to keep, and refuses the others.
 
     The result is a PEFT adapter; beside it, florist.json certifies what was kept and what the inputs were.
     """
-    from florist.config.one_shot import require_one_shot  # noqa: PLC0415
     from florist.config.reading import validated  # noqa: PLC0415
     from florist.config.sections import AggregationSection  # noqa: PLC0415
     from florist.files.outputs import require_absent  # noqa: PLC0415
@@ -95,8 +96,8 @@ def aggregate_command(
         "max_rank": max_rank,
     }
     given = {name: value for name, value in wanted.items() if value is not None}
-    section = validated(AggregationSection, {"method": method, **given})
     require_one_shot(method, given)
+    section = validated(AggregationSection, {"method": method, **given})
     if budget is not None and export is ExportName.UNIFORM:
         raise ConfigurationError(
             "--budget counts a rank for every module: use --rank or --max-rank with --export uniform"

@@ -12,8 +12,7 @@ from florist.cli.aggregate_table import module_table, totals
 from florist.cli.output import Output
 from florist.cli.progress import Progress
 from florist.cli.summaries import absences
-from florist.config.methods import DEFAULT_TAU, ONE_SHOT
-from florist.config.one_shot import OPTIONS
+from florist.config.methods import make_aggregator
 from florist.config.sections import AggregationSection
 
 
@@ -50,14 +49,10 @@ def combine_adapters(
         FloristError: as `one_shot.open_inputs` and `one_shot.combine`.
     """
     torch_dtype: torch.dtype = getattr(torch, dtype)
-    applies = OPTIONS[section.method]
-    if "tau" in applies and section.tau is None and section.budget is None and section.rank is None:
-        section = section.model_copy(update={"tau": DEFAULT_TAU})
     inputs = one_shot.open_inputs(
         adapters, num_examples=num_examples, allow_base_mismatch=allow_base_mismatch, average_full=average_full
     )
-    aggregator = ONE_SHOT[section.method](section, inputs.largest_rank, torch_dtype.itemsize)
-    options = {name: value if name in applies else None for name, value in section.model_dump(mode="json").items()}
+    aggregator = make_aggregator(section, inputs.largest_rank, torch_dtype.itemsize)
     with Progress(output.status, f"modules of {len(adapters)} adapters") as progress:
         result = one_shot.combine(inputs, aggregator, device=device, on_module=progress.count)
         document = result.write(
@@ -65,7 +60,7 @@ def combine_adapters(
             export=Export(export),
             dtype=torch_dtype,
             max_bytes=int(section.budget) if section.budget is not None else None,
-            settings={**options, "method": section.method, "export": export, "dtype": dtype},
+            settings={**section.model_dump(mode="json"), "export": export, "dtype": dtype},
         )
     output.table(module_table(document["modules"], every_module=every_module))
     output.lines(*totals(document, out))

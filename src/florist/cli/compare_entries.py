@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from florist.comparison.planning import Entry, method_entry
+from florist.config.methods import METHODS
 from florist.config.sections import Config
 from florist.errors import ConfigurationError
 
@@ -31,11 +32,7 @@ def entries_from(methods: str | None, variants: Sequence[str], base: Config) -> 
 
 def _method_names(methods: str) -> list[str]:
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    if names != ["all"]:
-        return names
-    from florist.config.methods import METHODS  # noqa: PLC0415  # torch takes seconds
-
-    return list(METHODS)
+    return list(METHODS) if names == ["all"] else names
 
 
 def _variant(text: str) -> Entry:

@@ -91,7 +91,7 @@ def configure(
     configs: dict[Entry, Config] = {}
     for entry in entries:
         try:
-            configs[entry] = read_config(config_file, (*overrides, *entry.overrides))
+            configs[entry] = read_config(config_file, overrides, entry.overrides)
         except ConfigurationError as error:
             raise ConfigurationError(f"{entry.name}: {error}") from error
         unlike = [key for key, value in _common(base).items() if _common(configs[entry])[key] != value]

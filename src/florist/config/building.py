@@ -12,7 +12,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from florist.config.methods import LOCAL_INITS, METHODS
+from florist.config.methods import LOCAL_INITS, make_aggregator
 from florist.config.metrics import metric_names, metrics
 from florist.config.sections import CLASSIFICATION, Config
 from florist.config.splits import Splits, read_splits
@@ -137,7 +137,7 @@ def load(config: Config, splits: Splits, encoded: RecentEncodings | None = None)
     base = fingerprint(task.base)
     target, ranks = config.lora.target_modules, config.lora.ranks
     largest = max(ranks) if isinstance(ranks, tuple) else ranks
-    aggregator = METHODS[config.aggregation.method](config.aggregation, largest)
+    aggregator = make_aggregator(config.aggregation, largest)
     model = FederatedModel(
         task.base,
         target if isinstance(target, str) else list(target),

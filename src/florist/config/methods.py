@@ -1,53 +1,252 @@
-"""Names of aggregation methods, starts of local adapters and rank rules -> the objects."""
+"""The one table of aggregation methods, and beside it the starts of local adapters and the rank rules.
 
-from collections.abc import Callable, Mapping
+A method is one record of `METHODS`. Everything that knows methods by name derives it from there: the configuration, the
+commands with their help and refusals, and the table in ``docs/methods.md``. The table can be read without torch, which
+is loaded when an object is made.
+"""
 
-from florist.aggregation import FedEx, FedIt, FfaLora, FlexLora, Flora, Florist, FullFineTuning
-from florist.config.sections import AggregationSection
-from florist.federation.local_init import Aligned, Fresh, LocalInit, Warm
-from florist.ranks import ByteBudget, Capped, EnergyThreshold, FixedRank, GlobalEnergyThreshold, RankRule
-from florist.rounds import Aggregator
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import florist  # its names load their modules, and torch with them, when they are first used
+from florist.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from florist.config.sections import AggregationSection
+    from florist.federation.local_init import LocalInit
+    from florist.ranks import RankRule
+    from florist.rounds import Aggregator
+
+DEFAULT_METHOD = "florist"
 DEFAULT_TAU = 0.9
+DEFAULT_LOCAL_INIT = "aligned"
 
-METHODS: Mapping[str, Callable[[AggregationSection, int], Aggregator]] = {
-    "florist": lambda section, _: Florist(rank_rule(section)),
-    "fedit": lambda _, __: FedIt(),
-    "ffa": lambda _, __: FfaLora(),
-    "flora": lambda _, __: Flora(),
-    "flexlora": lambda _, largest_rank: FlexLora(largest_rank),
-    "fedex": lambda _, __: FedEx(),
-    "full": lambda _, __: FullFineTuning(),
+HOW_MUCH = ("tau", "budget", "rank")
+"""The keys of ``[aggregation]`` that say how much to keep. At most one of them is set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What the object of a method may depend on.
+
+    Attributes:
+        section: a validated one, which names the method.
+        largest_rank: the largest rank that any client trains.
+        itemsize: bytes of one number of the broadcast as it is stored; a budget counts them.
+    """
+
+    section: "AggregationSection"
+    largest_rank: int
+    itemsize: int
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What florist knows of an aggregation method apart from its code.
+
+    Attributes:
+        name: what ``[aggregation] method`` and ``--method`` call it.
+        title: what its paper calls it.
+        arxiv: the number of the paper.
+        summary: what is sent and what becomes of it, in one or two sentences.
+        make: the object, for a use of the method.
+        keys: the other keys of ``[aggregation]`` that it takes.
+        not_one_shot: why it cannot combine saved adapters, with the method as the subject; None where it can.
+    """
+
+    name: str
+    title: str
+    arxiv: str
+    summary: str
+    make: "Callable[[Use], Aggregator]"
+    keys: tuple[str, ...] = ()
+    not_one_shot: str | None = None
+
+
+_METHODS = (
+    Method(
+        name="florist",
+        title="FLoRIST",
+        arxiv="2506.09199",
+        summary="The server sends the exact sum, cut by a rank rule. Clients add it.",
+        make=lambda use: florist.Florist(rank_rule(use.section, use.itemsize)),
+        keys=("tau", "scope", "budget", "rank", "max_rank"),
+    ),
+    Method(
+        name="fedit",
+        title="FedIT",
+        arxiv="2305.05644",
+        summary="The server sends the mean of B and the mean of A, whose product is not the exact sum. "
+        "Clients train on from them.",
+        make=lambda _: florist.FedIt(),
+    ),
+    Method(
+        name="ffa",
+        title="FFA-LoRA",
+        arxiv="2403.12313",
+        summary="Clients train B alone, over one random A. The server sends the mean of B, which is exact. "
+        "Clients train on from it.",
+        make=lambda _: florist.FfaLora(),
+        not_one_shot="it averages B over one A that nobody has trained, and saved adapters have trained theirs",
+    ),
+    Method(
+        name="flora",
+        title="FLoRA",
+        arxiv="2409.05976",
+        summary="The server sends the exact sum, as the stack of all factors. Clients add it.",
+        make=lambda _: florist.Flora(),
+    ),
+    Method(
+        name="flexlora",
+        title="FlexLoRA",
+        arxiv="2402.11505",
+        summary="The server sends the exact sum, cut to the largest rank of a client. "
+        "Each client trains on from as many components as its own rank.",
+        make=lambda use: florist.FlexLora(min(use.section.max_rank or use.largest_rank, use.largest_rank)),
+        keys=("max_rank",),
+    ),
+    Method(
+        name="fedex",
+        title="FedEx-LoRA",
+        arxiv="2410.09432",
+        summary="The server sends FedIT's means, and what they lack of the exact sum. "
+        "Clients train on from the means and add the rest.",
+        make=lambda _: florist.FedEx(),
+    ),
+    Method(
+        name="full",
+        title="Full fine-tuning",
+        arxiv="1602.05629",
+        summary="Clients train the weights of the targeted modules, without adapters. The server sends their mean.",
+        make=lambda _: florist.FullFineTuning(),
+        not_one_shot="it averages whole weights, and saved adapters hold factors",
+    ),
+)
+
+METHODS: Mapping[str, Method] = {method.name: method for method in _METHODS}
+
+# The classes themselves in the place of these functions would be looked up, and torch loaded, with the table.
+LOCAL_INITS: "Mapping[str, Callable[[], LocalInit]]" = {
+    "fresh": lambda: florist.Fresh(),  # noqa: PLW0108
+    "aligned": lambda: florist.Aligned(),  # noqa: PLW0108
+    "warm": lambda: florist.Warm(),  # noqa: PLW0108
 }
-"""From the section and the largest rank of any client."""
-
-ONE_SHOT: Mapping[str, Callable[[AggregationSection, int, int], Aggregator]] = {
-    "florist": lambda section, _, itemsize: Florist(rank_rule(section, itemsize)),
-    "fedit": lambda _, __, ___: FedIt(),
-    "flora": lambda _, __, ___: Flora(),
-    "flexlora": lambda section, largest_rank, _: FlexLora(section.max_rank or largest_rank),
-    "fedex": lambda _, __, ___: FedEx(),
-}
-"""For saved adapters: from the section, their largest rank and the bytes of a stored number."""
-
-LOCAL_INITS: Mapping[str, Callable[[], LocalInit]] = {"fresh": Fresh, "aligned": Aligned, "warm": Warm}
 
 
-def rank_rule(section: AggregationSection, itemsize: int = 4) -> RankRule:
+def make_aggregator(section: "AggregationSection", largest_rank: int, itemsize: int = 4) -> "Aggregator":
+    """The method of a section.
+
+    Args:
+        section: a validated one.
+        largest_rank: the largest rank that any client trains.
+        itemsize: bytes of one number of the broadcast as it is stored; a budget counts them.
+    """
+    return METHODS[section.method].make(Use(section, largest_rank, itemsize))
+
+
+def rank_rule(section: "AggregationSection", itemsize: int = 4) -> "RankRule":
     """The rank rule of a section.
 
     Args:
-        section: validated, so that at most one of tau, budget and rank is set.
-        itemsize: bytes of one stored number, for a budget.
+        section: a validated one, which sets exactly one of tau, budget and rank if its method takes them.
+        itemsize: bytes of one stored number; a budget counts them.
+
+    Raises:
+        ConfigurationError: the method of the section takes no rank rule.
     """
     rule: RankRule
-    tau = section.tau if section.tau is not None else DEFAULT_TAU
-    if section.budget is not None:
-        rule = ByteBudget(int(section.budget), itemsize)
+    if section.tau is not None:
+        rule = (florist.GlobalEnergyThreshold if section.scope == "global" else florist.EnergyThreshold)(section.tau)
+    elif section.budget is not None:
+        rule = florist.ByteBudget(int(section.budget), itemsize)
     elif section.rank is not None:
-        rule = FixedRank(section.rank)
-    elif section.scope == "global":
-        rule = GlobalEnergyThreshold(tau)
+        rule = florist.FixedRank(section.rank)
     else:
-        rule = EnergyThreshold(tau)
-    return Capped(rule, section.max_rank) if section.max_rank is not None else rule
+        raise ConfigurationError(
+            f"expected one of {', '.join(HOW_MUCH)}, which method = {section.method!r} does not take"
+        )
+    return florist.Capped(rule, section.max_rank) if section.max_rank is not None else rule
+
+
+def one_shot_methods() -> list[str]:
+    """The names of the methods that combine saved adapters."""
+    return [method.name for method in METHODS.values() if method.not_one_shot is None]
+
+
+def require_one_shot(name: str, given: Collection[str]) -> None:
+    """Check that ``florist aggregate --method`` may have this name, and the options that were given with it.
+
+    Args:
+        name: the name of a method, or what was given in its place.
+        given: names of keys of ``[aggregation]``.
+
+    Raises:
+        ConfigurationError: there is no such method, it cannot combine saved adapters, or it does not take an option.
+    """
+    known = ", ".join(one_shot_methods())
+    method = METHODS.get(name)
+    if method is None:
+        raise ConfigurationError(f"--method {name}: expected one of {known}")
+    if method.not_one_shot is not None:
+        raise ConfigurationError(
+            f"--method {name}: expected one of {known}; {name} is none, since {method.not_one_shot}. Choose one of "
+            f"these, or run {name} in rounds with florist simulate --set aggregation.method={name}"
+        )
+    foreign = foreign_keys(method, given)
+    if foreign:
+        takes = ", ".join(map(_flag, method.keys)) or "none of these options"
+        others = "".join(f", or use --method {other}" for other in _methods_with(foreign))
+        raise ConfigurationError(
+            f"--method {name} takes {takes}, got {', '.join(map(_flag, foreign))}: leave that out{others}"
+        )
+
+
+def require_own_keys(method: Method, given: Mapping[str, object]) -> None:
+    """Check that a method takes the keys of ``[aggregation]`` that are set.
+
+    Raises:
+        ConfigurationError: it does not; the message names them.
+    """
+    foreign = foreign_keys(method, given)
+    if foreign:
+        takes = " and ".join(method.keys) or "no other key"
+        came = " and ".join(f"{key} = {given[key]!r}" for key in foreign)
+        others = "".join(f", or choose method = {other!r}" for other in _methods_with(foreign))
+        raise ConfigurationError(
+            f"method = {method.name!r} takes {takes}, got {came}: remove {' and '.join(foreign)}{others}"
+        )
+
+
+def without_replaced(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What overrides of ``[aggregation]`` leave of the settings that they change.
+
+    An override of the method removes the keys that the method does not take, since they were meant for another. An
+    override that says how much to keep replaces what said it before. What the overrides set themselves is not checked.
+
+    Args:
+        settings: keys and values before.
+        overrides: keys and values on top of them.
+    """
+    gone: set[str] = set()
+    method = METHODS.get(str(overrides.get("method")))
+    if method is not None:
+        gone.update(key for other in METHODS.values() for key in foreign_keys(method, other.keys))
+    if overrides.keys() & set(HOW_MUCH):
+        gone.update(HOW_MUCH)
+    if overrides.keys() & {"budget", "rank"}:
+        gone.add("scope")  # it belongs to tau
+    return {key: value for key, value in settings.items() if key not in gone}
+
+
+def foreign_keys(method: Method, given: Collection[str]) -> list[str]:
+    """The keys among those given that the method does not take."""
+    return [key for key in given if key not in method.keys]
+
+
+def _methods_with(keys: Collection[str]) -> list[str]:
+    return [method.name for method in METHODS.values() if not foreign_keys(method, keys)]
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

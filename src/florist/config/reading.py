@@ -11,6 +11,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from florist.config.methods import without_replaced
 from florist.config.sections import Config, Section
 from florist.errors import ConfigurationError, MissingInputError
 
@@ -22,14 +23,17 @@ DEMONSTRATION = Path(__file__).parents[1] / "demonstration.toml"
 _PATHS = (("data", "path"), ("model", "name_or_path"))
 
 
-def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def read_config(path: Path, *layers: Sequence[str]) -> Config:
     """Read a TOML file and apply overrides.
 
-    A relative path in the file is relative to the file; in an override, to the current directory.
+    A relative path in the file is relative to the file, and one in an override to the current directory. An override of
+    the aggregation method, or of how much it keeps, also removes what the file or an earlier layer says to the contrary
+    (`methods.without_replaced`).
 
     Args:
-        path: of the file.
-        overrides: ``section.key=value``, the value in TOML or else a plain string.
+        path: the file.
+        layers: overrides, ``section.key=value`` each, whose value is TOML or else a plain string. A later layer changes
+            what the earlier ones make of the file.
 
     Raises:
         MissingInputError: there is no such file.
@@ -42,7 +46,8 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: expected TOML, and reading failed: {error}") from error
     _anchor(tables, path.parent)
-    _apply(tables, overrides)
+    for overrides in layers:
+        _apply(tables, overrides)
     # A section with an unknown key is not searched for contradictions: without such keys it is.
     problems = list(_drop_unknown(tables))
     try:
@@ -100,6 +105,8 @@ def _apply(tables: dict[str, Any], overrides: Sequence[str]) -> None:
     for section, table in given.items():
         if not isinstance(tables.setdefault(section, {}), dict):
             raise ConfigurationError(f"expected a table [{section}], got {tables[section]!r}")
+        if section == "aggregation":
+            tables[section] = without_replaced(tables[section], table)
         tables[section].update(table)
 
 

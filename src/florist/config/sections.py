@@ -3,9 +3,20 @@
 LoRA and training keys carry the names that PEFT and transformers give them.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, model_validator
+
+from florist.config.methods import (
+    DEFAULT_LOCAL_INIT,
+    DEFAULT_METHOD,
+    DEFAULT_TAU,
+    HOW_MUCH,
+    LOCAL_INITS,
+    METHODS,
+    require_own_keys,
+)
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -13,6 +24,18 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 
 LANGUAGE_MODELLING = "causal-lm"
 CLASSIFICATION = "sequence-classification"
+
+
+def _one_of(names: Collection[str]) -> AfterValidator:
+    """A text that is one of these names, refused in the words that pydantic has for a Literal."""
+    *others, last = map(repr, names)
+
+    def known(text: str) -> str:
+        if text not in names:
+            raise ValueError(f"Input should be {', '.join(others)} or {last}")
+        return text
+
+    return AfterValidator(known)
 
 
 class Section(BaseModel):
@@ -186,34 +209,51 @@ class FederationSection(Section):
     shared_init: bool = True
     """Clients of a round start from the same random A (a smaller rank from its first rows). Methods that average A or
     B apart need that, and have it in any case."""
-    local_init: Literal["fresh", "aligned", "warm"] = "aligned"
-    """How the next local adapter starts: at random, along the last global update, or from the global adapter. For
-    methods whose broadcast is added; where it is trained on (fedit, ffa, flexlora, fedex), it is the start itself."""
+    local_init: Annotated[str, _one_of(LOCAL_INITS)] = DEFAULT_LOCAL_INIT
+    """How the next local adapter starts where clients add the broadcast: at random, along the last global update, or
+    from the global adapter. Where a method lets clients train on from the broadcast, that is the start itself."""
 
 
 class AggregationSection(Section):
-    """``[aggregation]``: the method."""
+    """``[aggregation]``: the method, and the keys that it takes (`methods.METHODS`); the others stay unset.
 
-    method: Literal["florist", "fedit", "ffa", "flora", "flexlora", "fedex", "full"] = "florist"
-    """All other keys are florist's: the other methods have nothing to set."""
+    Where the method takes tau and nothing else says how much to keep, tau gets its default. A configuration that is
+    written down therefore says what was done.
+    """
+
+    method: Annotated[str, _one_of(METHODS)] = DEFAULT_METHOD
+    """The name of an aggregation method."""
     tau: Fraction | None = None
-    """Fraction of the energy to keep; 0.9 where neither `budget` nor `rank` is set."""
-    scope: Literal["per-module", "global"] = "per-module"
-    """Whether `tau` holds in each module, or over all together with the fewest parameters."""
+    """The fraction of the energy to keep. It is the default way to say how much."""
+    scope: Literal["per-module", "global"] | None = None
+    """Whether `tau` holds in each module, which is the default, or over all modules together with few parameters."""
     budget: Annotated[ByteSize, Field(gt=0)] | None = None
-    """Bytes of the broadcast, as ``"20MB"``: the most energy that fits."""
+    """The bytes of the broadcast, as ``"20MB"``: the most energy that fits is kept."""
     rank: Positive | None = None
-    """The same rank for every module."""
+    """One rank for every module."""
     max_rank: Positive | None = None
-    """No module above this rank, whatever the rule."""
+    """No module keeps more than this rank, whatever else says how much to keep."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults(cls, given: Any) -> Any:
+        method = METHODS.get(str(given.get("method", DEFAULT_METHOD))) if isinstance(given, Mapping) else None
+        if method is None:
+            return given  # which is refused with a reason
+        defaults: dict[str, Any] = {"scope": "per-module"}
+        if all(given.get(key) is None for key in HOW_MUCH):
+            defaults["tau"] = DEFAULT_TAU
+        unset = {key: value for key, value in defaults.items() if key in method.keys and given.get(key) is None}
+        return {**given, **unset}
 
     @model_validator(mode="after")
     def _consistent(self) -> "AggregationSection":
-        rules = {name: value for name in ("tau", "budget", "rank") if (value := getattr(self, name)) is not None}
+        require_own_keys(METHODS[self.method], self.model_dump(exclude={"method"}, exclude_none=True))
+        rules = {name: value for name in HOW_MUCH if (value := getattr(self, name)) is not None}
         if len(rules) > 1:
             given = " and ".join(f"{name} = {value}" for name, value in rules.items())
             raise ValueError(f"{given} contradict each other: each says how much to keep; set one")
-        if self.scope == "global" and ("budget" in rules or "rank" in rules):
+        if self.scope == "global" and "tau" not in rules:
             raise ValueError(f"scope = 'global' goes with tau, not with {next(iter(rules))}")
         return self
 

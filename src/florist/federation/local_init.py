@@ -1,7 +1,7 @@
 """How a client's next local adapter starts, and what its upload is then measured from.
 
-A method that sends a continued adapter has said so itself (`continue_from`). For methods that only add, a `LocalInit`
-says it: fresh as in the papers, aligned to the last update, or warm from the global adapter.
+Where a method sends a continued adapter, clients start from that (`Continued`). Where a method only adds, a `LocalInit`
+chooses the start: fresh, as in the papers; aligned to the last global update; or warm, from the global adapter.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from florist.linalg import ThinSvd
 from florist.rounds import NO_ADAPTER
 
 FRESH_ROW_NORM = 3**-0.5
-"""Of a fresh row of A, root mean square: n numbers uniform in ``+-1/sqrt(n)``, whatever n is."""
+"""The root mean square norm of a fresh row of A, which has n numbers uniform in ``+-1/sqrt(n)``; n does not matter."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,9 +23,9 @@ class LocalStart:
     """What one client holds when it begins to train.
 
     Attributes:
-        frozen: its part of the global adapter that does not train.
-        local: the first components of its local adapter, at most its rank. It fills up with random rows of A and zero
-            columns of B, which change nothing and can train.
+        frozen: the part of the global adapter that it does not train.
+        local: the first components of its local adapter, at most as many as its rank. The client fills the rest up with
+            random rows of A and zero columns of B, which change nothing and can train.
     """
 
     frozen: AdapterState
@@ -34,60 +34,70 @@ class LocalStart:
 
 @runtime_checkable
 class LocalInit(Protocol):
-    """Chooses the start of a local adapter; the function before training is that of the global model."""
+    """Chooses the start of a local adapter. Before training, the client's function is that of the global model."""
 
     @property
     def needs_last(self) -> bool:
-        """Whether the start depends on the last broadcast by itself, and not on the global adapter alone."""
+        """Whether the start depends on the last broadcast, and not on the global adapter alone."""
         ...
 
     def __call__(self, state: ServerState, rank: int, /) -> LocalStart:
-        """The start of a client of that rank."""
+        """The start of a client of this rank."""
         ...
 
     def given(self, state: ServerState, rank: int, /) -> AdapterState:
-        """The part of ``state.cumulative`` that such a client trains on from: its upload is measured from there."""
+        """The part of ``state.cumulative`` that such a client trains on from. Its upload is measured from there."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """A random and B zero, on top of the whole frozen global adapter.
+    """A client starts with random A and zero B, on top of the whole frozen global adapter.
 
-    Source: FLoRIST, arXiv:2506.09199, and FLoRA, arXiv:2409.05976, which start every round anew.
+    Source: FLoRIST, arXiv:2506.09199, and FLoRA, arXiv:2409.05976, start every round anew.
+
+    >>> from dataclasses import replace
+    >>> factor = LoraFactor(torch.eye(2), torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
+    >>> state = replace(ServerState.initial(), cumulative=AdapterState.of({"layer": factor}))
+    >>> start = Fresh()(state, 1)
+    >>> start.frozen["layer"].rank, list(start.local)
+    (2, [])
     """
 
     @property
     def needs_last(self) -> bool:
-        """Never."""
+        """The start needs no broadcast by itself."""
         return False
 
     def __call__(self, state: ServerState, rank: int, /) -> LocalStart:  # noqa: ARG002  # the same for every rank
-        """Nothing but random rows."""
+        """The start is the whole global adapter, frozen, and nothing but random rows."""
         return LocalStart(state.cumulative, NO_ADAPTER)
 
     def given(self, state: ServerState, rank: int, /) -> AdapterState:  # noqa: ARG002  # never anything
-        """Nothing."""
+        """The client is given nothing, so that its whole upload counts."""
         return NO_ADAPTER
 
 
 @dataclass(frozen=True, slots=True)
 class Aligned:
-    """As `Fresh`, with the first rows of A along the last global update instead of random.
+    """A client starts with the first rows of A along the last global update, and zero B.
 
-    They are the update's leading right singular vectors ``V^T``, each at the norm of a fresh row, so that the learning
-    rate keeps its meaning; B is zero. The other rows are random.
+    The rows are the leading right singular vectors ``V^T`` of the update. Each has the norm of a fresh row, so that the
+    learning rate keeps its meaning. The other rows are random, and the whole global adapter is frozen, like in `Fresh`.
 
     Source: florist's own.
+
+    >>> Aligned()(ServerState.initial(), 4).local.total_rank  # before the first broadcast, all rows are random
+    0
     """
 
     @property
     def needs_last(self) -> bool:
-        """Always."""
+        """The start follows the last broadcast."""
         return True
 
     def __call__(self, state: ServerState, rank: int, /) -> LocalStart:
-        """As many directions as the last update has, at most `rank`.
+        """The start has as many directions as the last update, at most `rank`.
 
         Cost: one decomposition of the last update for all clients of a round, and a thin product for each.
         """
@@ -97,60 +107,68 @@ class Aligned:
         )
 
     def given(self, state: ServerState, rank: int, /) -> AdapterState:  # noqa: ARG002  # never anything
-        """Nothing."""
+        """The client is given nothing, so that its whole upload counts."""
         return NO_ADAPTER
 
 
 @dataclass(frozen=True, slots=True)
 class Warm:
-    """Train on from the leading components of the cumulative global adapter; the remainder is frozen.
+    """A client trains on from the leading components of the global adapter, and the remainder is frozen.
 
-    A client's update is ``B_k A_k - T_r(G)`` with the ``T_r(G)`` that it started from, so that the new global adapter
-    is ``sum_k w_k (G - T_r(G) + B_k A_k)``: a client of small rank leaves untouched what it does not hold.
+    Its update is ``B_k A_k - T_r(G)``, where ``T_r(G)`` is what it started from. The new global adapter is therefore
+    ``sum_k w_k (G - T_r(G) + B_k A_k)``: a client of small rank leaves untouched what it does not hold.
 
     Source: florist's own.
+
+    >>> from dataclasses import replace
+    >>> factor = LoraFactor(torch.eye(2), torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
+    >>> state = replace(ServerState.initial(), cumulative=AdapterState.of({"layer": factor}))
+    >>> start = Warm()(state, 1)
+    >>> start.frozen["layer"].rank, start.local["layer"].A
+    (1, tensor([[3., 0.]]))
     """
 
     @property
     def needs_last(self) -> bool:
-        """Never."""
+        """The start needs no broadcast by itself."""
         return False
 
     def __call__(self, state: ServerState, rank: int, /) -> LocalStart:
-        """The first `rank` components; `ServerState.cumulative` holds them in descending order."""
+        """The start has the first `rank` components, since `ServerState.cumulative` has them in descending order."""
         return LocalStart(state.cumulative.map(lambda factor: factor.trailing(rank)), self.given(state, rank))
 
     def given(self, state: ServerState, rank: int, /) -> AdapterState:
-        """The first `rank` components."""
+        """The client is given the first `rank` components."""
         return state.cumulative.map(lambda factor: factor.leading(rank))
 
 
 @dataclass(frozen=True, slots=True)
 class Continued:
-    """Train on from the first components of the continued adapter, whose successor takes its place.
+    """A client trains on from the first components of the continued adapter.
 
-    For methods that send one; nothing is subtracted, since what they average is the adapter and not its change.
+    The next continued adapter takes the place of this one. Nothing is subtracted from an upload, since the methods that
+    send such an adapter average the adapter itself and not its change.
     """
 
     @property
     def needs_last(self) -> bool:
-        """Never."""
+        """The start needs no broadcast by itself."""
         return False
 
     def __call__(self, state: ServerState, rank: int, /) -> LocalStart:
-        """The first `rank` components, beside all that was ever added."""
+        """The start has the first `rank` components, beside all that was ever added."""
         return LocalStart(state.cumulative, state.continued.map(lambda factor: factor.leading(rank)))
 
     def given(self, state: ServerState, rank: int, /) -> AdapterState:  # noqa: ARG002  # never anything
-        """Nothing."""
+        """The client is given nothing, so that its whole upload counts."""
         return NO_ADAPTER
 
 
 def change(upload: AdapterState, given: AdapterState) -> AdapterState:
-    """What a client's training changed: its upload less what it was given.
+    """What the training of a client changed: its upload less what it was given.
 
-    ``B_k A_k - B A = (B_k - B) A_k + B (A_k - A)``: of the sum of both ranks, and without the cancellation of a
-    difference of two nearly equal products. A module that was not uploaded did not change.
+    ``B_k A_k - B A = (B_k - B) A_k + B (A_k - A)`` has the sum of both ranks, and needs no difference of nearly equal
+    products. A module that was not uploaded did not change.
     """
     changed = {name: _difference(upload[name], given[name]) for name in upload if name in given.specs}
     return AdapterState.of({**upload, **changed}) if changed else upload

@@ -7,7 +7,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from florist.config import Config, to_toml
-from florist.config.methods import LOCAL_INITS, METHODS
+from florist.config.methods import LOCAL_INITS, make_aggregator
 from florist.config.resuming import OVER_FLOWER, require_resumable
 from florist.config.sections import CLASSIFICATION
 from florist.errors import ConfigurationError, MissingDependencyError
@@ -43,7 +43,7 @@ def _serve(config: Config, grid: Grid, context: Context) -> None:
     settings, federation, ranks = config.flower, config.federation, config.lora.ranks
     method = config.aggregation.method
     largest = max(ranks) if isinstance(ranks, tuple) else ranks
-    aggregator = METHODS[method](config.aggregation, largest)
+    aggregator = make_aggregator(config.aggregation, largest)
     evaluation = _server_evaluation(config) if settings.evaluation == "server" else None
     if evaluation is None and Trained.WEIGHTS in aggregator.work.trained:
         raise ConfigurationError(
