@@ -1,4 +1,4 @@
-"""From JSON records to tokens: reading, recognising the shape of a record, prompts, labels."""
+"""Examples on their way from JSON files to tokens: their shapes, their prompts, their labels, and who holds them."""
 
 from florist.data.causal_lm import CausalLmEncoder, opening_tokens
 from florist.data.classification import ClassificationEncoder, classes
