@@ -226,7 +226,7 @@ def test_arrays_that_changed_on_the_way_are_refused() -> None:
 
 def test_a_message_of_somebody_else_is_refused() -> None:
     for content in (RecordDict(), RecordDict({"fedavg": ConfigRecord({})}), RecordDict({"florist": MetricRecord({})})):
-        with pytest.raises(InvalidUpdateError, match="expected a message of florist, got the records"):
+        with pytest.raises(InvalidUpdateError, match="expected a message of florist, got one with the parts"):
             read_reply(content, no_rows)
 
 

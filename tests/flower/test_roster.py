@@ -196,7 +196,7 @@ def test_garbage_for_an_introduction_is_refused() -> None:
     grid.deliver = lambda message, _reply: [Message(RecordDict({"x": ConfigRecord({})}), reply_to=message)]
     roster = Roster()
     assert roster.refresh(grid) == ()
-    assert roster.refused[7].startswith("expected a message of florist, got the records ['x']")
+    assert roster.refused[7].startswith("expected a message of florist, got one with the parts ['x']")
 
 
 def test_too_few_says_who_is_missing_and_why() -> None:
