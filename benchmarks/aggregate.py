@@ -28,6 +28,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from florist.cli.memory import keep_freed_memory
 from florist.one_shot import aggregate
 from florist.ranks import EnergyThreshold
 
@@ -148,6 +149,7 @@ def main() -> None:
     parser.add_argument("--modules", type=int, default=8, help="of an adapter in the memory part")
     parser.add_argument("--size", type=int, default=512, help="of a module in the memory part")
     args = parser.parse_args()
+    keep_freed_memory()  # as the command line does
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, load average {os.getloadavg()[0]:.1f}")
     print(f"torch {torch.__version__}, float32 factors")
     with tempfile.TemporaryDirectory() as scratch:

@@ -27,6 +27,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import Tensor
 
+from florist.cli.memory import keep_freed_memory
 from florist.factors import LoraFactor, stack
 from florist.linalg import WeightedFactor, decompose
 from florist.linalg.parallel import in_order
@@ -229,6 +230,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
+    keep_freed_memory()  # as the command line does
     print(f"{processor()}, {os.cpu_count()} CPUs; torch {torch.__version__}; float32 factors; CPU ms, least of repeats")
     print(f"load average before the start: {os.getloadavg()[0]:.1f} (times on a busy machine mean little, least of all")
     print("with several threads: waiting for each other then counts as work)")

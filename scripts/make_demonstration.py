@@ -1,7 +1,7 @@
 """Make the embedded demonstration: a small pretrained Llama and the string tasks that a federation teaches it.
 
-Run from the project root, with the `train` extra installed; it takes minutes on one thread, the same seed giving the
-same files on the same machine:
+Run from the project root, with the `train` extra installed; it takes minutes on one thread, and the same seed
+gives the same files on the same machine:
 
     rm -r src/florist/demonstration/model
     python scripts/make_demonstration.py
@@ -65,35 +65,35 @@ NEW_TASKS: Mapping[str, Callable[[str], str]] = {
     "vowel_up": lambda text: "".join(letter.upper() if letter in VOWELS else letter for letter in text),
     "parity": lambda text: "odd" if len(text.split()) % 2 else "even",
 }
-"""What the federation teaches it."""
+"""What the federation teaches the model."""
 
-TRAIN_RECORDS = 800
-TEST_RECORDS = 200
+TRAIN_EXAMPLES = 800
+TEST_EXAMPLES = 200
 
 
 def sample_input(generator: random.Random) -> str:
-    """Two to four words."""
+    """Return two to four words."""
     return " ".join(generator.choices(WORDS, k=generator.randint(2, 4)))
 
 
-def record(task: str, text: str) -> Example:
-    """One instruction in the Alpaca shape, with its task beside it."""
+def example_of(task: str, text: str) -> Example:
+    """Return one instruction in the Alpaca shape, with its task beside it."""
     return {"instruction": task, "input": text, "output": (SEEN_TASKS | NEW_TASKS)[task](text), "task": task}
 
 
-def new_task_records(seed: int) -> tuple[list[Example], list[Example]]:
-    """Training and test records of the new tasks, equally many of each; no input occurs twice in either or both."""
+def new_task_examples(seed: int) -> tuple[list[Example], list[Example]]:
+    """Return training and test examples of the new tasks, equally many of each; all inputs are different."""
     generator = random.Random(seed)  # noqa: S311  # no secrets here
     inputs: dict[str, None] = {}
-    while len(inputs) < TRAIN_RECORDS + TEST_RECORDS:
+    while len(inputs) < TRAIN_EXAMPLES + TEST_EXAMPLES:
         inputs[sample_input(generator)] = None
     tasks = list(NEW_TASKS)
-    records = [record(tasks[index % len(tasks)], text) for index, text in enumerate(inputs)]
-    return records[:TRAIN_RECORDS], records[TRAIN_RECORDS:]
+    examples = [example_of(tasks[index % len(tasks)], text) for index, text in enumerate(inputs)]
+    return examples[:TRAIN_EXAMPLES], examples[TRAIN_EXAMPLES:]
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A token a character: printable ASCII, the newline, and `<pad>`, `<eos>` and `<unk>`; 99 in all.
+    """Return a tokenizer of 99 tokens: printable ASCII and the newline, one a character, `<pad>`, `<eos>` and `<unk>`.
 
     There is no beginning-of-sequence token: a sequence is prompt, output, `<eos>`.
     """
@@ -112,7 +112,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """A small Llama with random weights."""
+    """Return a small Llama with random weights."""
     torch.manual_seed(seed)  # transformers initialises from the global generator
     return LlamaForCausalLM(
         LlamaConfig(
@@ -131,10 +131,10 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalL
     )
 
 
-def examples_of(records: Iterable[Example], tokenizer: PreTrainedTokenizerFast) -> EncodedExamples:
-    """The records as the federation's clients encode theirs."""
+def encoded(examples: Iterable[Example], tokenizer: PreTrainedTokenizerFast) -> EncodedExamples:
+    """Encode examples as the clients of the federation encode theirs."""
     encoder = CausalLmEncoder(tokenizer, InstructionPrompt(ALPACA, template_prompt(PROMPT_TEMPLATE)), MAX_LENGTH)
-    return EncodedExamples([encoder(item) for item in records], DataCollatorForSeq2Seq(tokenizer))
+    return EncodedExamples([encoder(item) for item in examples], DataCollatorForSeq2Seq(tokenizer))
 
 
 def pretrain(
@@ -144,7 +144,7 @@ def pretrain(
     steps: int,
     held_out: set[str],
 ) -> None:
-    """AdamW with warm-up and cosine decay, on fresh batches of 64 records of the seen tasks.
+    """Train by AdamW with warm-up and cosine decay, on fresh batches of 64 examples of the seen tasks.
 
     Inputs in `held_out` are skipped, so that the federation's tasks are new in their inputs too.
     """
@@ -161,8 +161,8 @@ def pretrain(
         while len(batch) < 64:
             text = sample_input(generator)
             if text not in held_out:
-                batch.append(record(generator.choice(tasks), text))
-        examples = examples_of(batch, tokenizer)
+                batch.append(example_of(generator.choice(tasks), text))
+        examples = encoded(batch, tokenizer)
         loss = model(**examples.collate([*examples])).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -176,7 +176,7 @@ def pretrain(
 def report(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, generator: random.Random) -> None:
     """Print the exact match of 200 fresh inputs in every task."""
     for task in (*SEEN_TASKS, *NEW_TASKS):
-        examples = examples_of((record(task, sample_input(generator)) for _ in range(200)), tokenizer)
+        examples = encoded((example_of(task, sample_input(generator)) for _ in range(200)), tokenizer)
         measured = ExactMatch(examples, tokenizer, batch_size=200, max_new_tokens=32)(model)
         print(f"{task:12s} exact match {measured['exact_match']:.3f}", flush=True)
 
@@ -185,11 +185,11 @@ def make(output: Path, *, seed: int, steps: int) -> None:
     """Train, write and measure.
 
     Raises:
-        OutputExistsError: there is a model already.
+        OutputExistsError: There is a model already.
     """
     output.mkdir(exist_ok=True)
     require_absent(output / "model")
-    train, test = new_task_records(seed)
+    train, test = new_task_examples(seed)
     generator = random.Random(seed + 1)  # noqa: S311  # no secrets here
     tokenizer = make_tokenizer()
     model = make_model(tokenizer, seed)
@@ -197,8 +197,8 @@ def make(output: Path, *, seed: int, steps: int) -> None:
         pretrain(model, tokenizer, generator, steps, {item["input"] for item in (*train, *test)})
         model.half().save_pretrained(draft)
         tokenizer.save_pretrained(draft)
-    for name, records in (("train", train), ("test", test)):
-        replace_file(output / f"{name}.jsonl", "".join(json.dumps(item) + "\n" for item in records))
+    for name, examples in (("train", train), ("test", test)):
+        replace_file(output / f"{name}.jsonl", "".join(json.dumps(item) + "\n" for item in examples))
     report(model.float(), tokenizer, generator)  # the weights as stored: float16 rounds them
 
 

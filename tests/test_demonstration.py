@@ -38,7 +38,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(ASSETS / "model", local_files_only=True)
 
 
-def records(name: str) -> list[dict[str, str]]:
+def examples(name: str) -> list[dict[str, str]]:
     return [json.loads(line) for line in (ASSETS / name).read_text().splitlines()]
 
 
@@ -70,40 +70,42 @@ def test_sequences_end_and_pad_but_have_no_beginning(tokenizer: PreTrainedTokeni
 
 
 @pytest.mark.parametrize(("name", "count"), [("train.jsonl", 800), ("test.jsonl", 200)])
-def test_every_record_is_what_its_task_makes_of_its_input(script: ModuleType, name: str, count: int) -> None:
-    rows = records(name)
-    for row in rows:
-        assert row == {
-            "instruction": row["task"],
-            "input": row["input"],
-            "output": script.NEW_TASKS[row["task"]](row["input"]),
-            "task": row["task"],
+def test_every_example_is_what_its_task_makes_of_its_input(script: ModuleType, name: str, count: int) -> None:
+    found = examples(name)
+    for example in found:
+        assert example == {
+            "instruction": example["task"],
+            "input": example["input"],
+            "output": script.NEW_TASKS[example["task"]](example["input"]),
+            "task": example["task"],
         }
-    assert Counter(row["task"] for row in rows) == dict.fromkeys(script.NEW_TASKS, count // 4)
+    assert Counter(example["task"] for example in found) == dict.fromkeys(script.NEW_TASKS, count // 4)
 
 
-def test_the_script_makes_the_shipped_records(script: ModuleType) -> None:
-    assert script.new_task_records(seed=0) == (records("train.jsonl"), records("test.jsonl"))
+def test_the_script_makes_the_shipped_examples(script: ModuleType) -> None:
+    assert script.new_task_examples(seed=0) == (examples("train.jsonl"), examples("test.jsonl"))
 
 
 def test_no_input_occurs_twice() -> None:
-    inputs = [row["input"] for row in records("train.jsonl") + records("test.jsonl")]
+    inputs = [example["input"] for example in examples("train.jsonl") + examples("test.jsonl")]
     assert len(set(inputs)) == len(inputs)
 
 
 def test_no_new_task_is_one_of_the_pretraining_tasks(script: ModuleType) -> None:
     assert not script.NEW_TASKS.keys() & script.SEEN_TASKS.keys()
-    rows = records("test.jsonl")
+    found = examples("test.jsonl")
     for seen in script.SEEN_TASKS.values():
-        answered = sum(seen(row["input"]) == row["output"] for row in rows)
-        assert answered <= len(rows) // 50
+        answered = sum(seen(example["input"]) == example["output"] for example in found)
+        assert answered <= len(found) // 50
 
 
 def test_the_configuration_asks_as_in_pretraining(script: ModuleType) -> None:
     config = tomllib.loads((PACKAGE / "demonstration.toml").read_text())
     assert config["data"]["prompt_template"] == script.PROMPT_TEMPLATE
-    prompts = [script.PROMPT_TEMPLATE.format_map(row) for row in records("train.jsonl") + records("test.jsonl")]
-    answers = [row["output"] for row in records("train.jsonl") + records("test.jsonl")]
+    prompts = [
+        script.PROMPT_TEMPLATE.format_map(example) for example in examples("train.jsonl") + examples("test.jsonl")
+    ]
+    answers = [example["output"] for example in examples("train.jsonl") + examples("test.jsonl")]
     longest = max(len(prompt + answer) for prompt, answer in zip(prompts, answers, strict=True)) + len(["<eos>"])
     assert longest <= min(script.MAX_LENGTH, config["data"]["max_length"])
     assert max(map(len, answers)) < config["evaluation"]["max_new_tokens"]
@@ -114,14 +116,14 @@ def test_the_model_masters_its_tasks_and_none_of_the_new_ones(
 ) -> None:
     model = load_causal_lm(str(ASSETS / "model"), torch.float32)
     generator = random.Random(12345)  # noqa: S311  # no secrets here
-    seen = [script.record(task, script.sample_input(generator)) for task in script.SEEN_TASKS for _ in range(12)]
+    seen = [script.example_of(task, script.sample_input(generator)) for task in script.SEEN_TASKS for _ in range(12)]
 
-    def exact_match(rows: list[dict[str, str]]) -> float:
-        examples = script.examples_of(rows, tokenizer)
-        return ExactMatch(examples, tokenizer, batch_size=100, max_new_tokens=40)(model)["exact_match"]
+    def exact_match(found: list[dict[str, str]]) -> float:
+        encoded = script.encoded(found, tokenizer)
+        return ExactMatch(encoded, tokenizer, batch_size=100, max_new_tokens=40)(model)["exact_match"]
 
     assert exact_match(seen) >= 0.95
-    assert exact_match(records("test.jsonl")) <= 0.02
+    assert exact_match(examples("test.jsonl")) <= 0.02
 
 
 def test_the_script_does_not_overwrite_a_model(

@@ -5,9 +5,9 @@ Run from anywhere, with the `train` extra installed; it takes two or three minut
     python examples/dolly/make_model.py
 
 The text is what every Python installation carries: the language reference behind `help()`, and the docstrings of the
-standard library. So the model knows English prose of one kind, no Dolly, and what a federation teaches it is another
-kind and the form of question and answer. It depends on the version of Python; the same version gives the same model on
-the same machine.
+standard library. The model therefore knows one kind of English prose and no Dolly, and a federation teaches it another
+kind and the form of question and answer. The text depends on the version of Python; the same version gives the same
+model on the same machine.
 """
 
 import argparse
@@ -32,18 +32,18 @@ SEQUENCE_LENGTH = 128
 BATCH_SIZE = 16
 LEARNING_RATE = 2e-3
 HELD_OUT = 32
-"""Sequences, from all over the text."""
+"""How many sequences, from all over the text, are held out."""
 SHORTEST = 200
-"""Characters of a docstring; shorter ones are hardly prose."""
+"""How many characters a docstring needs to be taken; shorter ones are hardly prose."""
 NO_DOCUMENTATION = {"site-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data"}
 HERE = Path(__file__).resolve().parent
 
 
 def read_documentation(library: Path) -> list[str]:
-    """The language reference, and the docstrings of the modules in a folder, in the order of their names.
+    """Return the language reference, and the docstrings of the modules in a folder in the order of their names.
 
     Raises:
-        MissingInputError: the folder has no docstrings.
+        MissingInputError: The folder has no docstrings.
     """
     files = sorted(library.rglob("*.py"))
     wanted = [file for file in files if not NO_DOCUMENTATION & {*file.relative_to(library).parts}]
@@ -54,7 +54,7 @@ def read_documentation(library: Path) -> list[str]:
 
 
 def _docstrings(file: Path) -> Iterator[str]:
-    # Parsed and not imported: importing a module runs it, and some open windows.
+    # The file is parsed, because an import would run the module, and some modules open windows.
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             text = ast.get_docstring(node) or ""
@@ -63,7 +63,7 @@ def _docstrings(file: Path) -> Iterator[str]:
 
 
 def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with `<eos>` after a text and `<pad>`; nothing is put before a prompt."""
+    """Train a byte-level BPE with `<eos>` after a text and `<pad>`; nothing is put before a prompt."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -85,7 +85,7 @@ def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """A small Llama with random weights."""
+    """Return a small Llama with random weights."""
     torch.manual_seed(seed)  # transformers initialises from the global generator
     return LlamaForCausalLM(
         LlamaConfig(
@@ -105,7 +105,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalL
 
 
 def packed(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Tensor:
-    """All texts, each with its end, as one stream cut into sequences; no padding, no text is cut short."""
+    """Return all texts, each with its end, as one stream that is cut into sequences without padding."""
     encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     stream = [token for tokens in encoded for token in (*tokens, tokenizer.eos_token_id)]
     sequences = len(stream) // SEQUENCE_LENGTH
@@ -114,7 +114,7 @@ def packed(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Tensor:
 
 @torch.no_grad()
 def mean_loss(model: LlamaForCausalLM, sequences: Tensor) -> float:
-    """Nats a token."""
+    """Return the mean loss in nats a token."""
     model.eval()
     losses = [model(input_ids=batch, labels=batch).loss.item() * len(batch) for batch in sequences.split(BATCH_SIZE)]
     model.train()
@@ -122,7 +122,7 @@ def mean_loss(model: LlamaForCausalLM, sequences: Tensor) -> float:
 
 
 def pretrain(model: LlamaForCausalLM, sequences: Tensor, held_out: Tensor, steps: int, seed: int) -> None:
-    """AdamW with warm-up and cosine decay, every token in the loss."""
+    """Train by AdamW with warm-up and cosine decay; every token counts in the loss."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     warmup = max(1, steps // 20)
@@ -150,10 +150,10 @@ def pretrain(model: LlamaForCausalLM, sequences: Tensor, held_out: Tensor, steps
 
 
 def make(output: Path, *, seed: int, steps: int) -> None:
-    """Read, train and write.
+    """Read the texts, train the model and write it.
 
     Raises:
-        FloristError: this Python has no documentation, or the output exists.
+        FloristError: This Python has no documentation, or the output exists.
     """
     require_absent(output)
     torch.set_num_threads(1)  # at this size a second thread costs more than it brings

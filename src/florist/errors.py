@@ -1,24 +1,33 @@
-"""What florist refuses, and why.
+"""The errors that florist raises.
 
-Every message says what was expected, what came, and what to do next. Each class is also the builtin that a caller
-who does not know florist would catch. The command line prints the message on one line and exits with status 2.
+Every message says what was expected, what came, and what to do next. Each class derives from the builtin that a
+caller who does not know florist would catch, too. The command line prints the message on one line and exits with
+status 2.
 """
 
 
 class FloristError(Exception):
-    """Anything that florist refuses; catch this to catch all of them."""
+    """Florist refuses something; whoever catches this class catches all of its errors.
+
+    >>> from florist import EnergyThreshold, FloristError
+    >>> try:
+    ...     EnergyThreshold(1.5)
+    ... except FloristError as error:
+    ...     print(error)
+    expected 0 < tau <= 1 (a fraction of the energy to keep), got 1.5
+    """
 
 
 class InvalidAdapterError(FloristError, ValueError):
-    """An adapter or factor is not what PEFT writes: a missing half, a rank that contradicts the config."""
+    """An adapter or a factor is not what PEFT writes: a half is missing, or a rank contradicts the config."""
 
 
 class UnsupportedAdapterError(FloristError, ValueError):
-    """An adapter whose update is not ``base + s B A`` (DoRA, AdaLoRA, ...): its factors alone say too little."""
+    """The model of an adapter is not ``base + s B A`` (DoRA, AdaLoRA, ...): its factors alone say too little."""
 
 
 class IncompatibleAdaptersError(FloristError, ValueError):
-    """Adapters that are sound one by one and cannot be combined: another base model, another shape."""
+    """Adapters that are sound one by one cannot be combined: they have unlike base models, or unlike shapes."""
 
 
 class NonFiniteUpdateError(FloristError, ValueError):
@@ -26,11 +35,11 @@ class NonFiniteUpdateError(FloristError, ValueError):
 
 
 class InvalidUpdateError(FloristError, ValueError):
-    """A client's update cannot be counted: no examples, the wrong round, counted before."""
+    """A client's update cannot be counted: it has no examples, is of another round, or was counted before."""
 
 
 class ConfigurationError(FloristError, ValueError):
-    """One or more configuration keys are unknown, wrong, or contradict each other; all of them are listed."""
+    """Some keys of a configuration are unknown or wrong, or contradict each other; all of them are listed."""
 
 
 class DataError(FloristError, ValueError):
@@ -74,8 +83,8 @@ class MissingDependencyError(FloristError, ImportError):
 
 
 class TooFewClientsError(FloristError, TimeoutError):
-    """A federation did not come together in time."""
+    """A federation had fewer clients than it needs when the time to wait for them was over."""
 
 
 class WorkerLostError(FloristError, ChildProcessError):
-    """A process that did part of the work was killed from outside."""
+    """A process that did a part of the work was killed from outside."""

@@ -1,7 +1,7 @@
-"""One adapted module's factors, and an adapter as a mapping from module name to factors.
+"""The factors of one adapted module, and an adapter as a mapping from module names to factors.
 
-The scaling (alpha / r and its variants) is folded in where an adapter is read, so an update here is ``B @ A`` and
-nothing else: no ``lora_alpha`` reaches the algebra.
+The scaling (alpha / r and its variants) is folded into ``B`` where an adapter is read, so that an update is ``B @ A``
+here and nothing else: no ``lora_alpha`` reaches the algebra.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,13 +16,13 @@ from florist.errors import InvalidAdapterError
 
 @dataclass(frozen=True, slots=True)
 class FactorSpec:
-    """What is known of a factor without reading it.
+    """What is known of a factor before its tensors are read.
 
     Attributes:
-        out_features: m, rows of ``B``.
-        in_features: n, columns of ``A``.
-        rank: r, columns of ``B`` and rows of ``A``; 0 for a module whose update is zero.
-        dtype: of both halves.
+        out_features: m, the number of rows of ``B``.
+        in_features: n, the number of columns of ``A``.
+        rank: r, the number of columns of ``B`` and of rows of ``A``; 0 for a module whose update is zero.
+        dtype: The dtype of both halves.
     """
 
     out_features: int
@@ -32,25 +32,33 @@ class FactorSpec:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(out_features, in_features) of the weight."""
+        """The shape of the adapted weight, (out_features, in_features)."""
         return self.out_features, self.in_features
 
     @property
     def nbytes(self) -> int:
-        """Bytes of both halves."""
+        """The bytes of both halves."""
         return self.rank * (self.out_features + self.in_features) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoraFactor:
-    """``delta_W = B @ A``; the client's scaling is already folded in.
+    """The update ``delta_W = B @ A`` of one module; the client's scaling is already folded into ``B``.
+
+    >>> import torch
+    >>> from florist import LoraFactor
+    >>> factor = LoraFactor(B=torch.ones(3, 2), A=torch.ones(2, 4))
+    >>> factor.rank, factor.spec.shape
+    (2, (3, 4))
+    >>> factor.energy() == float((factor.B @ factor.A).square().sum())
+    True
 
     Attributes:
-        B: up-projection.
-        A: down-projection.
+        B: The up-projection.
+        A: The down-projection.
 
     Raises:
-        InvalidAdapterError: the two ranks, dtypes or devices differ. (A rank-1 half would otherwise broadcast.)
+        InvalidAdapterError: The two ranks, dtypes or devices differ. (A half of rank 1 would otherwise broadcast.)
     """
 
     B: Float[Tensor, "out_features rank"]
@@ -70,7 +78,7 @@ class LoraFactor:
 
     @property
     def spec(self) -> FactorSpec:
-        """Shape, rank and dtype."""
+        """The shape, rank and dtype."""
         return FactorSpec(self.B.shape[0], self.A.shape[1], self.B.shape[1], self.B.dtype)
 
     @property
@@ -80,23 +88,23 @@ class LoraFactor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of both halves."""
+        """The bytes of both halves."""
         return self.spec.nbytes
 
     def scaled(self, weight: float) -> "LoraFactor":
-        """The factor of ``weight * B @ A``; only ``B`` is multiplied."""
+        """Return the factor of ``weight * B @ A``; only ``B`` is multiplied."""
         return LoraFactor(self.B * weight, self.A)
 
     def leading(self, rank: int) -> "LoraFactor":
-        """The first `rank` components, or all where there are fewer; the tensors are shared."""
+        """Return the first `rank` components, or all where there are fewer; the tensors are shared."""
         return LoraFactor(self.B[:, :rank], self.A[:rank])
 
     def trailing(self, rank: int) -> "LoraFactor":
-        """All components but the first `rank`; the tensors are shared."""
+        """Return all components but the first `rank`; the tensors are shared."""
         return LoraFactor(self.B[:, rank:], self.A[rank:])
 
     def padded(self, rank: int) -> "LoraFactor":
-        """The same product with `rank` components, the new ones zero in both halves (never fewer than before)."""
+        """Return the same product with at least `rank` components; those that are added are zero in both halves."""
         missing = max(0, rank - self.rank)
         return LoraFactor(
             torch.cat([self.B, self.B.new_zeros(self.B.shape[0], missing)], dim=1),
@@ -104,33 +112,39 @@ class LoraFactor:
         )
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "LoraFactor":
-        """The same factor in another dtype or on another device; the tensors are shared where nothing changes."""
+        """Return the factor in another dtype or on another device; tensors that need no change are shared."""
         return LoraFactor(
             self.B.to(dtype=dtype or self.B.dtype, device=device or self.B.device),
             self.A.to(dtype=dtype or self.A.dtype, device=device or self.A.device),
         )
 
     def energy(self) -> float:
-        """``||B @ A||_F^2``, in float64 and without the product.
+        """Return ``||B @ A||_F^2``, computed in float64 without the product.
 
-        The trace identity ``||BA||_F^2 = sum((B^T B) * (A A^T))``. Cost: O((m + n) r^2).
+        The trace identity ``||BA||_F^2 = sum((B^T B) * (A A^T))`` needs two r x r matrices only.
+
+        Cost: O((m + n) r^2).
         """
         B, A = self.B.double(), self.A.double()
         return float(((B.T @ B) * (A @ A.T)).sum())
 
     def delta_weight(self) -> Float[Tensor, "out_features in_features"]:
-        """The dense update ``B @ A``: for tests and small modules. Cost: O(m n r) time, O(m n) memory."""
+        """Return the dense update ``B @ A``, which is meant for tests and small modules.
+
+        Cost: O(m n r) time, O(m n) memory.
+        """
         return self.B @ self.A
 
 
 def stack(factors: Sequence[LoraFactor]) -> LoraFactor:
-    """The factor whose product is the sum of the products: ``B`` side by side, ``A`` one above the other.
+    """Return the factor whose product is the sum of the products: every ``B`` side by side, every ``A`` below the last.
 
-    Exact: ``[B_1 B_2] [A_1; A_2] = B_1 A_1 + B_2 A_2`` has no cross terms (arXiv:2409.05976, eq. 4; FLoRIST
-    arXiv:2506.09199, eq. 1).
+    The sum is exact, since ``[B_1 B_2] [A_1; A_2] = B_1 A_1 + B_2 A_2`` has no cross terms.
 
     Raises:
-        ValueError: no factor is given.
+        ValueError: No factor is given.
+
+    Source: FLoRA, arXiv:2409.05976, eq. 4; FLoRIST, arXiv:2506.09199, eq. 1.
     """
     if not factors:
         raise ValueError("expected at least one factor to stack, got none")
@@ -138,14 +152,27 @@ def stack(factors: Sequence[LoraFactor]) -> LoraFactor:
 
 
 class AdapterState(Mapping[str, LoraFactor]):
-    """Module name -> factor: sorted by name, read-only, and read only when asked for.
+    """A read-only mapping from module names, in sorted order, to factors that are read when they are asked for.
 
-    An adapter on disk hands over its tensors one module at a time, so that combining many adapters needs the memory
-    of one module of each. What is known beforehand (shapes, ranks, bytes) comes from `specs` and reads nothing.
+    An adapter on disk hands over its tensors one module at a time, so that combining many adapters takes the memory
+    of one module of each. Shapes, ranks and bytes come from `specs`, and no tensor is read for them.
+
+    >>> import torch
+    >>> from florist import AdapterState, LoraFactor
+    >>> adapter = AdapterState.of({
+    ...     "layers.0.v_proj": LoraFactor(torch.zeros(4, 1), torch.ones(1, 4)),
+    ...     "layers.0.q_proj": LoraFactor(torch.zeros(4, 2), torch.ones(2, 4)),
+    ... })
+    >>> list(adapter)
+    ['layers.0.q_proj', 'layers.0.v_proj']
+    >>> adapter
+    AdapterState(2 modules, total rank 3, 96 bytes)
+    >>> adapter["layers.0.v_proj"].rank
+    1
 
     Args:
-        specs: what is known of every module's factor.
-        read: returns the factor of one module, and is called anew at each access.
+        specs: What is known of the factor of every module.
+        read: A function that returns the factor of one module; it is called anew at each access.
     """
 
     __slots__ = ("_read", "specs")
@@ -156,7 +183,7 @@ class AdapterState(Mapping[str, LoraFactor]):
 
     @classmethod
     def of(cls, factors: Mapping[str, LoraFactor]) -> "AdapterState":
-        """An adapter held in memory."""
+        """Return an adapter that is held in memory."""
         held = dict(factors)
         return cls({name: factor.spec for name, factor in held.items()}, held.__getitem__)
 
@@ -172,21 +199,21 @@ class AdapterState(Mapping[str, LoraFactor]):
         return len(self.specs)
 
     def on(self, device: torch.device | str) -> "AdapterState":
-        """The same adapter on another device: a factor is copied there when it is read."""
+        """Return the same adapter on another device, to which each factor is copied when it is read."""
         return AdapterState(self.specs, lambda name: self._read(name).to(device=device))
 
     def map(self, change: Callable[[LoraFactor], LoraFactor]) -> "AdapterState":
-        """An adapter in memory with every factor changed."""
+        """Return an adapter in memory whose factors are what `change` makes of these."""
         return AdapterState.of({name: change(factor) for name, factor in self.items()})
 
     @property
     def total_rank(self) -> int:
-        """Sum of the ranks over all modules."""
+        """The sum of the ranks of all modules."""
         return sum(spec.rank for spec in self.specs.values())
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all factors."""
+        """The bytes of all factors."""
         return sum(spec.nbytes for spec in self.specs.values())
 
     def __repr__(self) -> str:

@@ -60,7 +60,7 @@ def simulated(folder: Path, name: str, text: str) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(tiny_llama: Path, toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Finished runs on the same validation records, and one without any; and the first one's configuration."""
+    """Finished runs on the same validation examples, and one without any; and the first one's configuration."""
     folder = tmp_path_factory.mktemp("runs")
     text = CONFIG.format(model=tiny_llama, data=toy_data, steps=8)
     simulated(folder, "florist", text)
@@ -218,7 +218,7 @@ def test_a_classifier_is_measured_with_its_head(florist: Run, tiny_bert: Path, t
         (["florist", "--metric", "multiple_choice"], "count as a test"),
         (["florist", "--margin", "-1"], "expected a margin of 0 or more"),
         (["florist", "--baseline", "nan"], "expected a finite baseline"),
-        (["untold"], "expected validation records to choose by"),
+        (["untold"], "expected validation examples to choose by"),
         (["florist", "--baseline-run", "untold"], "has others or none"),
         (["florist", "--baseline-run", "other"], "has others or none"),
         (["florist", "--baseline-run", "nowhere"], "no run.json"),

@@ -11,8 +11,9 @@ from transformers import AutoTokenizer
 
 from florist.aggregation import Florist
 from florist.config import Config
-from florist.config.building import RecentEncodings, _loras, build, load
+from florist.config.building import _loras, build, load
 from florist.config.splits import read_splits, who_holds_what
+from florist.config.tasks import RecentEncodings
 from florist.data import IGNORED, EncodedExamples
 from florist.errors import ConfigurationError, DataError, MissingInputError, ModelError, UnsupportedHardwareError
 from florist.evaluation import Classification, ExactMatch, LanguageModelLoss, MultipleChoice
@@ -181,7 +182,7 @@ def test_a_client_with_one_row_cannot_hold_one_out_and_is_named(tmp_path: Path) 
     write(tmp_path / "client_0.json", rows(1, 2, 3))
     write(tmp_path / "client_1.json", rows(4))
     with pytest.raises(
-        DataError, match=r"client_1: expected at least two rows to hold some out, got 1; .*\[data\] test"
+        DataError, match=r"client_1: expected at least two examples to hold some out, got 1; .*\[data\] test"
     ):
         _records(config(tmp_path))
 
@@ -391,7 +392,7 @@ def test_the_field_names_may_be_given(tiny_llama: Path, tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(tiny_llama).decode(
         simulation.clients[0].examples[0]["input_ids"], skip_special_tokens=True
     )[:-1] == ("this ask: ")
-    with pytest.raises(DataError, match="expected records of a known shape"):
+    with pytest.raises(DataError, match="expected examples of a known shape"):
         build(config(tmp_path, model=tiny_llama))
 
 
@@ -405,11 +406,15 @@ def test_records_that_do_not_fit_are_named(tiny_llama: Path, tmp_path: Path) -> 
     write(tmp_path / "client_0.json", rows(1, 2))
     write(tmp_path / "client_1.json", [{"instruction": "a", "response": "b"}] * 2)
     write(tmp_path / "test.json", rows(3))
-    with pytest.raises(DataError, match="client_1, record 1: expected records with 'instruction' and 'output'"):
+    with pytest.raises(
+        DataError, match="client_1, example 1: expected examples with the fields 'instruction' and 'output'"
+    ):
         build(config(tmp_path, model=tiny_llama, data={"test": "test.json"}))
     write(tmp_path / "client_1.json", rows(4))
     write(tmp_path / "test.json", [{"instruction": "a", "output": "b"}])
-    with pytest.raises(DataError, match=r"the held-out records, record 1: .*expected a record with \['topic'\]"):
+    with pytest.raises(
+        DataError, match=r"the held-out examples, example 1: .*expected an example with the fields \['topic'\]"
+    ):
         build(config(tmp_path, model=tiny_llama, data={"test": "test.json", "prompt_template": "{topic}"}))
 
 
@@ -474,7 +479,7 @@ def test_the_order_of_classes_may_be_given(tiny_bert: Path, toy_data: Path) -> N
     assert simulation.initial_state.saved_parameters["classifier.weight"].shape == (4, 32)
     text = AutoTokenizer.from_pretrained(tiny_bert).decode(simulation.clients[0].examples[0]["input_ids"])
     assert text == "r: 0 red"
-    with pytest.raises(DataError, match=r"client_0, record 3: expected a class of \['blue', 'red'\], got 'green'"):
+    with pytest.raises(DataError, match=r"client_0, example 3: expected a class of \['blue', 'red'\], got 'green'"):
         build(config(toy_data, model=tiny_bert, task={**CLASSIFY, "labels": ["blue", "red"]}, data=data))
 
 
@@ -531,7 +536,7 @@ def test_a_validation_file_is_no_client(tmp_path: Path) -> None:
 
 def test_a_client_too_small_to_validate_is_named(tmp_path: Path) -> None:
     write(tmp_path / "client_0.json", rows(1, 2))
-    with pytest.raises(DataError, match=r"client_0: expected at least two .*set \[data\] validation to a file"):
+    with pytest.raises(DataError, match=r"client_0: expected at least two examples .*set \[data\] validation to a file"):
         read_splits(config(tmp_path, data={"validation_fraction": 0.5}))
 
 

@@ -21,7 +21,7 @@ CLASSIFIER = 'kind = "sequence-classification"'
         (with_keys(data='partition = "dirichlet"\nnum_clients = 2'), "needs partition_field, the field to split over"),
         (
             with_keys(data="num_clients = 2"),
-            "num_clients is for rows that are shared out; given files are the clients themselves",
+            "num_clients is for examples that are shared out; given files are the clients themselves",
         ),
         (with_keys(data='partition_field = "topic"'), "partition_field is for partition = 'dirichlet'"),
         (

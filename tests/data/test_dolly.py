@@ -25,7 +25,7 @@ def test_the_given_clients_are_counted_by_category() -> None:
     splits = read_splits(configured)
     found = who_holds_what(configured, splits)
     assert found is not None
-    assert [sum(row) for row in found.counts] == [1579, 685, 3775, 1830, 2152, 1776, 2531, 607]
+    assert [sum(counts) for counts in found.counts] == [1579, 685, 3775, 1830, 2152, 1776, 2531, 607]
     assert len(found.labels) == CATEGORIES
     assert len(splits.test) == 10 * CATEGORIES
 
@@ -37,26 +37,26 @@ def test_a_category_may_be_a_client() -> None:
     assert found.clients == found.labels
     assert all(
         (count > 0) == (client == label)
-        for client, row in zip(found.clients, found.counts, strict=True)
-        for label, count in zip(found.labels, row, strict=True)
+        for client, counts in zip(found.clients, found.counts, strict=True)
+        for label, count in zip(found.labels, counts, strict=True)
     )
 
 
 def test_every_row_keeps_its_answer_and_its_instruction(tiny_llama: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     encoder = CausalLmEncoder(tokenizer, InstructionPrompt(DOLLY, alpaca_prompt), 1024)
-    rows = read_splits(config()).training["client_7"]
-    assert recognise(rows) == DOLLY
+    examples = read_splits(config()).training["client_7"]
+    assert recognise(examples) == DOLLY
     cut = 0
-    for row in rows:
-        found = encoder(row)
+    for example in examples:
+        found = encoder(example)
         assert len(found["input_ids"]) <= 1024
         learnt = [token for token in found["labels"] if token != IGNORED]
-        answer = [*tokenizer(row["response"])["input_ids"], tokenizer.eos_token_id]
+        answer = [*tokenizer(example["response"])["input_ids"], tokenizer.eos_token_id]
         assert learnt == answer[: len(learnt)]
         assert len(learnt) >= min(len(answer), 512)
-        if row["context"] and len(row["instruction"]) < 150:
+        if example["context"] and len(example["instruction"]) < 150:
             cut += len(found["input_ids"]) == 1024
-            instruction = tokenizer.decode(tokenizer(row["instruction"])["input_ids"])
+            instruction = tokenizer.decode(tokenizer(example["instruction"])["input_ids"])
             assert instruction in tokenizer.decode(found["input_ids"])
     assert cut > 0

@@ -19,7 +19,7 @@ from florist.data import (
     InstructionShape,
     alpaca_prompt,
     classes,
-    encode,
+    encode_examples,
     read_examples,
     template_prompt,
 )
@@ -53,16 +53,16 @@ def encoder(
 # --- reading
 
 
-def test_a_json_list_and_a_jsonl_file_hold_the_same_records(tmp_path: Path) -> None:
-    records = [{"instruction": "é\u2028\x85中", "n": 1, "list": [None, True]}, {"instruction": "b\nc"}]
-    (tmp_path / "a.json").write_text(json.dumps(records, ensure_ascii=False, indent=1), encoding="utf-8")
-    lines = [json.dumps(record, ensure_ascii=False) for record in records]
-    # The line separators of Unicode stand unescaped in JSON strings and end no record.
+def test_a_json_list_and_a_jsonl_file_hold_the_same_examples(tmp_path: Path) -> None:
+    examples = [{"instruction": "é\u2028\x85中", "n": 1, "list": [None, True]}, {"instruction": "b\nc"}]
+    (tmp_path / "a.json").write_text(json.dumps(examples, ensure_ascii=False, indent=1), encoding="utf-8")
+    lines = [json.dumps(example, ensure_ascii=False) for example in examples]
+    # The line separators of Unicode stand unescaped in JSON strings and end no example.
     (tmp_path / "a.jsonl").write_text("\n\n".join(lines) + "\n  \n", encoding="utf-8")
     (tmp_path / "windows.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
-    assert read_examples(tmp_path / "a.json") == records
-    assert read_examples(tmp_path / "a.jsonl") == records
-    assert read_examples(tmp_path / "windows.jsonl") == records
+    assert read_examples(tmp_path / "a.json") == examples
+    assert read_examples(tmp_path / "a.jsonl") == examples
+    assert read_examples(tmp_path / "windows.jsonl") == examples
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -96,14 +96,14 @@ def test_what_is_no_json_is_refused_and_located(tmp_path: Path, name: str, conte
         ("[]", "got an empty list"),
         ('{"train": [{"a": 1}]}', r"got an object with the keys \['train'\]"),
         ("3", "got 3"),
-        ('[{"a": 1}, "text"]', "got 'text' as record 2"),
-        ('[{"a": 1}, [{"a": 1}]]', r"got \[.*\] as record 2"),
+        ('[{"a": 1}, "text"]', "got 'text' as example 2"),
+        ('[{"a": 1}, [{"a": 1}]]', r"got \[.*\] as example 2"),
     ],
 )
-def test_what_is_no_list_of_records_is_refused(tmp_path: Path, content: str, telling: str) -> None:
+def test_what_is_no_list_of_examples_is_refused(tmp_path: Path, content: str, telling: str) -> None:
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(
-        DataError, match=r"a\.json: expected a non-empty list of JSON objects, one a record, .*" + telling
+        DataError, match=r"a\.json: expected a non-empty list of JSON objects, one an example, .*" + telling
     ):
         read_examples(tmp_path / "a.json")
 
@@ -144,8 +144,10 @@ def test_a_template_field_is_a_plain_name(template: str) -> None:
         template_prompt(template)
 
 
-def test_a_template_field_that_a_record_lacks_is_named() -> None:
-    with pytest.raises(DataError, match=r"expected a record with \['topic', 'tpoic'\], got one with \['instruction'\]"):
+def test_a_template_field_that_an_example_lacks_is_named() -> None:
+    with pytest.raises(
+        DataError, match=r"expected an example with the fields \['topic', 'tpoic'\], got one with \['instruction'\]"
+    ):
         template_prompt("{tpoic} {instruction} {topic}")({"instruction": "a"})
 
 
@@ -182,12 +184,14 @@ def test_an_example_without_anything_to_learn_is_refused(tiny_llama: Path) -> No
     endless = AutoTokenizer.from_pretrained(tiny_llama, eos_token=None)
     assert endless.eos_token_id is None
     # A batch of such alone has the mean of nothing, NaN, for a loss.
-    with pytest.raises(DataError, match=r"data, record 2: expected an answer .* 2 tokens of prompt and 0 of"):
-        encode(
+    with pytest.raises(
+        DataError, match=r"data, example 2: expected at least one token of answer .* 2 tokens of prompt and 0 of"
+    ):
+        encode_examples(
             [{"instruction": "a", "output": "b"}, {"instruction": "a", "output": ""}], encoder(endless), list, "data"
         )
     # The first token of a sequence is predicted from nothing.
-    with pytest.raises(DataError, match=r"expected an answer .* 0 tokens of prompt and 1 of"):
+    with pytest.raises(DataError, match=r"expected at least one token of answer .* 0 tokens of prompt and 1 of"):
         encoder(endless, template="")({"instruction": "a", "output": "b"})
 
 
@@ -210,9 +214,9 @@ def test_cutting_keeps_the_answers_start_and_the_prompts_end(
     framed: bool,
 ) -> None:
     using = framing_tokenizer if framed else tokenizer
-    record = {"instruction": instruction, "output": answer}
-    whole = encoder(using, max_length=1000)(record)
-    cut = encoder(using, max_length=max_length)(record)
+    example = {"instruction": instruction, "output": answer}
+    whole = encoder(using, max_length=1000)(example)
+    cut = encoder(using, max_length=max_length)(example)
     border, whole_border = cut["labels"].count(IGNORED), whole["labels"].count(IGNORED)
     prompt, tokens = cut["input_ids"][:border], cut["input_ids"][border:]
     whole_prompt, whole_tokens = whole["input_ids"][:whole_border], whole["input_ids"][whole_border:]
@@ -234,23 +238,27 @@ def test_the_fields_of_the_shape_fill_the_prompt() -> None:
     shape = InstructionShape("question", "facts", "answer")
     render = InstructionPrompt(shape, template_prompt("{topic}: {input} {instruction}"))
 
-    def texts(record: Mapping[str, Any]) -> tuple[str, str]:
-        prompt, answer = render(record)
+    def texts(example: Mapping[str, Any]) -> tuple[str, str]:
+        prompt, answer = render(example)
         return prompt.text, answer.text
 
-    record = {"question": "q", "facts": "f", "answer": 7, "topic": "t"}
-    assert texts(record) == ("t: f q", "7")
-    assert texts({**record, "facts": None}) == ("t:  q", "7")
-    del record["facts"]
-    assert texts(record) == ("t:  q", "7")
-    with pytest.raises(DataError, match=r"expected records with 'question' and 'answer', got \['question'\]"):
+    example = {"question": "q", "facts": "f", "answer": 7, "topic": "t"}
+    assert texts(example) == ("t: f q", "7")
+    assert texts({**example, "facts": None}) == ("t:  q", "7")
+    del example["facts"]
+    assert texts(example) == ("t:  q", "7")
+    with pytest.raises(
+        DataError, match=r"expected examples with the fields 'question' and 'answer', got \['question'\]"
+    ):
         render({"question": "q"})
 
 
-def test_an_error_names_the_source_and_the_record(tokenizer: PreTrainedTokenizerBase) -> None:
-    records = [{"instruction": "a", "output": "b"}, {"instruction": "a"}]
-    with pytest.raises(DataError, match="client_3, record 2: expected records with 'instruction' and 'output'"):
-        encode(records, encoder(tokenizer), list, "client_3")
+def test_an_error_names_the_source_and_the_example(tokenizer: PreTrainedTokenizerBase) -> None:
+    examples = [{"instruction": "a", "output": "b"}, {"instruction": "a"}]
+    with pytest.raises(
+        DataError, match="client_3, example 2: expected examples with the fields 'instruction' and 'output'"
+    ):
+        encode_examples(examples, encoder(tokenizer), list, "client_3")
 
 
 # --- classification
@@ -268,24 +276,24 @@ def test_a_text_is_encoded_with_the_number_of_its_class(tokenizer: PreTrainedTok
 
 
 @pytest.mark.parametrize(
-    ("record", "telling"),
+    ("example", "telling"),
     [
         (
             {"text": "a", "label": "ugly"},
             r"expected a class of \['bad', 'good'\], got 'ugly'; add it to \[task\] labels",
         ),
         ({"text": "a", "label": None}, "expected the class in the field 'label', got none"),
-        ({"text": "a"}, r"expected the class in the field 'label', got \['text'\]"),
-        ({"label": "bad"}, r"expected a record with \['text'\], got one with \['label'\]"),
+        ({"text": "a"}, r"expected the class in the field 'label', got the fields \['text'\]"),
+        ({"label": "bad"}, r"expected an example with the fields \['text'\], got one with \['label'\]"),
         ({"text": "", "label": "bad"}, "expected a text, got an empty one"),
         ({"text": None, "label": "bad"}, "expected a text, got an empty one"),
     ],
 )
-def test_a_record_without_text_or_class_is_refused(
-    tokenizer: PreTrainedTokenizerBase, record: Mapping[str, Any], telling: str
+def test_an_example_without_text_or_class_is_refused(
+    tokenizer: PreTrainedTokenizerBase, example: Mapping[str, Any], telling: str
 ) -> None:
     with pytest.raises(DataError, match=telling):
-        classifier(tokenizer)(record)
+        classifier(tokenizer)(example)
 
 
 def test_classes_are_sorted_names() -> None:
@@ -294,42 +302,45 @@ def test_classes_are_sorted_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("records", "telling"),
+    ("examples", "telling"),
     [
-        ([{"y": "a"}, {"x": "b"}], r"expected the class in the field 'y', got \['x'\]; set \[data\] label_field"),
+        (
+            [{"y": "a"}, {"x": "b"}],
+            r"expected the class in the field 'y', got the fields \['x'\]; set \[data\] label_field",
+        ),
         ([{"y": "a"}, {"y": "b"}, {"y": None}], "expected the class in the field 'y', got none"),
         ([{"y": "a"}, {"y": "a"}], r"expected at least two classes in 'y', got \['a'\]"),
     ],
 )
-def test_classes_that_cannot_be_told_are_refused(records: list[Mapping[str, Any]], telling: str) -> None:
+def test_classes_that_cannot_be_told_are_refused(examples: list[Mapping[str, Any]], telling: str) -> None:
     with pytest.raises(DataError, match=telling):
-        classes(records, "y")
+        classes(examples, "y")
 
 
 # --- examples
 
 
 def test_examples_are_a_sequence_and_batches_cover_it_once(tokenizer: PreTrainedTokenizerBase) -> None:
-    records = [{"instruction": "a" * (7 * k % 11), "output": str(k)} for k in range(10)]
-    examples = encode(records, encoder(tokenizer), DataCollatorForSeq2Seq(tokenizer), "data")
-    assert isinstance(examples, EncodedExamples)
-    assert len(examples) == 10
-    assert examples[-1] == encoder(tokenizer)(records[-1])
-    assert examples[2:4] == [examples[2], examples[3]]
-    batches = list(examples.batches(4))
+    examples = [{"instruction": "a" * (7 * k % 11), "output": str(k)} for k in range(10)]
+    encoded = encode_examples(examples, encoder(tokenizer), DataCollatorForSeq2Seq(tokenizer), "data")
+    assert isinstance(encoded, EncodedExamples)
+    assert len(encoded) == 10
+    assert encoded[-1] == encoder(tokenizer)(examples[-1])
+    assert encoded[2:4] == [encoded[2], encoded[3]]
+    batches = list(encoded.batches(4))
     assert [len(batch["input_ids"]) for batch in batches] == [4, 4, 2]
     seen = [
         row[mask.bool()].tolist()
         for batch in batches
         for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
     ]
-    assert sorted(seen) == sorted(features["input_ids"] for features in examples)
+    assert sorted(seen) == sorted(features["input_ids"] for features in encoded)
     assert [len(row) for row in seen] == sorted(len(row) for row in seen)
     for batch in batches:
         assert bool((batch["labels"][batch["attention_mask"] == 0] == IGNORED).all())
 
 
-def test_the_records_own_fields_do_not_stand_in_for_the_shapes(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_the_examples_own_fields_do_not_stand_in_for_the_shapes(tokenizer: PreTrainedTokenizerBase) -> None:
     shape = InstructionShape("title", "instruction", "input")
     prompt, answer = InstructionPrompt(shape, template_prompt("{instruction}|{input}"))(
         {"title": "t", "instruction": "i", "input": "o"}

@@ -24,9 +24,9 @@ seeds = st.integers(0, 2**40)
 labels = st.lists(st.sampled_from(["a", "b", "c", 1, None]), min_size=1, max_size=60)
 
 
-def assert_every_row_once(partition: Partition, rows: int, clients: int) -> None:
+def assert_every_example_once(partition: Partition, examples: int, clients: int) -> None:
     assert len(partition) == clients
-    assert sorted(row for held in partition for row in held) == list(range(rows))
+    assert sorted(number for held in partition for number in held) == list(range(examples))
     assert all(held == sorted(held) for held in partition)
 
 
@@ -35,39 +35,41 @@ def skew(partition: Partition, labels: Sequence[str]) -> float:
     whole = Counter(labels)
     distances: list[float] = []
     for held in partition:
-        own = Counter(labels[row] for row in held)
+        own = Counter(labels[number] for number in held)
         distances.append(sum(abs(own[x] / len(held) - whole[x] / len(labels)) for x in whole) / 2)
     return sum(distances) / len(distances)
 
 
 @given(labels=labels, clients=st.integers(1, 12), seed=seeds)
-def test_iid_deals_every_row_once_and_evenly(labels: list[str], clients: int, seed: int) -> None:
+def test_iid_deals_every_example_once_and_evenly(labels: list[str], clients: int, seed: int) -> None:
     if len(labels) < clients:
-        with pytest.raises(DataError, match=f"expected at least {clients} rows to share out, got {len(labels)}; use"):
+        with pytest.raises(
+            DataError, match=f"expected at least {clients} examples to share out, got {len(labels)}; use"
+        ):
             iid(labels, clients, seed)
         return
     found = iid(labels, clients, seed)
-    assert_every_row_once(found, len(labels), clients)
+    assert_every_example_once(found, len(labels), clients)
     sizes = [len(held) for held in found]
     assert max(sizes) - min(sizes) <= 1
     assert found == iid(labels, clients, seed)
 
 
-@given(labels=labels, clients=st.integers(1, 4), seed=seeds, min_rows=st.integers(0, 3), alpha=st.floats(1.0, 1e6))
+@given(labels=labels, clients=st.integers(1, 4), seed=seeds, min_examples=st.integers(0, 3), alpha=st.floats(1.0, 1e6))
 @settings(max_examples=60)
-def test_dirichlet_deals_every_row_once_and_keeps_the_minimum(
-    labels: list[str], clients: int, seed: int, min_rows: int, alpha: float
+def test_dirichlet_deals_every_example_once_and_keeps_the_minimum(
+    labels: list[str], clients: int, seed: int, min_examples: int, alpha: float
 ) -> None:
-    if len(labels) < 4 * clients * min_rows:
+    if len(labels) < 4 * clients * min_examples:
         return
     try:
-        found = dirichlet(labels, clients, seed, alpha=alpha, min_rows=min_rows)
+        found = dirichlet(labels, clients, seed, alpha=alpha, min_examples=min_examples)
     except DataError as error:
         assert "no draw of 1000" in str(error)  # noqa: PT017  # allowed, and then the reason counts
         return
-    assert_every_row_once(found, len(labels), clients)
-    assert min(len(held) for held in found) >= min_rows
-    assert found == dirichlet(labels, clients, seed, alpha=alpha, min_rows=min_rows)
+    assert_every_example_once(found, len(labels), clients)
+    assert min(len(held) for held in found) >= min_examples
+    assert found == dirichlet(labels, clients, seed, alpha=alpha, min_examples=min_examples)
 
 
 @pytest.mark.parametrize("split", [iid, partial(dirichlet, alpha=0.5), shards], ids=["iid", "dirichlet", "shards"])
@@ -93,24 +95,26 @@ def test_a_smaller_alpha_gives_clients_that_are_less_alike() -> None:
 def test_draws_are_repeated_until_every_client_has_its_minimum() -> None:
     labels = ["a", "b", "c"] * 10
     for seed in range(10):
-        assert min(len(held) for held in dirichlet(labels, 3, seed, alpha=0.5, min_rows=6)) >= 6
+        assert min(len(held) for held in dirichlet(labels, 3, seed, alpha=0.5, min_examples=6)) >= 6
     # Without a minimum, the first draws leave somebody less.
     assert any(min(len(held) for held in dirichlet(labels, 3, seed, alpha=0.5)) < 6 for seed in range(10))
 
 
 def test_the_default_alpha_is_one() -> None:
     labels = ["a", "b"] * 30
-    assert dirichlet(labels, 3, 0) == dirichlet(labels, 3, 0, alpha=1.0, min_rows=1)
+    assert dirichlet(labels, 3, 0) == dirichlet(labels, 3, 0, alpha=1.0, min_examples=1)
 
 
 def test_dirichlet_says_when_no_draw_gives_every_client_its_minimum() -> None:
-    with pytest.raises(DataError, match=r"expected Dirichlet\(0.001\) to give 3 clients at least 1 rows each.*raise"):
+    with pytest.raises(
+        DataError, match=r"expected Dirichlet\(0.001\) to give 3 clients at least 1 examples each.*raise"
+    ):
         dirichlet(["only one label"] * 20, 3, 0, alpha=0.001)
 
 
 def test_dirichlet_needs_the_minimum_for_every_client() -> None:
-    with pytest.raises(DataError, match="expected at least 6 rows to share out, got 5"):
-        dirichlet(["a"] * 5, 3, 0, min_rows=2)
+    with pytest.raises(DataError, match="expected at least 6 examples to share out, got 5"):
+        dirichlet(["a"] * 5, 3, 0, min_examples=2)
 
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf")])
@@ -126,43 +130,45 @@ def test_rows_are_not_lost_to_no_clients(split: Partitioner, clients: int) -> No
         split(["a", "b"], clients, 0)
 
 
-@given(rows=st.integers(2, 200), fraction=st.floats(0.001, 0.999), seed=seeds)
-def test_holding_out_splits_every_row_with_some_on_each_side(rows: int, fraction: float, seed: int) -> None:
-    training, held = hold_out(rows, fraction, seed)
-    assert sorted(training + held) == list(range(rows))
+@given(examples=st.integers(2, 200), fraction=st.floats(0.001, 0.999), seed=seeds)
+def test_holding_out_splits_every_example_with_some_on_each_side(examples: int, fraction: float, seed: int) -> None:
+    training, held = hold_out(examples, fraction, seed)
+    assert sorted(training + held) == list(range(examples))
     assert training
     assert held
     assert training == sorted(training)
     assert held == sorted(held)
-    assert abs(len(held) - fraction * rows) <= 1
-    assert (training, held) == hold_out(rows, fraction, seed)
+    assert abs(len(held) - fraction * examples) <= 1
+    assert (training, held) == hold_out(examples, fraction, seed)
 
 
 def test_another_seed_holds_other_rows_out() -> None:
     assert len({str(hold_out(50, 0.2, seed)) for seed in range(10)}) == 10
 
 
-@pytest.mark.parametrize("rows", [0, 1])
-def test_one_row_cannot_be_held_out_and_kept(rows: int) -> None:
-    with pytest.raises(DataError, match=f"expected at least two rows to hold some out, got {rows}"):
-        hold_out(rows, 0.5, 0)
+@pytest.mark.parametrize("examples", [0, 1])
+def test_one_example_cannot_be_held_out_and_kept(examples: int) -> None:
+    with pytest.raises(DataError, match=f"expected at least two examples to hold some out, got {examples}"):
+        hold_out(examples, 0.5, 0)
 
 
 @given(labels=labels, clients=st.integers(1, 8), seed=seeds, each=st.integers(1, 4))
-def test_shards_deal_every_row_once_in_equal_shards(labels: list[str], clients: int, seed: int, each: int) -> None:
+def test_shards_deal_every_example_once_in_equal_shards(labels: list[str], clients: int, seed: int, each: int) -> None:
     if len(labels) < clients * each:
-        with pytest.raises(DataError, match=f"expected at least {clients * each} rows to share out, got {len(labels)}"):
+        with pytest.raises(
+            DataError, match=f"expected at least {clients * each} examples to share out, got {len(labels)}"
+        ):
             shards(labels, clients, seed, shards_per_client=each)
         return
     found = shards(labels, clients, seed, shards_per_client=each)
-    assert_every_row_once(found, len(labels), clients)
+    assert_every_example_once(found, len(labels), clients)
     sizes = [len(held) for held in found]
     assert max(sizes) - min(sizes) <= each
-    # A shard of sorted rows is contiguous: it holds no more labels than it crosses borders.
-    order = sorted(range(len(labels)), key=lambda row: repr(labels[row]))
-    rank = {row: position for position, row in enumerate(order)}
+    # A shard of sorted examples is contiguous: it holds no more labels than it crosses borders.
+    order = sorted(range(len(labels)), key=lambda number: repr(labels[number]))
+    rank = {number: position for position, number in enumerate(order)}
     for held in found:
-        positions = sorted(rank[row] for row in held)
+        positions = sorted(rank[number] for number in held)
         assert sum(b - a > 1 for a, b in pairwise(positions)) < each
     assert found == shards(labels, clients, seed, shards_per_client=each)
 
@@ -171,9 +177,9 @@ def test_shards_give_each_client_few_labels() -> None:
     labels = [str(k % 10) for k in range(1000)]
     for seed in range(5):
         found = shards(labels, 10, seed)
-        assert all(len({labels[row] for row in held}) <= 2 for held in found)
+        assert all(len({labels[number] for number in held}) <= 2 for held in found)
         assert all(len(held) == 100 for held in found)
-    assert all(len({labels[row] for row in held}) > 5 for held in shards(labels, 10, 0, shards_per_client=20))
+    assert all(len({labels[number] for number in held}) > 5 for held in shards(labels, 10, 0, shards_per_client=20))
 
 
 def test_a_client_gets_a_shard_at_least() -> None:
@@ -185,12 +191,12 @@ def test_a_client_gets_a_shard_at_least() -> None:
 def test_by_field_never_divides_a_value(labels: list[str], clients: int) -> None:
     values = len(set(labels))
     if values < clients:
-        with pytest.raises(DataError, match=r"expected at least \d+ (values|rows) to"):
+        with pytest.raises(DataError, match=r"expected at least \d+ (values|examples) to"):
             by_field(labels, clients)
         return
     found = by_field(labels, clients)
-    assert_every_row_once(found, len(labels), clients)
-    owners = [{labels[row] for row in held} for held in found]
+    assert_every_example_once(found, len(labels), clients)
+    owners = [{labels[number] for number in held} for held in found]
     assert sum(len(own) for own in owners) == values
     assert max(len(own) for own in owners) - min(len(own) for own in owners) <= 1
 
@@ -212,7 +218,7 @@ def test_counting_labels_shows_who_holds_what() -> None:
 )
 def test_counting_labels_loses_no_row_and_keeps_the_commonest(held: dict[str, list[int]], most: int) -> None:
     found = count_labels(held, max_labels=most)
-    assert [sum(row) for row in found.counts] == [len(own) for own in held.values()]
+    assert [sum(counts) for counts in found.counts] == [len(own) for own in held.values()]
     assert len(found.labels) <= most
     if REST in found.labels:
         assert found.labels[-1] == REST

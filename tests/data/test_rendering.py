@@ -121,9 +121,9 @@ WORDS = st.text(st.sampled_from("ab \n.<|"), max_size=8)
 def test_the_segments_are_the_template_up_to_the_last_answer(
     chatml: PreTrainedTokenizerBase, contents: list[str], system: str | None
 ) -> None:
-    record = chat(*contents, system=system)
-    segments = ChatTemplate(chatml, MESSAGES.conversation)(record)
-    whole = chatml.apply_chat_template(record["messages"], tokenize=False)
+    example = chat(*contents, system=system)
+    segments = ChatTemplate(chatml, MESSAGES.conversation)(example)
+    whole = chatml.apply_chat_template(example["messages"], tokenize=False)
     assert str(whole).startswith("".join(texts(segments)))
     answers = [segment.text for segment in segments if segment.answer]
     assert answers == [f"{content}<|im_end|>" for content in contents[1::2]]
@@ -145,9 +145,9 @@ def test_masks_are_right_to_the_token(chatml: PreTrainedTokenizerBase) -> None:
 
 
 def test_the_prompt_is_what_generation_starts_from(chatml: PreTrainedTokenizerBase) -> None:
-    record = chat("hi", "hello", system="s")
-    found = CausalLmEncoder(chatml, ChatTemplate(chatml, MESSAGES.conversation), 200)(record)
-    asked = chatml.apply_chat_template(record["messages"][:2], add_generation_prompt=True, return_dict=False)
+    example = chat("hi", "hello", system="s")
+    found = CausalLmEncoder(chatml, ChatTemplate(chatml, MESSAGES.conversation), 200)(example)
+    asked = chatml.apply_chat_template(example["messages"][:2], add_generation_prompt=True, return_dict=False)
     assert found["input_ids"][: found["labels"].count(IGNORED)] == asked
 
 
@@ -158,12 +158,12 @@ def test_an_open_last_answer_ends_with_the_end_of_sequence(tiny_llama: Path) -> 
 
 
 def test_an_instruction_row_is_a_conversation_of_one_question(chatml: PreTrainedTokenizerBase) -> None:
-    row = {"instruction": "add", "input": "1 2", "output": "3"}
+    example = {"instruction": "add", "input": "1 2", "output": "3"}
     render = ChatTemplate(chatml, InstructionConversation(ALPACA, instruction_and_input))
-    assert texts(render(row)) == ["<|im_start|>user\nadd\n\n1 2<|im_end|>\n<|im_start|>assistant\n", "3<|im_end|>"]
-    assert texts(render({**row, "input": None}))[0].startswith("<|im_start|>user\nadd<|im_end|>")
+    assert texts(render(example)) == ["<|im_start|>user\nadd\n\n1 2<|im_end|>\n<|im_start|>assistant\n", "3<|im_end|>"]
+    assert texts(render({**example, "input": None}))[0].startswith("<|im_start|>user\nadd<|im_end|>")
     own = ChatTemplate(chatml, InstructionConversation(ALPACA, template_prompt("{input}? {instruction}!")))
-    assert "user\n1 2? add!<|" in texts(own(row))[0]
+    assert "user\n1 2? add!<|" in texts(own(example))[0]
 
 
 def test_what_a_template_refuses_is_told(tiny_llama: Path) -> None:
@@ -188,7 +188,9 @@ def test_messages_without_a_chat_template_take_headings() -> None:
     ]
     # Every answer is closed; only the first prompt opens the text.
     assert [segment.framed for segment in segments] == [True, True, False, True]
-    with pytest.raises(DataError, match=r"expected the roles system, user and assistant, got 'tool', which needs a"):
+    with pytest.raises(
+        DataError, match=r"expected the roles system, user and assistant, got 'tool'; take a model whose"
+    ):
         PlainChat(MESSAGES)({"messages": [{"role": "tool", "content": "x"}, *chat("a", "b")["messages"]]})
 
 
@@ -200,14 +202,14 @@ def decoded(tokenizer: PreTrainedTokenizerBase, found: dict[str, Any]) -> str:
 
 
 def test_a_long_input_loses_its_middle_and_nothing_else(chatml: PreTrainedTokenizerBase) -> None:
-    row = {"instruction": "sum up", "input": "0123456789", "output": "yes"}
+    example = {"instruction": "sum up", "input": "0123456789", "output": "yes"}
     plain = InstructionPrompt(ALPACA, template_prompt("{instruction}: {input} ."))
-    whole = CausalLmEncoder(chatml, plain, 100)(row)
+    whole = CausalLmEncoder(chatml, plain, 100)(example)
     length = len(whole["input_ids"])
-    assert decoded(chatml, CausalLmEncoder(chatml, plain, length - 4)(row)) == "sum up: 012789 .yes<eos>"
+    assert decoded(chatml, CausalLmEncoder(chatml, plain, length - 4)(example)) == "sum up: 012789 .yes<eos>"
     in_chat = ChatTemplate(chatml, InstructionConversation(ALPACA, instruction_and_input))
-    length = len(CausalLmEncoder(chatml, in_chat, 100)(row)["input_ids"])
-    assert decoded(chatml, CausalLmEncoder(chatml, in_chat, length - 8)(row)) == (
+    length = len(CausalLmEncoder(chatml, in_chat, 100)(example)["input_ids"])
+    assert decoded(chatml, CausalLmEncoder(chatml, in_chat, length - 8)(example)) == (
         # Two line ends are no token of this tokenizer.
         "<|im_start|>user\nsum up<unk>09<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>"
     )
@@ -215,9 +217,9 @@ def test_a_long_input_loses_its_middle_and_nothing_else(chatml: PreTrainedTokeni
 
 def test_then_the_messages_are_cut_and_the_opening_of_the_answer_stays(chatml: PreTrainedTokenizerBase) -> None:
     render = ChatTemplate(chatml, MESSAGES.conversation)
-    record = chat("abcdefghij", "yes")
-    length = len(CausalLmEncoder(chatml, render, 100)(record)["input_ids"])
-    assert decoded(chatml, CausalLmEncoder(chatml, render, length - 6)(record)) == (
+    example = chat("abcdefghij", "yes")
+    length = len(CausalLmEncoder(chatml, render, 100)(example)["input_ids"])
+    assert decoded(chatml, CausalLmEncoder(chatml, render, length - 6)(example)) == (
         "<|im_start|>user\nabij<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>"
     )
 

@@ -13,7 +13,7 @@ def openai(*turns: tuple[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("record", "shape"),
+    ("example", "shape"),
     [
         ({"instruction": "", "input": "", "output": ""}, ALPACA),
         ({"instruction": "", "output": ""}, ALPACA),
@@ -23,20 +23,20 @@ def openai(*turns: tuple[str, Any]) -> dict[str, Any]:
         ({"id": 3, "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, SHAREGPT),
     ],
 )
-def test_the_shape_of_a_record_is_recognised(record: Mapping[str, Any], shape: ExampleShape) -> None:
-    assert recognise([record]) == shape
+def test_the_shape_of_an_example_is_recognised(example: Mapping[str, Any], shape: ExampleShape) -> None:
+    assert recognise([example]) == shape
 
 
 @pytest.mark.parametrize(
-    "record",
+    "example",
     [{"q": 1, "a": 2}, {"messages": []}, {"messages": "text"}, {"messages": [{"role": "user"}]}, {"messages": ["a"]}],
 )
-def test_an_unknown_shape_is_refused_with_what_to_set(record: Mapping[str, Any]) -> None:
+def test_an_unknown_shape_is_refused_with_what_to_set(example: Mapping[str, Any]) -> None:
     with pytest.raises(
         DataError,
         match=r"alpaca: .*dolly: .*messages: messages with role and content; sharegpt: .*got the fields \[.*output_fi",
     ):
-        recognise([record])
+        recognise([example])
 
 
 def test_both_chat_shapes_give_the_same_conversation() -> None:
@@ -65,7 +65,7 @@ def test_content_may_be_a_list_of_texts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("record", "telling"),
+    ("example", "telling"),
     [
         (openai(("user", "a")), r"expected a user's message and an assistant's answer to it, got the roles \['user'\]"),
         (openai(("assistant", "a")), "expected a user's message and an assistant's answer"),
@@ -74,6 +74,6 @@ def test_content_may_be_a_list_of_texts() -> None:
         ({"messages": [{"role": "user"}]}, "expected 'messages' to be a list of messages with 'role' and 'content'"),
     ],
 )
-def test_a_conversation_that_is_none_is_refused(record: Mapping[str, Any], telling: str) -> None:
+def test_a_conversation_that_is_none_is_refused(example: Mapping[str, Any], telling: str) -> None:
     with pytest.raises(DataError, match=telling):
-        MESSAGES.conversation(record)
+        MESSAGES.conversation(example)

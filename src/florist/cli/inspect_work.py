@@ -6,6 +6,7 @@ from typing import Any
 
 from florist.checkpoint import SavedAdapter, compare, locate, open_adapter
 from florist.cli.inspect_table import findings, heading, kind_table, module_table, sweep_table, verdict
+from florist.cli.memory import keep_freed_memory
 from florist.cli.output import Output
 from florist.cli.progress import Progress
 from florist.cli.summaries import absences
@@ -48,6 +49,7 @@ def look_at_adapters(
     Raises:
         InvalidAdapterError: some of the adapters cannot be read; the others have been shown.
     """
+    keep_freed_memory()
     allowed = {"allow_base_mismatch": allow_base_mismatch, "average_full": average_full}
     points: list[SweepPoint] = []
     with Progress(output.status, "modules") as progress:

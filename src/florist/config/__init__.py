@@ -1,4 +1,4 @@
-"""TOML -> frozen, validated sections -> the objects of a simulation.
+"""Configurations: TOML files become frozen, validated sections, and sections become the objects of a simulation.
 
 The names below are loaded when they are first used: the command line reads the table of methods for its help, and the
 sections, which take longer to load, only when a command runs.

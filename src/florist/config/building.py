@@ -1,74 +1,26 @@
 """From a configuration to the objects of a simulation."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import (
-    DataCollatorForSeq2Seq,
-    DataCollatorWithPadding,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 
 from florist.config.methods import LOCAL_INITS, make_aggregator
 from florist.config.metrics import metric_names, metrics
-from florist.config.sections import CLASSIFICATION, Config
+from florist.config.sections import Config
 from florist.config.splits import Splits, read_splits
-from florist.data import (
-    KNOWN_SHAPES,
-    CausalLmEncoder,
-    ChatShape,
-    ChatTemplate,
-    ClassificationEncoder,
-    EncodedExamples,
-    Example,
-    ExampleShape,
-    Features,
-    InstructionConversation,
-    InstructionPrompt,
-    InstructionShape,
-    PlainChat,
-    Renderer,
-    alpaca_prompt,
-    classes,
-    encode,
-    instruction_and_input,
-    recognise,
-    template_prompt,
-)
+from florist.config.tasks import RecentEncodings, Task, load_task
+from florist.data import Example
 from florist.errors import ConfigurationError
 from florist.evaluation import Metric
 from florist.federation.rules import Federation
 from florist.federation.simulation import Client, Simulation
 from florist.models.federated_model import FederatedModel, LocalLora
-from florist.models.loading import fingerprint, load_causal_lm, load_classifier, load_tokenizer
-from florist.models.quantization import prepared, quantized_loading
+from florist.models.loading import fingerprint, load_tokenizer
 from florist.models.training import Hardware, TrainingSettings, require_precision
 from florist.rounds import Aggregator
-
-Encode = Callable[[Sequence[Example], str], EncodedExamples]
-Encoded = dict[str, EncodedExamples]
-"""Encoded examples, by how and whose they are."""
-
-
-class RecentEncodings:
-    """The examples that were encoded last, for the next configuration that reads the same ones.
-
-    Tokenizing costs more than all else in building a small simulation, and a comparison builds one a run.
-    """
-
-    def __init__(self) -> None:
-        self._origin: object = None
-        self._encoded: Encoded = {}
-
-    def of(self, config: Config, splits: Splits) -> Encoded:
-        """What is kept of these examples, to be looked up and added to; what is kept of others is let go."""
-        origin = (config.model.name_or_path, config.task, config.data, splits)
-        if origin != self._origin:
-            self._origin, self._encoded = origin, {}
-        return self._encoded
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,7 +41,7 @@ class LoadedTask:
     aggregator: Aggregator
     base: str
     tokenizer: PreTrainedTokenizerBase
-    task: "_Task"
+    task: Task
 
     def clients(self, training: Mapping[str, Sequence[Example]]) -> tuple[Client, ...]:
         """The clients that have these examples, in their order, with the ranks and settings that are configured.
@@ -130,7 +82,7 @@ def load(config: Config, splits: Splits, encoded: RecentEncodings | None = None)
     tokenizer.padding_side = "right"  # from the left, models that count positions from there would be led astray
     examples = [example for some in splits.training.values() for example in some]
     kept = encoded.of(config, splits) if encoded is not None else None
-    task = _task(config, tokenizer, examples or [*splits.validation, *splits.test], kept)
+    task = load_task(config, tokenizer, examples or [*splits.validation, *splits.test], kept)
     # A quantized model is put on its device as it is loaded.
     if torch.cuda.is_available() and config.model.quantization is None:
         task.base.to("cuda")  # pyright: ignore[reportArgumentType]  # transformers wraps Module.to without its overloads
@@ -236,95 +188,3 @@ def _settings(config: Config, client_ids: Sequence[str]) -> list[TrainingSetting
         )
         for batch_size, steps, epochs in zip(own["batch_size"], own["steps"], own["epochs"], strict=True)
     ]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Task:
-    """What depends on the kind of task.
-
-    Attributes:
-        base: the model.
-        modules_to_save: the modules that are trained and sent whole.
-        task_type: PEFT's name of the task.
-        encode_training: encodes the examples of a client.
-        encode_held_out: encodes held-out examples, of which the answers alone count.
-    """
-
-    base: PreTrainedModel
-    modules_to_save: tuple[str, ...]
-    task_type: str
-    encode_training: Encode
-    encode_held_out: Encode
-
-
-def _task(
-    config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequence[Example], kept: Encoded | None
-) -> _Task:
-    data, name, dtype = config.data, config.model.name_or_path, getattr(torch, config.model.dtype)
-    bits = config.model.quantization
-    quantized = quantized_loading(bits, dtype) if bits is not None else {}
-    if config.task.kind == CLASSIFICATION and data.label_field is not None:
-        labels = config.task.labels or classes(training, data.label_field)
-        base, head = load_classifier(
-            name, dtype, labels, config.lora.modules_to_save, config.federation.seed, **quantized
-        )
-        text = template_prompt(data.prompt_template or "{instruction}")
-        encoder = ClassificationEncoder(tokenizer, text, data.label_field, labels, data.max_length)
-        encoding = _encoding(encoder, DataCollatorWithPadding(tokenizer), kept, "text")
-        return _Task(prepared(base) if bits else base, head, "SEQ_CLS", encoding, encoding)
-    base = load_causal_lm(name, dtype, **quantized)
-    render = _renderer(config, tokenizer, training)
-    collate = DataCollatorForSeq2Seq(tokenizer)
-    learn, answer = (
-        _encoding(
-            CausalLmEncoder(tokenizer, render, data.max_length, loss_on_prompts),
-            collate,
-            kept,
-            "prompts and answers" if loss_on_prompts else "answers",
-        )
-        for loss_on_prompts in (data.loss_on == "all", False)
-    )
-    return _Task(prepared(base) if bits else base, config.lora.modules_to_save or (), "CAUSAL_LM", learn, answer)
-
-
-def _encoding(
-    encoder: Callable[[Example], Features],
-    collate: Callable[[list[Features]], Mapping[str, Any]],
-    kept: Encoded | None,
-    counted: str,
-) -> Encode:
-    def encode_once(examples: Sequence[Example], source: str) -> EncodedExamples:
-        if kept is None:
-            return encode(examples, encoder, collate, source)
-        name = f"{counted} of {source}"
-        if name not in kept:
-            kept[name] = encode(examples, encoder, collate, source)
-        return kept[name]
-
-    return encode_once
-
-
-def _renderer(config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequence[Example]) -> Renderer:
-    data = config.data
-    if data.instruction_field and data.output_field:
-        shape: ExampleShape = InstructionShape(data.instruction_field, data.input_field or "", data.output_field)
-    else:
-        shape = KNOWN_SHAPES[data.format] if data.format != "auto" else recognise(training)
-    has_template = bool(tokenizer.chat_template)
-    if data.chat_template is True and not has_template:
-        raise ConfigurationError(
-            f"data.chat_template = true: expected a tokenizer with a chat template, and that of "
-            f"{config.model.name_or_path} has none; leave it at 'auto'"
-        )
-    if isinstance(shape, ChatShape):
-        if data.prompt_template is not None:
-            raise ConfigurationError(
-                "data.prompt_template is for examples with an instruction, and these hold messages: remove it; the "
-                "tokenizer's chat template says how messages are written"
-            )
-        use_template = has_template and data.chat_template is not False
-        return ChatTemplate(tokenizer, shape.conversation) if use_template else PlainChat(shape)
-    prompt = template_prompt(data.prompt_template) if data.prompt_template is not None else None
-    if data.chat_template is True or (data.chat_template == "auto" and has_template and prompt is None):
-        return ChatTemplate(tokenizer, InstructionConversation(shape, prompt or instruction_and_input))
-    return InstructionPrompt(shape, prompt or alpaca_prompt)

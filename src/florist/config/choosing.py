@@ -1,4 +1,4 @@
-"""A configuration's model on its validation records, to choose between adapters by. The test records stay unseen."""
+"""The choice between adapters by the validation examples of a configuration; its test examples stay unseen."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,31 +13,31 @@ from florist.federation.simulation import Simulation
 from florist.one_shot import AggregatedAdapter
 
 _TESTS = frozenset({"multiple_choice"})
-"""Metrics on records of their own, which count as a test."""
+"""Metrics that have examples of their own, which count as a test."""
 
 
 def require_validation(config: Config) -> None:
-    """Refuse a configuration without validation records.
+    """Refuse a configuration without validation examples.
 
     Raises:
-        ConfigurationError: there are none.
+        ConfigurationError: There are no validation examples.
     """
     if not config.has_validation:
         raise ConfigurationError(
-            "expected validation records to choose by, and the configuration has only those of the test, which would "
+            "expected validation examples to choose by, and the configuration has only those of the test, which would "
             "be a test no longer; set [data] validation or validation_fraction and train with it"
         )
 
 
 def metrics_to_choose_by(config: Config, metric: str | None) -> tuple[str, ...]:
-    """The metrics to measure, the one that decides first.
+    """Return the metrics to measure; the first of them decides.
 
     Args:
-        config: names them, or says the kind of task, whose first metric is the default.
-        metric: this one alone instead, which need not be in the configuration.
+        config: The configuration that names the metrics; by default the first metric of its task is taken.
+        metric: The only metric to measure instead; the configuration need not name it.
 
     Raises:
-        ConfigurationError: the task has no such metric, or it is a test.
+        ConfigurationError: The task has no such metric, or the metric is a test.
     """
     known = [name for name in METRICS[config.task.kind] if name not in _TESTS]
     if metric is None:
@@ -46,24 +46,25 @@ def metrics_to_choose_by(config: Config, metric: str | None) -> tuple[str, ...]:
     if metric not in known:
         why = ", whose questions count as a test" if metric in _TESTS else ""
         raise ConfigurationError(
-            f"expected a metric of the validation records, for task.kind = {config.task.kind!r} one of {known}, got "
+            f"expected a metric of the validation examples, for task.kind = {config.task.kind!r} one of {known}, got "
             f"{metric!r}{why}"
         )
     return (metric,)
 
 
 def require_same_validation(config: Config, splits: Splits, other: Config, whose: str) -> None:
-    """Refuse a baseline that was trained on another model, or with other validation records than will be used.
+    """Refuse a baseline that was trained on another model, or with other validation examples than will be used.
 
     Args:
-        config: whose validation records are used.
-        splits: its records.
-        other: of the baseline's run.
-        whose: named in the error.
+        config: The configuration whose validation examples are used.
+        splits: The examples of that configuration.
+        other: The configuration of the baseline's run.
+        whose: The name of the baseline in the error.
 
     Raises:
-        ConfigurationError: the two cannot be compared.
-        MissingInputError, DataError: the records of the other run cannot be read.
+        ConfigurationError: The two cannot be compared.
+        MissingInputError: A data file of the other run does not exist.
+        DataError: The examples of the other run cannot be read.
     """
     if (config.model.name_or_path, config.task) != (other.model.name_or_path, other.task):
         raise ConfigurationError(
@@ -72,27 +73,28 @@ def require_same_validation(config: Config, splits: Splits, other: Config, whose
         )
     if not other.has_validation or _sorted(read_splits(other).validation) != _sorted(splits.validation):
         raise ConfigurationError(
-            f"{whose}: expected a baseline with the same validation records, and it has others or none, so that it may "
-            "have trained on these; simulate both with one [data] section, list of ranks and federation.seed"
+            f"{whose}: expected a baseline with the same validation examples, and it has others or none, so that it "
+            "may have trained on these; simulate both with one [data] section, list of ranks and federation.seed"
         )
 
 
 def simulation_to_choose_by(
     config: Config, splits: Splits, metrics: Sequence[str], candidates: Mapping[str, AggregatedAdapter]
 ) -> Simulation:
-    """The configuration's model, ready to measure adapters on the validation records and on nothing else.
+    """Return a simulation that measures adapters with the configuration's model, on the validation examples alone.
 
     How a run of the configuration aggregates does not matter: adapters are measured, on the modules that they adapt.
 
     Args:
-        config: with validation records.
-        splits: its records.
-        metrics: to measure.
-        candidates: all that will be measured, by a name for errors.
+        config: A configuration with validation examples.
+        splits: The examples of that configuration.
+        metrics: The names of the metrics to measure.
+        candidates: All adapters that will be measured, by their names in errors.
 
     Raises:
-        IncompatibleAdaptersError, UnsupportedAdapterError: the model cannot hold a candidate as it is.
-        ConfigurationError, DataError, ModelError and others: as `build`.
+        IncompatibleAdaptersError: The model lacks a module or a saved parameter of a candidate, or has more of them.
+        UnsupportedAdapterError: A candidate has biases beside its factors.
+        FloristError: `build` refuses the configuration.
     """
     modules = set[str]().union(*(candidate.adapter for candidate in candidates.values()))
     measured = {"metrics": tuple(metrics), "split": "validation", "multiple_choice": None, "harness_tasks": ()}
@@ -131,10 +133,10 @@ def _require_fit(simulation: Simulation, candidate: AggregatedAdapter, whose: st
     )
     if trained != brought:
         raise IncompatibleAdaptersError(
-            f"{whose}: expected the whole parameters that the configuration trains, {trained or 'none'}, got "
+            f"{whose}: expected the saved parameters that the configuration trains, {trained or 'none'}, got "
             f"{brought or 'none'}; see [task] and [lora] modules_to_save"
         )
 
 
-def _sorted(records: Iterable[Example]) -> list[str]:
-    return sorted(json.dumps(record, sort_keys=True) for record in records)
+def _sorted(examples: Iterable[Example]) -> list[str]:
+    return sorted(json.dumps(example, sort_keys=True) for example in examples)

@@ -1,4 +1,4 @@
-"""Which metrics a configuration asks for, on which records, and when."""
+"""The metrics that a configuration asks for, the examples that they are measured on, and when."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,10 +39,10 @@ METRICS: Mapping[str, Mapping[str, Callable[[Config, EncodedExamples, PreTrained
 
 
 def metric_names(config: Config) -> Sequence[str]:
-    """What the held-out records are measured by.
+    """Return the names of the metrics of the held-out examples.
 
     Raises:
-        ConfigurationError: the task has no such metric.
+        ConfigurationError: The task has no such metric.
     """
     known = METRICS[config.task.kind]
     names = config.evaluation.metrics or tuple(known)[:1]
@@ -61,18 +61,18 @@ def metrics(
     splits: Splits,
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[tuple[Metric, ...], tuple[Metric, ...]]:
-    """(metrics of every round, further ones of the final adapter)."""
+    """Return the metrics of every round, and further metrics of the final adapter."""
     on_validation = config.has_validation and config.evaluation.split != "test"
-    # The questions are a test as well: whoever chooses by the rounds' metrics must not have seen them.
+    # The questions are a test as well: whoever chooses by the metrics of the rounds must not have seen them.
     measured = [name for name in names if not (on_validation and name == "multiple_choice")]
 
     def of(examples: EncodedExamples, some: Sequence[str]) -> tuple[Metric, ...]:
         found = [METRICS[config.task.kind][name](config, examples, tokenizer) for name in some]
         return tuple(metric for i, metric in enumerate(found) if metric not in found[:i])
 
-    test = encode_held_out(splits.test, "the held-out records")
+    test = encode_held_out(splits.test, "the held-out examples")
     if on_validation:
-        in_rounds = of(encode_held_out(splits.validation, "the validation records"), measured)
+        in_rounds = of(encode_held_out(splits.validation, "the validation examples"), measured)
         at_the_end = of(test, names)
     else:
         in_rounds, at_the_end = of(test, names), ()
@@ -99,6 +99,6 @@ def _harness(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[Metric
         return ()
     own = evaluation.harness_task_path
     path = Path(config.data.path, own) if own is not None else None
-    # Before hours of training, not after them.
+    # Tasks that are missing are found before hours of training, not after them.
     require_tasks(evaluation.harness_tasks, path)
     return (HarnessTasks(tokenizer, evaluation.harness_tasks, path, evaluation.batch_size, evaluation.harness_limit),)

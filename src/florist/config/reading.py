@@ -1,4 +1,4 @@
-"""From a TOML file and ``--set`` overrides to a validated configuration, or one message that lists all mistakes."""
+"""Reading a TOML file and ``--set`` overrides into a configuration, or into one message that lists all mistakes."""
 
 import datetime
 import difflib
@@ -31,16 +31,16 @@ def read_config(path: Path, *layers: Sequence[str]) -> Config:
     (`methods.without_replaced`).
 
     Args:
-        path: the file.
-        layers: overrides, ``section.key=value`` each, whose value is TOML or else a plain string. A later layer changes
-            what the earlier ones make of the file.
+        path: The path of the file.
+        layers: Overrides, each a text ``section.key=value`` whose value is TOML or else a plain string. A later layer
+            changes what the earlier ones make of the file.
 
     Raises:
-        MissingInputError: there is no such file.
-        ConfigurationError: it is not TOML, or one or more keys are unknown, wrong or contradict each other.
+        MissingInputError: There is no such file.
+        ConfigurationError: The file is not TOML, or some of its keys are unknown or wrong or contradict each other.
     """
     if not path.is_file():
-        raise MissingInputError(f"expected a configuration file at {path}, found none")
+        raise MissingInputError(f"expected a configuration file at {path}, found none; check the path")
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -48,7 +48,7 @@ def read_config(path: Path, *layers: Sequence[str]) -> Config:
     _anchor(tables, path.parent)
     for overrides in layers:
         _apply(tables, overrides)
-    # A section with an unknown key is not searched for contradictions: without such keys it is.
+    # Unknown keys are taken out first, because a section that has some is not searched for contradictions.
     problems = list(_drop_unknown(tables))
     try:
         config = Config.model_validate(tables)
@@ -60,10 +60,10 @@ def read_config(path: Path, *layers: Sequence[str]) -> Config:
 
 
 def validated(section: type[SectionType], values: Mapping[str, Any]) -> SectionType:
-    """One section from the options of a command.
+    """Return one section made from the options of a command.
 
     Raises:
-        ConfigurationError: one or more options are wrong or contradict each other.
+        ConfigurationError: Some options are wrong or contradict each other.
     """
     try:
         return section.model_validate(values)
@@ -72,7 +72,7 @@ def validated(section: type[SectionType], values: Mapping[str, Any]) -> SectionT
 
 
 def to_toml(config: Config) -> str:
-    """The whole configuration, defaults included, as TOML that `read_config` reads back."""
+    """Return the whole configuration, defaults included, as TOML that `read_config` reads back."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
@@ -82,7 +82,7 @@ def _anchor(tables: dict[str, Any], folder: Path) -> None:
         if not isinstance(table, dict):
             continue
         value = table.get(key)
-        # A model may also be a hub id, which looks like a relative path: it is a path if something is there.
+        # A model may also be a hub id, which looks like a relative path; it is a path where something exists.
         if isinstance(value, str) and (section == "data" or value.startswith(".") or (folder / value).exists()):
             table[key] = str((folder / value).resolve())
 
@@ -99,7 +99,7 @@ def _apply(tables: dict[str, Any], overrides: Sequence[str]) -> None:
         except tomllib.TOMLDecodeError:
             value = text
         if isinstance(value, datetime.date | datetime.time):
-            value = text  # no key takes a date or a time, and data.rows=10:50:10 is none
+            value = text  # no key takes a date or a time, and data.rows=10:50:10 only looks like one
         given.setdefault(section, {})[key] = value
     _anchor(given, Path.cwd())
     for section, table in given.items():
@@ -126,7 +126,7 @@ def _explain(error: ValidationError) -> Iterator[str]:
     for problem in error.errors(include_url=False):
         by_key.setdefault(".".join(_where(problem)), []).append(problem)
     for name, problems in by_key.items():
-        # A union reports every alternative that failed: the one that looked deepest into the value says most.
+        # A union reports every alternative that failed; the one that looked deepest into the value says most.
         problem = max(problems, key=lambda each: (len(each["loc"]), not each["type"].endswith("_type")))
         if problem["type"] == "missing":
             yield f"missing {name}, which has no default"

@@ -1,4 +1,4 @@
-"""The configuration: frozen sections whose keys, types and defaults are all in this file.
+"""The configuration, as frozen sections whose keys, types and defaults are all in this file.
 
 LoRA and training keys carry the names that PEFT and transformers give them.
 """
@@ -50,9 +50,9 @@ class ModelSection(Section):
     name_or_path: str
     """A directory as transformers writes it, or a hub id."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the base's parameters; adapters train in float32."""
+    """The dtype of the base's parameters; adapters train in float32."""
     quantization: Literal["4bit", "8bit"] | None = None
-    """Hold the base in 4 bits (NF4, computed in `dtype`) or 8, with bitsandbytes; needs CUDA."""
+    """bitsandbytes holds the base in 4 bits (NF4, computed in `dtype`) or in 8; this takes CUDA."""
 
 
 class TaskSection(Section):
@@ -60,62 +60,64 @@ class TaskSection(Section):
 
     kind: Literal["causal-lm", "sequence-classification"] = LANGUAGE_MODELLING
     labels: tuple[str, ...] | None = None
-    """Class names; by default those found in the training rows. Classification only."""
+    """The names of the classes, for classification; by default those found in the training examples."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "TaskSection":
         if self.labels is not None and self.kind != CLASSIFICATION:
             raise ValueError(f"labels are for kind = {CLASSIFICATION!r}, and kind is {self.kind!r}: remove one")
         if self.labels is not None and len(set(self.labels)) < 2:
-            raise ValueError(f"labels must name at least two classes, got {list(self.labels)}")
+            raise ValueError(f"labels must name at least two classes, got {list(self.labels)}: add the others")
         if self.labels is not None and len(set(self.labels)) < len(self.labels):
-            raise ValueError(f"labels must differ, got {list(self.labels)}")
+            raise ValueError(f"labels must differ, got {list(self.labels)}: name each class once")
         return self
 
 
 class DataSection(Section):
-    """``[data]``: JSON or JSONL records, one file a client or one file to be shared out."""
+    """``[data]``: JSON or JSONL files of examples, one file a client or files to be shared out."""
 
     path: str
-    """Directory of the files."""
+    """The directory of the files."""
     train: str = "client_*.json"
-    """File name or pattern. With ``partition = "given"`` every file that matches is a client."""
+    """A file name or a pattern. With ``partition = "given"`` every file that matches is a client."""
     test: str | None = None
-    """File of held-out records; without it, `test_fraction` of every client's rows is held out."""
+    """The file of the held-out examples; without it, `test_fraction` of every client's examples is held out."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     validation: str | None = None
-    """File of records to choose by, which are neither trained on nor tested on."""
+    """The file of the examples to choose by, which are neither trained on nor tested on."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """In place of a file: of every client's rows, after the test's."""
+    """Without a file, this fraction of every client's examples is held out to choose by, after those of the test."""
     partition: Literal["given", "iid", "dirichlet", "by-field", "shards"] = "given"
+    """How the examples are shared out; ``given`` takes the files as the clients."""
     num_clients: Positive | None = None
-    """Where the rows are shared out; by default as many as there are ranks, or one a value for ``by-field``."""
+    """How many clients share the examples; by default as many as there are ranks, or one a value for ``by-field``."""
     partition_field: str | None = None
-    """Whose values make clients unlike, a task or category for instance; for all partitions but given and iid."""
+    """The field whose values make clients unlike, a category for instance; ``given`` and ``iid`` take none."""
     dirichlet_alpha: PositiveFloat = 1.0
-    """Concentration: small gives unlike clients, large the iid split."""
+    """The concentration of ``dirichlet``: a small one gives unlike clients, a large one the iid split."""
     shards_per_client: Positive | None = None
-    """For ``shards``, 2 by default: parts of the sorted rows that a client gets."""
+    """How many parts of the sorted examples a client of ``shards`` gets; 2 by default."""
     rows: str | None = None
-    """Part of every training file to use, as a Python slice ``start:stop:step``; ``1::2`` is every second row."""
+    """The part of every training file to use, as a Python slice ``start:stop:step``; ``1::2`` is every second
+    example."""
     format: Literal["auto", "alpaca", "dolly", "messages", "sharegpt"] = "auto"
-    """Shape of the records; by default that which the first one has."""
+    """The shape of the examples; ``auto`` takes the shape of the first one."""
     instruction_field: str | None = None
-    """With `output_field`: names of the fields where the shape is none of these."""
+    """The field of the instruction where the shape is none of these; `output_field` must be set as well."""
     input_field: str | None = None
     output_field: str | None = None
     label_field: str | None = None
-    """Field of the class. Classification only."""
+    """The field of the class, for classification."""
     prompt_template: str | None = None
-    """Text before the answer, from ``{instruction}``, ``{input}`` and the record's own fields; or the text to
-    classify, from the record's own fields, by default its ``{instruction}``."""
+    """The text before the answer, from ``{instruction}``, ``{input}`` and the example's own fields; for classification
+    the text to classify, from the example's own fields, by default its ``{instruction}``."""
     chat_template: bool | Literal["auto"] = "auto"
-    """Write prompts as the tokenizer's chat template does; ``auto``: where it has one and no `prompt_template` is
-    set."""
+    """Whether the tokenizer's chat template writes the prompts; with ``auto`` it does where there is one and no
+    `prompt_template` is set."""
     loss_on: Literal["response", "all"] = "response"
-    """The tokens that training counts. Evaluation always counts the responses."""
+    """The tokens that training counts; evaluation always counts the responses."""
     max_length: Annotated[int, Field(ge=2)] = 512
-    """In tokens, prompt and answer together."""
+    """The length of prompt and answer together, in tokens."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "DataSection":
@@ -131,7 +133,7 @@ class DataSection(Section):
         if self.partition != "shards" and self.shards_per_client is not None:
             wrong.append(f"shards_per_client is for partition = 'shards', and partition is {self.partition!r}")
         if self.partition == "given" and self.num_clients is not None:
-            wrong.append("num_clients is for rows that are shared out; given files are the clients themselves")
+            wrong.append("num_clients is for examples that are shared out; given files are the clients themselves")
         if self.validation is not None and self.validation_fraction is not None:
             wrong.append("validation and validation_fraction contradict each other: remove one")
         if self.format != "auto" and self.instruction_field is not None:
@@ -151,14 +153,14 @@ class LoraSection(Section):
     """``[lora]``: what clients train."""
 
     ranks: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)]
-    """One for all clients, or one each in the order of the files."""
+    """One rank for all clients, or one each in the order of the files."""
     alpha: PositiveFloat | tuple[PositiveFloat, ...] | None = None
-    """``lora_alpha``, one for all or one each; by default twice the client's rank, which gives all the scaling 2."""
+    """PEFT's ``lora_alpha``, one for all or one each; by default twice the client's rank, so that the scaling is 2."""
     target_modules: str | tuple[str, ...] = "all-linear"
     use_rslora: bool = False
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     modules_to_save: tuple[str, ...] | None = None
-    """Modules trained whole and averaged; by default the head of a classifier."""
+    """The modules that are trained whole and averaged; by default the head of a classifier."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "LoraSection":
@@ -168,25 +170,25 @@ class LoraSection(Section):
 
 
 class TrainingSection(Section):
-    """``[training]``: one client's part of a round, by AdamW."""
+    """``[training]``: how a client trains in a round, by AdamW."""
 
     learning_rate: PositiveFloat = 3e-4
     batch_size: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] = 8
-    """One for all clients, or one each in the order of the files; so are `steps` and `epochs`."""
+    """One number for all clients, or one each in the order of the files; the same goes for `steps` and `epochs`."""
     steps: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
-    """Optimiser steps a round."""
+    """How many steps the optimiser makes in a round."""
     epochs: PositiveFloat | Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] | None = None
-    """Passes over the client's rows a round; 1 where neither is set."""
+    """How often a round passes over the client's examples; once where neither this nor `steps` is set."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
     gradient_accumulation_steps: Positive = 1
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: PositiveFloat = 1.0
     bf16: bool = False
-    """Train in bfloat16 mixed precision."""
+    """Clients train in bfloat16 mixed precision."""
     fp16: bool = False
-    """Train in float16 mixed precision, with a scaled loss; needs CUDA."""
+    """Clients train in float16 mixed precision, with a scaled loss; this takes CUDA."""
     threads: Positive | None = None
-    """Torch threads; by default the faster of one and all cores, measured at the start."""
+    """How many threads torch uses; by default one or one a core, whichever a measurement at the start finds faster."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainingSection":
@@ -202,13 +204,13 @@ class FederationSection(Section):
 
     rounds: Positive = 3
     fraction: Fraction = 1.0
-    """Of the clients, asked in each round."""
+    """The fraction of the clients that is asked in each round."""
     min_replies: Positive | None = None
-    """Usable updates that a round needs; by default half of the asked clients."""
+    """How many usable updates a round needs; by default half as many as clients are asked."""
     seed: Annotated[int, Field(ge=0)] = 0
     shared_init: bool = True
-    """Clients of a round start from the same random A (a smaller rank from its first rows). Methods that average A or
-    B apart need that, and have it in any case."""
+    """Clients of a round start from the same random A, and a smaller rank from its first rows. Methods that average A
+    and B apart need that, and have it in any case."""
     local_init: Annotated[str, _one_of(LOCAL_INITS)] = DEFAULT_LOCAL_INIT
     """How the next local adapter starts where clients add the broadcast: at random, along the last global update, or
     from the global adapter. Where a method lets clients train on from the broadcast, that is the start itself."""
@@ -259,31 +261,32 @@ class AggregationSection(Section):
 
 
 class EvaluationSection(Section):
-    """``[evaluation]``: what is measured on the held-out records."""
+    """``[evaluation]``: what is measured on the held-out examples."""
 
     metrics: tuple[str, ...] | None = None
-    """``loss``, ``perplexity``, ``exact_match`` and ``multiple_choice`` for language models, ``loss`` and ``accuracy``
-    for classifiers."""
+    """Language models have ``loss``, ``perplexity``, ``exact_match`` and ``multiple_choice``; classifiers have
+    ``accuracy`` and ``loss``. By default the first of them is measured."""
     every: Positive = 1
-    """Rounds between evaluations; the last is always evaluated."""
+    """Every so many rounds are evaluated, and the last one always."""
     split: Literal["validation", "test"] | None = None
-    """Whose metrics the rounds have; by default the validation records where there are some. The final adapter is then
-    measured on the test records as well."""
+    """The examples that the rounds are measured on; by default the validation examples where there are some. The final
+    adapter is then measured on the test examples as well."""
     batch_size: Positive = 32
     max_new_tokens: Positive = 64
-    """Of a generated answer."""
+    """How many tokens a generated answer may have."""
     multiple_choice: str | None = None
-    """File of the questions for ``multiple_choice``, in the directory `data.path` unless absolute."""
+    """The file of the questions for ``multiple_choice``, in the directory `data.path` unless absolute."""
     choice_prompt: str = "{question}\nAnswer:"
-    """Text before a choice, from ``{question}``, ``{options}`` (a line each: ``A. ...``) and the record's fields."""
+    """The text before a choice, from ``{question}``, ``{options}`` (a line each: ``A. ...``) and the question's own
+    fields."""
     choice_answer: str = " {choice}"
-    """Text whose likelihood is measured, from ``{choice}`` and ``{letter}``."""
+    """The text whose likelihood is measured, from ``{choice}`` and ``{letter}``."""
     harness_tasks: tuple[str, ...] = ()
-    """Tasks of lm-evaluation-harness to measure the final adapter on; needs ``florist[eval]``."""
+    """The tasks of lm-evaluation-harness to measure the final adapter on; they take ``florist[eval]``."""
     harness_task_path: str | None = None
-    """Directory of task files of your own, in `data.path` unless absolute."""
+    """The directory of task files of your own, in `data.path` unless absolute."""
     harness_limit: Positive | None = None
-    """Examples a task, to try a configuration; by default all."""
+    """How many examples of each task are measured, to try a configuration; by default all."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "EvaluationSection":
@@ -299,21 +302,21 @@ class FlowerSection(Section):
     """``[flower]``: what a federation over Flower needs beside the rest."""
 
     run: str | None = None
-    """Directory of the run at the server, which resumes what it finds there; by default one for each run of Flower,
+    """The directory of the run at the server, which resumes what it finds there; by default each run of Flower has one
     in the server's current directory."""
     min_clients: Positive | None = None
-    """To wait for before the first round; by default as many as `lora.ranks` lists, or 2."""
+    """How many clients must be there before the first round; by default as many as `lora.ranks` lists, or 2."""
     wait: PositiveFloat = 600.0
-    """Seconds to wait for them."""
+    """How many seconds the server waits for them."""
     round_timeout: PositiveFloat = 3600.0
-    """Seconds for the replies of a round; who comes later is left out of it."""
+    """How many seconds the server waits for the replies of a round; a later reply is left out of it."""
     evaluation: Literal["clients", "server", "none"] = "clients"
-    """Where the global adapter is measured after a round: by the clients, on held-out rows of their own; or by the
-    server, which then needs the base model and the held-out records."""
+    """Who measures the global adapter after a round: the clients, on held-out examples of their own, or the server,
+    which then needs the base model and the held-out examples."""
     max_examples: Positive | None = None
-    """The largest number of examples that a client may claim; by default any."""
+    """The largest number of examples that a client may claim; by default any number will do."""
     base_name: str | None = None
-    """Names the base in the place of a fingerprint of its weights, for sites that hold it in unlike dtypes or
+    """The name of the base, in the place of a fingerprint of its weights, for sites that hold it in unlike dtypes or
     quantizations; all sites must then vouch for it."""
 
 
@@ -335,7 +338,7 @@ class Config(Section):
         wrong: list[str] = []
         ranks, clients = self.lora.ranks, self.data.num_clients
         if isinstance(ranks, tuple) and clients is not None and len(ranks) != clients:
-            wrong.append(f"lora.ranks lists {len(ranks)} clients and data.num_clients says {clients}")
+            wrong.append(f"lora.ranks lists {len(ranks)} clients and data.num_clients says {clients}: make them agree")
         if self.data.partition not in {"given", "by-field"} and clients is None and not isinstance(ranks, tuple):
             wrong.append(f"data.partition = {self.data.partition!r} needs data.num_clients, or lora.ranks as a list")
         if self.task.kind == CLASSIFICATION and self.data.label_field is None:
@@ -350,19 +353,19 @@ class Config(Section):
         if self.evaluation.split == "validation" and not self.has_validation:
             wrong.append("evaluation.split = 'validation' needs data.validation or data.validation_fraction")
         if self.task.kind == LANGUAGE_MODELLING and self.data.label_field is not None:
-            wrong.append(f"data.label_field is for task.kind = {CLASSIFICATION!r}")
+            wrong.append(f"data.label_field is for task.kind = {CLASSIFICATION!r}, and it is {LANGUAGE_MODELLING!r}")
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
 
     @property
     def has_validation(self) -> bool:
-        """Whether some records are set apart to choose by."""
+        """Whether some examples are set apart to choose by."""
         return self.data.validation is not None or self.data.validation_fraction is not None
 
 
 def as_slice(rows: str) -> slice | None:
-    """``start:stop:step`` as a slice; None where it is none."""
+    """Return ``start:stop:step`` as a slice, or None where the text is none."""
     parts = rows.split(":")
     try:
         numbers = [int(part) if part.strip() else None for part in parts]

@@ -178,10 +178,10 @@ def _share_out(config: Config, examples: list[Example]) -> ClientExamples:
     values = len(set(labels))
     num_clients = data.num_clients or (len(ranks) if isinstance(ranks, tuple) else values)
     # A client that holds an example out needs another to train on.
-    min_rows = 1 + (data.test is None) + (data.validation_fraction is not None)
+    min_examples = 1 + (data.test is None) + (data.validation_fraction is not None)
     partitioners: Mapping[str, Partitioner] = {
         "iid": iid,
-        "dirichlet": partial(dirichlet, alpha=data.dirichlet_alpha, min_rows=min_rows),
+        "dirichlet": partial(dirichlet, alpha=data.dirichlet_alpha, min_examples=min_examples),
         "shards": partial(shards, shards_per_client=data.shards_per_client or 2),
         "by-field": _by_field,
     }

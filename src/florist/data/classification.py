@@ -1,4 +1,4 @@
-"""Texts with a class: the records of a sequence classifier."""
+"""Texts with a class, the examples of a sequence classifier."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from florist.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class ClassificationEncoder:
-    """A text and the number of its class.
+    """Encodes a text and the number of its class.
 
     Args:
-        tokenizer: of the model.
-        text: from the record's fields to the text.
-        label_field: which field holds the class.
-        labels: class names in the order of their numbers.
-        max_length: in tokens; the rest is cut.
+        tokenizer: The tokenizer of the model.
+        text: Turns the fields of an example into its text.
+        label_field: The field that holds the class.
+        labels: The names of the classes in the order of their numbers.
+        max_length: The length in tokens beyond which a text is cut.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -28,35 +28,38 @@ class ClassificationEncoder:
     labels: tuple[str, ...]
     max_length: int
 
-    def __call__(self, record: Example) -> Features:
-        """Token numbers and class number of one record.
+    def __call__(self, example: Example) -> Features:
+        """Return the token numbers and the class number of one example.
 
         Raises:
-            DataError: the record lacks a field, its class is unknown, or its text is empty.
+            DataError: The example lacks a field, its class is unknown, or its text is empty.
         """
-        label = _label(record, self.label_field)
+        label = _label(example, self.label_field)
         if label not in self.labels:
             raise DataError(f"expected a class of {list(self.labels)}, got {label!r}; add it to [task] labels")
-        encoded = self.tokenizer(self.text(as_text(record)), truncation=True, max_length=self.max_length)
+        encoded = self.tokenizer(self.text(as_text(example)), truncation=True, max_length=self.max_length)
         if not encoded["input_ids"]:
-            raise DataError("expected a text, got an empty one; remove the record")
+            raise DataError("expected a text, got an empty one; remove the example")
         return {"input_ids": encoded["input_ids"], "labels": self.labels.index(label)}
 
 
-def classes(records: Sequence[Example], label_field: str) -> tuple[str, ...]:
-    """The class names in a field, sorted.
+def classes(examples: Sequence[Example], label_field: str) -> tuple[str, ...]:
+    """Return the names of the classes in a field, sorted.
 
     Raises:
-        DataError: a record lacks the field, or there are fewer than two classes.
+        DataError: An example lacks the field, or there are fewer than two classes.
     """
-    found = tuple(sorted({_label(record, label_field) for record in records}))
+    found = tuple(sorted({_label(example, label_field) for example in examples}))
     if len(found) < 2:
-        raise DataError(f"expected at least two classes in {label_field!r}, got {list(found)}")
+        raise DataError(
+            f"expected at least two classes in {label_field!r}, got {list(found)}; set [data] label_field to the field "
+            "that holds the class"
+        )
     return found
 
 
-def _label(record: Example, label_field: str) -> str:
-    if record.get(label_field) is None:
-        got = "none" if label_field in record else str(sorted(record))
+def _label(example: Example, label_field: str) -> str:
+    if example.get(label_field) is None:
+        got = "none" if label_field in example else f"the fields {sorted(example)}"
         raise DataError(f"expected the class in the field {label_field!r}, got {got}; set [data] label_field")
-    return str(record[label_field])
+    return str(example[label_field])

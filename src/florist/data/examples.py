@@ -1,4 +1,4 @@
-"""Encoded records, and how some of them become a batch."""
+"""Encoded examples, and how some of them become a batch."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,51 +8,51 @@ from florist.data.reading import Example
 from florist.errors import DataError
 
 Features = dict[str, Any]
-"""What a collator pads: ``input_ids`` and ``labels``."""
+"""The ``input_ids`` and ``labels`` of one example, which a collator pads."""
 
 IGNORED = -100
-"""Label of a token that the loss skips (PyTorch's ``ignore_index``)."""
+"""The label of a token that the loss skips (PyTorch's ``ignore_index``)."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedExamples(Sequence[Features]):
-    """Encoded records, and how to pad some of them into a batch of tensors."""
+    """A sequence of encoded examples, which `collate` pads into batches of tensors."""
 
-    rows: Sequence[Features]
+    features: Sequence[Features]
     collate: Callable[[list[Features]], Mapping[str, Any]]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.features)
 
     @overload
     def __getitem__(self, index: int) -> Features: ...
     @overload
     def __getitem__(self, index: slice) -> list[Features]: ...
     def __getitem__(self, index: int | slice) -> Features | list[Features]:
-        return list(self.rows[index]) if isinstance(index, slice) else self.rows[index]
+        return list(self.features[index]) if isinstance(index, slice) else self.features[index]
 
     def batches(self, batch_size: int) -> Iterator[Mapping[str, Any]]:
-        """Batches in the order of the sequences' lengths, which pads least; the last one may be smaller."""
-        ordered = sorted(self.rows, key=lambda features: len(features["input_ids"]))
+        """Yield batches in the order of the sequences' lengths, which pads least; the last batch may be smaller."""
+        ordered = sorted(self.features, key=lambda features: len(features["input_ids"]))
         for start in range(0, len(ordered), batch_size):
             yield self.collate(ordered[start : start + batch_size])
 
 
-def encode(
-    records: Sequence[Example],
+def encode_examples(
+    examples: Sequence[Example],
     encoder: Callable[[Example], Features],
     collate: Callable[[list[Features]], Mapping[str, Any]],
     source: str,
 ) -> EncodedExamples:
-    """All records of one source as examples.
+    """Encode all examples of one source.
 
     Raises:
-        DataError: as the encoder, with the source and the number of the record.
+        DataError: The encoder refuses an example; the message names the source and the number of the example.
     """
-    rows: list[Features] = []
-    for number, record in enumerate(records, start=1):
+    features: list[Features] = []
+    for number, example in enumerate(examples, start=1):
         try:
-            rows.append(encoder(record))
+            features.append(encoder(example))
         except DataError as error:
-            raise DataError(f"{source}, record {number}: {error}") from error
-    return EncodedExamples(rows, collate)
+            raise DataError(f"{source}, example {number}: {error}") from error
+    return EncodedExamples(features, collate)

@@ -1,4 +1,4 @@
-"""The text before an answer: instruction prompts and templates over a record's fields."""
+"""The text before an answer: instruction prompts, and templates over the fields of an example."""
 
 import string
 from collections.abc import Callable, Mapping
@@ -17,16 +17,16 @@ ALPACA_PROMPT_WITH_INPUT = (
 
 
 def alpaca_prompt(values: Mapping[str, str]) -> str:
-    """The prompt of Stanford Alpaca, which has one form with an input and one without."""
+    """Return the prompt of Stanford Alpaca, which has one form with an input and one without."""
     return (ALPACA_PROMPT_WITH_INPUT if values["input"] else ALPACA_PROMPT).format_map(values)
 
 
 def template_prompt(template: str) -> Callable[[Mapping[str, str]], str]:
-    """A prompt from a ``str.format`` template over ``{instruction}``, ``{input}`` and the record's own fields.
+    """Return what fills in a ``str.format`` template over ``{instruction}``, ``{input}`` and an example's own fields.
 
     Raises:
-        DataError: the template's braces do not pair, or hold more than a field's name; or (later) it names a field
-            that a record lacks.
+        DataError: The braces of the template do not pair, or hold more than the name of a field. What is returned
+            raises it as well, where an example lacks a field that the template names.
     """
     try:
         fields = [field for field in string.Formatter().parse(template) if field[1] is not None]
@@ -43,7 +43,8 @@ def template_prompt(template: str) -> Callable[[Mapping[str, str]], str]:
         missing = sorted(names - values.keys())
         if missing:
             raise DataError(
-                f"prompt_template {template!r}: expected a record with {missing}, got one with {sorted(values)}"
+                f"prompt_template {template!r}: expected an example with the fields {missing}, got one with "
+                f"{sorted(values)}; name fields that every example has"
             )
         return template.format_map(values)
 
@@ -51,5 +52,5 @@ def template_prompt(template: str) -> Callable[[Mapping[str, str]], str]:
 
 
 def instruction_and_input(values: Mapping[str, str]) -> str:
-    """What a user would write: the instruction, and its input below."""
+    """Return what a user would write: the instruction, and its input below."""
     return "\n\n".join(part for part in (values["instruction"], values["input"]) if part)

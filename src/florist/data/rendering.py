@@ -1,4 +1,4 @@
-"""From a record to runs of text: what is only read, and what the model learns to write."""
+"""Examples as runs of text, some of which are only read and some of which the model learns to write."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from florist.data.shapes import ASSISTANT, SYSTEM, USER, ChatShape, Conversation
 from florist.errors import DataError
 
 Span = tuple[int, int]
-"""Characters of a text, from the first to after the last."""
+"""A run of characters in a text, from the first to after the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +19,11 @@ class Segment:
     """A run of text that is tokenised by itself.
 
     Attributes:
-        text: may be empty.
-        answer: the model is to write it.
-        framed: with the tokenizer's own special tokens: those that open a text, or the end after an answer. Text from a
-            chat template has its own.
-        cut: what goes where the whole is too long, in this order, each from its middle.
+        text: The text, which may be empty.
+        answer: Whether the model is to write it.
+        framed: Whether the tokenizer adds its special tokens, which open a text or end an answer. Text from a chat
+            template has special tokens of its own.
+        cut: Where the whole is too long, these spans lose characters from their middle, one span after the other.
     """
 
     text: str
@@ -33,28 +33,28 @@ class Segment:
 
 
 Renderer = Callable[[Example], Sequence[Segment]]
-"""A record as segments: a prompt, its answer, and in a conversation the next ones in turn."""
+"""Turns an example into segments: a prompt, its answer, and in a conversation the next ones in turn."""
 
 
 @dataclass(frozen=True, slots=True)
 class InstructionPrompt:
-    """An instruction row as plain text: a prompt and an answer.
+    """Turns an instruction into plain text, a prompt and an answer.
 
     Args:
-        shape: of the records.
-        prompt: from the fields to the text before the answer.
+        shape: The shape of the examples.
+        prompt: Turns the fields into the text before the answer.
     """
 
     shape: InstructionShape
     prompt: Callable[[Mapping[str, str]], str]
 
-    def __call__(self, record: Example) -> Sequence[Segment]:
-        """Two segments.
+    def __call__(self, example: Example) -> Sequence[Segment]:
+        """Return two segments.
 
         Raises:
-            DataError: the record lacks a field.
+            DataError: The example lacks a field.
         """
-        values = self.shape.values(record)
+        values = self.shape.values(example)
         text = self.prompt(values)
         return (
             Segment(text, framed=True, cut=_spans(text, [values["input"]])),
@@ -64,23 +64,23 @@ class InstructionPrompt:
 
 @dataclass(frozen=True, slots=True)
 class InstructionConversation:
-    """An instruction row as a conversation of one question and one answer.
+    """Turns an instruction into a conversation of one question and one answer.
 
     Args:
-        shape: of the records.
-        prompt: from the fields to what the user says.
+        shape: The shape of the examples.
+        prompt: Turns the fields into what the user says.
     """
 
     shape: InstructionShape
     prompt: Callable[[Mapping[str, str]], str]
 
-    def __call__(self, record: Example) -> Conversation:
-        """Two messages.
+    def __call__(self, example: Example) -> Conversation:
+        """Return two messages.
 
         Raises:
-            DataError: the record lacks a field.
+            DataError: The example lacks a field.
         """
-        values = self.shape.values(record)
+        values = self.shape.values(example)
         return (
             Message(USER, self.prompt(values), values["input"]),
             Message(ASSISTANT, values["output"]),
@@ -89,23 +89,23 @@ class InstructionConversation:
 
 @dataclass(frozen=True, slots=True)
 class PlainChat:
-    """Chat messages for a tokenizer without a chat template: Alpaca's headings, one after the other."""
+    """Turns chat messages into Alpaca's headings, one after the other, for a tokenizer without a chat template."""
 
     shape: ChatShape
 
-    def __call__(self, record: Example) -> Sequence[Segment]:
-        """A prompt and an answer in turn; every answer is closed by the end-of-sequence token.
+    def __call__(self, example: Example) -> Sequence[Segment]:
+        """Return prompts and answers in turn; the end-of-sequence token closes every answer.
 
         Raises:
-            DataError: as the shape, or a role that has no heading.
+            DataError: The example has another shape, or a message has a role without a heading.
         """
         segments: list[Segment] = []
         asked: list[str] = []
         cut: list[str] = []
-        for message in self.shape.conversation(record):
+        for message in self.shape.conversation(example):
             if message.role == ASSISTANT:
                 text = "\n\n".join([*asked, "### Response:\n"])
-                # Later questions follow an answer's end.
+                # A later question comes after the end of an answer.
                 text = f"\n\n{text}" if segments else text
                 segments += [
                     Segment(text, framed=not segments, cut=_spans(text, cut)),
@@ -117,35 +117,35 @@ class PlainChat:
                 cut.insert(0, message.content)
             else:
                 raise DataError(
-                    f"expected the roles {SYSTEM}, {USER} and {ASSISTANT}, got {message.role!r}, which needs a model "
-                    "whose tokenizer has a chat template"
+                    f"expected the roles {SYSTEM}, {USER} and {ASSISTANT}, got {message.role!r}; take a model whose "
+                    "tokenizer has a chat template, or remove the message"
                 )
         return segments
 
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """Conversations through the tokenizer's chat template.
+    """Puts conversations through the tokenizer's chat template.
 
-    What the template writes for an answer, its end-of-turn token included, is what the model is to write; all else, the
-    opening of the assistant's turn included, is prompt.
+    The model is to write what the template makes of an answer, the end-of-turn token included. The rest is prompt, the
+    opening of the assistant's turn included.
 
     Args:
-        tokenizer: has a chat template.
-        conversation: of a record.
+        tokenizer: A tokenizer with a chat template.
+        conversation: Turns an example into a conversation.
     """
 
     tokenizer: PreTrainedTokenizerBase
     conversation: Callable[[Example], Conversation]
 
-    def __call__(self, record: Example) -> Sequence[Segment]:
-        """A prompt and an answer in turn.
+    def __call__(self, example: Example) -> Sequence[Segment]:
+        """Return prompts and answers in turn.
 
         Raises:
-            DataError: as the conversation, or the template refuses it or writes its answers so that they cannot be told
-                from the rest.
+            DataError: The example is no conversation, the template refuses it, or the template writes its answers so
+                that they cannot be told from the rest.
         """
-        messages = self.conversation(record)
+        messages = self.conversation(example)
         text = self._text(messages)
         segments: list[Segment] = []
         done = 0
@@ -167,10 +167,10 @@ class ChatTemplate:
         return segments
 
     def _answer(self, text: str, messages: Conversation, number: int) -> tuple[int, int, bool]:
-        """(start, end, whether the template closes the turn) of what the template makes of one answer."""
+        """Return where in the text the template's form of an answer starts and ends, and whether it closes the turn."""
         before = self._text(messages[:number], opened=True)
         after = self._text(messages[: number + 1])
-        # The opening that generation starts from may promise more than an answer has, a thought for instance.
+        # The opening that generation starts from may hold more than the answer's own turn does, a thought for instance.
         start = _common(before, text)
         if start < len(before) and messages[number - 1].content.strip() not in text[:start]:
             raise DataError(f"{_REWRITES}: what comes before answer {number + 1} differs in the whole")
@@ -179,7 +179,7 @@ class ChatTemplate:
         closing = (body.rpartition(content)[2] if content else body).rstrip()
         if text.startswith(body, start):
             return start, start + len(body.rstrip()), bool(closing)
-        # Some templates leave the thoughts of earlier answers out.
+        # Some templates leave out the thoughts of earlier answers.
         at = text.find(content, start)
         if at < 0:
             raise DataError(f"{_REWRITES}: answer {number + 1} is not in the whole as it was given")
@@ -196,7 +196,7 @@ class ChatTemplate:
         except TemplateError as error:
             raise DataError(
                 f"the tokenizer's chat template refuses the roles {[message.role for message in messages]}: {error}; "
-                "change the record, or set [data] chat_template = false"
+                "change the example, or set [data] chat_template = false"
             ) from error
         return str(rendered)
 
@@ -205,13 +205,13 @@ _REWRITES = "expected a chat template that writes the turns of a conversation on
 
 
 def _common(first: str, second: str) -> int:
-    """How many characters two texts begin with in common."""
+    """Return how many characters two texts have in common at their start."""
     if second.startswith(first):
         return len(first)
     return next((k for k, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), len(second))
 
 
 def _spans(text: str, parts: Sequence[str]) -> tuple[Span, ...]:
-    # From the right: where a part is found in what comes before it as well, the part itself stands last.
+    # The search goes from the right, because a text that also occurs earlier stands last where it is the part itself.
     found = ((text.rfind(part.strip()), len(part.strip())) for part in parts if part.strip())
     return tuple((start, start + length) for start, length in found if start >= 0)

@@ -1,4 +1,4 @@
-"""Which fields of a record hold what: instruction rows and chat messages, and how to recognise them."""
+"""Which fields of an example hold what: the shapes of instructions and of chats, and how they are recognised."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _ROLES: Mapping[str, str] = {
     "bot": ASSISTANT,
     "model": ASSISTANT,
 }
-"""What data sets in the ShareGPT shape call the roles of chat templates."""
+"""The names that data sets in the ShareGPT shape give to the roles of chat templates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,9 @@ class Message:
     """One turn of a conversation.
 
     Attributes:
-        role: user, assistant or system; others are for the chat template to know.
-        content: its text.
-        context: the part of the content that is cut first where the whole is too long.
+        role: The user, the assistant or the system, or another role that the chat template knows.
+        content: The text of the message.
+        context: The part of the content that is cut first where the whole is too long.
     """
 
     role: str
@@ -35,31 +35,34 @@ class Message:
 
 
 Conversation = tuple[Message, ...]
-"""Starts with a user's or a system message and ends with an assistant's."""
+"""Messages of which the first is the user's or the system's, and the last is the assistant's."""
 
 
 @dataclass(frozen=True, slots=True)
 class InstructionShape:
-    """Which fields of a record hold the instruction, its further input, and the answer."""
+    """The names of the fields that hold the instruction, its further input, and the answer."""
 
     instruction: str
     input: str
     output: str
 
-    def fits(self, record: Example) -> bool:
-        """Whether a record has the instruction and the answer; the input may be absent."""
-        return self.instruction in record and self.output in record
+    def fits(self, example: Example) -> bool:
+        """Tell whether an example has the instruction and the answer; the input may be absent."""
+        return self.instruction in example and self.output in example
 
-    def values(self, record: Example) -> dict[str, str]:
-        """The record's fields as text, and ``instruction``, ``input`` and ``output`` whatever they are called in it.
+    def values(self, example: Example) -> dict[str, str]:
+        """Return the fields as text, and beside them ``instruction``, ``input`` and ``output``, whatever their names.
 
         Raises:
-            DataError: the record lacks the instruction or the answer.
+            DataError: The example lacks the instruction or the answer.
         """
-        if not self.fits(record):
-            raise DataError(f"expected records with {self.instruction!r} and {self.output!r}, got {sorted(record)}")
-        values = as_text(record)
-        # All at once: the record's own `input` may be what this shape calls otherwise.
+        if not self.fits(example):
+            raise DataError(
+                f"expected examples with the fields {self.instruction!r} and {self.output!r}, got {sorted(example)}; "
+                "set [data] format, or instruction_field and output_field"
+            )
+        values = as_text(example)
+        # All three are set at once, because a field of the name `input` may be the instruction of this shape.
         return values | {
             "instruction": values[self.instruction],
             "input": values.get(self.input, ""),
@@ -69,38 +72,38 @@ class InstructionShape:
 
 @dataclass(frozen=True, slots=True)
 class ChatShape:
-    """Which field of a record holds the list of messages, and which of a message its role and its text."""
+    """The names of the field that holds the list of messages, and of the fields of a message for its role and text."""
 
     messages: str
     role: str
     content: str
 
-    def fits(self, record: Example) -> bool:
-        """Whether a record has the list, with objects that have both fields."""
-        messages = record.get(self.messages)
+    def fits(self, example: Example) -> bool:
+        """Tell whether an example has the list, with objects that have both fields."""
+        messages = example.get(self.messages)
         return (
             isinstance(messages, list)
             and bool(messages)
             and all(isinstance(each, dict) and self.role in each and self.content in each for each in messages)
         )
 
-    def conversation(self, record: Example) -> Conversation:
-        """The messages up to the last answer.
+    def conversation(self, example: Example) -> Conversation:
+        """Return the messages up to the last answer.
 
-        Answers before the first question answer nobody, and questions after the last answer have none: both are
+        Answers before the first question answer nobody, and questions after the last answer have no answer: both are
         left out.
 
         Raises:
-            DataError: the record has no such list, a message's content is no text, or nobody is answered.
+            DataError: The example has no such list, the content of a message is no text, or no question is answered.
         """
-        if not self.fits(record):
+        if not self.fits(example):
             raise DataError(
-                f"expected {self.messages!r} to be a list of messages with {self.role!r} and {self.content!r}, got "
-                f"the fields {sorted(record)}"
+                f"expected {self.messages!r} to be a list of messages with {self.role!r} and {self.content!r}, got an "
+                f"example with the fields {sorted(example)}; set [data] format"
             )
         messages = [
             Message(_ROLES.get(each[self.role], each[self.role]), _text(each[self.content]))
-            for each in record[self.messages]
+            for each in example[self.messages]
         ]
         asked = next((k for k, message in enumerate(messages) if message.role == USER), len(messages))
         messages = [message for k, message in enumerate(messages) if k >= asked or message.role != ASSISTANT]
@@ -109,7 +112,7 @@ class ChatShape:
         if not messages:
             raise DataError(
                 f"expected a user's message and an assistant's answer to it, got the roles "
-                f"{[each[self.role] for each in record[self.messages]]}"
+                f"{[each[self.role] for each in example[self.messages]]}; remove the example"
             )
         return tuple(messages)
 
@@ -128,18 +131,18 @@ KNOWN_SHAPES: Mapping[str, ExampleShape] = {
 }
 
 
-def recognise(records: Sequence[Example]) -> ExampleShape:
-    """The known shape that the first record has.
+def recognise(examples: Sequence[Example]) -> ExampleShape:
+    """Return the known shape that the first example has.
 
     Raises:
-        DataError: none fits.
+        DataError: No known shape fits.
     """
     for shape in KNOWN_SHAPES.values():
-        if shape.fits(records[0]):
+        if shape.fits(examples[0]):
             return shape
     known = "; ".join(f"{name}: {_described(shape)}" for name, shape in KNOWN_SHAPES.items())
     raise DataError(
-        f"expected records of a known shape ({known}), got the fields {sorted(records[0])}; "
+        f"expected examples of a known shape ({known}), got the fields {sorted(examples[0])}; "
         "name yours with [data] instruction_field, input_field and output_field"
     )
 
@@ -153,9 +156,9 @@ def _described(shape: ExampleShape) -> str:
 def _text(content: Any) -> str:
     if isinstance(content, str):
         return content
-    if isinstance(content, list):  # OpenAI's list of parts
+    if isinstance(content, list):  # a list of parts, as OpenAI writes it
         parts = [part.get("text") if isinstance(part, dict) else None for part in content]
         texts = [part for part in parts if isinstance(part, str)]
         if texts and len(texts) == len(parts):
             return "".join(texts)
-    raise DataError(f"expected a message's content to be text, got {content!r}; remove the record")
+    raise DataError(f"expected a message's content to be text, got {content!r}; remove the example")

@@ -1,4 +1,4 @@
-"""Factor-space algebra: the singular value decomposition of ``B @ A`` from the factors, one solver a file."""
+"""The algebra of factors: singular value decompositions of ``B @ A`` without the product, with one solver a file."""
 
 from florist.linalg.accumulate import WeightedFactor
 from florist.linalg.ordered import ordered_spectrum

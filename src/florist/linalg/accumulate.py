@@ -1,4 +1,4 @@
-"""The weighted sum of many factors in bounded memory: stacked, or as the dense update where that is cheaper."""
+"""The weighted sum of many factors in bounded memory, as a stack, or as the dense update where that is cheaper."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from torch import Tensor
 from florist.errors import InvalidAdapterError
 from florist.factors import FactorSpec, LoraFactor
 
-# Components that are gathered before they are added to the dense update: enough for an efficient product.
+# So many components are gathered before they are added to the dense update: enough for an efficient product.
 _BATCH = 512
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WeightedFactor:
-    """One client's share of a sum: ``weight * B @ A`` of one module.
+    """One client's share of a sum, ``weight * B @ A`` of one module.
 
     Attributes:
-        weight: of the client; finite.
-        spec: what `read` will return.
-        read: hands over the factor, from memory or from disk; called anew for each pass over the parts.
+        weight: The weight of the client, a finite number.
+        spec: What is known of the factor that `read` will return.
+        read: Returns the factor, from memory or from disk; it is called anew for each pass over the parts.
     """
 
     weight: float
@@ -31,11 +31,11 @@ class WeightedFactor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WeightedStack:
-    """``dW = B @ diag(weights) @ A``; the weights stay apart, so that they round nothing.
+    """The stack that stands for ``dW = B @ diag(weights) @ A``; the weights stay apart, so that they round nothing.
 
     Attributes:
-        factor: all clients' components side by side.
-        weights: of the components.
+        factor: The components of all clients side by side.
+        weights: The weight of each component.
     """
 
     factor: LoraFactor
@@ -44,11 +44,12 @@ class WeightedStack:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DenseSum:
-    """The update itself.
+    """The dense update itself.
 
     Attributes:
-        W: the sum.
-        rounding: norm of the error that the summation may have left; large beside ``W`` where its terms cancel.
+        W: The sum.
+        rounding: The norm of the error that the summation may have left. Where the terms cancel, it is large beside
+            the norm of ``W``.
     """
 
     W: Float[Tensor, "out_features in_features"]
@@ -56,20 +57,19 @@ class DenseSum:
 
 
 def stack_parts(parts: Sequence[WeightedFactor], dtype: torch.dtype) -> WeightedStack:
-    """All factors in one, in `dtype`, on the device of the first.
+    """Stack all factors in `dtype`, on the device of the first.
 
-    Each half is widened and copied in one pass, straight into its place.
+    Each half is widened and copied straight into its place, in one pass.
 
     Args:
-        parts: at least one, all of one shape.
-        dtype: of the stack.
+        parts: At least one part; all have one shape.
+        dtype: The precision of the stack.
 
     Raises:
-        InvalidAdapterError: a factor is not what its spec says.
+        InvalidAdapterError: A factor is not what its spec says.
 
-    Cost: memory R (m + n).
+    Cost: R (m + n) numbers of memory.
     """
-    _keep_freed_memory()
     rank, spec = sum(part.spec.rank for part in parts), parts[0].spec
     first = _read(parts[0])
     B = torch.empty(spec.out_features, rank, dtype=dtype, device=first.B.device)
@@ -85,16 +85,16 @@ def stack_parts(parts: Sequence[WeightedFactor], dtype: torch.dtype) -> Weighted
 
 
 def sum_parts(parts: Sequence[WeightedFactor], dtype: torch.dtype) -> DenseSum:
-    """The dense update, summed a batch of clients at a time.
+    """Sum the dense update, a batch of clients at a time.
 
     Args:
-        parts: at least one, all of one shape.
-        dtype: of the sum.
+        parts: At least one part; all have one shape.
+        dtype: The precision of the sum.
 
     Raises:
-        InvalidAdapterError: a factor is not what its spec says.
+        InvalidAdapterError: A factor is not what its spec says.
 
-    Cost: O(m n R) time; memory m n and one batch, whatever the number of clients.
+    Cost: O(m n R) time; the memory of m n numbers and of one batch, whatever the number of clients.
     """
     W: Tensor | None = None
     squared_magnitude = 0.0
@@ -107,19 +107,9 @@ def sum_parts(parts: Sequence[WeightedFactor], dtype: torch.dtype) -> DenseSum:
         squared_magnitude += float((B.square().sum(dim=0) * A.square().sum(dim=1)).sum(dtype=torch.float64))
     if W is None:
         raise ValueError("expected at least one factor to sum, got none")
-    # Rounding errors of the elements are independent enough to spread over all directions (measured).
+    # Measured: the rounding errors of the elements are independent enough to spread over all directions.
     spread = min(W.shape) ** 0.5
     return DenseSum(W, 8 * torch.finfo(dtype).eps * squared_magnitude**0.5 / spread)
-
-
-def _keep_freed_memory() -> None:
-    """Have the C library keep stacks that are freed for those of the next module.
-
-    By default glibc gives blocks of a few megabytes back to the kernel and takes them anew, page by page: of 14 ms for
-    a 4096 x 4096 module with 8 clients, 3 ms went there. It raises its limits to the largest block that it has seen
-    freed, up to 32 MB; this one is never written to and costs microseconds. Elsewhere it does nothing.
-    """
-    torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
 def _batches(parts: Sequence[WeightedFactor]) -> Iterator[list[WeightedFactor]]:

@@ -1,4 +1,4 @@
-"""Solvers for a dense update: where so many components add up that their stack is larger than the weight itself."""
+"""Solvers for a dense update, for the case that the stack of all components is larger than the weight itself."""
 
 import torch
 from jaxtyping import Float
@@ -13,20 +13,21 @@ from florist.linalg.thin_svd import ThinSvd, rounding_floor
 def dense_gram_svd(
     W: Float[Tensor, "out_features in_features"], *, energy: float = 1.0, gram_dtype: torch.dtype = torch.float64
 ) -> ThinSvd:
-    """SVD of a dense update by way of the Gram matrix of its smaller side.
+    """Compute the SVD of a dense update by way of the Gram matrix of its smaller side.
 
-    ``W W^T = U diag(S^2) U^T`` and ``Vh = S^-1 U^T W``. Singular values below about 1e-8 of the largest (1e-3 with a
-    float32 Gram matrix) drown in rounding, as in `gram_svd`.
+    The left vectors come from ``W W^T = U diag(S^2) U^T``, the right ones are ``Vh = S^-1 U^T W``. Singular values
+    below about 1e-8 of the largest (1e-3 with a float32 Gram matrix) drown in rounding, as they do in `gram_svd`.
 
     Args:
-        W: the update.
-        energy: the fraction of the energy that the result must hold; 1 for everything that can be resolved.
-        gram_dtype: precision of the Gram matrix.
+        W: The update.
+        energy: The fraction of the energy that the result must hold; 1 asks for everything that can be resolved.
+        gram_dtype: The precision of the Gram matrix.
 
     Raises:
         NonFiniteUpdateError: `W` holds NaN or infinity, or its squares overflow float64.
 
-    Cost: O(m n min(m, n)) and an eigenproblem of size min(m, n), full or leading, where `svd` takes many times that.
+    Cost: O(m n min(m, n)), and the full or the leading eigenproblem of size min(m, n); `dense_svd` takes many times
+    that.
     """
     if W.shape[0] > W.shape[1]:
         return dense_gram_svd(W.T, energy=energy, gram_dtype=gram_dtype).transposed()
@@ -47,12 +48,12 @@ def dense_gram_svd(
 
 
 def dense_svd(W: Float[Tensor, "out_features in_features"]) -> ThinSvd:
-    """LAPACK's SVD of a dense update: every singular value to the precision of `W`, at the highest cost.
+    """Compute LAPACK's SVD of a dense update: every singular value to the precision of `W`, at the highest cost.
 
     Raises:
         NonFiniteUpdateError: `W` holds NaN or infinity.
 
-    Cost: O(m n min(m, n)); 20 to 30 times a matrix product of that size.
+    Cost: O(m n min(m, n)), which takes 20 to 30 times as long as a matrix product of that size.
     """
     _require_finite(W.abs().amax(dim=0), W)
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)

@@ -1,4 +1,4 @@
-"""The fast solver: two Gram matrices, one small symmetric eigenproblem, and thin products for what is kept."""
+"""The fast solver, by two Gram matrices, one small symmetric eigenproblem, and thin products for what is kept."""
 
 import torch
 from jaxtyping import Float64
@@ -18,7 +18,7 @@ def gram_svd(
     energy: float = 1.0,
     gram_dtype: torch.dtype = torch.float64,
 ) -> ThinSvd:
-    """SVD of ``B @ diag(weights) @ A`` by way of ``G_B = B^T B`` and ``G_A = A A^T``.
+    """Compute the SVD of ``B @ diag(weights) @ A`` by way of ``G_B = B^T B`` and ``G_A = A A^T``.
 
     A right singular vector lies in the row space, ``v = A^T c``, and ``dW^T dW v = sigma^2 v`` says that
     ``G_B G_A c = sigma^2 c``. With a Cholesky factor ``G_B = L L^T`` this is the symmetric eigenproblem of
@@ -28,26 +28,28 @@ def gram_svd(
     The weights enter the R x R matrices, not the factors, and the columns of B and the rows of A are balanced there:
     neither the weights nor the scale at which a client keeps its two halves costs digits.
 
-    Squaring does: a squared singular value is known to about eps ``||G_B|| ||G_A||``, so that a value is known to
-    about 1e-8 of the largest with float64 Gram matrices and 1e-3 with float32 ones, and to less where the halves are
-    far larger than their product. The result's `resolution` says how far for these very factors.
+    Squaring costs digits: a squared singular value is known to about eps ``||G_B|| ||G_A||``. A singular value is
+    therefore known to about 1e-8 of the largest with float64 Gram matrices and to 1e-3 with float32 ones, and less
+    precisely where the halves are far larger than their product. The `resolution` of the result says how precisely
+    these very factors are resolved.
 
     Args:
         factor: ``B`` (m, R) and ``A`` (R, n).
-        weights: of the R components; all 1 if left out.
-        energy: the fraction of the energy that the result must hold; 1 for everything that can be resolved.
-        gram_dtype: float32 more than halves the cost of the products, where its resolution will do. Squares that
-            float32 cannot hold are formed in float64 all the same.
+        weights: The weights of the R components; without them, each is 1.
+        energy: The fraction of the energy that the result must hold; 1 asks for everything that can be resolved.
+        gram_dtype: The precision of the Gram matrices. Where its resolution will do, float32 more than halves the cost
+            of the products. Squares that float32 cannot hold are formed in float64 all the same.
 
     Returns:
         The directions that hold `energy`, in the precision of `factor`.
 
     Raises:
-        NonFiniteUpdateError: a factor holds NaN or infinity, or its squares overflow float64.
+        NonFiniteUpdateError: A factor holds NaN or infinity, or its squares overflow float64.
 
     Cost: O((m + n) R^2 + R^3), and O((m + n) R p) for the p directions that are formed.
-    Source: the Gram route is Sirovich's method of snapshots (1987), here for a product; the shift that lets a
-    Cholesky factorisation succeed on a singular matrix is from Fukaya et al., SIAM J. Sci. Comput. 42 (2020).
+
+    Source: The Gram route is Sirovich's method of snapshots (1987), here for a product. The shift that lets a Cholesky
+    factorisation succeed on a singular matrix is from Fukaya et al., SIAM J. Sci. Comput. 42 (2020).
     """
     G_B, G_A = gram_matrix(factor.B.T, gram_dtype), gram_matrix(factor.A, gram_dtype)
     squares_B, squares_A = G_B.diagonal().double(), G_A.diagonal().double()
@@ -73,10 +75,10 @@ def gram_svd(
 
 
 def _balance(squares_B: Tensor, squares_A: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Scales for the columns of B and the rows of A: equal norms after, the product of the two is the weight.
+    """Return scales for the columns of B and the rows of A that give both equal norms and multiply to the weight.
 
-    A component that is zero in one half, or too small to be told from zero, is scaled to zero in both: it could only
-    add rounding.
+    A component that is zero in one half, or too small to be told from zero, is scaled to zero in both halves, because
+    it could only add rounding.
     """
     weights = torch.ones_like(squares_B) if weights is None else weights.to(squares_B)
     ratio = ((squares_A / squares_B).sqrt() / weights.abs()).sqrt()

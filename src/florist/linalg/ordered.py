@@ -1,4 +1,4 @@
-"""Spectra of factors that came out of a decomposition: they are read off, not computed again."""
+"""Spectra of factors that came out of a decomposition, which are read off instead of computed again."""
 
 import torch
 from torch import Tensor
@@ -7,27 +7,28 @@ from florist.errors import InvalidAdapterError
 from florist.factors import LoraFactor
 from florist.linalg.spectrum import Spectrum
 
-# Relative to the largest. Decompositions in float32 stay below 1e-4; rows drawn at random are at 1/sqrt(in_features).
+# How much components may overlap, relative to the largest. Decompositions in float32 stay below 1e-4; rows that are
+# drawn at random are at 1/sqrt(in_features).
 _TOLERANCE = 1e-3
 
 
 @torch.no_grad()
 def ordered_spectrum(factor: LoraFactor) -> Spectrum:
-    """The singular values of a factor in the order of its decomposition, with the values split evenly over B and A.
+    """Return the singular values of a factor whose components are those of its decomposition, the largest first.
 
-    That is what `ThinSvd.factor` and `aggregation.lossless_sum` return. Component i is then ``S_i U_i V_i^T`` with
-    ``S_i = ||B[:, i]|| ||A[i, :]||``, and its first p components are its best approximation of rank p (Eckart and
-    Young, 1936).
+    `ThinSvd.factor` and `aggregation.lossless_sum` return such factors, with the singular values split evenly over B
+    and A. Component i is ``S_i U_i V_i^T`` with ``S_i = ||B[:, i]|| ||A[i, :]||``, and the first p components are the
+    best approximation of rank p (Eckart and Young, 1936).
 
     Args:
-        factor: its components are orthogonal in both halves, the largest first; this is checked.
+        factor: A factor whose components are orthogonal in both halves, the largest first; this is checked.
 
     Returns:
-        The norms of all components. Every one that is not zero counts as resolved: the decomposition has left out what
-        is below the rounding.
+        The norms of all components. Each that is not zero counts as resolved, because the decomposition has left out
+        what is below the rounding.
 
     Raises:
-        InvalidAdapterError: the components are not orthogonal, or not in descending order.
+        InvalidAdapterError: The components are not orthogonal, or they are not in descending order.
 
     Cost: O((m + n) r^2) in float64, for the check.
     """
@@ -37,7 +38,7 @@ def ordered_spectrum(factor: LoraFactor) -> Spectrum:
     if not (descending and _orthogonal(B.T @ B) and _orthogonal(A @ A.T)):
         raise InvalidAdapterError(
             "expected a factor as a singular value decomposition gives it, with orthogonal components and the largest "
-            "first, got another; decompose it first, with aggregation.lossless_sum for instance"
+            "first, and its components are not; decompose it first, with aggregation.lossless_sum for instance"
         )
     return Spectrum(S, resolution=0.0, shape=factor.spec.shape)
 

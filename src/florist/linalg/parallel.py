@@ -1,4 +1,4 @@
-"""Independent modules at once: a core each beats all cores on one module after the other."""
+"""Work on several independent modules at once: one core for each beats all cores on one module after the other."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,21 +11,21 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _AT_ONCE = 4
-"""At most: each needs the memory of a module."""
+"""How many modules are worked on at once, at most: each needs the memory of a module."""
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """``map(function, items)``, several items at a time, each with its share of torch's threads.
+    """Yield ``function(item)`` for each item in turn, and work on several items at once.
 
-    Up to four at once and no more than torch may use threads (``torch.set_num_threads``). With one thread it is `map`.
-    The results come in the order of `items`, and the first error is raised in its turn; what has not begun by then is
-    left out.
+    Up to four items are worked on at once, and no more than torch may use threads (``torch.set_num_threads``); each
+    has its share of these threads. With one thread this is `map`. The results come in the order of `items`. The first
+    error is raised in its turn, and what has not begun by then is left out.
 
     Args:
-        function: releases the GIL for most of its time, as torch's operations do.
-        items: independent of each other.
+        function: A function that releases the GIL for most of its time, as torch's operations do.
+        items: Items that are independent of each other.
 
-    Memory: that of four calls, and the results that were not taken yet.
+    Cost: the memory of four calls, and that of the results that were not taken yet.
     """
     threads = torch.get_num_threads()
     workers = min(threads, _AT_ONCE)

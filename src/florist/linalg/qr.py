@@ -1,4 +1,4 @@
-"""The reference solver: thin QR of both factors, then the SVD of the small core."""
+"""The reference solver, by thin QRs of both halves and the SVD of the small core."""
 
 import torch
 from jaxtyping import Float64
@@ -11,23 +11,24 @@ from florist.linalg.thin_svd import ThinSvd, rounding_floor, working_dtype
 
 
 def qr_svd(factor: LoraFactor, weights: Float64[Tensor, " rank"] | None = None) -> ThinSvd:
-    """Thin SVD of ``B @ diag(weights) @ A`` without forming the product.
+    """Compute the thin SVD of ``B @ diag(weights) @ A`` without forming the product.
 
     With thin QRs ``B = Q_b R_b`` and ``A.T = Q_a R_a``, the product is ``Q_b (R_b R_a.T) Q_a.T``: the SVD of the
     small core, rotated by ``Q_b`` and ``Q_a``, is the SVD of the product. Nothing is truncated.
 
     Args:
-        factor: ``B`` (m, r) and ``A`` (r, n); ``r`` may exceed m or n, as it does after stacking many clients.
-        weights: of the r components; all 1 if left out.
+        factor: ``B`` (m, r) and ``A`` (r, n); ``r`` may exceed m or n, as it does after many clients are stacked.
+        weights: The weights of the r components; without them, each is 1.
 
     Returns:
-        k = min(m, n, r) directions, in float32, or in float64 for float64 factors. The signs of singular vectors are
-        arbitrary.
+        The k = min(m, n, r) directions, in float64 for float64 factors and else in float32. The signs of singular
+        vectors are arbitrary.
 
     Raises:
-        NonFiniteUpdateError: a factor holds NaN or infinity.
+        NonFiniteUpdateError: A factor holds NaN or infinity.
 
-    Cost: O((m + n) r^2 + r^3) when r <= min(m, n).
+    Cost: O((m + n) r^2 + r^3) where r <= min(m, n).
+
     Source: FLoRIST, arXiv:2506.09199, eq. 2, which takes an SVD of each stack; QR gives the same product for less.
     """
     factor = factor.to(dtype=working_dtype(factor.B.dtype))

@@ -1,4 +1,4 @@
-"""The leading directions of a large stack by a randomized block Lanczos iteration, up to a certified energy."""
+"""The leading directions of a large stack, by a randomized block Lanczos iteration up to a certified energy."""
 
 from dataclasses import dataclass, replace
 
@@ -7,11 +7,11 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 _SEED = 2506
-# Of R: the basis beyond which the full eigenproblem is about as cheap.
+# With a basis larger than this fraction of R, the full eigenproblem is about as cheap.
 _LARGEST_BASIS = 0.4
 _PROBES = 16
 _PROBE_STEPS = 3
-# What the energy in the kept directions may fall short of the best possible, as a fraction of what is discarded.
+# The energy in the kept directions may fall short of the best possible by this fraction of what is discarded.
 _SHORTFALL = 1e-4
 
 
@@ -22,38 +22,40 @@ def leading_pairs(
     energy: float,
     total_energy: float,
 ) -> tuple[Float64[Tensor, " k"], Float[Tensor, "rank k"]] | None:
-    """Leading solutions of ``G_B G_A c = sigma^2 c``: as many as hold a fraction of the energy.
+    """Return as many leading solutions of ``G_B G_A c = sigma^2 c`` as hold a fraction of the energy.
 
-    Works on the R x R Gram matrices, where multiplying by the update costs R / (m + n) of what it costs on the
-    stacks. From a block of random vectors, each step multiplies the newest block by ``H = G_B G_A`` and
+    The iteration works on the R x R Gram matrices, where a product with the update costs R / (m + n) of what it costs
+    on the stacks. From a block of random vectors, each step multiplies the newest block by ``H = G_B G_A`` and
     orthonormalises it against the basis in the inner product of `G_A`, in which H is symmetric. The eigenvalues theta
     of H projected on the basis approach sigma^2 from below.
 
     The energy that the projected directions hold is exactly the sum of their theta: enough is held as soon as
-    ``sum(theta) >= energy * total_energy``. That no smaller rank would do takes a bound from above. H maps the basis
-    out of itself only through the newest block; with r_i the part of ``H c_i`` outside and delta the largest
-    eigenvalue of H outside the basis, the largest j of sigma^2 sum to at most ``sum_{i<=j} theta_i + ||r_i||^2 /
-    (theta_j - delta)``. Steps go on until this fixes the rank, and the shortfall against the best is negligible.
+    ``sum(theta) >= energy * total_energy``. To prove that no smaller rank would do takes a bound from above. H maps the
+    basis out of itself only through the newest block. With r_i the part of ``H c_i`` outside the basis, and delta the
+    largest eigenvalue of H outside it, the largest j of the sigma^2 sum to at most ``sum_{i<=j} theta_i + ||r_i||^2 /
+    (theta_j - delta)``. Steps go on until this bound fixes the rank and the shortfall against the best is negligible.
 
-    Delta is estimated from the newest block, as its largest projected eigenvalue plus twice its coupling to the next
-    block: what bounds a block tridiagonal matrix whose blocks do not grow. The iteration cannot see more equal values
-    than a block has columns, so that before it is believed, a power iteration from fresh random vectors looks for
+    Delta is estimated from the newest block as its largest projected eigenvalue plus twice its coupling to the next
+    block, which bounds a block tridiagonal matrix whose blocks do not grow. The iteration cannot see more equal values
+    than a block has columns. Before it is believed, a power iteration from fresh random vectors therefore looks for
     what was missed. This makes the rank right with overwhelming probability, not with certainty.
 
-    The start is drawn from a fixed seed: equal inputs give equal results.
+    The start is drawn from a fixed seed, so that equal inputs give equal results.
 
     Args:
-        G_B: symmetric, positive semidefinite.
-        G_A: the same; None stands for the identity.
-        energy: the fraction to hold, below 1.
-        total_energy: sum of all sigma^2, ``sum(G_B * G_A)``.
+        G_B: A symmetric, positive semidefinite matrix.
+        G_A: Another one; None stands for the identity.
+        energy: The fraction to hold, below 1.
+        total_energy: The sum of all sigma^2, which is ``sum(G_B * G_A)``.
 
     Returns:
-        sigma^2, non-increasing, and the c as columns with ``C^T G_A C = I``; or None where the spectrum is so flat
-        that the full eigenproblem is cheaper.
+        The sigma^2, non-increasing, and the vectors c as columns with ``C^T G_A C = I``; or None where the spectrum is
+        so flat that the full eigenproblem is cheaper.
 
-    Cost: O(R^2 d) for a basis of d vectors, 2 to 3 times the rank that holds `energy`.
-    Source: block Lanczos from a random start, Musco and Musco, arXiv:1504.05477; the bound is the Schur complement's.
+    Cost: O(R^2 d) for a basis of d vectors, which is 2 to 3 times the rank that holds `energy`.
+
+    Source: Musco and Musco, arXiv:1504.05477, for block Lanczos from a random start; the bound comes from the Schur
+    complement.
     """
     R = G_B.shape[0]
     target, largest_basis = energy * total_energy, int(R * _LARGEST_BASIS)
@@ -72,9 +74,9 @@ def leading_pairs(
         T[:end, newest] = W[:, :end].T @ Z
         T[newest, :end] = T[:end, newest].T
         Z -= C[:, :end] @ T[:end, newest]
-        Z -= C[:, :end] @ (W[:, :end].T @ Z)  # once leaves rounding, twice is enough
+        Z -= C[:, :end] @ (W[:, :end].T @ Z)  # one projection leaves rounding, two are enough
         block = _orthonormalise(Z, G_A)
-        # Where the block maps into the basis alone, what is left of it is rounding, and points anywhere.
+        # Where H maps the block into the basis alone, what is left of it is rounding and points anywhere.
         stray = W[:, :end].T @ block.C
         if float(torch.linalg.norm(stray)) > 1e3 * torch.finfo(C.dtype).eps:
             block = replace(_orthonormalise(block.C - C[:, :end] @ stray, G_A), squares=block.squares)
@@ -84,7 +86,7 @@ def leading_pairs(
         delta = _largest(T[newest, newest]) + 2 * _largest(coupling) ** 0.5
         delta = min(delta, max(total_energy - held, 0.0))
         if held < target:
-            # What is short is made up of directions that hold no more than delta each, a third of it as a rule.
+            # Each direction that is still missing holds at most delta, and as a rule a third of it.
             if end + 3 * (target - held) / max(delta, total_energy / R) > largest_basis:
                 return None
             continue
@@ -104,7 +106,7 @@ def leading_pairs(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Block:
-    """``C^T W = I`` with ``W = G_A @ C``, and ``squares = X^T G_A X`` of the vectors X that C was made from."""
+    """A block C with ``W = G_A @ C`` and ``C^T W = I``; ``squares = X^T G_A X`` for the vectors X that it came from."""
 
     C: Float[Tensor, "rank block"]
     W: Float[Tensor, "rank block"]
@@ -112,7 +114,7 @@ class _Block:
 
 
 def _orthonormalise(X: Tensor, G_A: Tensor | None) -> _Block:
-    """Orthonormal in the inner product of `G_A`; directions that `G_A` maps to rounding noise are dropped."""
+    """Orthonormalise X in the inner product of `G_A`, and drop directions that `G_A` maps to rounding noise."""
     Q, R = torch.linalg.qr(X)
     if G_A is None:
         return _Block(Q, Q, R.T @ R)
@@ -125,7 +127,7 @@ def _orthonormalise(X: Tensor, G_A: Tensor | None) -> _Block:
 
 
 def _certified_rank(theta: Tensor, residuals: Tensor, delta: float, target: float, allowance: float) -> int | None:
-    """The smallest rank that holds `target`, where the bound of `leading_pairs` proves it to be that."""
+    """Return the smallest rank that holds `target`, or None where the bound of `leading_pairs` does not prove it."""
     held = torch.cumsum(theta, dim=0)
     p = min(int((held < target).sum()) + 1, theta.numel())
     gap = float(theta[p - 1]) - delta
@@ -137,7 +139,7 @@ def _certified_rank(theta: Tensor, residuals: Tensor, delta: float, target: floa
 
 
 def _largest_outside(G_B: Tensor, G_A: Tensor | None, C: Tensor, W: Tensor, generator: torch.Generator) -> float:
-    """About the largest eigenvalue of ``G_B G_A`` outside the span of `C`, rather too large than too small."""
+    """Estimate the largest eigenvalue of ``G_B G_A`` outside the span of `C`, rather too large than too small."""
     X = torch.randn(G_B.shape[0], _PROBES, generator=generator).to(G_B)
     quotients = X.new_zeros(_PROBES)
     for _ in range(_PROBE_STEPS):
@@ -145,7 +147,7 @@ def _largest_outside(G_B: Tensor, G_A: Tensor | None, C: Tensor, W: Tensor, gene
         X /= torch.linalg.norm(X, dim=0).clamp(min=torch.finfo(X.dtype).tiny)
         W_X = X if G_A is None else G_A @ X
         Z = G_B @ W_X
-        # Rayleigh quotients in the inner product of G_A, where X has a length in it.
+        # These are Rayleigh quotients in the inner product of G_A, for the vectors that have a length in it.
         lengths = (X * W_X).sum(dim=0)
         quotients = torch.where(lengths > _null(G_A, X.dtype), (W_X * Z).sum(dim=0) / lengths, 0.0)
         X = Z
@@ -153,7 +155,7 @@ def _largest_outside(G_B: Tensor, G_A: Tensor | None, C: Tensor, W: Tensor, gene
 
 
 def _null(G_A: Tensor | None, dtype: torch.dtype) -> float:
-    """Squared lengths of unit vectors in the inner product of `G_A` that are nothing but rounding."""
+    """Return the squared length, in the inner product of `G_A`, up to which a unit vector is nothing but rounding."""
     return 0.0 if G_A is None else 100 * torch.finfo(dtype).eps * float(torch.linalg.norm(G_A))
 
 

@@ -1,4 +1,4 @@
-"""The one entry point: a weighted sum of factors, decomposed by the cheapest solver that is right for it."""
+"""The one entry point, which decomposes a weighted sum of factors by the cheapest solver that is right for it."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from florist.linalg.qr import qr_svd
 from florist.linalg.spectrum import Spectrum
 from florist.linalg.thin_svd import ThinSvd, no_directions, rounding_floor
 
-# How much of the energy that may be discarded a squared singular value may be off by.
+# A squared singular value may be off by this fraction of the energy that may be discarded.
 _TOLERANCE = 1e-4
 
 
@@ -23,7 +23,7 @@ class NonFinitePartError(NonFiniteUpdateError):
     """One part of a sum holds NaN or infinity.
 
     Attributes:
-        index: of the part.
+        index: The index of the part.
     """
 
     def __init__(self, message: str, index: int) -> None:
@@ -31,7 +31,7 @@ class NonFinitePartError(NonFiniteUpdateError):
         self.index = index
 
     def __reduce__(self) -> tuple[type["NonFinitePartError"], tuple[str, int]]:
-        """Pickling hands `args` to the constructor, which are the message alone."""
+        """Pickle the index as well: by default `args`, the message alone, would be handed to the constructor."""
         return type(self), (str(self), self.index)
 
 
@@ -41,31 +41,34 @@ class OverflowingSumError(NonFiniteUpdateError):
 
 @torch.no_grad()
 def decompose(parts: Sequence[WeightedFactor], *, energy: float = 1.0) -> ThinSvd:
-    """SVD of ``dW = sum_i weight_i B_i A_i``: exact, without ``dW`` unless that is the cheaper way.
+    """Compute the SVD of ``dW = sum_i weight_i B_i A_i`` exactly, and without ``dW`` unless that is the cheaper way.
 
-    While R, the sum of the ranks, is below min(m, n), the factors are stacked and solved by Gram matrices: in float32
-    where its precision will do for `energy`, else in float64, else (float64 factors asked for their numerical rank;
-    factors that nearly cancel) by QR in float64. Beyond, the weight itself is summed up and decomposed, which is
-    faster from about there on: memory never grows with the number of clients.
+    While R, the sum of the ranks, is below min(m, n), the factors are stacked and solved by Gram matrices, in float32
+    where its precision will do for `energy`, and else in float64. Two kinds of stacks need more and are solved by QR in
+    float64: float64 factors whose numerical rank is wanted, and factors that nearly cancel. For a larger R, the dense
+    update is summed up and decomposed, which is faster from about there on. Memory therefore never grows with the
+    number of clients.
 
     Args:
-        parts: at least one, all of one shape, in an order that is the same every time: the rounding depends on it.
-        energy: the largest fraction of ``||dW||_F^2`` that the caller will ask for, in (0, 1]; 1 for the numerical
-            rank, which is what stands above the rounding of the factors' precision. A sum of which nothing does is
-            zero, and so is its energy.
+        parts: At least one part; all have one shape. Their order must be the same every time, because the rounding
+            depends on it.
+        energy: The largest fraction of ``||dW||_F^2`` that the caller will ask for, in (0, 1]. At 1, every singular
+            value above the rounding of the factors is returned; where none is, the sum counts as zero and its energy
+            as well.
 
     Returns:
-        ``S`` up to the rank that holds `energy`, and exactly how much energy is left out. Float64 for any float64
-        part, else float32. It holds what was decomposed, the stack or the dense update, until it is let go.
+        The singular values up to the rank that holds `energy`, and exactly how much energy is left out; in float64
+        where a part is in float64, and else in float32. The result holds what was decomposed, the stack or the dense
+        update, until it is let go.
 
     Raises:
-        ValueError: no part, a weight that is not finite, `energy` outside (0, 1].
-        IncompatibleAdaptersError: parts of unlike shape.
-        NonFinitePartError: a part holds NaN or infinity. Parts of weight 0 are not looked at.
-        OverflowingSumError: none does, but their sum.
+        ValueError: There is no part, a weight is not finite, or `energy` lies outside (0, 1].
+        IncompatibleAdaptersError: The parts have unlike shapes.
+        NonFinitePartError: A part holds NaN or infinity. Parts of weight 0 are not looked at.
+        OverflowingSumError: All parts are finite, and their sum is not.
 
-    Cost: that of `gram_svd` or `dense_gram_svd`. Memory: R (m + n) numbers, or m n and a batch of clients; and a few
-    times the square of R or min(m, n).
+    Cost: the time of `gram_svd` or `dense_gram_svd`; the memory of R (m + n) numbers, or of m n and a batch of clients,
+    and of a few times the square of R or of min(m, n).
     """
     _check(parts, energy)
     spec = parts[0].spec
@@ -106,16 +109,16 @@ def _solve_dense(parts: Sequence[WeightedFactor], dtype: torch.dtype, energy: fl
 
 
 def _cut(svd: ThinSvd, dtype: torch.dtype, energy: float) -> ThinSvd:
-    """To the rank that holds `energy`, at most to what the precision of the factors leaves."""
+    """Cut to the rank that holds `energy`, and to what the precision of the factors can resolve."""
     spectrum = _with_resolution(svd.spectrum, rounding_floor(dtype))
     if spectrum.numerical_rank == 0:
-        # What terms that cancel leave is rounding, whose energy would certify an error of all of the sum.
+        # Terms that cancel leave nothing but rounding, whose energy would certify an error of the whole sum.
         spectrum = replace(spectrum.leading(0), tail_energy=0.0)
     return replace(svd, spectrum=spectrum).leading(spectrum.rank_holding(energy))
 
 
 def _with_rounding(svd: ThinSvd, rounding: float) -> ThinSvd:
-    """The sum itself is rounded: where large terms cancel, that is what limits the resolution."""
+    """Raise the resolution to the rounding of the sum itself, which limits it where large terms cancel."""
     largest = float(svd.S[0]) if svd.S.numel() else 0.0
     return replace(svd, spectrum=_with_resolution(svd.spectrum, rounding / largest)) if largest else svd
 
@@ -125,27 +128,27 @@ def _with_resolution(spectrum: Spectrum, at_best: float) -> Spectrum:
 
 
 def _storage(dtype: torch.dtype) -> torch.dtype:
-    """What to stack in: TF32 and bfloat16 products, which torch uses for float32 if told to, lose the update."""
+    """Return the dtype to stack in: TF32 and bfloat16 products, which torch may be told to use, lose the update."""
     return dtype if torch.get_float32_matmul_precision() == "highest" else torch.float64
 
 
 def _gram_dtypes(dtype: torch.dtype, energy: float) -> Iterator[torch.dtype]:
-    """The precisions of Gram matrices that may resolve enough, the cheapest first."""
+    """Yield the precisions of Gram matrices that may resolve enough, the cheapest first."""
     needed = max(rounding_floor(dtype) ** 2, _TOLERANCE * (1 - energy))
     for gram_dtype in (torch.float32, torch.float64):
-        # Rounding is at least 2 eps of the energy (`eigenpairs`), and more where halves are larger than their product.
+        # Rounding costs at least 2 eps of the energy (`eigenpairs`), and more where halves exceed their product.
         if gram_dtype.itemsize >= _storage(dtype).itemsize and needed >= 8 * torch.finfo(gram_dtype).eps:
             yield gram_dtype
 
 
 def _resolves(svd: ThinSvd, dtype: torch.dtype, energy: float) -> bool:
-    """Whether rounding is below what may be discarded, or below what the factors' own precision leaves."""
+    """Tell whether rounding is below what may be discarded, or below what the precision of the factors leaves."""
     spectrum = svd.spectrum
     if spectrum.total_energy == 0 or spectrum.resolution <= rounding_floor(dtype):
         return True
     discarded = (1 - energy) * spectrum.total_energy
     noise = (spectrum.resolution * float(spectrum.S[0])) ** 2 if spectrum.S.numel() else math.inf
-    # Of many values that are all small, those above the noise may hold too little.
+    # Where many values are small, those above the noise may hold too little energy.
     return noise <= _TOLERANCE * discarded and spectrum.tail_energy <= discarded * (1 + 1e-9)
 
 
@@ -165,7 +168,7 @@ def _check(parts: Sequence[WeightedFactor], energy: float) -> None:
 
 
 def _raise_culprit(parts: Sequence[WeightedFactor]) -> None:
-    """Look for the part with NaN or infinity; to look before would read and test every tensor for nothing."""
+    """Raise for the part with NaN or infinity, if any; to look for it earlier would read every tensor for nothing."""
     for index, part in enumerate(parts):
         if part.weight == 0 or part.spec.rank == 0:
             continue

@@ -1,4 +1,4 @@
-"""The singular value decomposition of an update, as every solver returns it."""
+"""The singular value decomposition of an update, in the form that every solver returns."""
 
 from dataclasses import dataclass, replace
 
@@ -12,17 +12,18 @@ from florist.linalg.spectrum import Spectrum
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ThinSvd:
-    """``dW = U @ diag(S) @ Vh``, all of it or its leading part, with the singular vectors not yet multiplied out.
+    """All or the leading part of ``dW = U @ diag(S) @ Vh``, with the singular vectors not yet multiplied out.
 
-    ``U = left @ X`` and ``Vh = Y @ right``: a rank rule looks at the spectrum first, and only the directions that it
-    keeps are ever formed. Until then the stacked factors, or the dense update, are held: take `factor` and let go.
+    ``U`` is ``left @ X`` and ``Vh`` is ``Y @ right``: a rank rule looks at the spectrum first, and only the directions
+    that it keeps are ever formed. Until then the stacked factors, or the dense update, are held: take `factor` and let
+    the rest go.
 
     Attributes:
-        spectrum: every singular value that can be asked for.
-        left: basis of the columns of ``U``.
-        X: coordinates of ``U`` in it; None where `left` is ``U``.
-        Y: coordinates of ``Vh``; None where `right` is ``Vh``.
-        right: basis of the rows of ``Vh``.
+        spectrum: Every singular value that can be asked for.
+        left: A basis of the columns of ``U``.
+        X: The coordinates of ``U`` in `left`; None where `left` is ``U``.
+        Y: The coordinates of ``Vh`` in `right`; None where `right` is ``Vh``.
+        right: A basis of the rows of ``Vh``.
     """
 
     spectrum: Spectrum
@@ -33,25 +34,25 @@ class ThinSvd:
 
     @property
     def S(self) -> Float64[Tensor, " k"]:
-        """Singular values, non-increasing."""
+        """The singular values, non-increasing."""
         return self.spectrum.S
 
     @property
     def U(self) -> Float[Tensor, "out_features k"]:
-        """Left singular vectors, as columns; formed anew at each access."""
+        """The left singular vectors as columns, formed anew at each access."""
         return self._left(torch.ones_like(self.S))
 
     @property
     def Vh(self) -> Float[Tensor, "k in_features"]:
-        """Right singular vectors, as rows; formed anew at each access."""
+        """The right singular vectors as rows, formed anew at each access."""
         return self._right(torch.ones_like(self.S))
 
     def factor(self, rank: int) -> LoraFactor:
-        """The best approximation of rank `rank`, with the singular values split evenly.
+        """Return the best approximation of rank p = `rank`, with the singular values split evenly over both halves.
 
-        ``B = U_p S_p^(1/2)``, ``A = S_p^(1/2) V_p^T``. FLoRIST (arXiv:2506.09199, eq. 5) puts all of S into B: the
-        product is the same, and halves of equal norm survive fp16 and 8-bit storage, where an all-in-B split of a
-        small update underflows.
+        The halves are ``B = U_p S_p^(1/2)`` and ``A = S_p^(1/2) V_p^T``. FLoRIST (arXiv:2506.09199, eq. 5) puts all of
+        S into B. The product is the same, but halves of equal norm survive storage in fp16 and in 8 bits, where a small
+        update with all of S in B underflows.
 
         Raises:
             ValueError: `rank` is negative or above k.
@@ -67,7 +68,7 @@ class ThinSvd:
         return LoraFactor(self._left(root).contiguous(), self._right(root).contiguous())
 
     def leading(self, rank: int) -> "ThinSvd":
-        """The first `rank` directions, the energy of the others in the tail; nothing is copied."""
+        """Return the first `rank` directions, with the energy of the others in the tail; nothing is copied."""
         return ThinSvd(
             spectrum=self.spectrum.leading(rank),
             left=self.left if self.X is not None else self.left[:, :rank],
@@ -77,14 +78,14 @@ class ThinSvd:
         )
 
     def formed(self, dtype: torch.dtype) -> "ThinSvd":
-        """The same with ``U`` and ``Vh`` multiplied out, in another precision.
+        """Return the decomposition in another precision, with ``U`` and ``Vh`` multiplied out.
 
         Cost: two thin products.
         """
         return ThinSvd(self.spectrum, self.U.to(dtype), None, None, self.Vh.to(dtype))
 
     def transposed(self) -> "ThinSvd":
-        """The decomposition of ``dW.T``."""
+        """Return the decomposition of ``dW.T``."""
         out_features, in_features = self.spectrum.shape
         return ThinSvd(
             spectrum=replace(self.spectrum, shape=(in_features, out_features)),
@@ -108,25 +109,25 @@ class ThinSvd:
 
 
 def no_directions(factor: LoraFactor) -> ThinSvd:
-    """The decomposition of a zero update of that shape."""
+    """Return the decomposition of a zero update that has the shape of `factor`."""
     none = torch.zeros(0, dtype=torch.float64)
     spectrum = Spectrum(none, rounding_floor(factor.B.dtype), factor.spec.shape)
     return ThinSvd(spectrum, factor.B[:, :0], None, None, factor.A[:0])
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The precision to compute in: float64 stays, everything narrower becomes float32 (LAPACK knows no half)."""
+    """Return the precision to compute in: float64 stays, and the rest becomes float32 (LAPACK knows no half)."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def rounding_floor(dtype: torch.dtype) -> float:
-    """Relative to the largest singular value: below this a value says nothing about the update.
+    """Return the fraction of the largest singular value below which a value says nothing about the update.
 
     An update is only known to the rounding of its factors. Equal clients whose weights were folded into float32
-    factors come back with noise of 1e-8 to 1e-7 of the largest value, which must not count as rank; a value above 8
+    factors come back with noise of 1e-8 to 1e-7 of the largest value, which must not count as rank. A value above 8
     eps is real.
 
     Args:
-        dtype: of the input; half precisions count as float32, because widening them loses nothing.
+        dtype: The dtype of the input; half precisions count as float32, because nothing is lost when they are widened.
     """
     return 8 * torch.finfo(working_dtype(dtype)).eps

@@ -1,1 +1,1 @@
-"""Base models of transformers and their adapters: loading, quantising, training."""
+"""Base models of transformers, which are loaded, quantised, adapted and trained here."""

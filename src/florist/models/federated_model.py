@@ -1,8 +1,8 @@
-"""One loaded base model whose adapters change: a frozen ``global`` one and the trainable ``local`` one.
+"""One loaded base model whose adapters change: a frozen ``global`` one and a trainable ``local`` one.
 
-The base is never modified and never merged into. All clients of a simulation share it; what is swapped between them
-is the local adapter and, where a head is trained, the values of that head. Only full fine-tuning, which has no
-adapters, writes to the weights of the targeted modules; the pristine ones are kept beside.
+The base is never modified and never merged into. All clients of a simulation share it; from client to client, only the
+local adapter changes and, where a head is trained, the values of that head. Full fine-tuning has no adapters and writes
+to the weights of the targeted modules; the pristine weights are kept beside.
 """
 
 import re
@@ -30,13 +30,13 @@ LOCAL = "local"
 
 @dataclass(frozen=True, slots=True)
 class LocalLora:
-    """What a client trains; the names are those of PEFT's ``LoraConfig``.
+    """What a client trains, in the terms of PEFT's ``LoraConfig``.
 
     Attributes:
-        rank: r.
-        alpha: the numerator of the scaling.
-        use_rslora: scaling alpha / sqrt(r) in place of alpha / r.
-        dropout: on the input of A.
+        rank: The rank r of every module.
+        alpha: The numerator of the scaling.
+        use_rslora: Whether the scaling is alpha / sqrt(r) instead of alpha / r.
+        dropout: The probability of dropout on the input of A.
     """
 
     rank: int
@@ -49,15 +49,16 @@ class FederatedModel:
     """A base model with a frozen global and a trainable local adapter.
 
     Args:
-        base: the pristine model; it gains PEFT's layers and keeps its weights.
-        target_modules: as PEFT's ``LoraConfig``: suffixes of names, one regular expression, or ``"all-linear"``.
-        modules_to_save: modules that are trained and sent whole (a classification head).
+        base: The pristine model; it gains PEFT's layers and keeps its weights.
+        target_modules: The modules to adapt, as PEFT's ``LoraConfig`` takes them: suffixes of names, one regular
+            expression, or ``"all-linear"``.
+        modules_to_save: Modules that are trained and sent whole, a classification head for instance.
         task_type: PEFT's name of the task.
-        trained: what a client trains in the targeted modules.
+        trained: What a client trains in the targeted modules.
 
     Raises:
-        ModelError: no module is targeted, PEFT cannot adapt one that is, or a whole module has no parameters; weights
-            are to be trained that are quantised, or shared with another module.
+        ModelError: No module is targeted, PEFT cannot adapt a targeted one, or a module to save has no parameters; or
+            weights are to be trained that are quantised, or shared with another module.
     """
 
     def __init__(
@@ -100,12 +101,12 @@ class FederatedModel:
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, int]]:
-        """(out_features, in_features) of every adapted module, in the orientation of the factors."""
+        """The (out_features, in_features) of every adapted module, in the orientation of the factors."""
         return {name: (B.shape[0], A.shape[1]) for name, (B, A) in self._local_weights().items()}
 
     @property
     def saved_parameters(self) -> SavedParameters:
-        """A copy of the current values of the parameters that travel whole."""
+        """The current values of the parameters that travel whole, copied at each access."""
         return {name: parameter.detach().cpu().clone() for name, parameter in self._whole.items()}
 
     @saved_parameters.setter
@@ -115,22 +116,22 @@ class FederatedModel:
                 parameter.copy_(values[name])
 
     def set_global(self, adapter: AdapterState) -> None:
-        """Put a new frozen global adapter in the place of the old one; the local one is inactive afterwards."""
+        """Put a new frozen global adapter in the place of the old one; afterwards the local adapter is inactive."""
         if adapter is not self._global:
             self._replace_global(adapter)
         self._activate(training=False)
 
     def start_local(self, lora: LocalLora, start: AdapterState, *, seed: int, max_rank: int) -> None:
-        """Replace the local adapter: first the components of `start`, then random rows of A under zero columns of B.
+        """Replace the local adapter by the components of `start`, and random rows of A under zero columns of B.
 
-        The rows are those of `seeding.random_rows`. Clients that share a seed share A: a smaller rank takes its first
-        rows of `max_rank`.
+        `seeding.random_rows` draws the rows. Clients that share a seed share A: `max_rank` rows are drawn, and a client
+        of a smaller rank takes the first of them.
 
         Args:
-            lora: rank and scaling of the client; the scaling is divided out of the B of `start`.
-            start: what the adapter adds at first, of at most the client's rank; empty for nothing.
-            seed: of the random rows.
-            max_rank: how many of them are drawn.
+            lora: The rank and the scaling of the client; the scaling is divided out of the B of `start`.
+            start: What the adapter adds at first, at most of the client's rank; an empty adapter adds nothing.
+            seed: The seed of the random rows.
+            max_rank: How many rows are drawn.
         """
         if self._global:
             self._tuner.set_adapter([GLOBAL])
@@ -156,9 +157,9 @@ class FederatedModel:
         self._activate(training=True)
 
     def read_local(self) -> AdapterState:
-        """A copy of what the local adapter adds, with the scaling folded into B, in float32 on the CPU.
+        """Return a copy of what the local adapter adds, with the scaling folded into B, in float32 on the CPU.
 
-        Empty where clients train no factors.
+        The copy is empty where clients train no factors.
         """
         factors: dict[str, LoraFactor] = {}
         if not self._halves:
@@ -174,16 +175,16 @@ class FederatedModel:
     def deliverable(
         self, adapter: AdapterState, saved_parameters: SavedParameters
     ) -> tuple[AdapterState, SavedParameters]:
-        """The adapter and the whole parameters that make the global model out of the pristine base.
+        """Return the adapter and the saved parameters that turn the pristine base into the global model.
 
-        Weights that were trained themselves become the adapter that leads to them from the pristine ones, at its
+        Weights that were trained themselves become the adapter that leads to them from the pristine weights, at its
         numerical rank, so that one format serves every method.
 
         Args:
-            adapter: the global adapter.
-            saved_parameters: of the server's state.
+            adapter: The global adapter.
+            saved_parameters: The saved parameters of the server's state.
 
-        Cost: where weights were trained, a dense SVD a module.
+        Cost: one dense SVD for each module whose weights were trained.
         """
         whole = {weight_name(module) for module in self._pristine}
         heads = {name: value for name, value in saved_parameters.items() if name not in whole}
@@ -211,7 +212,7 @@ class FederatedModel:
             self._tuner.disable_adapter_layers()
         trained = tuple(f".lora_{half.name}.{LOCAL}." for half in self._halves)
         for name, parameter in self.peft.named_parameters():
-            # set_adapter makes every active adapter trainable; only the local one is, or the half of it that trains.
+            # set_adapter makes every active adapter trainable, but only the local one trains, or one half of it.
             parameter.requires_grad_(training and any(part in name for part in trained))
         for parameter in self._whole.values():
             parameter.requires_grad_(training)

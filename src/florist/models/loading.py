@@ -1,4 +1,4 @@
-"""Tokenizers and base models by directory or hub id, checked to be whole."""
+"""Tokenizers and base models, which are loaded by directory or hub id and checked to be whole."""
 
 import hashlib
 from pathlib import Path
@@ -20,10 +20,10 @@ from florist.seeding import derive_seed
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local directory or hub id, with a padding token.
+    """Load the tokenizer of a local directory or hub id, and give it a padding token.
 
     Raises:
-        ModelError: it cannot be loaded, or has neither a padding nor an end-of-sequence token.
+        ModelError: The tokenizer cannot be loaded, or it has neither a padding nor an end-of-sequence token.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
@@ -35,21 +35,21 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
             "pad_token in its tokenizer_config.json"
         )
     if tokenizer.pad_token_id is None:
-        # Padding is masked out of attention and loss, so that any token will do.
+        # Any token will do, because padding is masked out of attention and loss.
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def load_causal_lm(name_or_path: str, dtype: torch.dtype, **loading: Any) -> PreTrainedModel:
-    """A causal language model.
+    """Load a causal language model.
 
     Args:
-        name_or_path: local directory or hub id.
-        dtype: of the parameters.
-        loading: what else ``from_pretrained`` takes, a quantization for instance.
+        name_or_path: A local directory or a hub id.
+        dtype: The dtype of the parameters.
+        loading: Further arguments of ``from_pretrained``, a quantization for instance.
 
     Raises:
-        ModelError: it cannot be loaded, or the checkpoint lacks some of its parameters.
+        ModelError: The model cannot be loaded, or the checkpoint lacks some of its parameters.
     """
     model, missing = _load(AutoModelForCausalLM, name_or_path, dtype, **loading)
     _require_complete(name_or_path, missing, ())
@@ -64,20 +64,21 @@ def load_classifier(
     seed: int,
     **loading: Any,
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """A model with a classification head, and the names of the modules that make up the head.
+    """Load a model with a classification head; return it and the names of the modules that make up the head.
 
-    A head that is not in the checkpoint starts from `seed`, the same for everybody.
+    A head that is not in the checkpoint is drawn from `seed`, so that everybody starts from the same one.
 
     Args:
-        name_or_path: local directory or hub id.
-        dtype: of the parameters.
-        labels: class names in the order of their numbers.
-        head: modules to train whole; by default PEFT's for the task, ``classifier`` and ``score``, where they exist.
-        seed: of the run.
-        loading: what else ``from_pretrained`` takes, a quantization for instance.
+        name_or_path: A local directory or a hub id.
+        dtype: The dtype of the parameters.
+        labels: The names of the classes in the order of their numbers.
+        head: The modules to train whole; by default those of ``classifier`` and ``score`` that exist, as in PEFT.
+        seed: The seed of the run.
+        loading: Further arguments of ``from_pretrained``, a quantization for instance.
 
     Raises:
-        ModelError: it cannot be loaded, a named module does not exist, or parameters outside the head are missing.
+        ModelError: The model cannot be loaded, a named module does not exist, or parameters outside the head are
+            missing.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "head"))
@@ -126,16 +127,16 @@ def _require_complete(name_or_path: str, missing: list[str], head: tuple[str, ..
 
 
 SAMPLES = 64
-"""Numbers of a parameter that go into a fingerprint."""
+"""How many numbers of each parameter go into a fingerprint."""
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Names a base by its weights: SHA-256 over names, shapes, dtypes and evenly spaced numbers of all parameters.
+    """Return a SHA-256 over the names, shapes, dtypes and some evenly spaced numbers of all parameters.
 
-    Another base, or a fine-tuned version of the same one, has another fingerprint; so has the same base in another
-    dtype or quantization.
+    The fingerprint names a base by its weights. Another base, a fine-tuned version of the same base, and the same base
+    in another dtype or quantization all have another fingerprint.
 
-    Cost: `SAMPLES` numbers a parameter are copied to the CPU.
+    Cost: `SAMPLES` numbers of each parameter are copied to the CPU.
     """
     found = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):

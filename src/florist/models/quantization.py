@@ -1,4 +1,4 @@
-"""A base model held in 4 or 8 bits, by bitsandbytes (QLoRA, arXiv:2305.14314)."""
+"""Base models that bitsandbytes holds in 4 or 8 bits (QLoRA, arXiv:2305.14314)."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -12,15 +12,15 @@ from florist.errors import MissingDependencyError, UnsupportedHardwareError
 
 
 def quantized_loading(bits: Literal["4bit", "8bit"], compute_dtype: torch.dtype) -> Mapping[str, Any]:
-    """What ``from_pretrained`` takes to load a quantized model on the current CUDA device.
+    """Return the arguments of ``from_pretrained`` that load a quantized model on the current CUDA device.
 
     Args:
-        bits: 4 with the NormalFloat data type, its scales quantized as well, or 8.
-        compute_dtype: of the matrix products of a 4-bit model.
+        bits: 8 bits, or 4 bits in the NormalFloat data type with quantized scales.
+        compute_dtype: The dtype of the matrix products of a model in 4 bits.
 
     Raises:
         MissingDependencyError: bitsandbytes is not installed.
-        UnsupportedHardwareError: there is no CUDA device.
+        UnsupportedHardwareError: There is no CUDA device.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise MissingDependencyError(
@@ -38,7 +38,7 @@ def quantized_loading(bits: Literal["4bit", "8bit"], compute_dtype: torch.dtype)
 
 
 def quantization_config(bits: Literal["4bit", "8bit"], compute_dtype: torch.dtype) -> BitsAndBytesConfig:
-    """The settings of QLoRA for 4 bits, and of LLM.int8() (arXiv:2208.07339) for 8."""
+    """Return the settings of QLoRA for 4 bits, or those of LLM.int8() (arXiv:2208.07339) for 8."""
     if bits == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -50,9 +50,9 @@ def quantization_config(bits: Literal["4bit", "8bit"], compute_dtype: torch.dtyp
 
 
 def prepared(model: PreTrainedModel) -> PreTrainedModel:
-    """A quantized model ready for adapters: frozen, with norms and embeddings in float32.
+    """Make a quantized model ready for adapters: freeze it, and hold its norms and embeddings in float32.
 
-    Their values stay what they are. Gradient checkpointing is left off, which would change how every client trains.
+    The values stay what they are. Gradient checkpointing stays off, because it would change how every client trains.
     """
     prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return model

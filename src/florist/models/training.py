@@ -1,4 +1,4 @@
-"""One client's local training, by the Trainer of transformers."""
+"""The local training of one client, by the Trainer of transformers."""
 
 import os
 import tempfile
@@ -18,19 +18,19 @@ from florist.errors import UnsupportedHardwareError
 
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
-    """How a client trains in one round; AdamW, with the names of transformers' ``TrainingArguments``.
+    """How a client trains in one round by AdamW, in the terms of transformers' ``TrainingArguments``.
 
     Attributes:
-        learning_rate: peak of the schedule.
-        batch_size: examples a step and device.
-        steps: optimiser steps a round; None to count in epochs.
-        epochs: passes over the client's data a round, where `steps` is None.
-        lr_scheduler_type: within one round; every round starts it anew.
-        gradient_accumulation_steps: batches summed before a step.
-        weight_decay: of AdamW.
-        max_grad_norm: the gradient is clipped to it.
-        bf16: train in bfloat16 mixed precision.
-        fp16: train in float16 mixed precision, with a scaled loss; CUDA only.
+        learning_rate: The peak of the schedule.
+        batch_size: How many examples each device takes in a step.
+        steps: How many steps the optimiser makes in a round; None counts in epochs.
+        epochs: How often a round passes over the client's examples, where `steps` is None.
+        lr_scheduler_type: The schedule within one round; every round starts it anew.
+        gradient_accumulation_steps: How many batches are summed before a step.
+        weight_decay: The weight decay of AdamW.
+        max_grad_norm: The norm to which the gradient is clipped.
+        bf16: Whether to train in bfloat16 mixed precision.
+        fp16: Whether to train in float16 mixed precision, with a scaled loss; this takes CUDA.
     """
 
     learning_rate: float = 3e-4
@@ -47,11 +47,11 @@ class TrainingSettings:
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What mixed precision asks of a machine.
+    """What a machine offers for mixed precision.
 
     Attributes:
-        cuda: there is a CUDA device.
-        bf16: the device that trains computes in bfloat16; every CPU does, slowly.
+        cuda: Whether there is a CUDA device.
+        bf16: Whether the device that trains computes in bfloat16; every CPU does, slowly.
     """
 
     cuda: bool
@@ -59,7 +59,7 @@ class Hardware:
 
     @classmethod
     def found(cls) -> "Hardware":
-        """Of this machine."""
+        """Return what this machine offers."""
         cuda = torch.cuda.is_available()
         return cls(cuda, not cuda or torch.cuda.is_bf16_supported(including_emulation=False))
 
@@ -68,7 +68,7 @@ def require_precision(settings: TrainingSettings, hardware: Hardware) -> None:
     """Check that a machine can train in the precision that is asked for.
 
     Raises:
-        UnsupportedHardwareError: it cannot.
+        UnsupportedHardwareError: The machine cannot.
     """
     if settings.fp16 and not hardware.cuda:
         raise UnsupportedHardwareError(
@@ -86,9 +86,9 @@ class TrainingOutcome:
     """What training did.
 
     Attributes:
-        steps: optimiser steps taken.
-        loss: mean over them.
-        seconds: wall time.
+        steps: How many steps the optimiser made.
+        loss: The mean loss over the steps.
+        seconds: The wall time in seconds.
     """
 
     steps: int
@@ -107,11 +107,11 @@ def train(
     """Train the parameters of `model` that require gradients, in place.
 
     Args:
-        model: base, frozen global adapter and trainable local one.
-        examples: of one client.
-        settings: of the run.
-        seed: of batch order and dropout; the Trainer sets the process-wide generators to it.
-        on_step: called with (steps done, steps in all) after each.
+        model: The base with a frozen global adapter and a trainable local one.
+        examples: The examples of one client.
+        settings: How to train.
+        seed: The seed of the order of batches and of dropout; the Trainer seeds the process-wide generators with it.
+        on_step: A function that is called after each step with the steps done and the steps in all.
     """
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch, _unprepared_afterwards(model):
@@ -148,14 +148,14 @@ def train(
 
 
 def fastest_thread_count(model: nn.Module, batch: Mapping[str, Any], steps: int = 5) -> int:
-    """1, or all cores where that is clearly faster for this model and batch.
+    """Return 1, or the number of cores where all of them are clearly faster for this model and batch.
 
-    Small models lose more to waking threads than they gain, and where another process wants a core as well, threads
-    that wait for each other can make them many times slower. Forward and backward passes are timed with either count
-    in turn: all cores are taken if their slowest step beats one thread's fastest by a third. Parameters, gradients and
-    random state stay as they are.
+    Small models lose more to the waking of threads than they gain, and where another process wants a core as well,
+    threads that wait for each other can make them many times slower. Forward and backward passes are timed with one
+    thread and with all cores in turn. All cores are taken where their slowest step takes at most two thirds of one
+    thread's fastest. Parameters, gradients and random state stay as they are.
 
-    Cost: `steps` training steps a candidate, and one.
+    Cost: `steps` training steps with either count, and one more.
     """
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     if available == 1 or next(model.parameters()).device.type != "cpu":
@@ -183,7 +183,7 @@ def _seconds_a_step(model: nn.Module, batch: Mapping[str, Any], threads: int) ->
 
 @contextmanager
 def _unprepared_afterwards(model: nn.Module) -> Generator[None, None, None]:
-    # Accelerate leaves a model as it prepared it: in bfloat16 for whoever evaluates it, and for every later training.
+    # Accelerate leaves a model as it has prepared it: in bfloat16, for its evaluation and for every later training.
     names = ("forward", "_original_forward", "_is_accelerate_prepared")
     before = {name: vars(model)[name] for name in names if name in vars(model)}
     try:

@@ -1,4 +1,4 @@
-"""Weights of adapted modules that are trained themselves, and the adapter that leads to them from the pristine ones."""
+"""Weights that are trained themselves, and the adapter that leads to them from the pristine weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ class PristineWeight:
     """The weight of one module before any training.
 
     Attributes:
-        value: a copy, as the module stores it.
-        transposed: the module stores (in_features, out_features), as the Conv1D of GPT-2 does.
+        value: A copy of the weight, in the orientation in which the module stores it.
+        transposed: Whether the module stores (in_features, out_features), as the Conv1D of GPT-2 does.
     """
 
     value: Tensor
@@ -26,14 +26,14 @@ class PristineWeight:
 
 
 def trainable_weights(base: nn.Module, layers: Mapping[str, Any]) -> dict[str, nn.Parameter]:
-    """The weights of PEFT's LoRA layers, by the names under which they travel.
+    """Return the weights of PEFT's LoRA layers, by the names under which they travel.
 
     Args:
-        base: the whole model.
-        layers: module name -> LoRA layer around it.
+        base: The whole model.
+        layers: For each module, the LoRA layer around it.
 
     Raises:
-        ModelError: a weight is quantised, no matrix, or shared with another module.
+        ModelError: A weight is quantised, is no matrix, or is shared with another module.
     """
     named = [parameter for _, parameter in base.named_parameters(remove_duplicate=False)]
     weights: dict[str, nn.Parameter] = {}
@@ -50,7 +50,10 @@ def trainable_weights(base: nn.Module, layers: Mapping[str, Any]) -> dict[str, n
 
 
 def pristine_weights(layers: Mapping[str, Any]) -> dict[str, PristineWeight]:
-    """Copies of the weights of PEFT's LoRA layers, by module name. Memory: that of the weights."""
+    """Return copies of the weights of PEFT's LoRA layers, by module name.
+
+    Cost: as much memory as the weights take.
+    """
     return {
         module: PristineWeight(
             layer.get_base_layer().weight.detach().clone().cpu(), getattr(layer, "fan_in_fan_out", False)
@@ -60,7 +63,10 @@ def pristine_weights(layers: Mapping[str, Any]) -> dict[str, PristineWeight]:
 
 
 def difference(pristine: Mapping[str, PristineWeight], trained: SavedParameters) -> AdapterState:
-    """The adapter whose product is trained less pristine weights, in float32; not compressed (A is the identity)."""
+    """Return the adapter that adds to the pristine weights what makes them the trained ones, in float32.
+
+    It is not compressed: A is the identity.
+    """
     factors: dict[str, LoraFactor] = {}
     for module, before in pristine.items():
         moved = trained[weight_name(module)].cpu().float() - before.value.float()
