@@ -288,6 +288,18 @@ def test_who_is_away_for_some_rounds_is_let_go_but_not_below_the_least() -> None
     assert grid.nodes_of(HELLO) == [7, 8, 9, 10, 10]
 
 
+def test_who_is_refused_after_it_was_away_is_let_go_once() -> None:
+    clients = {node: Light(name) for node, name in enumerate("abc", 7)}
+    grid = grid_of(clients)
+    roster = Roster()
+    roster.refresh(grid)
+    for _ in range(4):
+        roster.count_round(["a", "b"])
+    roster.refuse("c", "because")
+    roster.release(["a", "b"], at_least=1)
+    assert set(roster.members) == {"a", "b"}
+
+
 def test_what_a_client_says_makes_no_line_of_its_own() -> None:
     grid = grid_of({7: Light("a")})
     forged = "x\nb is here on node 9\x1b[0m"
