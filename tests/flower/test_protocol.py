@@ -71,8 +71,8 @@ def same(a: AdapterState, b: AdapterState) -> bool:
 
 def changed(content: RecordDict, **fields: Any) -> RecordDict:
     """The same records with other fields; None removes one."""
-    held = {**content.config_records["florist"], **fields}
-    given = {name: value for name, value in held.items() if value is not None}
+    fields_now = {**content.config_records["florist"], **fields}
+    given = {name: value for name, value in fields_now.items() if value is not None}
     return RecordDict({**content, "florist": ConfigRecord(given)})
 
 

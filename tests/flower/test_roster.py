@@ -202,7 +202,7 @@ def test_garbage_for_an_introduction_is_refused() -> None:
 def test_too_few_says_who_is_missing_and_why() -> None:
     grid = grid_of({7: Light("slow"), 8: Light("a"), 9: Light("a"), 10: Light("b", rank=0)})
     grid.deliver = lambda message, reply: [] if message.metadata.dst_node_id == 7 else [reply]
-    with pytest.raises(TooFewClientsError) as held:
+    with pytest.raises(TooFewClientsError) as raised:
         Roster().gather(grid, 4, 0.05)
     for telling in (
         "expected 4 clients within 0.05 s, got a;",
@@ -211,7 +211,7 @@ def test_too_few_says_who_is_missing_and_why() -> None:
         "node 10: Introduction.rank: Input should be greater than 0, got 0",
         "start more SuperNodes, or wait longer",
     ):
-        assert telling in str(held.value)
+        assert telling in str(raised.value)
 
 
 def test_too_few_without_anybody() -> None:
