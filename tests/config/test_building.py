@@ -536,7 +536,7 @@ def test_a_validation_file_is_no_client(tmp_path: Path) -> None:
 
 def test_a_client_too_small_to_validate_is_named(tmp_path: Path) -> None:
     write(tmp_path / "client_0.json", rows(1, 2))
-    with pytest.raises(DataError, match=r"client_0: expected at least two .*set \[data\] validation to a file"):
+    with pytest.raises(DataError, match=r"client_0: expected at least two examples .*set \[data\] validation"):
         read_splits(config(tmp_path, data={"validation_fraction": 0.5}))
 
 

@@ -98,6 +98,8 @@ def expected_sum(clients: list[Light], round_number: int, module: str) -> Tensor
     return found
 
 
-def dense(held: AdapterState, module: str) -> Tensor:
+def dense(found: AdapterState, module: str) -> Tensor:
     """The update of a module; zero where there is none."""
-    return held[module].delta_weight().double() if module in held else torch.zeros(SHAPES[module], dtype=torch.float64)
+    return (
+        found[module].delta_weight().double() if module in found else torch.zeros(SHAPES[module], dtype=torch.float64)
+    )

@@ -69,7 +69,7 @@ def test_a_server_of_another_method_is_refused() -> None:
 
 
 def test_a_message_of_another_server_is_refused() -> None:
-    with pytest.raises(InvalidUpdateError, match="expected a message of florist, got the records"):
+    with pytest.raises(InvalidUpdateError, match="expected a message of florist, got one with the parts"):
         ask(Light("a"), RecordDict({"config": ConfigRecord({"lr": 0.1})}), TRAIN, node())
 
 

@@ -44,7 +44,7 @@ class Conversation:
     def __init__(self, federation: Federation, state: ServerState | None = None) -> None:
         self.federation = federation
         self.state = state or ServerState.initial()
-        self.holding = ClientState()
+        self.client_state = ClientState()
         self.exact = True
 
     def close(self, *, usable: bool) -> None:
@@ -63,34 +63,34 @@ class Conversation:
     def attend(self, *, reply_arrives: bool = True) -> None:
         """The client is asked, as often as it takes, and the server learns of it, or does not."""
         instruction = self.instruction()
-        after = self.holding.after(instruction, SHAPES)
+        after = self.client_state.after(instruction, SHAPES)
         if after is None:
-            self.tell(self.holding.round_number)
+            self.tell(self.client_state.round_number)
             instruction = self.instruction()
-            after = self.holding.after(instruction, SHAPES)
+            after = self.client_state.after(instruction, SHAPES)
         assert after is not None
         missed = [number for number in self.state.broadcasts if number > instruction.assignment.since]
         # A sum of several broadcasts is rounded in another order than the server's; the whole adapter is none.
         whole = instruction.assignment.since == -1 or instruction.assignment.replaces
         self.exact = whole or (self.exact and len(missed) <= 1)
-        self.holding = after
+        self.client_state = after
         if reply_arrives:
             self.tell(after.round_number)
         memory = RecordDict()
-        self.holding.save(memory)
-        self.holding = ClientState.load(memory)
+        self.client_state.save(memory)
+        self.client_state = ClientState.load(memory)
 
-    def tell(self, held: int) -> None:
-        self.state = self.federation.with_holds(self.state, {NAME: held if held >= 0 else None})
+    def tell(self, holds: int) -> None:
+        self.state = self.federation.with_holds(self.state, {NAME: holds if holds >= 0 else None})
 
-    def agree(self, held: AdapterState, expected: AdapterState) -> None:
-        assert held.keys() == expected.keys()
+    def agree(self, found: AdapterState, expected: AdapterState) -> None:
+        assert found.keys() == expected.keys()
         for name in expected:
             if self.exact:
-                assert torch.equal(held[name].B, expected[name].B)
-                assert torch.equal(held[name].A, expected[name].A)
+                assert torch.equal(found[name].B, expected[name].B)
+                assert torch.equal(found[name].A, expected[name].A)
             else:
-                assert relative_error(held[name].delta_weight(), expected[name].delta_weight()) < 1e-5
+                assert relative_error(found[name].delta_weight(), expected[name].delta_weight()) < 1e-5
 
     @staticmethod
     def _no_rows(module: str, rank: int) -> Tensor:
@@ -104,7 +104,7 @@ EVENTS = st.lists(
 
 def live(talk: Conversation, event: str) -> None:
     if event == "state lost":
-        talk.holding = ClientState()
+        talk.client_state = ClientState()
     if event not in {"missed", "failed"}:
         talk.attend(reply_arrives=event not in {"reply lost", "unlucky"})
     talk.close(usable=event not in {"failed", "unlucky"})
@@ -119,9 +119,9 @@ def test_a_client_holds_what_the_server_has_whatever_happened(
     for event in events:
         live(talk, event)
     talk.attend()
-    talk.agree(talk.holding.cumulative, talk.state.cumulative)
-    assert talk.holding.round_number == talk.state.latest
-    found, expected = talk.holding.start(talk.instruction(), RANK), talk.federation.start(talk.state, NAME)
+    talk.agree(talk.client_state.cumulative, talk.state.cumulative)
+    assert talk.client_state.round_number == talk.state.latest
+    found, expected = talk.client_state.start(talk.instruction(), RANK), talk.federation.start(talk.state, NAME)
     same_start(talk, found, expected)
 
 
@@ -132,11 +132,11 @@ def test_a_client_trains_on_from_its_cut_whatever_happened(events: list[str]) ->
     for event in events:
         live(talk, event)
     talk.attend()
-    found, expected = talk.holding.start(talk.instruction(), RANK), talk.federation.start(talk.state, NAME)
+    found, expected = talk.client_state.start(talk.instruction(), RANK), talk.federation.start(talk.state, NAME)
     same_start(talk, found, expected)
     assert bool(found.local) == bool(talk.state.broadcasts)
     if talk.state.continued:
-        own = talk.holding.global_adapter
+        own = talk.client_state.global_adapter
         cut = talk.state.continued.map(lambda factor: factor.leading(RANK))
         for name in cut:
             assert relative_error(own[name].delta_weight(), cut[name].delta_weight()) < 1e-5
@@ -158,13 +158,13 @@ def test_a_failed_round_takes_nothing_away() -> None:
         talk = Conversation(federation)
         talk.close(usable=True)
         talk.attend()
-        before = talk.holding
+        before = talk.client_state
         for _ in range(3):
             talk.close(usable=False)
         talk.attend()
-        same = talk.holding.start(talk.instruction(), RANK)
+        same = talk.client_state.start(talk.instruction(), RANK)
         assert same.local.total_rank == before.start(talk.instruction(), RANK).local.total_rank > 0
-        assert talk.holding.round_number == 1
+        assert talk.client_state.round_number == 1
         assert talk.instruction().added == NO_ADAPTER
 
 
@@ -180,7 +180,9 @@ def test_what_was_missed_is_one_adapter() -> None:
     talk.attend()
     for name in SHAPES:
         assert (
-            relative_error(talk.holding.cumulative[name].delta_weight(), talk.state.cumulative[name].delta_weight())
+            relative_error(
+                talk.client_state.cumulative[name].delta_weight(), talk.state.cumulative[name].delta_weight()
+            )
             < 1e-6
         )
 
@@ -192,8 +194,8 @@ def test_a_download_that_does_not_fit_is_not_taken() -> None:
     talk.close(usable=True)
     instruction = talk.instruction()
     assert instruction.assignment.since == 0
-    for held in (-1, 1, 7):
-        assert ClientState(held).after(instruction, SHAPES) is None
+    for holds in (-1, 1, 7):
+        assert ClientState(holds).after(instruction, SHAPES) is None
     assert ClientState(0).after(instruction, SHAPES) is not None
 
 
@@ -202,7 +204,7 @@ def test_the_same_download_twice_is_taken_once() -> None:
     talk.attend()
     talk.close(usable=True)
     instruction = talk.instruction()
-    once = talk.holding.after(instruction, SHAPES)
+    once = talk.client_state.after(instruction, SHAPES)
     assert once is not None
     assert once.after(instruction, SHAPES) is once
 
@@ -210,10 +212,10 @@ def test_the_same_download_twice_is_taken_once() -> None:
 def test_whole_parameters_are_kept_until_others_come() -> None:
     talk = Conversation(rules(), ServerState.initial({"head": torch.ones(2)}))
     talk.attend()
-    assert torch.equal(talk.holding.saved_parameters["head"], torch.ones(2))
+    assert torch.equal(talk.client_state.saved_parameters["head"], torch.ones(2))
     talk.close(usable=False)
     talk.attend()
-    assert torch.equal(talk.holding.saved_parameters["head"], torch.ones(2))
+    assert torch.equal(talk.client_state.saved_parameters["head"], torch.ones(2))
 
 
 @pytest.mark.parametrize("round_number", [-1, 0, 5])
@@ -266,4 +268,4 @@ def test_all_that_a_client_holds_is_the_global_adapter() -> None:
     talk.close(usable=True)
     talk.close(usable=True)
     talk.attend()
-    talk.agree(talk.holding.global_adapter, talk.state.global_adapter)
+    talk.agree(talk.client_state.global_adapter, talk.state.global_adapter)

@@ -71,8 +71,8 @@ def same(a: AdapterState, b: AdapterState) -> bool:
 
 def changed(content: RecordDict, **fields: Any) -> RecordDict:
     """The same records with other fields; None removes one."""
-    held = {**content.config_records["florist"], **fields}
-    given = {name: value for name, value in held.items() if value is not None}
+    fields_now = {**content.config_records["florist"], **fields}
+    given = {name: value for name, value in fields_now.items() if value is not None}
     return RecordDict({**content, "florist": ConfigRecord(given)})
 
 
@@ -226,7 +226,7 @@ def test_arrays_that_changed_on_the_way_are_refused() -> None:
 
 def test_a_message_of_somebody_else_is_refused() -> None:
     for content in (RecordDict(), RecordDict({"fedavg": ConfigRecord({})}), RecordDict({"florist": MetricRecord({})})):
-        with pytest.raises(InvalidUpdateError, match="expected a message of florist, got the records"):
+        with pytest.raises(InvalidUpdateError, match="expected a message of florist, got one with the parts"):
             read_reply(content, no_rows)
 
 

@@ -196,13 +196,13 @@ def test_garbage_for_an_introduction_is_refused() -> None:
     grid.deliver = lambda message, _reply: [Message(RecordDict({"x": ConfigRecord({})}), reply_to=message)]
     roster = Roster()
     assert roster.refresh(grid) == ()
-    assert roster.refused[7].startswith("expected a message of florist, got the records ['x']")
+    assert roster.refused[7].startswith("expected a message of florist, got one with the parts ['x']")
 
 
 def test_too_few_says_who_is_missing_and_why() -> None:
     grid = grid_of({7: Light("slow"), 8: Light("a"), 9: Light("a"), 10: Light("b", rank=0)})
     grid.deliver = lambda message, reply: [] if message.metadata.dst_node_id == 7 else [reply]
-    with pytest.raises(TooFewClientsError) as held:
+    with pytest.raises(TooFewClientsError) as raised:
         Roster().gather(grid, 4, 0.05)
     for telling in (
         "expected 4 clients within 0.05 s, got a;",
@@ -211,7 +211,7 @@ def test_too_few_says_who_is_missing_and_why() -> None:
         "node 10: Introduction.rank: Input should be greater than 0, got 0",
         "start more SuperNodes, or wait longer",
     ):
-        assert telling in str(held.value)
+        assert telling in str(raised.value)
 
 
 def test_too_few_without_anybody() -> None:
@@ -286,6 +286,18 @@ def test_who_is_away_for_some_rounds_is_let_go_but_not_below_the_least() -> None
     assert round_with(7, 8) == set("abc")  # it was back, and is counted from the beginning
     assert round_with(7, 8, 10) == set("abcd")  # who returns introduces itself anew
     assert grid.nodes_of(HELLO) == [7, 8, 9, 10, 10]
+
+
+def test_who_is_refused_after_it_was_away_is_let_go_once() -> None:
+    clients = {node: Light(name) for node, name in enumerate("abc", 7)}
+    grid = grid_of(clients)
+    roster = Roster()
+    roster.refresh(grid)
+    for _ in range(4):
+        roster.count_round(["a", "b"])
+    roster.refuse("c", "because")
+    roster.release(["a", "b"], at_least=1)
+    assert set(roster.members) == {"a", "b"}
 
 
 def test_what_a_client_says_makes_no_line_of_its_own() -> None:

@@ -1,4 +1,4 @@
-"""A client: trains on the records of its node, and sends an adapter."""
+"""A client trains on the examples of its node, and sends an adapter."""
 
 from florist.config import DEMONSTRATION
 from florist.flower import configured_client_app

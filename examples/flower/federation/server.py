@@ -1,4 +1,4 @@
-"""The server: waits for the clients, plays the rounds, keeps them in a run directory."""
+"""The server waits for the clients, plays the rounds, and keeps them in a run directory."""
 
 from florist.config import DEMONSTRATION
 from florist.flower import configured_server_app

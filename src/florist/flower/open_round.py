@@ -14,7 +14,7 @@ from florist.federation.records import Drop
 from florist.federation.state import ServerState
 from florist.flower.client_texts import last_line, one_line
 from florist.flower.exchange import Exchange
-from florist.flower.messages import TRAIN, Evaluation, OutOfStep, Upload
+from florist.flower.messages import EVALUATE, TRAIN, Evaluation, OutOfStep, Upload
 from florist.flower.roster import LOG
 
 GRACE = 30.0
@@ -49,16 +49,23 @@ class OpenRound:
     holds: dict[str, int | None] = field(default_factory=dict)
     _sent: list[tuple[Message, str]] = field(default_factory=list)
     _sent_at: float = 0.0
+    _kind: str = TRAIN
 
     def drop(self, client_id: str, reason: str) -> None:
-        """Note that a client does not count in this round; the reason may be the client's own words."""
+        """Note that a client does not count in this round; the reason may be the client's own words.
+
+        A client that trained and then does not evaluate counts all the same: only its metrics are missing.
+        """
         shown = one_line(reason)
+        if self._kind == EVALUATE:
+            LOG.warning("round %d: the metrics of %s are left out: %s", self.number, client_id, shown)
+            return
         LOG.warning("round %d: %s is dropped: %s", self.number, client_id, shown)
         self.dropped.append(Drop(client_id, shown))
 
     def messages(self, clients: Iterable[str], kind: str) -> list[Message]:
         """The instructions for clients, as a list, since Flower's deployment cannot send a generator."""
-        self._sent_at = time.monotonic()
+        self._kind, self._sent_at = kind, time.monotonic()
         make = self.exchange.to_train if kind == TRAIN else self.exchange.to_evaluate
         self._sent = []
         for client_id in clients:
@@ -69,21 +76,20 @@ class OpenRound:
             self.download_bytes[client_id] += download.nbytes
         return [message for message, _ in self._sent]
 
-    def answers(self, grid: Grid, replies: Iterable[Message], kind: str) -> dict[str, list[Upload | Evaluation]]:
+    def answers(self, grid: Grid, replies: Iterable[Message]) -> dict[str, list[Upload | Evaluation]]:
         """What clients sent, by client; a client that held another round than was thought is asked once more.
 
         Args:
             grid: carries the messages.
             replies: the replies to the last `messages`.
-            kind: the type of those.
         """
         found: dict[str, list[Upload | Evaluation]] = {}
-        expected = Upload if kind == TRAIN else Evaluation
+        expected = Upload if self._kind == TRAIN else Evaluation
         behind = self._take(replies, expected, found)
         if behind:
             self.exchange = replace(self.exchange, state=self.as_told(self.exchange.state))
             left = max(1.0, self.timeout - (time.monotonic() - self._sent_at))
-            again = grid.send_and_receive(self.messages(behind, kind), timeout=left)
+            again = grid.send_and_receive(self.messages(behind, self._kind), timeout=left)
             for client_id in self._take(again, expected, found):
                 self.drop(client_id, "it holds something else after it was sent what it misses")
         return found

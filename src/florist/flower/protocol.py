@@ -177,7 +177,7 @@ def _content(head: Any, arrays: Mapping[str, ArrayRecord]) -> RecordDict:
 def _kind(content: RecordDict) -> str:
     head = content.config_records.get(_HEAD)
     if head is None:
-        raise InvalidUpdateError(f"expected a message of florist, got the records {sorted(content)}")
+        raise InvalidUpdateError(f"expected a message of florist, got one with the parts {sorted(content)}")
     return str(head.get("kind"))
 
 

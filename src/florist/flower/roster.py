@@ -107,6 +107,7 @@ class Roster:
         """Leave a client out from now on."""
         node = self.nodes.pop(client_id)
         del self.members[client_id]
+        self._rounds_away.pop(client_id, None)
         self._refuse(node, f"{client_id}: {reason}")
 
     def doubt(self, client_id: str) -> None:

@@ -1,4 +1,4 @@
-"""A server that measures the global adapter itself, for which it holds the base model and held-out examples."""
+"""A server that measures the global adapter itself, for which it has the base model and held-out examples."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

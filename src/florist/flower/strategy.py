@@ -189,7 +189,7 @@ class FloristStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Close the round: check the replies, aggregate those that can be used, and save."""
         underway, rules = self._underway, self._underway.exchange.federation
-        answers = self._answers(replies, TRAIN)
+        answers = self._answers(replies)
         updates = [Exchange.update(each) for some in answers.values() for each in some if isinstance(each, Upload)]
         self._book.training_ends()
         closed = rules.close_round(underway.as_told(self.state), updates)
@@ -238,9 +238,7 @@ class FloristStrategy(Strategy):
         if not self._evaluate_on_clients or self._closed is None or self._closed.broadcast is None:
             return None
         underway = self._underway
-        dropped = list(underway.dropped)
-        answers = self._answers(replies, EVALUATE)
-        underway.dropped = dropped  # a client that trained and then did not evaluate still counts
+        answers = self._answers(replies)
         found = [each for some in answers.values() for each in some[:1] if isinstance(each, Evaluation)]
         for each in found:
             LOG.info("round %d: %s measured %s", underway.number, each.client_id, dict(each.metrics))
@@ -270,12 +268,12 @@ class FloristStrategy(Strategy):
     def _arrays(self) -> ArrayRecord:
         return adapter_to_arrays(self.state.global_adapter)
 
-    def _answers(self, replies: Iterable[Message], kind: str) -> Mapping[str, list[Upload | Evaluation]]:
+    def _answers(self, replies: Iterable[Message]) -> Mapping[str, list[Upload | Evaluation]]:
         """What clients sent, by client; the node of a client that contradicts itself is asked anew who it is."""
         if self._grid is None:
             raise RuntimeError("expected Strategy.start first, which is given the grid")
         underway = self._underway
-        answers = underway.answers(self._grid, replies, kind)
+        answers = underway.answers(self._grid, replies)
         for client_id in underway.contradicted:
             self._members.roster.doubt(client_id)
         if underway.contradicted:
