@@ -4,8 +4,8 @@
     python benchmarks/starts.py OUT --seeds 1 --rounds 4
 
 Eight string tasks that the embedded model has not seen, Dirichlet(0.5) over eight clients of ranks 32 to 2, tau 0.9. It
-writes data and configuration to OUT and runs `florist compare` on them: the row `florist` is the aligned start, the
-default. Runs are paired, so that equal seeds differ in the start alone.
+writes data and configuration to OUT and runs `florist compare` on them: the entry `florist` is the aligned start,
+which is the default. Runs are paired, so that equal seeds differ in the start alone.
 """
 
 import argparse
@@ -62,8 +62,8 @@ every = 2
 """
 
 
-def write_records(folder: Path) -> None:
-    """Equally many records of every task; no input occurs twice."""
+def write_examples(folder: Path) -> None:
+    """Write equally many examples of every task; no input occurs twice."""
     draw = random.Random(0)  # noqa: S311  # no secrets here
     inputs: dict[str, None] = {}
     while len(inputs) < TRAIN + TEST:
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()
     args.out.mkdir(parents=True)
-    write_records(args.out)
+    write_examples(args.out)
     model = Path(florist.__file__).parent / "demonstration" / "model"
     (args.out / "starts.toml").write_text(CONFIG.format(model=model, rounds=args.rounds))
     starts = [f"--variant={start}: federation.local_init={start}" for start in ("fresh", "warm")]

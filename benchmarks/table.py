@@ -1,8 +1,8 @@
 """The measured table: every method on Dolly, on eight given clients of equal and of unlike rank, over several seeds.
 
     python benchmarks/table.py               # both settings, three seeds; goes on where an earlier call stopped
-    python benchmarks/table.py --quick       # the same in small: fewer rows, steps, rounds and seeds
-    python benchmarks/table.py --rates       # the sweep for learning rates, on validation records and its own seed
+    python benchmarks/table.py --quick       # the same in small: fewer examples, steps, rounds and seeds
+    python benchmarks/table.py --rates       # the sweep for learning rates, on validation examples, with its own seed
 
 It makes the base model, unless it is there, and runs `florist compare` on `examples/dolly/causal-lm.toml`. `--data DIR`
 names the folder of `client_0.json` to `client_7.json` and `test.json`. What it prints is also in runs/table/table.md,
@@ -37,18 +37,18 @@ CONFIG = ROOT / "examples" / "dolly" / "causal-lm.toml"
 GRID = (1e-3, 3e-3, 1e-2)
 SWEEP = ("data.validation_fraction=0.04",)
 SWEEP_SEED = 3
-"""None of the table's."""
+"""The seed of the sweep, which is none of the table's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A row of the table: a method, and what is unlike the configuration.
+    """An entry of the table: a method, and the settings in which it differs from the configuration.
 
     Attributes:
-        name: of the row.
+        name: its name.
         method: its aggregation method.
         settings: further keys.
-        borrowed: another row, whose learning rate it takes; by default it has its own.
+        borrowed: another entry, whose learning rate it takes; by default it has its own.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Entry:
     borrowed: str | None = None
 
     def variant(self, rate: float, suffix: str = "") -> str:
-        """As `florist compare --variant` takes it."""
+        """The entry as `florist compare --variant` takes it."""
         keys = (f"aggregation.method={self.method}", f"training.learning_rate={rate:g}", *self.settings)
         return f"{self.name}{suffix}: {', '.join(keys)}"
 
@@ -81,8 +81,8 @@ class Federation:
     """One of the two comparisons.
 
     Attributes:
-        ranks: of the clients, as the configuration takes them.
-        rates: learning rate of every entry, the best of `GRID` by `--rates`.
+        ranks: the ranks of the clients, as the configuration takes them.
+        rates: the learning rate of every entry, the best of `GRID` by `--rates`.
     """
 
     ranks: str
@@ -127,7 +127,7 @@ FEDERATIONS: Mapping[str, Federation] = {
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much is run."""
+    """How much is run: seeds, steps of the base model, and settings for all entries."""
 
     seeds: str
     pretraining_steps: int
@@ -143,14 +143,14 @@ QUICK = Size(
 
 
 def make_model(out: Path, steps: int) -> None:
-    """The base model, where it is not there yet."""
+    """Make the base model, unless it is there."""
     if not out.exists():
         script = ROOT / "examples" / "dolly" / "make_model.py"
         subprocess.run([sys.executable, script, "--output", out, "--steps", str(steps)], check=True)
 
 
 def compare(out: Path, common: Sequence[str], variants: Sequence[str], seeds: str, jobs: int) -> dict[str, Any]:
-    """The JSON document of one comparison, begun or gone on with.
+    """Begin one comparison, or go on with it, and return its JSON document.
 
     Raises:
         SystemExit: `florist compare` could not run.
@@ -168,7 +168,7 @@ def compare(out: Path, common: Sequence[str], variants: Sequence[str], seeds: st
 
 
 def machine() -> dict[str, Any]:
-    """Where the numbers come from."""
+    """The machine that the numbers come from."""
     names = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", names.read_text()) if names.exists() else None
     return {
@@ -189,7 +189,7 @@ def shapes(weights: Path) -> str:
 
 
 def description(facts: Mapping[str, Any], out: Path, documents: Mapping[str, Mapping[str, Any]]) -> str:
-    """What was run where, for the head of the tables."""
+    """Say what was run where, for the head of the tables."""
     document = next(iter(documents.values()))
     config = read_config(Path(document["comparison"], "base.toml"))
     run = RunDirectory.open(Path(document["cells"][0]["run"]))
@@ -206,8 +206,8 @@ def description(facts: Mapping[str, Any], out: Path, documents: Mapping[str, Map
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], rates: Mapping[str, float]) -> Iterator[str]:
-    """The table of one comparison."""
-    yield "| | rate | loss | against florist | | rank | 1/rank | KB down | MB down | MB up |"
+    """The table of one comparison, line by line."""
+    yield "| | rate | loss | against florist | | rank | efficiency | KB down | MB down | MB up |"
     yield "|---|---:|---:|---:|---|---:|---:|---:|---:|---:|"
     for row in rows:
         head, loss = f"| {row['name']} | {rates[row['name']]:g} |", row["metrics"].get("loss")
@@ -224,7 +224,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], rates: Mapping[str, float]) -> I
 
 
 def interval(found: Mapping[str, Any], form: str) -> str:
-    """A mean, and half of its 95% interval where there is one."""
+    """A mean, and half of its 95% interval if there is one."""
     spread = f" ± {(found['high'] - found['low']) / 2:.3f}" if found["high"] is not None else ""
     return f"{found['mean']:{form}}{spread}"
 
@@ -232,7 +232,7 @@ def interval(found: Mapping[str, Any], form: str) -> str:
 def sweep(out: Path, common: Sequence[str], jobs: int) -> None:
     """Print the validation loss of every entry at every learning rate of the grid."""
     own = [entry for entry in ENTRIES if entry.borrowed is None]
-    # The row that --methods florist gives is that of the first variant once more, at the example's rate.
+    # The entry that --methods florist gives is the first variant once more, at the rate of the example.
     variants = [entry.variant(rate, f" {rate:g}") for entry in own for rate in GRID]
     for name, federation in FEDERATIONS.items():
         settings = [*common, *SWEEP, f"lora.ranks={federation.ranks}"]
@@ -246,10 +246,10 @@ def sweep(out: Path, common: Sequence[str], jobs: int) -> None:
 
 
 def play(out: Path, name: str, common: Sequence[str], seeds: str, jobs: int) -> dict[str, Any]:
-    """One of the two comparisons."""
+    """Play one of the two comparisons."""
     first, *others = ENTRIES
     federation = FEDERATIONS[name]
-    own = f"training.learning_rate={federation.rate(first):g}"  # of the row that --methods florist gives
+    own = f"training.learning_rate={federation.rate(first):g}"  # for the entry that --methods florist gives
     variants = [entry.variant(federation.rate(entry)) for entry in others]
     return compare(out / name, [*common, own, f"lora.ranks={federation.ranks}"], variants, seeds, jobs)
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from florist.ranks import ByteBudget, Capped, EnergyThreshold, FixedRank, GlobalEnergyThreshold
     from florist.rounds import Broadcast, Certificate, ClientUpdate
 
+    __version__: str
+
 __all__ = [
     "AdapterState",
     "AggregatedAdapter",
@@ -45,13 +47,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "GlobalEnergyThreshold": "florist.ranks",
-    "FixedRank": "florist.ranks",
-    "Capped": "florist.ranks",
-    "ByteBudget": "florist.ranks",
     "AdapterState": "florist.factors",
     "AggregatedAdapter": "florist.one_shot",
+    "Aligned": "florist.federation.local_init",
     "Broadcast": "florist.rounds",
+    "ByteBudget": "florist.ranks",
+    "Capped": "florist.ranks",
     "Certificate": "florist.rounds",
     "ClientUpdate": "florist.rounds",
     "EnergyThreshold": "florist.ranks",
@@ -59,25 +60,30 @@ _HOMES = {
     "FedEx": "florist.aggregation",
     "FedIt": "florist.aggregation",
     "FfaLora": "florist.aggregation",
+    "FixedRank": "florist.ranks",
     "FlexLora": "florist.aggregation",
     "Flora": "florist.aggregation",
     "Florist": "florist.aggregation",
-    "FullFineTuning": "florist.aggregation",
-    "Aligned": "florist.federation.local_init",
-    "Fresh": "florist.federation.local_init",
-    "Warm": "florist.federation.local_init",
     "FloristError": "florist.errors",
+    "Fresh": "florist.federation.local_init",
+    "FullFineTuning": "florist.aggregation",
+    "GlobalEnergyThreshold": "florist.ranks",
     "LoraFactor": "florist.factors",
+    "Warm": "florist.federation.local_init",
     "aggregate": "florist.one_shot",
     "open_adapter": "florist.checkpoint",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415  # slower than all the rest of this module
+
+        return version("florist")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'florist' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return [*globals(), *__all__, "__version__"]

@@ -111,3 +111,18 @@ def test_a_head_that_one_client_lacks_has_no_mean(client: Client, tmp_path: Path
     adapters = [classifier(tmp_path / "a"), with_config(client("b"), task_type="SEQ_CLS")]
     with pytest.raises(IncompatibleAdaptersError, match=r"score.weight: None and \(2, 32\)"):
         check_compatible(adapters, average_full=True)
+
+
+def test_what_auto_classes_need_is_kept_where_all_adapters_agree(client: Client):
+    def mapping(*paths: Path) -> object:
+        return compare([open_adapter(path) for path in paths]).auto_mapping
+
+    llama = {"base_model_class": "LlamaForCausalLM", "parent_library": "transformers.models.llama.modeling_llama"}
+    a, b = client("a", task_type=None), client("b", task_type=None)
+    assert mapping(a, b) == llama  # as PEFT itself wrote it
+    edit_config(b, auto_mapping=llama | {"unsloth_fixed": True})
+    assert mapping(a, b) == llama
+    assert mapping(b) == llama | {"unsloth_fixed": True}
+    for other in (None, {}, "LlamaForCausalLM", [], llama | {"base_model_class": "GPT2LMHeadModel"}):
+        edit_config(b, auto_mapping=other)
+        assert mapping(a, b) is None

@@ -408,3 +408,40 @@ def test_a_pickle_never_runs_code(client: Client, tmp_path: Path, monkeypatch: p
     with pytest.raises(InvalidAdapterError, match="weights_only=True"):
         open_adapter(directory, allow_pickle=True)
     assert not Path("executed").exists()
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 13648\n"
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"])
+def test_a_file_that_git_lfs_has_not_fetched_is_named(client: Client, name: str):
+    directory = client("a")
+    if name.endswith(".bin"):
+        (directory / "adapter_model.safetensors").unlink()
+    (directory / name).write_bytes(POINTER)
+    with pytest.raises(InvalidAdapterError, match=rf"{name} is a Git LFS pointer, .*: run `git lfs pull` in .*a"):
+        open_adapter(directory, allow_pickle=True)
+
+
+def test_a_directory_without_an_adapter_is_refused_with_what_is_in_it(client: Client, tmp_path: Path):
+    for name in ("site1", "site2"):
+        client(name)
+    with pytest.raises(MissingInputError, match=r"found none: it holds the adapters site1, site2; name one of these"):
+        open_adapter(tmp_path)
+    model = tmp_path / "model"
+    model.mkdir()
+    with pytest.raises(MissingInputError, match=r"model, found none: it is empty"):
+        open_adapter(model)
+    for name in ("config.json", "model.safetensors"):
+        (model / name).write_text("{}")
+    with pytest.raises(MissingInputError, match=r"found none: it holds config\.json, model\.safetensors"):
+        open_adapter(model)
+    for number in range(9):
+        (model / f"f{number}").write_text("")
+    with pytest.raises(MissingInputError, match=r"config\.json, f0, f1, f2, f3 and 6 more"):
+        open_adapter(model)
+    (tmp_path / "site1" / "adapter_model.safetensors").unlink()
+    with pytest.raises(MissingInputError, match=r"site1, found none: it holds README\.md, adapter_config\.json"):
+        open_adapter(tmp_path / "site1")
+    with pytest.raises(MissingInputError, match=r"it holds the adapters site2; name"):
+        open_adapter(tmp_path)

@@ -23,7 +23,8 @@ def test_aggregate_prints_a_table_and_writes_an_adapter(
     assert "q_proj" in result.stdout
     assert "times smaller" in result.stdout
     certificate = json.loads((tmp_path / "out" / "florist.json").read_text())
-    assert [entry["num_examples"] for entry in certificate["inputs"]] == [2, 1, 1]
+    assert [entry["weight"] for entry in certificate["inputs"]] == [0.5, 0.25, 0.25]
+    assert {entry["num_examples"] for entry in certificate["inputs"]} == {None}
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -102,8 +103,8 @@ def test_a_broken_adapter_is_refused_in_one_line_and_leaves_nothing(
     ("arguments", "reason"),
     [
         (["--weights", "3,1"], "a weight for each of the 3 adapters, got 2"),
-        (["--weights", "3,1,0"], "a positive number of examples, got 0"),
-        (["--weights", "3,1,-2"], "a positive number of examples, got -2"),
+        (["--weights", "3,1,0"], "C; leave that adapter out, or give it a positive weight"),
+        (["--weights", "3,1,-2"], "a positive weight for every adapter, got -2 for "),
         (["--weights", "a,b,c"], "as 3,1,1"),
         (["--tau", "0"], "tau: Input should be greater than 0, got 0.0"),
         (["--tau", "1.5"], "tau: Input should be less than or equal to 1, got 1.5"),
@@ -111,6 +112,8 @@ def test_a_broken_adapter_is_refused_in_one_line_and_leaves_nothing(
         (["--scope", "global", "--rank", "3"], "goes with tau, not with rank"),
         (["--budget", "1MB", "--export", "uniform"], "use --rank or --max-rank"),
         (["--budget", "100"], "rank 1 in each of the 14 modules"),
+        (["--pad-rank-to", "16"], "--pad-rank-to is the rank of --export uniform"),
+        (["--export", "uniform", "--rank", "5", "--pad-rank-to", "4"], "at least the largest rank, 5, got 4; pad to 5"),
         (["--rank", "0"], "rank: Input should be greater than 0"),
         (["--method", "average"], "--method average: expected one of florist, fedit, flora, flexlora, fedex"),
         (["--method", "ffa"], "saved adapters have trained theirs. Choose one of these, or run ffa in rounds"),
@@ -141,10 +144,31 @@ def test_a_budget_that_whole_parameters_exceed_is_refused_and_leaves_nothing(
         edit_config(modules_to_save=["lm_head"])(heads[-1])
         edit_tensors(lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(64, 64)}))(heads[-1])
     arguments = ("aggregate", *heads, "--average-full", "-o", tmp_path / "out", "--budget")
-    assert "expected at most 12000 bytes, got " in refused(florist(*arguments, "12KB"))
+    line = refused(florist(*arguments, "12KB"))
+    assert "all that lies beside the factors, got 12000" in line
     assert not (tmp_path / "out").exists()
     assert florist(*arguments, "1MB").returncode == 0
     assert (tmp_path / "out" / "adapter_model.safetensors").stat().st_size < 1e6
+
+
+@pytest.mark.parametrize("options", [[], ["--max-rank", "6"], ["--dtype", "bfloat16"]], ids=" ".join)
+def test_a_budget_is_that_of_the_file(
+    florist: Run, saved_adapters: list[Path], tmp_path: Path, options: list[str]
+) -> None:
+    result = florist("aggregate", *saved_adapters, "-o", tmp_path / "out", "--budget", "20KB", *options)
+    assert result.returncode == 0, result.stderr
+    assert 18_000 < (tmp_path / "out" / "adapter_model.safetensors").stat().st_size <= 20_000
+
+
+def test_ranks_are_padded_as_asked(florist: Run, saved_adapters: list[Path], tmp_path: Path) -> None:
+    words = ("aggregate", *saved_adapters, "-o", tmp_path / "out", "--rank", 5, "--export", "uniform", "--pad-rank-to")
+    result = florist(*words, 16, "--json")
+    assert result.returncode == 0, result.stderr
+    assert "TGI" not in result.stderr
+    assert json.loads(result.stdout)["pad_rank_to"] == 16
+    out = open_adapter(tmp_path / "out")
+    assert {spec.rank for spec in out.adapter.specs.values()} == {16}
+    assert out.config["rank_pattern"] == {}
 
 
 @pytest.mark.parametrize("weights", ["1e99999999999,1", "1,1e-400", "nan,1"])

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
@@ -67,6 +68,11 @@ def test_no_command_at_all_is_answered_with_help(florist: Run) -> None:
     assert result.returncode == 2
     assert "aggregate" in result.stdout
     assert result.stderr == ""
+
+
+def test_the_version_is_printed(florist: Run) -> None:
+    result = florist("--version")
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"florist {version('florist')}\n", "")
 
 
 def test_an_interrupted_command_says_so_and_leaves_nothing(saved_adapters: list[Path], tmp_path: Path) -> None:
@@ -132,7 +138,8 @@ def test_simulate_tests_the_final_adapter_once(florist: Run, tiny_llama: Path, t
     config = simulation(tmp_path, tiny_llama, toy_data)
     result = florist("simulate", config, "--set", "data.validation_fraction=0.2", "-o", tmp_path / "run", "--json")
     document = json.loads(result.stdout)
-    assert document["test"]["metrics"] == json.loads((tmp_path / "run" / "test.json").read_text())
+    assert document["test"] == json.loads((tmp_path / "run" / "test.json").read_text())
+    assert document["test"]["lower_is_better"] == {"loss": True, "perplexity": True}
     assert document["test"]["metrics"].keys() == document["rounds"][-1]["metrics"].keys()
     assert document["test"]["metrics"] != document["rounds"][-1]["metrics"]
     assert "the final adapter on the test examples: loss" in result.stderr

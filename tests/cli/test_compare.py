@@ -35,7 +35,7 @@ def test_tables_files_and_json_say_the_same(florist: Run, config: Path, tmp_path
     document = json.loads(result.stdout)
     assert document == json.loads((out / "table.json").read_text())
     assert (document["comparison"], document["reference"]) == (str(out), "florist")
-    assert document["metric_source"] == "test records, last round"
+    assert document["metric_source"] == "test examples, last round"
     rows = {row["name"]: row for row in document["rows"]}
     assert list(rows) == ["fedit", "florist", "full"]
     assert [(cell["entry"], cell["seed"]) for cell in document["cells"]] == [
@@ -81,7 +81,7 @@ def test_variants_alone_are_compared_with_the_configuration_as_it_is(
     assert result.returncode == 0, result.stderr
     document = json.loads((tmp_path / "runs" / "compare-config-1" / "table.json").read_text())
     assert [row["name"] for row in document["rows"]] == ["florist", "[bold] 1"]
-    assert document["metric_source"] == "test records, final adapter"
+    assert document["metric_source"] == "test examples, final adapter"
     assert document["seeds"] == [7]
     other = document["rows"][1]["metrics"]["loss"]
     assert (other["low"], other["difference"]["low"], other["verdict"]) == (None, None, None)

@@ -71,3 +71,18 @@ def test_tables_of_every_method_fit_a_narrow_terminal(tmp_path: Path) -> None:
     assert quality["flexlora"] == ["3", "2.300", "±", "0.000", "+0.100", "±", "0.000", "worse"]
     assert quality["florist"] == ["3", "2.200", "±", "0.000"]
     assert "lost, seed 0 failed: no memory" in notes(rows, tmp_path)
+
+
+def test_a_metric_of_unknown_direction_has_no_verdict_and_a_note(tmp_path: Path) -> None:
+    rows = summarise(
+        [
+            result(name, seed, {"odd/score": len(name) + 0.01 * seed, "loss": 1.0})
+            for name in ("florist", "flora")
+            for seed in (0, 1)
+        ]
+    )
+    stream = StringIO()
+    Console(file=stream, width=100).print(quality_table(rows, "florist"))
+    lines = [" ".join(line.split()) for line in stream.getvalue().splitlines()]
+    assert "flora 2 5.005 ± 0.064 -2.000 ± 0.000 1.000 ± 0.000 +0.000 ± 0.000 tied" in lines
+    assert notes(rows, tmp_path)[0] == "odd/score: nobody says which way it gets better, so that there is no verdict"

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 
 from florist.comparison.planning import Cell, Entry
 from florist.comparison.results import CellResult
+from florist.evaluation import known_directions
 from florist.federation.records import ClientRecord, Drop, RoundRecord
+from florist.rounds import Trained
 
 
 def a_round(
@@ -45,7 +47,17 @@ def result(
     records: tuple[RoundRecord, ...] = (),
     failure: str | None = None,
     validation: Mapping[str, float] | None = None,
+    sent: Trained = Trained.FACTORS,
+    lower_is_better: Mapping[str, bool] | None = None,
 ) -> CellResult:
     """The result of one run of two rounds."""
-    played = records or (a_round(1, metrics), a_round(2, metrics, total_rank=20))
-    return CellResult(Cell(Entry(entry), seed), entry, played, metrics, validation or {}, failure)
+    return CellResult(
+        cell=Cell(Entry(entry), seed),
+        method=entry,
+        sent=sent,
+        records=records or (a_round(1, metrics), a_round(2, metrics, total_rank=20)),
+        metrics=metrics,
+        validation=validation or {},
+        lower_is_better={**known_directions(metrics), **(lower_is_better or {})},
+        failure=failure,
+    )

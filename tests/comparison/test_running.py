@@ -1,8 +1,10 @@
 """Comparisons that are really played, on a tiny model."""
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -10,6 +12,7 @@ from florist.comparison.directory import ComparisonDirectory
 from florist.comparison.planning import Cell, Entry, configure, method_entry
 from florist.comparison.results import CellResult, read_result
 from florist.comparison.running import Unobserved, plan, play
+from florist.comparison.summary import Verdict, summarise
 from florist.errors import (
     ConfigurationError,
     DamagedRunError,
@@ -18,8 +21,10 @@ from florist.errors import (
     ModelError,
     WorkerLostError,
 )
-from florist.federation.records import RoundRecord
+from florist.evaluation.harness import measurements_from
+from florist.federation.records import FinalTest, RoundRecord
 from florist.files.locking import sole_process
+from florist.linalg import NonFinitePartError
 
 CONFIG = """
 [model]
@@ -115,6 +120,29 @@ def test_metrics_are_those_of_the_test_records_and_validation_is_apart(
         assert result.metrics != result.validation
 
 
+def test_which_way_a_benchmark_gets_better_is_what_its_run_says(played: ComparisonDirectory, tmp_path: Path) -> None:
+    shutil.copytree(played.path, tmp_path / "out")
+    directory = ComparisonDirectory.open(tmp_path / "out")
+    for cell in directory.comparison.cells:
+        run = directory.begun(cell)
+        assert run is not None
+        assert run.tested is not None
+        # Within the noise of a seed, FLoRA's stereotypes are the more.
+        share = 0.6 + 0.001 * cell.seed + 0.1 * (cell.entry == FLORA)
+        harness = measurements_from(
+            {
+                "results": {"crows_pairs_english": {"pct_stereotype,none": share, "odd,none": share}},
+                "higher_is_better": {"crows_pairs_english": {"pct_stereotype": False}},
+            }
+        )
+        lower_is_better = {**run.tested.lower_is_better, **harness.lower_is_better}
+        run.save_tested(FinalTest({**run.tested.metrics, **harness}, lower_is_better))
+    rows = {row.name: row for row in summarise([read_result(directory, cell) for cell in directory.comparison.cells])}
+    assert rows["flora"].metrics["crows_pairs_english/pct_stereotype"].verdict is Verdict.WORSE
+    assert rows["flora"].metrics["crows_pairs_english/odd"].verdict is None
+    assert rows["flora"].metrics["loss"].lower_is_better
+
+
 def test_a_comparison_that_is_over_plays_nothing_again(played: ComparisonDirectory) -> None:
     seen: list[object] = []
     results = play(played, on_start=seen.append, on_end=seen.append)
@@ -200,8 +228,23 @@ def test_a_run_that_breaks_off_is_failed_and_can_be_tried_again(base: Path, tmp_
     assert [result.failure for result in play(directory)] == [None, None]
 
 
+def test_why_a_run_broke_off_is_told_although_its_last_round_was_lost(base: Path, tmp_path: Path) -> None:
+    wild = Entry("wild", ("training.learning_rate=1e38",))
+    directory = started(base, tmp_path / "out", (wild,), overrides=["federation.rounds=1"])
+    (lost,) = play(directory)
+    assert (lost.failure or "").startswith("round 1, the last, had too few usable updates")
+    config = tmp_path / "out" / "cells" / "wild" / "config.toml"
+    text = config.read_text().replace("rounds = 1", "rounds = 2")
+    config.write_text(text.replace('test = "test.json"', 'test = "lost.json"'))
+    (broken,) = play(directory)
+    assert [record.aggregated for record in broken.records] == [False]
+    assert (broken.failure or "").startswith("MissingInputError: ")
+    # What was not told and is not over has not come to its end, whatever became of the last round so far.
+    assert "not come to its end" in (read_result(directory, broken.cell).failure or "")
+
+
 @pytest.mark.parametrize(
-    ("override", "error", "reason"),
+    ("override", "cause", "reason"),
     [
         ("lora.target_modules=['nothing']", ModelError, "nothing"),
         ("model.name_or_path='/nowhere'", ModelError, "/nowhere"),
@@ -209,11 +252,24 @@ def test_a_run_that_breaks_off_is_failed_and_can_be_tried_again(base: Path, tmp_
     ],
 )
 def test_what_contradicts_model_or_data_is_refused_by_name_before_anything_runs(
-    base: Path, override: str, error: type[Exception], reason: str
+    base: Path, override: str, cause: type[Exception], reason: str
 ) -> None:
     _, configs = configure(base, (), (FLORIST, Entry("wrong", (override,))))
-    with pytest.raises(error, match=f"^wrong: .*{reason}"):
+    with pytest.raises(ConfigurationError, match=f"^wrong: .*{reason}") as refusal:
         plan(configs, (0, 1), threads=1)
+    assert isinstance(refusal.value.__cause__, cause)
+
+
+def test_an_error_that_takes_more_than_a_message_is_told_by_name_as_well(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflow(*_: object, **__: object) -> NoReturn:
+        raise NonFinitePartError("the update overflows", 3)
+
+    monkeypatch.setattr("florist.comparison.running.build", overflow)
+    _, configs = configure(base, (), (FLORIST,))
+    with pytest.raises(ConfigurationError, match=r"^florist: the update overflows$"):
+        plan(configs, (0,), threads=1)
 
 
 def test_threads_are_one_where_several_run_at_once(base: Path) -> None:

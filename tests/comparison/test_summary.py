@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from florist.comparison.intervals import estimate
 from florist.comparison.summary import Row, Verdict, reference, summarise
+from florist.rounds import Trained
 
 from .made import a_round, result
 
@@ -49,6 +50,32 @@ def test_the_verdict_knows_which_way_is_better(metric: str, shift: float, verdic
         for name, offset in (("florist", 0.0), ("flora", shift))
     ]
     assert by_name(summarise(results))["flora"].metrics[metric].verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("lower", "verdict"), [({"crows/pct": True}, Verdict.WORSE), ({"crows/pct": False}, Verdict.BETTER), ({}, None)]
+)
+def test_the_direction_is_what_the_run_says_and_not_what_the_name_looks_like(
+    lower: dict[str, bool], verdict: Verdict | None
+) -> None:
+    results = [
+        result(name, seed, {"crows/pct": value + 0.01 * seed * value}, lower_is_better=lower)
+        for seed in range(3)
+        for name, value in (("florist", 0.5), ("flora", 0.7))
+    ]
+    measured = by_name(summarise(results))["flora"].metrics["crows/pct"]
+    assert measured.difference is not None
+    assert measured.difference.mean == pytest.approx(0.202)
+    assert (measured.lower_is_better, measured.verdict) == (lower.get("crows/pct"), verdict)
+
+
+def test_runs_that_contradict_each_other_give_no_verdict() -> None:
+    results = [
+        result(name, seed, {"own/score": float(len(name))}, lower_is_better={"own/score": name == "flora"})
+        for seed in range(3)
+        for name in ("florist", "flora")
+    ]
+    assert by_name(summarise(results))["flora"].metrics["own/score"].verdict is None
 
 
 def test_one_seed_has_a_difference_and_no_verdict() -> None:
@@ -98,6 +125,12 @@ def test_costs_of_a_run_and_of_a_client_in_a_round() -> None:
     assert (row.upload_bytes, row.download_bytes) == (300.0, 200.0)
     assert (row.client_upload_bytes, row.client_download_bytes) == (75.0, 50.0)
     assert (row.server_seconds, row.client_seconds) == (1.0, 9.0)
+
+
+def test_a_method_that_sends_one_half_is_twice_as_efficient_as_the_paper_counts() -> None:
+    rows = by_name(summarise([result("fedit", 0, {}), result("ffa", 0, {}, sent=Trained.B)]))
+    assert (rows["fedit"].total_rank, rows["fedit"].efficiency) == (15.0, 1 / 15)
+    assert (rows["ffa"].total_rank, rows["ffa"].efficiency) == (15.0, 2 / 15)
 
 
 def test_rounds_that_changed_nothing_have_no_rank_and_are_counted() -> None:

@@ -22,7 +22,7 @@ def test_files_hold_what_was_measured_and_are_strict(tmp_path: Path) -> None:
         result("full", 1, {"loss": float("nan")}, failure="loss: not a finite number in the end"),
         result("florist", 1, {"loss": 1.7}),
     ]
-    whole = document(directory, "test records, last round", summarise(results), results)
+    whole = document(directory, "test examples, last round", summarise(results), results)
     write_tables(directory, whole, results)
 
     def refuse(constant: str) -> None:
@@ -36,6 +36,7 @@ def test_files_hold_what_was_measured_and_are_strict(tmp_path: Path) -> None:
     assert full["metrics"]["loss"]["difference"] == {"mean": -0.5, "low": None, "high": None, "count": 1}
     assert full["total_rank"] is None
     assert florist["metrics"]["loss"]["count"] == 2
+    assert florist["metrics"]["loss"]["lower_is_better"] is True
     assert [(cell["entry"], cell["seed"], cell["metrics"]) for cell in found["cells"]][1:3] == [
         ("florist", 0, {"loss": 1.5}),
         ("full", 1, {}),

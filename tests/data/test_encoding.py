@@ -19,7 +19,7 @@ from florist.data import (
     InstructionShape,
     alpaca_prompt,
     classes,
-    encode,
+    encode_examples,
     read_examples,
     template_prompt,
 )
@@ -187,7 +187,7 @@ def test_an_example_without_anything_to_learn_is_refused(tiny_llama: Path) -> No
     with pytest.raises(
         DataError, match=r"data, example 2: expected at least one token of answer .* 2 tokens of prompt and 0 of"
     ):
-        encode(
+        encode_examples(
             [{"instruction": "a", "output": "b"}, {"instruction": "a", "output": ""}], encoder(endless), list, "data"
         )
     # The first token of a sequence is predicted from nothing.
@@ -258,7 +258,7 @@ def test_an_error_names_the_source_and_the_example(tokenizer: PreTrainedTokenize
     with pytest.raises(
         DataError, match="client_3, example 2: expected examples with the fields 'instruction' and 'output'"
     ):
-        encode(examples, encoder(tokenizer), list, "client_3")
+        encode_examples(examples, encoder(tokenizer), list, "client_3")
 
 
 # --- classification
@@ -322,7 +322,7 @@ def test_classes_that_cannot_be_told_are_refused(examples: list[Mapping[str, Any
 
 def test_examples_are_a_sequence_and_batches_cover_it_once(tokenizer: PreTrainedTokenizerBase) -> None:
     examples = [{"instruction": "a" * (7 * k % 11), "output": str(k)} for k in range(10)]
-    encoded = encode(examples, encoder(tokenizer), DataCollatorForSeq2Seq(tokenizer), "data")
+    encoded = encode_examples(examples, encoder(tokenizer), DataCollatorForSeq2Seq(tokenizer), "data")
     assert isinstance(encoded, EncodedExamples)
     assert len(encoded) == 10
     assert encoded[-1] == encoder(tokenizer)(examples[-1])

@@ -31,13 +31,13 @@ def llama(tiny_llama: Path) -> PreTrainedModel:
 
 def questions(
     tokenizer: PreTrainedTokenizerBase,
-    *records: Mapping[str, Any],
+    *examples: Mapping[str, Any],
     prompt: str = "{question}:",
     answer: str = "{choice}",
     max_length: int = 60,
 ) -> tuple[Question, ...]:
     return read_questions(
-        records,
+        examples,
         tokenizer,
         prompt=template_prompt(prompt),
         answer=template_prompt(answer),
@@ -57,7 +57,7 @@ def score(model: Any, question: Question, choice: int) -> float:
     return total / question.lengths[choice]
 
 
-RECORDS = [
+EXAMPLES = [
     {
         "question": "what is " + "very " * (k % 4) + str(k),
         "choices": ["yes", "no", "perhaps it is", f"{k}"][: 2 + k % 3],
@@ -71,7 +71,7 @@ RECORDS = [
 def test_the_likeliest_choice_for_its_length_is_taken(
     llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int
 ) -> None:
-    asked = questions(tokenizer, *RECORDS)
+    asked = questions(tokenizer, *EXAMPLES)
     scores = [[score(llama, question, c) for c in range(len(question.choices))] for question in asked]
     hits = [own.index(max(own)) == question.answer for own, question in zip(scores, asked, strict=True)]
     assert 0 < sum(hits) < len(hits)
@@ -87,8 +87,8 @@ def test_a_question_of_which_every_choice_is_right_is_always_answered(
     llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     found = [
-        MultipleChoice(questions(tokenizer, {**RECORDS[3], "answer": answer}), tokenizer, 8)(llama)["multiple_choice"]
-        for answer in range(len(RECORDS[3]["choices"]))
+        MultipleChoice(questions(tokenizer, {**EXAMPLES[3], "answer": answer}), tokenizer, 8)(llama)["multiple_choice"]
+        for answer in range(len(EXAMPLES[3]["choices"]))
     ]
     assert sorted(found) == [0.0] * (len(found) - 1) + [1.0]
 
@@ -105,72 +105,75 @@ def test_a_choice_that_looks_like_a_letter_is_itself(tokenizer: PreTrainedTokeni
 
 
 def test_the_templates_make_prompt_and_choices(tokenizer: PreTrainedTokenizerBase) -> None:
-    record = {"question": "q", "choices": ["yes", "no"], "answer": 0, "topic": "t"}
-    (found,) = questions(tokenizer, record, prompt="{topic}\n{question}\n{options}\n", answer=" {letter}. {choice}")
+    example = {"question": "q", "choices": ["yes", "no"], "answer": 0, "topic": "t"}
+    (found,) = questions(tokenizer, example, prompt="{topic}\n{question}\n{options}\n", answer=" {letter}. {choice}")
     assert tokenizer.decode(found.prompt) == "t\nq\nA. yes\nB. no\n"
     assert [tokenizer.decode(choice) for choice in found.choices] == [" A. yes", " B. no"]
     assert found.lengths == (6, 5)
 
 
 def test_a_long_prompt_loses_its_start_for_all_choices_alike(tokenizer: PreTrainedTokenizerBase) -> None:
-    record = {"question": "0123456789", "choices": ["abcd", "e"], "answer": 0}
-    (found,) = questions(tokenizer, record, max_length=8)
+    example = {"question": "0123456789", "choices": ["abcd", "e"], "answer": 0}
+    (found,) = questions(tokenizer, example, max_length=8)
     assert tokenizer.decode(found.prompt) == "789:"
 
 
 @pytest.mark.parametrize(
-    ("record", "telling"),
+    ("example", "telling"),
     [
-        ({"question": "q"}, r"record 1: expected the fields question, choices and answer, or an input .* got \['ques"),
+        ({"question": "q"}, r"example 1: expected the fields question, choices and answer, or an input .* got \['ques"),
         ({"question": "q", "choices": ["a", "b"], "answer": 2}, "expected the answer as a number from 0, .* got 2"),
         ({"question": "q", "choices": ["a", "b"], "answer": -1}, "expected the answer as a number from 0"),
         ({"question": "q", "choices": ["a", "b"], "answer": True}, "expected the answer as a number from 0"),
         ({"question": "q", "choices": ["a", "b"], "answer": "C"}, "expected the answer .* got 'C'"),
         ({"question": "q", "choices": ["a", ""], "answer": 0}, "expected a prompt, and choices of one token at least"),
-        ({"question": "q", "choices": ["a", "b" * 60], "answer": 0}, r"at most 60, got 2 .*\[1, 60\] of choices"),
+        (
+            {"question": "q", "choices": ["a", "b" * 60], "answer": 0},
+            r"at most 60 tokens with it, got 2 .*\[1, 60\] of choices",
+        ),
         ({"input": "Question: a? Options: A. 1, B. 2", "output": "A"}, "expected the fields question, choices"),
     ],
 )
-def test_a_record_that_is_no_question_is_refused(
-    tokenizer: PreTrainedTokenizerBase, record: Mapping[str, Any], telling: str
+def test_an_example_that_is_no_question_is_refused(
+    tokenizer: PreTrainedTokenizerBase, example: Mapping[str, Any], telling: str
 ) -> None:
     with pytest.raises(DataError, match=telling):
-        questions(tokenizer, record)
+        questions(tokenizer, example)
 
 
 def test_the_papers_shape_is_read(tokenizer: PreTrainedTokenizerBase) -> None:
-    record = {
+    example = {
         "instruction": "Please answer.",
         "input": "Qusetion: Which? Options: A. 47,XY,+13, B. A, or B, C. both, D. 45,Y",
         "output": "The answer is: D. 45,Y",
     }
-    (found,) = questions(tokenizer, record, prompt="{question}\n{options}")
+    (found,) = questions(tokenizer, example, prompt="{question}\n{options}")
     assert tokenizer.decode(found.prompt).replace("<unk>", "+") == "Which?\nA. 47,XY,+13\nB. A, or B\nC. both\nD. 45,Y"
     assert found.answer == 3
     # The letter is meant, though another choice is called by it.
-    record = {"input": "Question: Which? Options: A. B, B. ~A, C. C, D. A", "output": "The answer is: B. ~A"}
-    (found,) = questions(tokenizer, record, prompt="{question}")
+    example = {"input": "Question: Which? Options: A. B, B. ~A, C. C, D. A", "output": "The answer is: B. ~A"}
+    (found,) = questions(tokenizer, example, prompt="{question}")
     assert found.answer == 1
     with pytest.raises(DataError, match="expected the answer as a number from 0, a letter"):
-        questions(tokenizer, {**record, "output": "The answer is: E. none"})
+        questions(tokenizer, {**example, "output": "The answer is: E. none"})
 
 
 @pytest.mark.skipif(not MMLU.is_file(), reason=f"the MMLU sample is not at {MMLU}")
 def test_the_papers_mmlu_sample_is_read_whole(tokenizer: PreTrainedTokenizerBase) -> None:
-    records = read_examples(MMLU)
-    found = questions(tokenizer, *records, prompt="{question}:", answer="{choice}", max_length=100_000)
+    examples = read_examples(MMLU)
+    found = questions(tokenizer, *examples, prompt="{question}:", answer="{choice}", max_length=100_000)
     assert len(found) == 1444
     assert all(len(question.choices) == 4 for question in found)
-    for record, question in zip(records, found, strict=True):
+    for example, question in zip(examples, found, strict=True):
         # The answer's letter and its text agree.
-        text = record["output"].split(". ", 1)[1].strip()
+        text = example["output"].split(". ", 1)[1].strip()
         assert question.lengths[question.answer] == len(text)
 
 
 def test_measuring_is_deterministic_and_changes_nothing(
     llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    metric = MultipleChoice(questions(tokenizer, *RECORDS), tokenizer, 4)
+    metric = MultipleChoice(questions(tokenizer, *EXAMPLES), tokenizer, 4)
     random = torch.get_rng_state()
     llama.train()
     assert metric(llama) == metric(llama)

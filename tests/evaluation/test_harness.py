@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from florist.errors import ConfigurationError, MissingDependencyError, MissingInputError
 from florist.evaluation import HarnessTasks, MultipleChoice, evaluate_tasks, read_questions, require_tasks
+from florist.evaluation.harness import measurements_from
 from florist.models.federated_model import FederatedModel
 
 installed = importlib.util.find_spec("lm_eval") is not None
@@ -30,7 +31,7 @@ metric_list:
   - metric: acc_norm
 """
 
-RECORDS = [
+EXAMPLES = [
     {"question": f"say {k} and stop:", "choices": ["yes", "not now", "perhaps it is"][: 2 + k % 2], "answer": k % 2}
     for k in range(12)
 ]
@@ -39,10 +40,51 @@ RECORDS = [
 @pytest.fixture
 def task_path(tmp_path: Path) -> Path:
     file = tmp_path / "questions.jsonl"
-    file.write_text("\n".join(json.dumps(record) for record in RECORDS))
+    file.write_text("\n".join(json.dumps(example) for example in EXAMPLES))
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "tiny_choice.yaml").write_text(TASK.format(file=file))
     return tmp_path / "tasks"
+
+
+def test_the_harness_says_which_way_its_metrics_get_better() -> None:
+    found = {
+        "results": {
+            "crows_pairs_english": {
+                "alias": "crows_pairs_english",
+                "likelihood_diff,none": 3.5,
+                "likelihood_diff_stderr,none": "N/A",
+                "pct_stereotype,none": 0.6,
+                "pct_stereotype_stderr,none": 0.01,
+            },
+            "gsm8k": {"exact_match,strict-match": 0.25, "exact_match,flexible-extract": 0.5},
+            "mixed": {"acc,none": 0.5, "odd,none": 2},
+            "older": {"acc,none": 0.75},
+        },
+        # A group whose tasks contradict each other has None.
+        "higher_is_better": {
+            "crows_pairs_english": {"likelihood_diff": False, "pct_stereotype": False},
+            "gsm8k": {"exact_match": True},
+            "mixed": {"acc": True, "odd": None},
+        },
+    }
+    measured = measurements_from(found)
+    assert measured == {
+        "crows_pairs_english/likelihood_diff": 3.5,
+        "crows_pairs_english/pct_stereotype": 0.6,
+        "gsm8k/exact_match/strict-match": 0.25,
+        "gsm8k/exact_match/flexible-extract": 0.5,
+        "mixed/acc": 0.5,
+        "mixed/odd": 2.0,
+        "older/acc": 0.75,
+    }
+    assert measured.lower_is_better == {
+        "crows_pairs_english/likelihood_diff": True,
+        "crows_pairs_english/pct_stereotype": True,
+        "gsm8k/exact_match/strict-match": False,
+        "gsm8k/exact_match/flexible-extract": False,
+        "mixed/acc": False,
+    }
+    assert measurements_from({}) == {}
 
 
 @pytest.mark.slow
@@ -63,8 +105,9 @@ def test_the_harness_measures_an_adapted_model_and_agrees_with_multiple_choice(
     found = HarnessTasks(tokenizer, ("tiny_choice",), task_path, batch_size=4)(model)
     assert torch.equal(torch.get_rng_state(), random)
     assert set(found) == {"tiny_choice/acc", "tiny_choice/acc_norm"}
+    assert found.lower_is_better == {"tiny_choice/acc": False, "tiny_choice/acc_norm": False}
     questions = read_questions(
-        RECORDS,
+        EXAMPLES,
         tokenizer,
         prompt=lambda values: values["question"],
         answer=lambda values: f" {values['choice']}",

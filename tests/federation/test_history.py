@@ -16,7 +16,7 @@ from florist.errors import DamagedRunError, MissingInputError, OtherVersionError
 from florist.factors import AdapterState, LoraFactor
 from florist.federation.broadcasts import Broadcasts
 from florist.federation.history import RunDirectory, RunFacts
-from florist.federation.records import ClientRecord, Drop, RoundRecord
+from florist.federation.records import ClientRecord, Drop, FinalTest, RoundRecord
 from florist.federation.state import ServerState
 from florist.rounds import NO_ADAPTER
 from tests.builders import SHAPES, adapter
@@ -111,7 +111,7 @@ def test_no_file_of_a_run_holds_what_is_no_number(tmp_path: Path, value: float) 
     run = RunDirectory.create(tmp_path / "run", "", RunFacts("0", "m", 1, {"loss": value}))
     lost = replace(record(1).clients[0], loss=value)
     run.save(state(1), replace(record(1), metrics={"loss": value}, relative_error=value, clients=(lost,)))
-    run.save_tested({"loss": value, "accuracy": 0.5})
+    run.save_tested(FinalTest({"loss": value, "accuracy": 0.5}, {"loss": True}))
     files = [run.path / "run.json", run.path / "test.json", run.path / "state" / "current.json"]
     for text in (*(file.read_text() for file in files), *(run.path / "rounds.jsonl").read_text().splitlines()):
         json.loads(text, parse_constant=refuse)
@@ -119,8 +119,9 @@ def test_no_file_of_a_run_holds_what_is_no_number(tmp_path: Path, value: float) 
     assert math.isnan(run.facts.initial["loss"])
     tested = run.tested
     assert tested is not None
-    assert math.isnan(tested["loss"])
-    assert tested["accuracy"] == 0.5
+    assert math.isnan(tested.metrics["loss"])
+    assert tested.metrics["accuracy"] == 0.5
+    assert tested.lower_is_better == {"loss": True}
     (found,) = run.records()
     assert all(math.isnan(each) for each in (found.metrics["loss"], found.relative_error, found.clients[0].loss))
 
@@ -281,12 +282,13 @@ def test_the_result_of_a_run_that_goes_on_is_set_aside(tmp_path: Path) -> None:
     run.set_aside_result(3)
     run.adapter.mkdir()
     (run.adapter / "README.md").write_text("three rounds")
-    run.save_tested({"loss": 1.0})
+    run.save_tested(FinalTest({"loss": 1.0}, {"loss": True}))
     run.set_aside_result(3)
     assert not run.adapter.exists()
     assert run.tested is None
     assert (run.path / "adapter-round-0003" / "README.md").read_text() == "three rounds"
-    assert json.loads((run.path / "test-round-0003.json").read_text()) == {"loss": 1.0}
+    tested = json.loads((run.path / "test-round-0003.json").read_text())
+    assert tested == {"metrics": {"loss": 1.0}, "lower_is_better": {"loss": True}}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork")

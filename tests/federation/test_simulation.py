@@ -149,14 +149,15 @@ def test_the_final_adapter_is_tested_once_on_what_no_round_saw(
     simulation = build(read_config(directory.config_file))
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), directory.adapter)
     expected = build(read_config(config)).metrics[0](loaded)
-    assert tested == {name: pytest.approx(value, rel=1e-5) for name, value in expected.items()}
+    assert tested["metrics"] == {name: pytest.approx(value, rel=1e-5) for name, value in expected.items()}
+    assert tested["lower_is_better"] == {"loss": True, "perplexity": True}
     assert directory.records()[-1].metrics == {
         name: pytest.approx(value, rel=1e-5) for name, value in simulation.metrics[0](loaded).items()
     }
     # A run that ended is not tested again.
-    (directory.path / "test.json").write_text('{"kept": 1}')
+    (directory.path / "test.json").write_text('{"metrics": {}, "lower_is_better": {}}')
     simulation.run(directory, Silent())
-    assert (directory.path / "test.json").read_text() == '{"kept": 1}'
+    assert (directory.path / "test.json").read_text() == '{"metrics": {}, "lower_is_better": {}}'
     assert not (run(config, tmp_path / "plain").path / "test.json").exists()
 
 

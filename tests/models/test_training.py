@@ -13,7 +13,7 @@ from florist.data import (
     CausalLmEncoder,
     EncodedExamples,
     InstructionPrompt,
-    encode,
+    encode_examples,
     read_examples,
     template_prompt,
 )
@@ -36,7 +36,9 @@ def tokenizer(tiny_llama: Path) -> PreTrainedTokenizerBase:
 @pytest.fixture(scope="module")
 def examples(tokenizer: PreTrainedTokenizerBase, toy_data: Path) -> EncodedExamples:
     encoder = CausalLmEncoder(tokenizer, InstructionPrompt(ALPACA, template_prompt("{instruction}:")), 40)
-    return encode(read_examples(toy_data / "client_1.json"), encoder, DataCollatorForSeq2Seq(tokenizer), "client_1")
+    return encode_examples(
+        read_examples(toy_data / "client_1.json"), encoder, DataCollatorForSeq2Seq(tokenizer), "client_1"
+    )
 
 
 @pytest.fixture(scope="module")

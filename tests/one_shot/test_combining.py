@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import AutoPeftModel, PeftModel
 from transformers import AutoModelForCausalLM
 
 from florist.checkpoint import Export, open_adapter
@@ -182,6 +182,24 @@ def test_adapters_that_learnt_nothing_make_one_that_adds_nothing(
     base = AutoModelForCausalLM.from_pretrained(tiny_llama)
     with torch.no_grad():
         assert torch.equal(loaded_logits(tiny_llama, tmp_path / "out"), base(input_ids=IDS).logits)
+
+
+def test_auto_classes_load_the_result_where_they_load_the_inputs(
+    tiny_llama: Path, saved_adapters: list[Path], tmp_path: Path
+) -> None:
+    inputs: list[Path] = []
+    for path in saved_adapters:
+        # PEFT writes auto_mapping where there is no task type: saved again without one, each adapter carries it.
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), path)
+        model.peft_config["default"].task_type = None
+        model.save_pretrained(tmp_path / path.name)
+        inputs.append(tmp_path / path.name)
+        AutoPeftModel.from_pretrained(inputs[-1])
+    aggregate(inputs, rank_rule=EnergyThreshold(0.9)).write(tmp_path / "out")
+    model = AutoPeftModel.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        found = model(input_ids=IDS).logits
+    assert relative_error(found, loaded_logits(tiny_llama, tmp_path / "out")) < 1e-6
 
 
 def test_a_cut_of_an_aggregate_is_the_aggregate_at_that_rank(saved_adapters: list[Path], tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """An aggregate counts as much as what went into it."""
 
 import json
+import os
 import re
+import shutil
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +17,7 @@ from safetensors.torch import load_file, save
 
 from florist.errors import InvalidUpdateError
 from florist.one_shot import CountedIn, aggregate, open_inputs
+from florist.one_shot.certificate import FORMAT
 from florist.one_shot.weights import given as given_weights
 from florist.ranks import EnergyThreshold
 from tests.builders import SHAPES, relative_error
@@ -81,7 +84,8 @@ def test_adapters_that_nobody_weighed_count_once_each_and_their_aggregates_as_of
 def test_unlike_units_are_refused_until_all_are_weighed(tmp_path: Path, weighed: list[int | Fraction]) -> None:
     a, b, c, d = (Site(2, 2, seed=seed).save(tmp_path / str(seed)) for seed in range(4))
     edge = merge(tmp_path / "edge", a, b, c, num_examples=weighed)
-    with pytest.raises(InvalidUpdateError, match=r"edge: \d (shares|examples); .*3: 1 adapters\); .*\(--weights\)"):
+    unit = "5 examples" if weighed == [3, 1, 1] else "weighted by shares of an unknown number of examples"
+    with pytest.raises(InvalidUpdateError, match=rf"edge: {unit}; .*3: 1 adapter that nobody .*\(--weights\)"):
         open_inputs([edge, d])
     assert open_inputs([edge, d], num_examples=[5, 1]).weights.counts == (5, 1)
 
@@ -93,10 +97,30 @@ def test_shares_of_unknown_size_are_not_compared_even_with_each_other(tmp_path: 
         merge(tmp_path / "one", *sites[:2], num_examples=half),
         merge(tmp_path / "two", *sites[2:], num_examples=half),
     )
-    with pytest.raises(InvalidUpdateError, match=r"two: 2 shares.*--weights"):
+    with pytest.raises(InvalidUpdateError, match=r"two: weighted by shares of an unknown number.*--weights"):
         open_inputs([one, two])
     alone = merge(tmp_path / "alone", one)  # nothing to compare with, and still no number of examples
     assert open_inputs([alone]).weights.counted_in is CountedIn.SHARES
+    weighed = open_inputs([alone, two], num_examples=[30, 10])
+    assert (weighed.weights.counts, weighed.weights.counted_in) == ((30, 10), CountedIn.EXAMPLES)
+
+
+def test_shares_invent_no_examples(tmp_path: Path) -> None:
+    sites = [Site(2, 2, seed=seed).save(tmp_path / str(seed)) for seed in range(2)]
+    edge = merge(tmp_path / "edge", *sites, num_examples=[Fraction("0.6"), Fraction("0.4")])
+    certificates = [json.loads((path / "florist.json").read_text()) for path in (edge, merge(tmp_path / "top", edge))]
+    for certificate in certificates:
+        assert (certificate["num_examples"], certificate["counted_in"]) == (None, "shares")
+        assert {entry["num_examples"] for entry in certificate["inputs"]} == {None}
+    assert [entry["weight"] for entry in certificates[0]["inputs"]] == [0.6, 0.4]
+
+
+@pytest.mark.parametrize("weight", [0, -2, Fraction(0)])
+def test_a_weight_that_is_not_positive_is_refused_with_the_adapter(tmp_path: Path, weight: int | Fraction) -> None:
+    sites = [Site(2, 2, seed=seed).save(tmp_path / f"site{seed}") for seed in range(2)]
+    message = rf"got {weight} for .*site1; leave that adapter out, or give it a positive weight"
+    with pytest.raises(InvalidUpdateError, match=message):
+        open_inputs(sites, num_examples=[1, weight])
 
 
 def test_fractions_become_whole_numbers_without_rounding() -> None:
@@ -129,6 +153,8 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "no json": (lambda d: (d / "florist.json").write_text("{"), "expected a certificate of florist in .*JSON"),
     "a list": (lambda d: (d / "florist.json").write_text("[]"), "expected a certificate of florist in"),
     "count": (lambda d: edit(d, lambda c: c.update(num_examples=-4)), "a whole number from 1, got -4"),
+    "no count": (lambda d: edit(d, lambda c: c.update(num_examples=None)), "a whole number from 1, got None"),
+    "format": (lambda d: edit(d, lambda c: c.update(format="1")), "expected format in .* a whole number, got '1'"),
     "unit": (lambda d: edit(d, lambda c: c.update(counted_in="pounds")), "expected a certificate .*pounds"),
 }
 
@@ -147,6 +173,53 @@ def test_a_certificate_that_cannot_be_believed_is_noted_and_not_used(
     assert re.search(reason, note)
     document = aggregate([edge, c], rank_rule=LOSSLESS).write(tmp_path / "out")
     assert note in document["notes"]
+
+
+def test_a_certificate_says_its_format(tmp_path: Path) -> None:
+    edge = merge(tmp_path / "edge", Site(2, 2).save(tmp_path / "a"), num_examples=[7])
+    content = json.loads((edge / "florist.json").read_text())
+    assert next(iter(content)) == "format"
+    assert content["format"] == FORMAT
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({}, (7, CountedIn.EXAMPLES)), ({"num_examples": 5, "counted_in": "shares"}, (1, CountedIn.SHARES))],
+    ids=["examples", "shares"],
+)
+def test_a_certificate_of_a_florist_that_wrote_no_format_is_read(
+    tmp_path: Path, changes: dict[str, object], expected: tuple[int, CountedIn]
+) -> None:
+    edge = merge(tmp_path / "edge", Site(2, 2).save(tmp_path / "a"), num_examples=[7])
+    edit(edge, lambda content: (content.pop("format"), content.update(changes)))
+    weights = open_inputs([edge]).weights
+    assert (weights.counts[0], weights.counted_in) == expected
+
+
+def test_a_newer_certificate_is_refused_where_its_weight_is_wanted(tmp_path: Path) -> None:
+    a, b = (Site(2, 2, seed=seed).save(tmp_path / str(seed)) for seed in range(2))
+    edge = merge(tmp_path / "edge", a, num_examples=[7])
+    edit(edge, lambda content: content.update(format=FORMAT + 1, florist="99.0"))
+    message = rf"edge/florist\.json in format {FORMAT} or older, got format {FORMAT + 1} of florist 99\.0.*--weights"
+    with pytest.raises(InvalidUpdateError, match=message):
+        open_inputs([edge, b])
+    assert open_inputs([edge, b], num_examples=[7, 1]).weights.counts == (7, 1)
+
+
+def test_adapters_of_the_same_bytes_are_noted(tmp_path: Path) -> None:
+    a, b = (Site(2, 2, seed=seed).save(tmp_path / name) for seed, name in enumerate("ab"))
+    copied = Path(shutil.copytree(a, tmp_path / "copied"))
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for file in a.iterdir():
+        os.link(file, linked / file.name)
+    document = aggregate([a, b], rank_rule=LOSSLESS).write(tmp_path / "out")
+    assert not any("byte for byte" in note for note in document["notes"])
+    document = aggregate([a, b, copied, linked], rank_rule=LOSSLESS).write(tmp_path / "twice")
+    (note,) = (note for note in document["notes"] if "byte for byte" in note)
+    digest = document["inputs"][0]["sha256"]["adapter_model.safetensors"]
+    assert note.startswith(f"{a}, {copied} and {linked} hold the same weights, byte for byte (SHA-256 {digest[:12]}")
+    assert "each is counted" in note
 
 
 def test_certificates_are_not_consulted_where_weights_are_given(tmp_path: Path) -> None:

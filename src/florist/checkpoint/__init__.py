@@ -1,7 +1,6 @@
-"""PEFT adapters on disk: read, compared, written."""
+"""PEFT adapters on disk: florist reads, compares and writes them here."""
 
 from florist.checkpoint.compatibility import Comparison, check_compatible, compare
-from florist.checkpoint.factor_tensors import stored_bytes
 from florist.checkpoint.layout import (
     LINEAR,
     AdapterLayout,
@@ -13,6 +12,7 @@ from florist.checkpoint.layout import (
 )
 from florist.checkpoint.locating import locate
 from florist.checkpoint.reading import SavedAdapter, open_adapter
+from florist.checkpoint.stored_tensors import stored_bytes, stored_ranks, written_bytes
 from florist.checkpoint.writing import EncodedAdapter, Export, encode, serving_notes, write_adapter
 
 __all__ = [
@@ -34,5 +34,7 @@ __all__ = [
     "open_adapter",
     "serving_notes",
     "stored_bytes",
+    "stored_ranks",
     "write_adapter",
+    "written_bytes",
 ]

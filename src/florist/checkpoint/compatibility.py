@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,13 +18,16 @@ class Comparison:
     """What adapters have in common, and what keeps them apart.
 
     Attributes:
-        problems: what is wrong, each naming the adapter and the remedy; empty where they may be combined.
-        absent: module -> the adapters that lack it. Each counts as a zero update of the module: its weight is never
-            given to the others.
-        layout: of the combined adapter.
-        base_model: of the first adapter that names one.
-        revision: likewise.
-        task_type: likewise.
+        problems: what is wrong. Each problem names the adapter and the remedy. There is none if the adapters may be
+            combined.
+        absent: module -> the adapters that lack it. Each of them counts as a zero update of the module, and its weight
+            is never given to the others.
+        layout: how the combined adapter is to be stored.
+        base_model: the base model that the first adapter names which names one.
+        revision: the revision of the base model, from the first adapter which names one.
+        task_type: PEFT's name of the task, from the first adapter which names one.
+        auto_mapping: what the adapters agree on of the base model's class, which PEFT's `AutoPeftModel` builds; None
+            where they do not agree on the class.
     """
 
     problems: tuple[str, ...]
@@ -32,19 +36,20 @@ class Comparison:
     base_model: str | None
     revision: str | None
     task_type: str | None
+    auto_mapping: Mapping[str, Any] | None
 
 
 def compare(
     adapters: Sequence[SavedAdapter], *, allow_base_mismatch: bool = False, average_full: bool = False
 ) -> Comparison:
-    """Everything that speaks against combining the adapters; raises nothing.
+    """Find everything that speaks against combining the adapters, and raise nothing.
 
     Args:
-        adapters: each is compared with the first that has what is compared.
-        allow_base_mismatch: accept unlike names or revisions of the base model, for instance local paths.
-        average_full: accept parameters that travel whole; they are to be averaged, which is no exact combination.
+        adapters: what to compare. Each is compared with the first that has what is compared.
+        allow_base_mismatch: whether names and revisions of the base model may differ, as local paths do.
+        average_full: whether saved parameters are accepted. Their mean is no exact combination.
 
-    Cost: reads nothing but copies of frozen weights, where the adapters hold any.
+    Cost: it reads nothing but copies of frozen weights, which few adapters hold.
     """
     problems = _given_twice(adapters)
     if not allow_base_mismatch:
@@ -63,16 +68,17 @@ def compare(
         base_model=_first([adapter.base_model for adapter in adapters]),
         revision=_first([adapter.revision for adapter in adapters]),
         task_type=_first([adapter.task_type for adapter in adapters]),
+        auto_mapping=_joint_mapping([adapter.auto_mapping for adapter in adapters]),
     )
 
 
 def check_compatible(
     adapters: Sequence[SavedAdapter], *, allow_base_mismatch: bool = False, average_full: bool = False
 ) -> Comparison:
-    """As `compare`, for adapters that are about to be combined.
+    """Compare adapters that are about to be combined, as `compare` does.
 
     Raises:
-        IncompatibleAdaptersError: something is wrong; the message lists all of it.
+        IncompatibleAdaptersError: something speaks against it. The message lists everything that does.
     """
     if not adapters:
         raise IncompatibleAdaptersError("expected at least one adapter to combine, got none")
@@ -146,7 +152,7 @@ def _unlike_parameters(adapters: Sequence[SavedAdapter], *, average_full: bool) 
         if trained and not average_full:
             problems.append(
                 f"{adapter.path} holds parameters trained whole ({', '.join(trained)}), which do not combine exactly; "
-                "accept their weighted mean (--average-full), or train without modules_to_save and with bias='none'"
+                "accept their weighted mean (--average-full), or combine adapters that trained nothing but factors"
             )
         first = adapters[0]
         expected, found = _averaged(first, average_full=average_full), _averaged(adapter, average_full=average_full)
@@ -166,7 +172,7 @@ def _unlike_parameters(adapters: Sequence[SavedAdapter], *, average_full: bool) 
 
 
 def _averaged(adapter: SavedAdapter, *, average_full: bool) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters that are to be averaged."""
+    """The shapes of the parameters that are to be averaged."""
     shapes = adapter.saved_parameters.shapes
     return {name: shape for name, shape in shapes.items() if average_full or name.endswith(TRAINED_ROWS)}
 
@@ -196,7 +202,15 @@ def _joint_layout(adapters: Sequence[SavedAdapter]) -> AdapterLayout:
         modules_to_save=_union([layout.modules_to_save for layout in layouts]),
         target_parameters=_union([layout.target_parameters for layout in layouts]),
         trainable_token_indices=next((t for t in (layout.trainable_token_indices for layout in layouts) if t), None),
+        tied_parameters=_union([layout.tied_parameters for layout in layouts]),
     )
+
+
+def _joint_mapping(mappings: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    # PEFT imports the library that this names, so that one adapter alone must not choose it.
+    entries = mappings[0].items() if mappings else ()
+    joint = {key: value for key, value in entries if all(other.get(key) == value for other in mappings)}
+    return joint if joint.keys() >= {"base_model_class", "parent_library"} else None
 
 
 def _union(lists: Sequence[Sequence[str]]) -> tuple[str, ...]:

@@ -1,5 +1,11 @@
-"""The experts of a fused mixture: PEFT's `target_parameters`, which stores all of them in one pair of matrices."""
+"""The experts of a mixture, in the two ways in which PEFT stores their adapters.
 
+Where a model keeps its experts in one stacked parameter, `target_parameters` adapts it, and one pair of matrices holds
+all experts. Where each expert has linear modules of its own, as in transformers 4, each has a pair of its own, which
+PEFT stacks when it loads the adapter into a model of today.
+"""
+
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -12,7 +18,13 @@ from florist.errors import InvalidAdapterError, UnsupportedAdapterError
 from florist.factors import LoraFactor
 
 _MOST_PARAMETERS = 6
-"""Of one module: more would make trying every order slow, and no model has them."""
+"""The largest number of adapted parameters of one module: trying every order of more is slow, and no model has more."""
+
+
+_STACKED_WHEN_LOADED = re.compile(
+    r"(.*\.)?(experts\.\d+\.(w1|w2|w3|gate_proj|up_proj|down_proj)|(block_sparse_moe|mlp)\.gate)"
+)
+"""An expert's linear modules and the router, by the names that PEFT converts (`_MOE_TARGET_MODULE_MAPPING`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +32,9 @@ class ExpertPair:
     """What one stored pair of matrices holds.
 
     Attributes:
-        experts: E.
-        rank: r, of every expert.
-        scaling: of every expert.
+        experts: E, how many experts there are.
+        rank: r, the rank of each expert.
+        scaling: the scaling of each expert.
     """
 
     experts: int
@@ -30,15 +42,27 @@ class ExpertPair:
     scaling: float
 
 
+def is_stacked_when_loaded(module: str) -> bool:
+    """Whether PEFT may rename a linear module when it loads the adapter, so that `rank_pattern` no longer finds it.
+
+    PEFT stacks the experts of Mixtral, Qwen and their kin into one parameter a layer, and adapts the router as a
+    parameter. It assumes the config's `r` for all of these. They therefore need one rank, and `r` has to be that rank.
+    """
+    return _STACKED_WHEN_LOADED.fullmatch(module) is not None
+
+
 def base_module(stored: str) -> str:
-    """The module name in the base model: PEFT stores a second parameter of a module one ``.base_layer`` deeper."""
+    """The name of a stored module in the base model.
+
+    PEFT stores a second adapted parameter of a module one ``.base_layer`` deeper than the first.
+    """
     while stored.endswith(".base_layer"):
         stored = stored.removesuffix(".base_layer")
     return stored
 
 
 def adapted_parameters(settings: LoraSettings, module: str) -> tuple[str, ...]:
-    """The parameters of a module that `target_parameters` may mean; none where the module itself is adapted.
+    """The parameters of a module that `target_parameters` may mean. There are none if the module itself is adapted.
 
     A setting without a dot ("gate_up_proj") names a parameter of any module.
     """
@@ -51,20 +75,20 @@ def adapted_parameters(settings: LoraSettings, module: str) -> tuple[str, ...]:
 def resolve_pairs(
     settings: LoraSettings, module: str, parameters: Sequence[str], rows: Mapping[str, int]
 ) -> dict[str, ExpertPair]:
-    """Rank and number of experts of each stored pair of one module.
+    """Find the rank and the number of experts of each stored pair of one module.
 
     The file does not say which parameter a pair belongs to, and their ranks may differ (PEFT doubles that of a fused
     gate and up projection). All parameters of a module have the same number of experts, which settles it.
 
     Args:
-        settings: of the adapter.
-        module: name in the base model.
-        parameters: what the pairs may belong to.
-        rows: stored module name -> rows of its A, which are E r.
+        settings: the settings of the adapter.
+        module: the name of the module in the base model.
+        parameters: the parameters to which the pairs may belong.
+        rows: stored module name -> the number of rows of its A, which is E r.
 
     Raises:
         InvalidAdapterError: no assignment fits the config's ranks.
-        UnsupportedAdapterError: several do.
+        UnsupportedAdapterError: several assignments fit.
     """
     resolved = sorted(settings.resolve(f"{module}.{name}") for name in parameters)
     if len(resolved) > _MOST_PARAMETERS:
@@ -93,12 +117,15 @@ def _fit(rows: Sequence[int], resolved: Sequence[tuple[int, float]]) -> tuple[Ex
 
 
 def split_expert(A: Tensor, B: Tensor, pair: ExpertPair, expert: int) -> tuple[Tensor, Tensor]:
-    """One expert's A (r, in) and B (out, r), as views."""
+    """Views of one expert's A (r, in) and B (out, r)."""
     return A[expert * pair.rank : (expert + 1) * pair.rank], B[:, expert :: pair.experts]
 
 
 def join_experts(factors: Sequence[LoraFactor]) -> LoraFactor:
-    """The stored pair of experts of one rank: A (E r, in) expert by expert, B (out, r E) rank by rank."""
+    """The stored pair of experts of one rank.
+
+    A (E r, in) holds one expert after the other; B (out, r E) holds the first column of every expert, then the second.
+    """
     return LoraFactor(
         B=torch.stack([factor.B for factor in factors], dim=2).flatten(1),
         A=torch.cat([factor.A for factor in factors], dim=0),

@@ -9,20 +9,23 @@ from pathlib import Path
 from florist.errors import InvalidAdapterError, UnsupportedAdapterError
 
 PREFIX = "base_model.model."
-"""Before every name that PEFT writes. Without it PEFT loads nothing of the adapter and says so only in a warning."""
+"""What stands before every name that PEFT writes. Without it PEFT loads nothing, and says so in a warning only."""
 
 TRAINED_ROWS = ".token_adapter.trainable_tokens_delta"
-"""Ends the name of the trained rows of an embedding: replacements of those rows, whatever "delta" says."""
+"""The end of the name of an embedding's trained rows. They replace the rows of the base, whatever "delta" says."""
 
 _HALF = re.compile(
     r"(?P<module>.+)\.(?P<half>lora_[AB])(\.[^.]+)?(?P<leaf>\.weight|\.bias)"
     r"|(?P<embedding>.+)\.(?P<embedding_half>lora_embedding_[AB])(\.[^.]+)?"
 )
-"""Module and half; the adapter's name, which PEFT leaves out of files, may stand between half and leaf."""
+"""A module and its half. The adapter's name, which PEFT leaves out of files, may stand between half and leaf."""
 
 _LINEAR_PAIR = ("lora_A.weight", "lora_B.weight")
 _EMBEDDING_PAIR = ("lora_embedding_A", "lora_embedding_B")
 _OUTPUT_BIAS = "lora_B.bias"
+_EMBEDDINGS = ("embed_tokens", "lm_head")
+"""Names by which PEFT knows the modules that a model may tie to each other."""
+
 _VARIANTS = {
     "lora_magnitude_vector": "DoRA",
     "lora_diag": "KaSA",
@@ -33,12 +36,12 @@ _VARIANTS = {
 
 @dataclass(frozen=True, slots=True)
 class ModuleKeys:
-    """Names of one module's tensors in the file.
+    """The names of one module's tensors in the file.
 
     Attributes:
-        A: of the down-projection.
-        B: of the up-projection.
-        bias: of ``lora_B.bias``, where there is one.
+        A: the name of the down-projection.
+        B: the name of the up-projection.
+        bias: the name of ``lora_B.bias``; None if there is none.
         embedding: whether the halves are ``lora_embedding_*``.
     """
 
@@ -53,35 +56,47 @@ class AdapterKeys:
     """The names of a file, sorted by meaning.
 
     Attributes:
-        modules: by module name, without the prefix.
-        whole: parameters that travel whole: name in the model -> name in the file.
-        frozen: copies of base weights: name in the model -> name in the file.
+        modules: the names of each module's tensors, by the module's name without the prefix.
+        whole: the saved parameters, name in the model -> name in the file.
+        frozen: copies of base weights, name in the model -> name in the file.
+        tied: the names in `whole` that repeat a saved embedding, because the base model ties them to it.
     """
 
     modules: Mapping[str, ModuleKeys]
     whole: Mapping[str, str]
     frozen: Mapping[str, str]
+    tied: tuple[str, ...]
 
 
-def sort_keys(path: Path, names: Collection[str], *, modules_to_save: Collection[str], biases: bool) -> AdapterKeys:
+def sort_keys(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    modules_to_save: Collection[str],
+    biases: bool,
+    ties_embeddings: bool = False,
+) -> AdapterKeys:
     """Give every name in a weights file its meaning.
 
     Args:
-        path: of the file, for messages.
-        names: in the file.
-        modules_to_save: endings of module names whose parameters travel whole.
+        path: the file, for messages.
+        shapes: the names in the file, and the shapes of their tensors.
+        modules_to_save: the ends of the names of modules that are saved whole.
         biases: whether the adapter trained the base model's biases.
+        ties_embeddings: PEFT's `ensure_weight_tying`. A saved embedding is then stored a second time, under the name
+            of the output layer that is tied to it, which the config does not name.
 
     Raises:
         InvalidAdapterError: a half is missing, a name lacks PEFT's prefix, two names mean the same tensor, or a name
-            means nothing that florist knows: dropping it would drop a part of the update.
+            means nothing that florist knows. To drop it would drop a part of the update.
         UnsupportedAdapterError: a name belongs to a variant of LoRA.
     """
     halves: dict[str, dict[str, str]] = {}
     whole: dict[str, str] = {}
     frozen: dict[str, str] = {}
+    unnamed: dict[str, str] = {}
     problems: list[str] = []
-    for key in sorted(names):
+    for key in sorted(shapes):
         name = key.removeprefix(PREFIX)
         _refuse_variant(path, key)
         if name == key:
@@ -92,7 +107,7 @@ def sort_keys(path: Path, names: Collection[str], *, modules_to_save: Collection
             if halves.setdefault(module, {}).setdefault(half, key) != key:
                 problems.append(f"{key} is the second {half} of {module}: a file must hold one adapter")
         elif owner(name, modules_to_save) is not None:
-            if not _is_copy_of_saved_bias(name, names):
+            if not _is_copy_of_saved_bias(name, shapes):
                 whole[name] = key
         elif name.endswith(TRAINED_ROWS):
             whole[name] = key
@@ -101,7 +116,10 @@ def sort_keys(path: Path, names: Collection[str], *, modules_to_save: Collection
         elif name.endswith(".base_layer.weight"):
             frozen[name.replace(".base_layer.", ".")] = key
         else:
-            problems.append(_unknown(key))
+            unnamed[name] = key
+    embeddings = {shapes[key] for name, key in whole.items() if _is_embedding(name)} if ties_embeddings else set()
+    tied = {name: key for name, key in unnamed.items() if _is_embedding(name) and shapes[key] in embeddings}
+    problems += [_unknown(key) for name, key in unnamed.items() if name not in tied]
     modules, incomplete = _pairs(halves)
     problems += incomplete
     if not halves and not problems:
@@ -111,11 +129,14 @@ def sort_keys(path: Path, names: Collection[str], *, modules_to_save: Collection
             f"expected the tensors of one complete LoRA adapter in {path}, but {'; '.join(problems)}; save the "
             "adapter again with save_pretrained()"
         )
-    return AdapterKeys(modules, whole, frozen)
+    return AdapterKeys(modules, dict(sorted({**whole, **tied}.items())), frozen, tuple(tied))
 
 
 def owner(name: str, modules_to_save: Collection[str]) -> str | None:
-    """The module to save that a parameter belongs to, by PEFT's rule: the module's name ends with the setting."""
+    """The module to save that a parameter belongs to; None if there is none.
+
+    PEFT saves a module whose name ends with one of `modules_to_save`.
+    """
     parts = name.split(".")[:-1]
     paths = (".".join(parts[: end + 1]) for end in range(len(parts)))
     return next((path for path in paths if path.endswith(tuple(modules_to_save))), None)
@@ -144,9 +165,9 @@ def _refuse_variant(path: Path, key: str) -> None:
 
 
 def _is_copy_of_saved_bias(name: str, names: Collection[str]) -> bool:
-    """Whether PEFT wrote it beside the parameter itself.
+    """Whether a name is that of a copy, which PEFT wrote beside the parameter itself.
 
-    With ``bias="all"`` it adds a saved module's bias twice more: as it was before training, and as trained.
+    With ``bias="all"`` PEFT adds a saved module's bias twice more, as it was before training and as it was trained.
     """
     return any(
         inner in name and PREFIX + name.replace(inner, ".") in names
@@ -154,10 +175,15 @@ def _is_copy_of_saved_bias(name: str, names: Collection[str]) -> bool:
     )
 
 
+def _is_embedding(parameter: str) -> bool:
+    return parameter.endswith(tuple(f"{name}.weight" for name in _EMBEDDINGS))
+
+
 def _unknown(key: str) -> str:
     if key.endswith((".weight", ".bias")) and ".lora_" not in key:
         return (
-            f"{key} is a whole parameter that the config does not name (PEFT adds the embeddings after the vocabulary "
-            "was resized: save with save_embedding_layers=False, and share the resized base)"
+            f"{key} is a whole parameter that the config does not name: if it was trained, add its module to "
+            "modules_to_save in adapter_config.json; if PEFT added it because the vocabulary was resized, save the "
+            "adapter with save_embedding_layers=False and share the resized base model"
         )
     return f"{key} is no part of a LoRA adapter that florist knows"

@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class LinearLayout:
-    """``lora_A.weight`` (r, in) and ``lora_B.weight`` (out, r): Linear, and GPT-2's Conv1D without a transposition."""
+    """``lora_A.weight`` (r, in) and ``lora_B.weight`` (out, r).
+
+    Linear modules are stored so, and GPT-2's Conv1D too, without a transposition.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +19,11 @@ class EmbeddingLayout:
 
 @dataclass(frozen=True, slots=True)
 class ConvolutionLayout:
-    """``lora_A.weight`` (r, in, k...) and ``lora_B.weight`` (out, r, 1...); the factor has A flattened.
+    """``lora_A.weight`` (r, in, k...) and ``lora_B.weight`` (out, r, 1...). The factor has A flattened.
 
     Attributes:
-        in_channels: of the convolution.
-        kernel: its one, two or three sizes.
+        in_channels: how many channels the convolution reads.
+        kernel: the one, two or three sizes of its kernel.
     """
 
     in_channels: int
@@ -36,10 +39,10 @@ class ExpertLayout:
     module is stored one ``.base_layer`` deeper; which parameter lies where depends on the base model alone.
 
     Attributes:
-        stored: the module name in the file, with every ``.base_layer``.
-        module: the module name in the base model.
-        expert: e, from 0.
-        experts: E; 1 for a parameter that is a plain matrix.
+        stored: the name of the module in the file, with every ``.base_layer``.
+        module: the name of the module in the base model.
+        expert: e, the number of the expert, from 0.
+        experts: E, how many there are. A parameter that is a plain matrix has 1.
         parameters: the parameters of the module that the adapter's `target_parameters` may mean.
     """
 
@@ -53,19 +56,21 @@ class ExpertLayout:
 ModuleLayout = LinearLayout | EmbeddingLayout | ConvolutionLayout | ExpertLayout
 
 TokenIndices = Sequence[int] | Mapping[str, Sequence[int]] | None
-"""PEFT's `trainable_token_indices`: of the input embedding, or by the name of the embedding."""
+"""PEFT's `trainable_token_indices`: rows of the input embedding, or rows by the name of the embedding."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterLayout:
-    """Of a whole adapter.
+    """How a whole adapter is stored.
 
     Attributes:
-        modules: by module name; a module that is not named is linear.
+        modules: the layout of each module, by its name. A module that is not named is linear.
         fan_in_fan_out: whether the base stores its weights transposed, as GPT-2 does. The factors are the same.
-        modules_to_save: endings of module names whose parameters travel whole.
-        target_parameters: endings of parameter names, as PEFT takes them.
-        trainable_token_indices: the rows of an embedding that travel whole.
+        modules_to_save: the ends of the names of modules that are saved whole.
+        target_parameters: the ends of the names of adapted parameters, as PEFT takes them.
+        trainable_token_indices: the rows of an embedding that are saved whole.
+        tied_parameters: parameters that PEFT stores beside a saved embedding, because the base model ties them to it.
+            Their values are those of the embedding.
     """
 
     modules: Mapping[str, ModuleLayout] = field(default_factory=dict[str, ModuleLayout])
@@ -73,6 +78,7 @@ class AdapterLayout:
     modules_to_save: tuple[str, ...] = ()
     target_parameters: tuple[str, ...] = ()
     trainable_token_indices: TokenIndices = None
+    tied_parameters: tuple[str, ...] = ()
 
     def module(self, name: str) -> ModuleLayout:
         """The layout of one module."""
@@ -80,4 +86,4 @@ class AdapterLayout:
 
 
 LINEAR = AdapterLayout()
-"""Every module is linear: what `encode` assumes of an adapter that came from no file."""
+"""The layout in which every module is linear. `encode` assumes it of an adapter that came from no file."""

@@ -1,4 +1,4 @@
-"""From what a user names to a directory on this machine."""
+"""Find the directory on this machine that a user means by a path or a hub id."""
 
 import os
 import re

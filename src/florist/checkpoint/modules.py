@@ -1,4 +1,4 @@
-"""The factors of an adapter's modules, each as a reader that knows its shape beforehand."""
+"""The factors of an adapter's modules. Each has a reader that knows its shape before it reads."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,10 +34,10 @@ class StoredModule:
     """One module's factor in a file.
 
     Attributes:
-        layout: how it is stored.
+        layout: how the factor is stored.
         spec: what is known without reading it.
-        read: reads it, scaling folded into B.
-        read_bias: reads ``s b`` of ``lora_B.bias`` b, where there is one.
+        read: reads the factor, with the scaling folded into B.
+        read_bias: reads ``s b`` for ``lora_B.bias`` b; None if there is none.
     """
 
     layout: ModuleLayout
@@ -47,13 +47,13 @@ class StoredModule:
 
 
 def stored_modules(file: TensorFile, settings: LoraSettings, keys: Mapping[str, ModuleKeys]) -> dict[str, StoredModule]:
-    """Every module of an adapter, checked against the ranks in its config.
+    """Find every module of an adapter, and check it against the ranks in the adapter's config.
 
     The experts of a parameter that is adapted itself become modules of their own, named ``module[e]``. PEFT stores all
-    of them in one pair of tensors, interleaved: the pair that was read last is kept for those that are read after it.
+    of them interleaved in one pair of tensors. The pair that was read last is kept for the experts that come next.
 
     Raises:
-        InvalidAdapterError: shapes contradict the config or each other; all such modules are listed.
+        InvalidAdapterError: shapes contradict the config or each other. The message lists all such modules.
         UnsupportedAdapterError: a module's update is not one product.
     """
     groups: dict[str, dict[str, ModuleKeys]] = {}
@@ -114,9 +114,9 @@ def _read(file: TensorFile, name: str, keys: ModuleKeys, scaling: float, dtype: 
 
 
 class _LatestPair:
-    """Reads the two halves of a stored pair, once for all who ask for the same pair one after the other.
+    """Reads the two halves of a stored pair once for all who ask for the same pair one after the other.
 
-    Memory: that of one pair.
+    It keeps one pair in memory.
     """
 
     def __init__(self, file: TensorFile) -> None:
@@ -126,7 +126,7 @@ class _LatestPair:
         self._halves: tuple[Tensor, Tensor] | None = None
 
     def read(self, keys: ModuleKeys) -> tuple[Tensor, Tensor]:
-        """A and B, unchecked: what is not finite spoils its own expert alone."""
+        """A and B, which are not checked, since a value that is not finite spoils its own expert alone."""
         with self._lock:
             if self._halves is None or self._keys != keys:
                 self._halves = None  # makes room for the next
@@ -175,7 +175,7 @@ def _factor(file: TensorFile, name: str, A: Tensor, B: Tensor, *, scaling: float
 
 
 def _scaled(file: TensorFile, name: str, tensor: Tensor, scaling: float) -> Tensor:
-    """A finite tensor times the scaling of its module, in a dtype that does not round the product to half precision."""
+    """Multiply a finite tensor by the scaling of its module, in a dtype wider than half precision."""
     if scaling == 1:
         return tensor
     scaled = tensor * scaling
@@ -189,7 +189,7 @@ def _scaled(file: TensorFile, name: str, tensor: Tensor, scaling: float) -> Tens
 
 @cache
 def _spec(out_features: int, in_features: int, rank: int, dtype: torch.dtype) -> FactorSpec:
-    # Shared, since every layer of every client has the same few.
+    # Every layer of every client has the same few, which are therefore shared.
     return FactorSpec(out_features, in_features, rank, dtype)
 
 

@@ -16,17 +16,17 @@ from typing import Generic, TypeVar
 from florist.errors import InvalidAdapterError
 
 _MOST_KEYS = 400
-"""Python caches 512 compiled expressions; with more keys than that, PEFT compiles every key anew for every module."""
+"""The largest number of keys. Python caches 512 compiled expressions; with more, PEFT compiles all for every module."""
 
 Value = TypeVar("Value", int, float)
 
 
 @dataclass(frozen=True, slots=True)
 class ModulePattern(Generic[Value]):
-    """A pattern with its keys compiled.
+    """A pattern whose keys are compiled.
 
     Attributes:
-        values: as in the config.
+        values: the pattern as it is in the config.
         matchers: the keys' regular expressions and their values, in the order in which PEFT tries them.
     """
 
@@ -43,7 +43,10 @@ class ModulePattern(Generic[Value]):
         return cls(pattern, tuple((_compile(key), value) for key, value in pattern.items()))
 
     def value(self, module: str, default: Value) -> Value:
-        """The value that PEFT gives to a module. Cost: O(keys)."""
+        """The value that PEFT gives to a module.
+
+        Cost: O(keys).
+        """
         named = self.values.get(module, default)
         return next((value for matcher, value in self.matchers if matcher.match(module)), named)
 
@@ -56,8 +59,8 @@ def rank_pattern(ranks: Mapping[str, int], default: int) -> dict[str, int]:
     very many modules, one key ``"^(?:name|name...)"`` stands for all modules of a rank.
 
     Args:
-        ranks: rank by full module name, for all modules of the adapter.
-        default: PEFT's `r`; modules of this rank need no key.
+        ranks: the rank of every module of the adapter, by its full name.
+        default: PEFT's `r`. Modules of this rank need no key.
 
     Returns:
         The keys in sorted order, in which PEFT writes them back when it saves the adapter again.

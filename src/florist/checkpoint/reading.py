@@ -1,8 +1,8 @@
-"""Open a PEFT adapter: check everything that can be checked without reading the tensors, and read those on demand."""
+"""Open a PEFT adapter: check all that can be checked without its tensors, and read these when they are asked for."""
 
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -24,12 +24,15 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
 
+_MOST_NAMES = 5
+"""How many names of a directory's entries a message lists."""
+
 
 class LazyTensors(Mapping[str, Tensor]):
-    """Named tensors, sorted, read-only, and read anew at each access.
+    """Tensors by name, which are sorted, and read anew at each access.
 
     Args:
-        shapes: of every tensor, known without reading.
+        shapes: the shape of every tensor, which is known without reading it.
         read: returns one tensor.
     """
 
@@ -58,17 +61,17 @@ class SavedAdapter:
     Attributes:
         path: what was opened, as the user named it.
         weights: the file of the tensors.
-        adapter: module name, as PEFT writes it less ``base_model.model.``, -> factor; the scaling is folded into B.
-            Factors are float32, or float64 where the file holds float64: a half-precision B would lose digits to the
+        adapter: module name, as PEFT writes it less ``base_model.model.``, -> factor. The scaling is folded into B.
+            Factors are float32, or float64 if the file holds float64: a half-precision B would lose digits to the
             scaling.
         layout: how the factors are stored.
-        saved_parameters: trained values of the parameters that travel whole, by their name in the model.
-        additive: module name -> ``s b`` of its ``lora_B.bias`` b, which PEFT adds to the module's output. It is
+        saved_parameters: the trained values of the parameters that are saved whole, by their name in the model.
+        additive: module name -> ``s b`` for its ``lora_B.bias`` b, which PEFT adds to the module's output. It is
             linear in the update: weighted, it sums as the products do, and a module without one adds zero.
         frozen: copies of base weights that PEFT stores beside an adapted embedding, by their name in the model.
-        config: content of adapter_config.json.
-        config_sha256: of the bytes that it was read from, hexadecimal.
-        stored_bytes: bytes of all tensors as the file holds them.
+        config: the content of adapter_config.json.
+        config_sha256: the hexadecimal SHA-256 of the bytes that `config` was read from.
+        stored_bytes: the bytes of all tensors as the file holds them.
     """
 
     path: Path
@@ -84,27 +87,27 @@ class SavedAdapter:
 
     @property
     def weights_path(self) -> Path:
-        """Of the weights file."""
+        """The path of the weights file."""
         return self.weights.path
 
     def sha256(self) -> dict[str, str]:
-        """Hexadecimal SHA-256 of the adapter's files, by name: of the very bytes that its values come from.
+        """The hexadecimal SHA-256 of the bytes that the adapter's values come from, by the name of the file.
 
         Raises:
             InvalidAdapterError: the weights file has changed since it was opened.
 
-        Cost: reads the weights file.
+        Cost: it reads the weights file.
         """
         return {self.weights_path.name: self.weights.sha256(), CONFIG_NAME: self.config_sha256}
 
     @property
     def base_model(self) -> str | None:
-        """Directory or hub id of the base model."""
+        """The directory or hub id of the base model."""
         return self._text("base_model_name_or_path")
 
     @property
     def revision(self) -> str | None:
-        """Of the base model."""
+        """The revision of the base model."""
         return self._text("revision")
 
     @property
@@ -112,34 +115,54 @@ class SavedAdapter:
         """PEFT's name of the task: CAUSAL_LM, SEQ_CLS."""
         return self._text("task_type")
 
+    @property
+    def auto_mapping(self) -> Mapping[str, Any]:
+        """The base model's class, which PEFT writes down for a model without a task type; empty if it wrote none."""
+        value = self.config.get("auto_mapping")
+        return value if isinstance(value, dict) else {}
+
     def _text(self, key: str) -> str | None:
         value = self.config.get(key)
         return value if isinstance(value, str) and value else None
 
 
 def open_adapter(path: Path, *, allow_pickle: bool = False) -> SavedAdapter:
-    """Open a PEFT adapter for reading, module by module.
+    """Open a PEFT adapter, whose modules are read when they are asked for.
 
-    A weights file that changes afterwards is refused when it is read. Whether the values are finite shows then, too:
-    reading a module raises `NonFiniteUpdateError` where they are not.
+    A weights file that changes afterwards is refused when it is read. Only then does it show whether the values are
+    finite: to read a module raises `NonFiniteUpdateError` if they are not.
 
     Args:
         path: a directory as `save_pretrained` writes it, or the weights file in it.
-        allow_pickle: accept ``adapter_model.bin``, through PyTorch's restricted unpickler.
+        allow_pickle: whether to accept ``adapter_model.bin``, which PyTorch's restricted unpickler reads.
 
     Raises:
         MissingInputError: there is no adapter at `path`.
-        InvalidAdapterError: it is not what PEFT writes: a half of a module is missing, the config's rank contradicts
-            the tensors, a name is unknown, a dtype is no float, a dimension is zero.
+        InvalidAdapterError: it is not what PEFT writes. A half of a module is missing, the config's rank contradicts
+            the tensors, a name is unknown, a dtype is no float, or a dimension is zero.
         UnsupportedAdapterError: its factors alone say too little, or refer to another base.
 
-    Cost: reads the config and the header of the weights.
+    Cost: it reads the config and the header of the weights.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from florist.checkpoint.writing import encode, write_adapter
+    >>> from florist.factors import LoraFactor
+    >>> layer = LoraFactor(B=torch.ones(4, 2), A=torch.ones(2, 3))
+    >>> with TemporaryDirectory() as folder:
+    ...     write_adapter(Path(folder), encode(AdapterState.of({"layer": layer}), base_model="org/base"))
+    ...     saved = open_adapter(Path(folder))
+    ...     saved.base_model, saved.adapter["layer"].delta_weight()[0, 0]
+    ('org/base', tensor(2.))
     """
     weights_path = _weights_path(path, allow_pickle=allow_pickle)
     settings = read_settings(weights_path.parent / CONFIG_NAME)
     file = open_pickle(weights_path) if weights_path.suffix == ".bin" else open_safetensors(weights_path)
     keys = sort_keys(
-        weights_path, file.tensors.keys(), modules_to_save=settings.modules_to_save, biases=settings.trains_biases
+        weights_path,
+        {name: tensor.shape for name, tensor in file.tensors.items()},
+        modules_to_save=settings.modules_to_save,
+        biases=settings.trains_biases,
+        ties_embeddings=bool(settings.config.get("ensure_weight_tying")),
     )
     modules = stored_modules(file, settings, keys.modules)
     biases = {name: module.read_bias for name, module in modules.items() if module.read_bias is not None}
@@ -155,6 +178,7 @@ def open_adapter(path: Path, *, allow_pickle: bool = False) -> SavedAdapter:
             modules_to_save=settings.modules_to_save,
             target_parameters=settings.target_parameters,
             trainable_token_indices=settings.trainable_token_indices,
+            tied_parameters=keys.tied,
         ),
         saved_parameters=_parameters(file, keys.whole),
         additive=LazyTensors(
@@ -175,7 +199,9 @@ def _weights_path(path: Path, *, allow_pickle: bool) -> Path:
     candidates = [path / WEIGHTS_NAME, path / PICKLE_NAME] if path.is_dir() else [path]
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
     if found is None:
-        raise MissingInputError(f"expected {WEIGHTS_NAME} in the adapter directory {path}, found none")
+        raise MissingInputError(
+            f"expected {WEIGHTS_NAME} in the adapter directory {path}, found none: it {_contents(path)}"
+        )
     if found.suffix == ".bin" and not allow_pickle:
         raise InvalidAdapterError(
             f"expected {WEIGHTS_NAME}, found only the pickle {found}, and pickles can run code; convert it, which runs "
@@ -185,8 +211,26 @@ def _weights_path(path: Path, *, allow_pickle: bool) -> Path:
     return found
 
 
+def _contents(directory: Path) -> str:
+    """What a directory does that holds no adapter itself: a message says it after "it"."""
+    entries = sorted(directory.iterdir())
+    adapters = [
+        entry.name for entry in entries if any((entry / name).is_file() for name in (WEIGHTS_NAME, PICKLE_NAME))
+    ]
+    if adapters:
+        return f"holds the adapters {_some(adapters)}; name one of these, or several"
+    if not entries:
+        return "is empty"
+    return f"holds {_some([entry.name for entry in entries])}; name a directory that save_pretrained() wrote"
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {rest} more" if rest > 0 else "")
+
+
 def _conversion(pickle: Path) -> str:
-    """A command that writes the same tensors as safetensors, beside the pickle."""
+    """A command that writes the tensors of a pickle as safetensors beside it."""
     source, target = (json.dumps(str(path)) for path in (pickle, pickle.with_name(WEIGHTS_NAME)))
     load = f'torch.load({source}, map_location="cpu", weights_only=True)'
     code = f'import torch, safetensors.torch as s; s.save_file({load}, {target}, {{"format": "pt"}})'

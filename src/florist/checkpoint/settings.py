@@ -1,4 +1,4 @@
-"""adapter_config.json: rank and scaling of every module, and the variants whose factors alone say too little."""
+"""What adapter_config.json says: the rank and scaling of every module, and whether the factors alone are the update."""
 
 import hashlib
 import json
@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from florist.checkpoint.git_lfs import refuse_pointer
 from florist.checkpoint.layout import TokenIndices
 from florist.checkpoint.patterns import ModulePattern
 from florist.errors import InvalidAdapterError, MissingInputError, UnsupportedAdapterError
 
 LARGEST_ALPHA = 1e30
-"""Beyond, the scaled factors of a sound adapter would leave the range of float32."""
+"""The largest alpha. With a larger one, the scaled factors of a sound adapter would leave the range of float32."""
 
 _VARIANTS = {
     "use_dora": "DoRA",
@@ -29,16 +30,19 @@ _VARIANTS = {
     "layer_replication": "layer replication",
     "megatron_config": "Megatron sharding",
 }
-"""Settings that are in use when true or filled, and what they make of the adapter."""
+"""Settings that are in use if they are true or filled, and the names of what they make of the adapter."""
 
 _HARMLESS = {"use_rslora", "eva_config", "corda_config", "lora_ga_config", "loftq_config", "runtime_config"}
-"""Settings named like a variant that change no update, or only through `init_lora_weights`, which is checked."""
+"""Settings named like a variant that change no update, or change it by way of `init_lora_weights`, which is checked."""
 
 _BASE_CHANGING = ("pissa", "olora", "corda", "lora_ga", "loftq")
 """Initialisations that subtract their start from the base weight."""
 
+_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+"""The modules that PEFT saves whole for a task whatever `modules_to_save` says, by the task's name."""
+
 _INITIALISATIONS = ("gaussian", "eva", "orthogonal", "mica")
-"""Initialisations that leave the base weight alone; so do true and false."""
+"""Initialisations that leave the base weight alone, as true and false do."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,16 +50,16 @@ class LoraSettings:
     """What adapter_config.json settles.
 
     Attributes:
-        config: the file's content.
-        sha256: of the bytes that it was read from, hexadecimal.
-        rank: `r` of the modules that `ranks` does not name.
-        alpha: `lora_alpha` of the modules that `alphas` does not name.
-        use_rslora: divides alpha by sqrt(r) in place of r.
+        config: the content of the file.
+        sha256: the hexadecimal SHA-256 of the bytes that it was read from.
+        rank: `r`, for the modules that `ranks` does not name.
+        alpha: `lora_alpha`, for the modules that `alphas` does not name.
+        use_rslora: whether alpha is divided by sqrt(r) in place of r.
         ranks: `rank_pattern`.
         alphas: `alpha_pattern`.
-        modules_to_save: endings of module names whose parameters travel whole.
-        target_parameters: endings of the names of parameters that are adapted without their module.
-        trainable_token_indices: the rows of an embedding that travel whole.
+        modules_to_save: the ends of the names of modules that are saved whole, with those that the task implies.
+        target_parameters: the ends of the names of parameters that are adapted without their module.
+        trainable_token_indices: the rows of an embedding that are saved whole.
     """
 
     config: Mapping[str, Any]
@@ -70,13 +74,13 @@ class LoraSettings:
     trainable_token_indices: TokenIndices
 
     def resolve(self, module: str) -> tuple[int, float]:
-        """Rank and scaling of one module: alpha / r, or alpha / sqrt(r) with rsLoRA."""
+        """The rank and the scaling of one module. The scaling is alpha / r, or alpha / sqrt(r) with rsLoRA."""
         rank = self.ranks.value(module, self.rank)
         alpha = self.alphas.value(module, self.alpha)
         return rank, alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def targets_module(self, module: str) -> bool:
-        """Whether `target_modules` means this module: a list by its name's ending, text as a regular expression."""
+        """Whether `target_modules` means this module. A list names ends of names; text is a regular expression."""
         targets = self.config.get("target_modules") or []
         if isinstance(targets, str):
             return re.fullmatch(targets, module) is not None
@@ -84,11 +88,11 @@ class LoraSettings:
 
     @property
     def trains_biases(self) -> bool:
-        """Whether biases of the base model were trained, and travel whole."""
+        """Whether biases of the base model were trained, which are then saved whole."""
         return self.config.get("bias", "none") != "none"
 
     def text(self, key: str) -> str | None:
-        """A setting that is text; None where it is missing or empty."""
+        """A setting that is text; None if it is missing or empty."""
         value = self.config.get(key)
         return value if isinstance(value, str) and value else None
 
@@ -98,10 +102,12 @@ def read_settings(path: Path) -> LoraSettings:
 
     Raises:
         MissingInputError: there is no such file.
-        InvalidAdapterError: it is not a LoRA configuration, or a rank or alpha is no number of the right kind.
-        UnsupportedAdapterError: a variant is in use under which the update is not ``base + s B A``, or another base.
+        InvalidAdapterError: it is no configuration of LoRA, or a rank or alpha is no number of the right kind.
+        UnsupportedAdapterError: a variant is in use under which the update is not ``base + s B A``, or which changes
+            the base.
     """
     content = _read(path)
+    refuse_pointer(path, content)
     config = _object(path, content)
     _refuse_unsupported(path, config)
     _check_targets(path, config)
@@ -115,7 +121,7 @@ def read_settings(path: Path) -> LoraSettings:
         use_rslora=bool(config.get("use_rslora")),
         ranks=ModulePattern.of({k: _rank(path, f"rank_pattern[{k!r}]", v) for k, v in rank_pattern.items()}),
         alphas=ModulePattern.of({k: _alpha(path, f"alpha_pattern[{k!r}]", v) for k, v in alpha_pattern.items()}),
-        modules_to_save=tuple(_names(path, config, "modules_to_save")),
+        modules_to_save=_modules_to_save(path, config),
         target_parameters=tuple(_names(path, config, "target_parameters")),
         trainable_token_indices=_token_indices(path, config),
     )
@@ -187,7 +193,7 @@ def _refuse_unsupported(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _looks_like_variant(key: str) -> bool:
-    # A variant of a later PEFT would be combined wrongly without a word; PEFT switches every variant on by such a key.
+    # florist would combine a variant of a later PEFT wrongly, without a word. Such a key switches each of them on.
     return (key.startswith("use_") or key.endswith("_config")) and key not in _VARIANTS and key not in _HARMLESS
 
 
@@ -203,6 +209,12 @@ def _names(path: Path, config: Mapping[str, Any], key: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
         raise InvalidAdapterError(f"expected {key} in {path} to be a list of names, got {value!r}")
     return value
+
+
+def _modules_to_save(path: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The modules that the config names, and those that its task implies: older PEFT did not write the latter down."""
+    implied = _HEADS.get(str(config.get("task_type")), ())
+    return tuple(dict.fromkeys([*_names(path, config, "modules_to_save"), *implied]))
 
 
 def _token_indices(path: Path, config: Mapping[str, Any]) -> TokenIndices:
@@ -222,7 +234,7 @@ def _rank(path: Path, key: str, value: object) -> int:
 
 
 def _alpha(path: Path, key: str, value: object) -> float:
-    # NaN is in no range.
+    # The comparison is false for NaN.
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= LARGEST_ALPHA:
         raise InvalidAdapterError(
             f"expected {key} in {path} to be a finite number, at most {LARGEST_ALPHA:.0e}, got {reprlib.repr(value)}"

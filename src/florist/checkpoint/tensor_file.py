@@ -1,4 +1,4 @@
-"""A file of named tensors, looked into without reading them."""
+"""A file of named tensors, which can be looked into without reading the tensors."""
 
 import json
 import math
@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from florist.checkpoint.git_lfs import refuse_pointer
 from florist.checkpoint.unchanged_file import UnchangedFile
 from florist.errors import InvalidAdapterError, NonFiniteUpdateError
 
@@ -40,9 +41,9 @@ class TensorFile:
     """A file of tensors.
 
     Attributes:
-        file: that holds them.
+        file: the file that holds them.
         tensors: what is known of each tensor without reading it.
-        read: returns one tensor. Treat it as read-only: some readers hand the same one to all who ask.
+        read: returns one tensor. Nobody may change it, since some readers hand the same one to all who ask.
     """
 
     file: UnchangedFile
@@ -51,12 +52,12 @@ class TensorFile:
 
     @property
     def path(self) -> Path:
-        """Of the file."""
+        """The path of the file."""
         return self.file.path
 
 
 def read_finite(file: TensorFile, key: str) -> Tensor:
-    """One tensor, checked.
+    """Read one tensor and check it.
 
     Raises:
         NonFiniteUpdateError: it holds NaN or infinity.
@@ -81,27 +82,29 @@ def require_finite(file: TensorFile, key: str, part: Tensor) -> None:
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether a tensor holds neither NaN nor infinity."""
-    # A sum is finite only of finite terms, and takes a quarter of the time of looking at each; a sum of finite terms
-    # that overflows costs the look.
+    # A finite sum has finite terms alone, and takes a quarter of the time of looking at each term. The sum of finite
+    # terms may overflow, which costs the look.
     return math.isfinite(tensor.sum()) or bool(torch.isfinite(tensor).all())
 
 
 def open_safetensors(path: Path) -> TensorFile:
-    """Look into a safetensors file; its tensors are read when asked for.
+    """Look into a safetensors file, whose tensors are read when they are asked for.
 
-    Each is read into memory of its own and nothing is held open or mapped: pages of mapped files would count as the
-    process's memory until all inputs are in it, a thousand open files are more than most systems allow, and a mapped
-    file that shrinks kills the process. A file that has changed since is refused when it is read.
+    Each tensor is read into memory of its own, and nothing is held open or mapped. Pages of mapped files would count as
+    the process's memory until all inputs are in it, a thousand open files are more than most systems allow, and a
+    mapped file that shrinks kills the process. A file that has changed since is refused when it is read.
 
     Raises:
-        InvalidAdapterError: the file is no sound safetensors file; a name occurs twice; a tensor is empty or not of
-            16, 32 or 64 bit floats. The last three are sound for safetensors, whose loader keeps the last of two
-            equal names without a word.
+        InvalidAdapterError: the file is no sound safetensors file, a name occurs twice, or a tensor is empty or holds
+            other numbers than floats of 16, 32 or 64 bits. For safetensors the last three are sound: of two equal
+            names, its loader keeps the last without a word.
 
-    Cost: one read of the header.
+    Cost: it reads the header.
     """
     try:
         file = UnchangedFile.of(path)
+        with file.open() as stream:
+            refuse_pointer(path, stream.read(100))
         with safe_open(path, framework="pt"):
             pass  # it checks sizes and offsets
         with file.open() as stream:
@@ -134,17 +137,22 @@ def open_safetensors(path: Path) -> TensorFile:
 
 
 def open_pickle(path: Path) -> TensorFile:
-    """Read a ``.bin`` file whole, with PyTorch's restricted unpickler.
+    """Read a whole ``.bin`` file with PyTorch's restricted unpickler.
 
-    `torch.load(weights_only=True)` builds tensors and plain containers only; safetensors remains the safer format.
+    `torch.load(weights_only=True)` builds nothing but tensors and plain containers. safetensors is the safer format.
 
     Raises:
-        InvalidAdapterError: the file is anything but a dictionary of tensors that `open_safetensors` would accept.
+        InvalidAdapterError: the file is anything but a dictionary of tensors that `open_safetensors` would accept, or
+            it changes while it is read.
     """
     try:
         file = UnchangedFile.of(path)
         with file.open() as stream:
+            refuse_pointer(path, stream.read(100))
+            stream.seek(0)
             content = torch.load(stream, map_location="cpu", weights_only=True)
+    except InvalidAdapterError:
+        raise
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
         raise InvalidAdapterError(
             f"expected a dictionary of tensors that torch.load(weights_only=True) accepts, got {path}: "
@@ -164,16 +172,16 @@ def open_pickle(path: Path) -> TensorFile:
 
 
 def _header(stream: FileIO) -> tuple[list[tuple[str, dict[str, Any]]], int]:
-    """(names and entries, with the duplicates that safetensors' own parser drops; where the data begin)."""
+    """The names and entries, with the duplicates that safetensors' own parser drops, and where the numbers begin."""
     (length,) = struct.unpack("<Q", stream.read(8))
     pairs: list[tuple[str, Any]] = json.loads(stream.read(length), object_pairs_hook=list)
-    # Hundreds of clients name the same tensors: one copy of each name serves all.
+    # Hundreds of clients name the same tensors, for which one copy of each name is enough.
     return [(sys.intern(name), dict(entry)) for name, entry in pairs if name != "__metadata__"], 8 + length
 
 
 @cache
 def _stored(shape: tuple[int, ...], dtype: torch.dtype) -> StoredTensor:
-    # Shared, since every layer of every client has the same few.
+    # Every layer of every client has the same few, which are therefore shared.
     return StoredTensor(shape, dtype)
 
 

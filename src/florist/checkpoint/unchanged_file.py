@@ -1,4 +1,4 @@
-"""A file that has to stay as it was when it was opened, though it is read later, a part at a time."""
+"""A file that has to stay as it was when it was opened, though its parts are read later."""
 
 import hashlib
 import os
@@ -13,11 +13,11 @@ from florist.errors import InvalidAdapterError
 
 @dataclass(frozen=True, slots=True)
 class UnchangedFile:
-    """A file and what the system said of it once; nothing is held open in between.
+    """A file, and what the system said of it once. Nothing is held open in between.
 
     Attributes:
-        path: of the file.
-        version: what the system says anew after every change.
+        path: where the file is.
+        version: what the system says of the file, and says differently after every change.
     """
 
     path: Path
@@ -61,7 +61,7 @@ class UnchangedFile:
                 raise self._changed()
 
     def sha256(self) -> str:
-        """Hexadecimal SHA-256 of the bytes that all who opened the file got.
+        """The hexadecimal SHA-256 of the bytes that all who opened the file got.
 
         Raises:
             InvalidAdapterError: as `open`.
@@ -81,5 +81,5 @@ class UnchangedFile:
 
 
 def _version(status: os.stat_result) -> tuple[int, ...]:
-    # The time of modification can be set to anything, that of the last change of the inode cannot.
+    # A program can set the time of modification to anything, but not the time of the inode's last change.
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

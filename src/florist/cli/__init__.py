@@ -1,12 +1,13 @@
 """The command line. Commands import what they need when they run, so that ``--help`` does not wait for torch."""
 
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import click
 import typer
 from typer.core import TyperGroup
 
+import florist
 from florist.cli.aggregate import aggregate_command
 from florist.cli.compare import compare_command
 from florist.cli.inspect import inspect_command
@@ -16,7 +17,7 @@ from florist.errors import FloristError
 
 
 class _InterruptedError(Exception):
-    """Ctrl-C, on its way through click, which would end without a word."""
+    """Stands for Ctrl-C on its way through click, which would end without a word."""
 
 
 class _Commands(TyperGroup):
@@ -43,15 +44,25 @@ app.command("tune")(tune_command)
 
 
 @app.callback()
-def _without_command(context: click.Context) -> None:
-    """Help, where no command is named."""
+def _without_command(
+    context: click.Context,
+    *,
+    version: Annotated[bool, typer.Option("--version", help="Print the version of florist.")] = False,
+) -> None:
+    """Print the version if that is asked for, or the help if no command is named."""
+    if version:
+        typer.echo(f"florist {florist.__version__}")
+        raise typer.Exit
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(2)
 
 
 def main() -> None:
-    """Run a command; whatever it refuses becomes one line on stderr and exit status 2, Ctrl-C one line and 130."""
+    """Run a command.
+
+    What it refuses becomes one line on stderr and exit status 2; Ctrl-C becomes one line and 130.
+    """
     try:
         status = app(standalone_mode=False)
     except click.UsageError as error:

@@ -48,7 +48,9 @@ def aggregate_command(
     ] = None,
     budget: Annotated[
         str | None,
-        typer.Option(help="How many bytes the result may have, as 20MB; it keeps the most energy that fits."),
+        typer.Option(
+            help="The largest file of weights that may be written, as 20MB; it keeps the most energy that fits."
+        ),
     ] = None,
     rank: Annotated[int | None, typer.Option(help="The same rank for every module.")] = None,
     max_rank: Annotated[
@@ -64,6 +66,10 @@ def aggregate_command(
     export: Annotated[
         ExportName, typer.Option(help="A rank for every module, or one for all (for servers that know no other).")
     ] = ExportName.PER_MODULE,
+    pad_rank_to: Annotated[
+        int | None,
+        typer.Option(help="With --export uniform: the rank of all modules, if it is to be more than the largest."),
+    ] = None,
     dtype: Annotated[DtypeName, typer.Option(help="The dtype that tensors are stored in.")] = DtypeName.FLOAT32,
     allow_base_mismatch: Annotated[
         bool,
@@ -102,6 +108,8 @@ def aggregate_command(
         raise ConfigurationError(
             "--budget counts a rank for every module: use --rank or --max-rank with --export uniform"
         )
+    if pad_rank_to is not None and export is not ExportName.UNIFORM:
+        raise ConfigurationError("--pad-rank-to is the rank of --export uniform: add that, or leave --pad-rank-to out")
 
     # torch takes seconds: it is not loaded before the arguments are known to be right.
     from florist.cli.aggregate_work import combine_adapters  # noqa: PLC0415
@@ -113,6 +121,7 @@ def aggregate_command(
         section,
         num_examples=num_examples,
         export=export.value,
+        pad_rank_to=pad_rank_to,
         dtype=dtype.value,
         allow_base_mismatch=allow_base_mismatch,
         average_full=average_full,

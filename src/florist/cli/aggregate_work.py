@@ -2,19 +2,23 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from florist import one_shot
+from florist.aggregation import Florist
 from florist.checkpoint import Export
 from florist.cli.aggregate_table import module_table, totals
 from florist.cli.memory import keep_freed_memory
 from florist.cli.output import Output
 from florist.cli.progress import Progress
 from florist.cli.summaries import absences
-from florist.config.methods import make_aggregator
+from florist.config.methods import make_aggregator, rank_rule
 from florist.config.sections import AggregationSection
+from florist.one_shot import FileBudget
+from florist.ranks import RankRule
 
 
 def combine_adapters(
@@ -24,6 +28,7 @@ def combine_adapters(
     *,
     num_examples: Sequence[Fraction] | None,
     export: str,
+    pad_rank_to: int | None,
     dtype: str,
     allow_base_mismatch: bool,
     average_full: bool,
@@ -39,6 +44,7 @@ def combine_adapters(
         section: the method and its options.
         num_examples: the examples behind the adapters; None for what their certificates say.
         export: the value of a `checkpoint.Export`.
+        pad_rank_to: as for `checkpoint.encode`.
         dtype: the name of the torch dtype to store.
         allow_base_mismatch: as for `one_shot.aggregate`.
         average_full: as for `one_shot.aggregate`.
@@ -55,17 +61,31 @@ def combine_adapters(
         adapters, num_examples=num_examples, allow_base_mismatch=allow_base_mismatch, average_full=average_full
     )
     aggregator = make_aggregator(section, inputs.largest_rank, torch_dtype.itemsize)
+    budget = int(section.budget) if section.budget is not None else None
+    if budget is not None:
+        aggregator = Florist(FileBudget(budget, partial(_rule_within, section, torch_dtype), inputs, torch_dtype))
     with Progress(output.status, f"modules of {len(adapters)} adapters") as progress:
         result = one_shot.combine(inputs, aggregator, device=device, on_module=progress.count)
         document = result.write(
             out,
             export=Export(export),
+            pad_rank_to=pad_rank_to,
             dtype=torch_dtype,
-            max_bytes=int(section.budget) if section.budget is not None else None,
-            settings={**section.model_dump(mode="json"), "export": export, "dtype": dtype},
+            max_bytes=budget,
+            settings={
+                **section.model_dump(mode="json"),
+                "export": export,
+                "pad_rank_to": pad_rank_to,
+                "dtype": dtype,
+            },
         )
     output.table(module_table(document["modules"], every_module=every_module))
     output.lines(*totals(document, out))
     for note in (*absences(result.inputs.comparison.absent), *document["notes"]):
         output.note(note)
     output.document(document)
+
+
+def _rule_within(section: AggregationSection, dtype: torch.dtype, nbytes: int) -> RankRule:
+    """The rule of a section whose factors may take so many bytes."""
+    return rank_rule(section.model_copy(update={"budget": nbytes}), dtype.itemsize)

@@ -17,7 +17,7 @@ _STYLES = {Verdict.BETTER: "green", Verdict.WORSE: "red", Verdict.TIED: "dim"}
 
 
 def quality_table(rows: Sequence[Row], reference: str) -> Table:
-    """Metrics of every entry, and their paired differences to the reference."""
+    """The metrics of every entry, and their paired differences to the reference."""
     metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
     heads: list[str] = []
     for name in metrics:
@@ -35,7 +35,7 @@ def quality_table(rows: Sequence[Row], reference: str) -> Table:
 
 def cost_table(rows: Sequence[Row]) -> Table:
     """What every entry sent and computed."""
-    heads = ("rank", "last", "1/rank", "MB up", "MB down", "KB up", "KB down", "server", "clients")
+    heads = ("rank", "last", "effic.", "MB up", "MB down", "KB up", "KB down", "server", "clients")
     table = _empty_table(*heads)
     for row in rows:
         table.add_row(
@@ -54,8 +54,12 @@ def cost_table(rows: Sequence[Row]) -> Table:
 
 
 def notes(rows: Sequence[Row], path: Path) -> list[str]:
-    """What the tables do not show, and where everything is."""
+    """Say what the tables do not show, and where everything is."""
     found = [f"{row.name}, seed {seed} failed: {reason}" for row in rows for seed, reason in row.failures.items()]
+    unknown = {
+        name for row in rows for name, one in row.metrics.items() if one.difference and one.lower_is_better is None
+    }
+    found += [f"{name}: nobody says which way it gets better, so that there is no verdict" for name in sorted(unknown)]
     found += [
         f"{row.name}: {row.lost_rounds} rounds had too few usable updates and changed nothing"
         for row in rows

@@ -74,7 +74,7 @@ def report(run: RunDirectory, output: Output) -> None:
     facts, tested, records = run.facts, run.tested, run.records()
     output.table(rounds_table(facts.initial, records))
     if tested is not None:
-        values = ", ".join(f"{name} {value:.3f}" for name, value in tested.items())
+        values = ", ".join(f"{name} {value:.3f}" for name, value in tested.metrics.items())
         output.lines(f"the final adapter on the test examples: {values}")
     output.lines(*totals(run, records))
     document: dict[str, Any] = {
@@ -86,7 +86,7 @@ def report(run: RunDirectory, output: Output) -> None:
         "rounds": [asdict(record) for record in records],
     }
     if tested is not None:
-        document["test"] = {"metrics": dict(tested)}
+        document["test"] = asdict(tested)
     output.document(document)
 
 

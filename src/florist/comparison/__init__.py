@@ -1,1 +1,1 @@
-"""Methods and variants against each other: the same data, clients and batches for each, over several seeds."""
+"""Comparisons of methods and variants, which all get the same data, clients and batches, over several seeds."""

@@ -2,10 +2,10 @@
 
 OUT/comparison.json               version, entries, seeds, threads
 OUT/base.toml                     the common configuration, defaults included
-OUT/cells/ENTRY/config.toml       that of an entry
+OUT/cells/ENTRY/config.toml       the configuration of an entry
 OUT/cells/ENTRY/seed-0/           a run, as `history` describes it
-OUT/table.csv, table.json         a row an entry, once all cells have ended
-OUT/cells.csv                     a line a cell and round
+OUT/table.csv, table.json         a line for every entry, once all cells have ended
+OUT/cells.csv                     a line for every round of every cell
 """
 
 import json
@@ -47,16 +47,16 @@ class ComparisonDirectory:
             for entry in comparison.entries:
                 folder = draft / "cells" / entry.folder
                 folder.mkdir(parents=True)
-                # Whole, not as overrides: a relative path in one would depend on where the comparison is resumed.
+                # The whole configuration, since a relative path in overrides would depend on where it is resumed.
                 (folder / "config.toml").write_text(to_toml(configs[entry]), encoding="utf-8")
         return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> "ComparisonDirectory":
-        """An existing comparison.
+        """Open an existing comparison.
 
         Raises:
-            MissingInputError: it is none.
+            MissingInputError: there is none at `path`.
         """
         if not (path / "comparison.json").is_file():
             raise MissingInputError(f"expected the directory of a comparison at {path}, found no comparison.json in it")
@@ -64,7 +64,7 @@ class ComparisonDirectory:
 
     @property
     def comparison(self) -> Comparison:
-        """What `create` was given.
+        """The plan of the comparison.
 
         Raises:
             DamagedRunError: comparison.json cannot be read.
@@ -88,21 +88,21 @@ class ComparisonDirectory:
         return read_config(file, [f"federation.seed={cell.seed}"])
 
     def run_path(self, cell: Cell) -> Path:
-        """Where the run of a cell is or will be."""
+        """The directory in which the run of a cell is or will be."""
         return self.path / "cells" / cell.entry.folder / f"seed-{cell.seed}"
 
     def begun(self, cell: Cell) -> RunDirectory | None:
-        """The run of a cell; None where it has not begun."""
+        """The run of a cell; None if it has not begun."""
         path = self.run_path(cell)
         return RunDirectory.open(path) if path.exists() else None
 
     def is_over(self, cell: Cell) -> bool:
-        """Whether the run of a cell has ended: its adapter is written last."""
+        """Whether the run of a cell has ended, which its adapter shows: it is written last."""
         run = self.begun(cell)
         return run is not None and run.adapter.exists()
 
     def clear_drafts(self, cell: Cell) -> None:
-        """Remove what a cell left that was killed while its directory was being created."""
+        """Remove what is left of a cell that was killed while its directory was being created."""
         path = self.run_path(cell)
         for draft in path.parent.glob(f".{path.name}.*"):
             shutil.rmtree(draft, ignore_errors=True)

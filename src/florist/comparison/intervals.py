@@ -1,4 +1,4 @@
-"""Means of a few repeated measurements, with the interval that so few of them allow."""
+"""Means of a few repeated measurements, with the intervals that so few of them allow."""
 
 import math
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ class Estimate:
     """A mean and how well it is known.
 
     Attributes:
-        mean: of the values.
-        half_width: of the 95% interval around it; None for one value, which says nothing of its spread.
-        count: how many values.
+        mean: the mean of the values.
+        half_width: half the width of the 95% interval around it; None for one value, which says nothing of its spread.
+        count: the number of values.
     """
 
     mean: float
@@ -30,30 +30,32 @@ class Estimate:
 
     @property
     def low(self) -> float | None:
-        """Lower end of the interval."""
+        """The lower end of the interval."""
         return None if self.half_width is None else self.mean - self.half_width
 
     @property
     def high(self) -> float | None:
-        """Upper end of the interval."""
+        """The upper end of the interval."""
         return None if self.half_width is None else self.mean + self.half_width
 
     @property
     def sign(self) -> int | None:
-        """1 where the whole interval is above 0, -1 where it is below, 0 where it holds 0; None without interval."""
+        """1 if the whole interval is above 0, -1 if it is below, 0 if it holds 0; None without an interval."""
         if self.low is None or self.high is None:
             return None
         return int(self.low > 0) - int(self.high < 0)
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """Mean and 95% interval by Student's t, for values that vary like independent draws from one normal distribution.
+    """The mean and its 95% interval by Student's t.
+
+    The interval holds for values that vary like independent draws from one normal distribution.
 
     Args:
-        values: finite.
+        values: finite numbers.
 
     Returns:
-        None where there are no values.
+        None if there are no values.
     """
     if not values:
         return None
@@ -66,7 +68,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
 
 def student_975(degrees: int) -> float:
-    """97.5% quantile of Student's t: from a table up to 30 degrees of freedom, then by the normal one.
+    """The 97.5% quantile of Student's t: from a table up to 30 degrees of freedom, then from the normal quantile.
 
     Above 30, the first two terms of the Cornish-Fisher expansion in 1 / degrees correct the normal quantile: without
     them it would fall by 4% from 30 to 31.

@@ -1,4 +1,4 @@
-"""What is compared: entries x seeds, each cell a run of its own, checked before anything runs."""
+"""The plan of a comparison: entries x seeds, each cell a run of its own, checked before anything runs."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,10 @@ _NO_FOLDER = re.compile(r"[^A-Za-z0-9.+=_]+")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A row of a comparison.
+    """A method or variant that is compared.
 
     Attributes:
-        name: unique; letters, digits or signs from which a folder can be named.
+        name: its name, which no other entry has and from which a folder can be named.
         overrides: ``section.key=value``, on top of the common configuration.
     """
 
@@ -27,7 +27,7 @@ class Entry:
 
     @property
     def folder(self) -> str:
-        """The name as that of a folder."""
+        """The name of its folder."""
         return _NO_FOLDER.sub("-", self.name).strip("-.")
 
 
@@ -40,19 +40,19 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The name of the run, for people."""
         return f"{self.entry.name}, seed {self.seed}"
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What a comparison consists of, apart from configurations.
+    """What a comparison consists of, apart from its configurations.
 
     Attributes:
-        florist: version that started it.
-        entries: in the order of the table.
-        seeds: of every entry.
-        threads: torch threads of every run: sums in another order round differently.
+        florist: the version of florist that started it.
+        entries: the entries, in the order of the table.
+        seeds: the seeds of every entry.
+        threads: the torch threads of every run, since sums in another order round differently.
     """
 
     florist: str
@@ -62,29 +62,29 @@ class Comparison:
 
     @property
     def cells(self) -> tuple[Cell, ...]:
-        """All runs, seed by seed: what is done when time is up can be compared."""
+        """All runs, seed by seed, so that what is done when time is up can be compared."""
         return tuple(Cell(entry, seed) for seed in self.seeds for entry in self.entries)
 
 
 def method_entry(method: str) -> Entry:
-    """The entry of an aggregation method, by its name."""
+    """The entry of an aggregation method, from its name."""
     return Entry(method, (f"aggregation.method={method}",))
 
 
 def configure(
     config_file: Path, overrides: Sequence[str], entries: Sequence[Entry]
 ) -> tuple[Config, dict[Entry, Config]]:
-    """The common configuration and that of every entry.
+    """Read the common configuration and that of every entry.
 
     Args:
-        config_file: of the common configuration.
-        overrides: of it, as `read_config` takes them.
-        entries: of the comparison.
+        config_file: the file of the common configuration.
+        overrides: its overrides, as `read_config` takes them.
+        entries: the entries of the comparison.
 
     Raises:
         MissingInputError: there is no such file.
         ConfigurationError: a configuration is wrong, names collide, or an entry changes what all must share: seed,
-            threads, held-out records, or what is measured on them.
+            threads, held-out examples, or what is measured on them.
     """
     base = read_config(config_file, overrides)
     _require_names(entries)
@@ -104,10 +104,14 @@ def configure(
 
 
 def seeds_from(text: str, first: int) -> tuple[int, ...]:
-    """Seeds from ``3``, so many from the configuration's on, or from a list, ``0,5,7``.
+    """Read seeds: ``3`` is so many from the configuration's on, ``0,5,7`` is a list.
+
+    Args:
+        text: how many seeds, or which.
+        first: the seed of the configuration.
 
     Raises:
-        ConfigurationError: it is neither, or a seed comes twice.
+        ConfigurationError: the text is neither, or a seed comes twice.
     """
     try:
         numbers = tuple(int(part) for part in text.split(",") if part.strip())
@@ -123,7 +127,7 @@ def seeds_from(text: str, first: int) -> tuple[int, ...]:
 
 
 def _common(config: Config) -> Mapping[str, Any]:
-    """What makes runs comparable, by the name of the key."""
+    """The settings that make runs comparable, by the names of their keys."""
     data = ("path", "test", "test_fraction", "validation", "validation_fraction")
     return {
         "federation.seed": config.federation.seed,

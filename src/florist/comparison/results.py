@@ -1,4 +1,4 @@
-"""What the cells of a comparison came to, read from their runs."""
+"""The results of the cells of a comparison, read from their runs."""
 
 import math
 from collections.abc import Mapping
@@ -7,83 +7,90 @@ from statistics import fmean
 
 from florist.comparison.directory import ComparisonDirectory
 from florist.comparison.planning import Cell
+from florist.config.methods import make_aggregator
+from florist.evaluation import known_directions
 from florist.federation.records import RoundRecord
+from florist.rounds import Trained
 
 
 @dataclass(frozen=True, slots=True)
 class CellResult:
-    """One run of a comparison.
+    """The result of one run of a comparison.
 
     Attributes:
-        cell: which.
-        method: name of the aggregation method.
-        records: of its rounds, as many as were played.
-        metrics: on the test records: of the last round, or of the final adapter where the rounds were measured on
-            validation records.
-        validation: of the last round, on the validation records; empty where there are none.
-        failure: why the run does not count; None where it does.
+        cell: the cell that was run.
+        method: the name of the aggregation method.
+        sent: what the method sends of the factors.
+        records: the round records, as many as rounds were played.
+        metrics: the metrics on the test examples: those of the last round, or those of the final adapter if the rounds
+            were measured on validation examples.
+        validation: the metrics of the last round on the validation examples; empty if there are none.
+        lower_is_better: whether a smaller value is the better one, by the name of the metric, as far as it is known.
+        failure: why the run does not count; None if it does.
     """
 
     cell: Cell
     method: str
+    sent: Trained
     records: tuple[RoundRecord, ...]
     metrics: Mapping[str, float]
     validation: Mapping[str, float]
+    lower_is_better: Mapping[str, bool]
     failure: str | None
 
     @property
     def lost_rounds(self) -> int:
-        """Rounds with too few usable updates, which changed nothing."""
+        """The number of rounds with too few usable updates, which changed nothing."""
         return sum(not record.aggregated for record in self.records)
 
     @property
     def rank_of_a_round(self) -> float | None:
-        """Mean total rank of the broadcasts; None where the method has none."""
+        """The mean total rank of the broadcasts; None if the method has no ranks."""
         ranks = _ranks(self.records)
         return fmean(ranks) if ranks else None
 
     @property
     def last_rank(self) -> float | None:
-        """Total rank of the last broadcast; None where the method has none."""
+        """The total rank of the last broadcast; None if the method has no ranks."""
         ranks = _ranks(self.records)
         return float(ranks[-1]) if ranks else None
 
     @property
     def upload_bytes(self) -> float:
-        """From all clients in all rounds."""
+        """What all clients sent in all rounds."""
         return float(sum(record.upload_bytes for record in self.records))
 
     @property
     def download_bytes(self) -> float:
-        """To all clients in all rounds, catch-up included."""
+        """What all clients received in all rounds, catch-up included."""
         return float(sum(record.download_bytes for record in self.records))
 
     @property
     def parts(self) -> int:
-        """How often a client was asked in a round."""
+        """How often a client was asked, in all rounds together."""
         return sum(len(record.clients) + len(record.dropped) for record in self.records)
 
     @property
     def server_seconds(self) -> float:
-        """Checking and aggregating, all rounds together."""
+        """How long the server checked and aggregated, in all rounds together."""
         return sum(record.seconds["aggregate"] for record in self.records)
 
     @property
     def client_seconds(self) -> float:
-        """Training, all clients and rounds together."""
+        """How long the clients trained, all of them in all rounds together."""
         return sum(client.seconds for record in self.records for client in record.clients)
 
 
 def read_result(directory: ComparisonDirectory, cell: Cell, failure: str | None = None) -> CellResult:
-    """The result of one cell.
+    """Read the result of one cell.
 
     A run that came to its end does not count either if it diverged: if its last round changed nothing, for want of
     usable updates, or a metric after it is not finite.
 
     Args:
-        directory: of the comparison.
-        cell: which.
-        failure: why it broke off, where it did.
+        directory: the directory of the comparison.
+        cell: the cell.
+        failure: why its run broke off, if it did.
 
     Raises:
         DamagedRunError: the run cannot be read.
@@ -92,17 +99,29 @@ def read_result(directory: ComparisonDirectory, cell: Cell, failure: str | None 
     run = directory.begun(cell)
     records = tuple(run.records()) if run is not None else ()
     in_rounds = records[-1].metrics if records else {}
-    at_the_end = (run.tested or {}) if run is not None else {}
+    tested = run.tested if run is not None else None
+    at_the_end = tested.metrics if tested is not None else {}
     apart = config.has_validation and config.evaluation.split != "test"
     metrics = at_the_end if apart else {**in_rounds, **at_the_end}
-    reason = _last_round_lost(records) or failure
+    reason = failure
+    if reason is None and len(records) == config.federation.rounds:
+        reason = _last_round_lost(records)
     if reason is None:
         reason = _not_finite(metrics) if directory.is_over(cell) else "has not come to its end"
-    return CellResult(cell, config.aggregation.method, records, metrics, in_rounds if apart else {}, reason)
+    return CellResult(
+        cell=cell,
+        method=config.aggregation.method,
+        sent=make_aggregator(config.aggregation, largest_rank=1).work.trained,
+        records=records,
+        metrics=metrics,
+        validation=in_rounds if apart else {},
+        lower_is_better={**known_directions(in_rounds), **(tested.lower_is_better if tested is not None else {})},
+        failure=reason,
+    )
 
 
 def _last_round_lost(records: tuple[RoundRecord, ...]) -> str | None:
-    if not records or records[-1].aggregated:
+    if records[-1].aggregated:
         return None
     drops = "; ".join(f"{drop.client_id}: {drop.reason}" for drop in records[-1].dropped)
     return f"round {records[-1].round}, the last, had too few usable updates ({drops})"

@@ -1,4 +1,4 @@
-"""Playing the cells of a comparison: one after the other, or several at once in processes of their own."""
+"""Play the cells of a comparison, one after the other or several at once in processes of their own."""
 
 import gc
 import multiprocessing
@@ -19,43 +19,44 @@ from florist.config import Config, to_toml
 from florist.config.building import build
 from florist.config.splits import read_splits
 from florist.config.tasks import RecentEncodings
-from florist.errors import FloristError, WorkerLostError
+from florist.errors import ConfigurationError, FloristError, WorkerLostError
 from florist.federation.records import RoundRecord
 from florist.federation.simulation import Observer
 from florist.files.locking import sole_process
 
-# Of this process: a worker plays cell after cell, and all entries of a seed read the same records.
+# A worker plays cell after cell in one process, and all entries of a seed read the same examples.
 _ENCODED = RecentEncodings()
 
 
 class Unobserved:
-    """An `Observer` that does not look."""
+    """An `Observer` that ignores what it is told."""
 
     def evaluating(self, round_number: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def training(self, round_number: int, client_id: str, done: int, total: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def closed(self, record: RoundRecord) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def plan(configs: Mapping[Entry, Config], seeds: Sequence[int], *, threads: int | None, jobs: int = 1) -> Comparison:
     """Check that every entry can be built, and fix the number of threads.
 
-    Each entry's model is loaded once, for its first seed; of the other seeds only the records are read. It finds what
-    contradicts the data or the model before hours of training, not after them.
+    Each entry's model is loaded once, for its first seed; for the other seeds only the examples are read. This finds
+    what contradicts the data or the model before hours of training, not after them.
 
     Args:
-        configs: of every entry.
-        seeds: of the comparison.
-        threads: torch threads of every run; None for 1 where several run at once, else for the faster of one and all,
+        configs: the configuration of every entry.
+        seeds: the seeds of the comparison.
+        threads: the torch threads of every run; None for 1 if several run at once, else for the faster of one and all,
             measured on the first entry.
-        jobs: runs at once.
+        jobs: how many runs are played at once.
 
     Raises:
-        FloristError: as `building.build`, with the name of the entry.
+        ConfigurationError: an entry cannot be built; the message names it, and the cause is the error of
+            `building.build`.
     """
     for entry, config in configs.items():
         try:
@@ -63,7 +64,7 @@ def plan(configs: Mapping[Entry, Config], seeds: Sequence[int], *, threads: int 
             for seed in seeds[1:]:
                 read_splits(_seeded(config, seed))
         except FloristError as error:
-            raise type(error)(f"{entry.name}: {error}") from error
+            raise ConfigurationError(f"{entry.name}: {error}") from error
         if threads is None:
             threads = 1 if jobs > 1 else simulation.fastest_threads()
         del simulation
@@ -80,18 +81,18 @@ def play(
     on_end: Callable[[CellResult], None] = lambda _: None,
     in_worker: Callable[[], None] | None = None,
 ) -> list[CellResult]:
-    """Play what is not over yet: begin new cells, go on with those that were interrupted.
+    """Play the cells that are not over yet: begin new ones, and go on with those that were interrupted.
 
-    A cell that fails does not stop the others: what florist refuses, and what a model may die of (memory, numerics),
-    is its reason. Anything else, a full disk for instance, ends the comparison, which can be resumed.
+    A cell fails if florist refuses something or if its model dies of memory or numerics. It does not stop the others.
+    Anything else, a full disk for instance, ends the comparison, which can be resumed.
 
     Args:
-        directory: of the comparison.
-        jobs: cells at once, each in a process of its own where there are several.
-        observer: told of every step, where cells are played in this process.
-        on_start: told that a cell begins, where cells are played in this process.
-        on_end: told how a cell ended.
-        in_worker: called first in every other process; picklable.
+        directory: the directory of the comparison.
+        jobs: how many cells are played at once; several are played in processes of their own.
+        observer: is told of every step of the cells that are played in this process.
+        on_start: is told which cell begins, if it is played in this process.
+        on_end: is told how a cell ended.
+        in_worker: is called first in every other process; it must be picklable.
 
     Returns:
         The results of all cells, those that were over before included, in the order of the comparison.
@@ -156,7 +157,7 @@ def _play_at_once(
 
 
 def _play_cell(path: Path, cell: Cell, threads: int, observer: Observer | None) -> str | None:
-    """Why the cell failed; None where it did not."""
+    """Play a cell; return why it failed, or None."""
     directory = ComparisonDirectory(path)
     watching = observer or Unobserved()
     try:
@@ -190,7 +191,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _ctrl_c_ignored_by_children() -> Generator[None, None, None]:
-    """Ctrl-C reaches all processes of a terminal: this one ends the others, which would each print a traceback."""
+    """Let children ignore Ctrl-C, which reaches all processes of a terminal: this process ends them in silence."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

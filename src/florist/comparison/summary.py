@@ -1,19 +1,19 @@
-"""Entries over seeds: means, intervals, and paired differences to one of them."""
+"""The entries of a comparison over its seeds: means, intervals, and paired differences to one of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from florist.comparison.efficiency import communication_efficiency
 from florist.comparison.intervals import Estimate, estimate
 from florist.comparison.results import CellResult
-from florist.evaluation import lower_is_better
 
 FAVOURITE = "florist"
 """The entry that others are compared with, where there is one of this name."""
 
 
 class Verdict(Enum):
-    """What the paired differences of an entry to the reference say."""
+    """What the paired differences between an entry and the reference say."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -25,38 +25,48 @@ class Measured:
     """One metric of an entry.
 
     Attributes:
-        value: over its seeds.
-        difference: to the reference, over the seeds that both have; None for the reference itself and where no seed
-            is common.
-        verdict: whether the interval of the difference lies on one side of 0; None where there is no interval.
+        value: the mean over the seeds of the entry.
+        difference: the mean difference to the reference, over the seeds that both have; None for the reference itself,
+            and if they have no seed in common.
+        lower_is_better: whether a smaller value is the better one; None if nobody knows.
     """
 
     value: Estimate
     difference: Estimate | None
-    verdict: Verdict | None
+    lower_is_better: bool | None
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What the interval of the difference says; None if there is no interval, or if the direction is unknown."""
+        sign = self.difference.sign if self.difference is not None else None
+        if sign is None or self.lower_is_better is None:
+            return None
+        if sign == 0:
+            return Verdict.TIED
+        return Verdict.BETTER if (sign < 0) == self.lower_is_better else Verdict.WORSE
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """An entry of the table; failed runs do not go in.
+    """The summary of an entry, without its failed runs.
 
     Attributes:
-        name: of the entry.
+        name: the name of the entry.
         method: its aggregation method.
-        seeds: of the runs that count.
-        failures: the reasons of those that do not, by seed.
-        lost_rounds: rounds of the runs that count that changed nothing, for want of usable updates.
-        metrics: on the test records.
-        validation: of the last round on the validation records, where there are some: to choose by.
-        total_rank: of a broadcast, mean over rounds and seeds; None where the method has none.
-        last_total_rank: of the last broadcast, mean over seeds.
-        efficiency: 1 / total_rank, the communication efficiency of the FLoRIST paper (arXiv:2506.09199).
-        upload_bytes: of a run, from all clients; mean over seeds, as are all that follow.
-        download_bytes: of a run, to all clients.
-        client_upload_bytes: of a client in a round.
-        client_download_bytes: of a client in a round.
-        server_seconds: of a run, aggregating.
-        client_seconds: of a run, training, all clients together.
+        seeds: the seeds of the runs that count.
+        failures: why the other runs failed, by seed.
+        lost_rounds: how many rounds changed nothing, for want of usable updates, in the runs that count.
+        metrics: the metrics on the test examples.
+        validation: the metrics of the last round on the validation examples, to choose by; empty if there are none.
+        total_rank: the total rank of a broadcast, as the mean over rounds and seeds; None if the method has no ranks.
+        last_total_rank: the total rank of the last broadcast, as the mean over seeds.
+        efficiency: the communication efficiency of the FLoRIST paper; see `efficiency.communication_efficiency`.
+        upload_bytes: what all clients send in a run; a mean over seeds, like all that follow.
+        download_bytes: what all clients receive in a run.
+        client_upload_bytes: what a client sends in a round.
+        client_download_bytes: what a client receives in a round.
+        server_seconds: how long the server aggregates in a run.
+        client_seconds: how long all clients together train in a run.
     """
 
     name: str
@@ -83,13 +93,13 @@ def reference(entries: Sequence[str]) -> str:
 
 
 def summarise(results: Sequence[CellResult]) -> list[Row]:
-    """A row for every entry, in the order of the results.
+    """Summarise every entry, in the order of the results.
 
-    Differences are paired: runs of one seed have the same records, participants and batches, so that the difference
+    Differences are paired: runs of one seed have the same examples, participants and batches, so that the difference
     within a seed varies much less than the runs do from seed to seed. Their interval is that of the mean difference.
 
     Args:
-        results: of all cells.
+        results: the results of all cells.
     """
     by_entry: dict[str, list[CellResult]] = {}
     for result in results:
@@ -114,7 +124,7 @@ def _row(name: str, results: Sequence[CellResult], compared_with: Sequence[CellR
         validation=_measured(played, others, lambda result: result.validation),
         total_rank=total_rank,
         last_total_rank=_mean(played, lambda result: result.last_rank),
-        efficiency=1 / total_rank if total_rank else None,
+        efficiency=communication_efficiency(total_rank or 0.0, results[0].sent),
         upload_bytes=_mean(played, lambda result: result.upload_bytes),
         download_bytes=_mean(played, lambda result: result.download_bytes),
         client_upload_bytes=_mean(played, lambda result: result.upload_bytes / result.parts),
@@ -141,17 +151,14 @@ def _measured(
             ]
         )
         if value is not None:
-            measured[name] = Measured(value, difference, _verdict(name, difference))
+            measured[name] = Measured(value, difference, _direction(name, (*results, *others)))
     return measured
 
 
-def _verdict(metric: str, difference: Estimate | None) -> Verdict | None:
-    sign = difference.sign if difference is not None else None
-    if sign is None:
-        return None
-    if sign == 0:
-        return Verdict.TIED
-    return Verdict.BETTER if (sign < 0) == lower_is_better(metric) else Verdict.WORSE
+def _direction(metric: str, results: Sequence[CellResult]) -> bool | None:
+    """Whether a smaller value is the better one; None if a run does not know or two contradict each other."""
+    said = {result.lower_is_better.get(metric) for result in results}
+    return said.pop() if len(said) == 1 else None
 
 
 def _mean(results: Sequence[CellResult], value: Callable[[CellResult], float | None]) -> float | None:

@@ -1,4 +1,4 @@
-"""The tables of a comparison as files: rows for people and programs, and a line a cell and round."""
+"""The tables of a comparison as files: one of the entries, for people and programs, and one of all rounds."""
 
 import csv
 import io
@@ -19,20 +19,20 @@ _COLUMNS = tuple(
     for field in fields(Row)
     if field.name not in {"name", "method", "seeds", "failures", "metrics", "validation"}
 )
-"""Of a row, those that are one number each."""
+"""The attributes of a `Row` that are one number each."""
 
 
 def metric_source(config: Config) -> str:
-    """What the metrics of the table were measured on, and when."""
+    """Say what the metrics of the table were measured on, and when."""
     if config.has_validation and config.evaluation.split != "test":
-        return "test records, final adapter"
-    return "test records, last round"
+        return "test examples, final adapter"
+    return "test examples, last round"
 
 
 def document(
     directory: ComparisonDirectory, source: str, rows: Sequence[Row], results: Sequence[CellResult]
 ) -> dict[str, Any]:
-    """The whole comparison as one JSON document, without NaN."""
+    """Put the whole comparison into one JSON document, without NaN."""
     return {
         "comparison": str(directory.path),
         "reference": reference([row.name for row in rows]),
@@ -48,9 +48,9 @@ def write_tables(directory: ComparisonDirectory, whole: Mapping[str, Any], resul
     """Write table.json, table.csv and cells.csv, each whole, over those of an earlier attempt.
 
     Args:
-        directory: of the comparison.
+        directory: the directory of the comparison.
         whole: what `document` returned.
-        results: of all cells.
+        results: the results of all cells.
     """
     replace_file(directory.path / "table.json", strict_json.encode(whole, indent=2) + "\n")
     replace_file(directory.path / "table.csv", _csv([_flat(row) for row in whole["rows"]]))
@@ -74,6 +74,7 @@ def _measured(measured: Measured) -> dict[str, Any]:
     return {
         **_estimate(measured.value),
         "difference": _estimate(measured.difference) if measured.difference is not None else None,
+        "lower_is_better": measured.lower_is_better,
         "verdict": measured.verdict.value if measured.verdict is not None else None,
     }
 
@@ -88,7 +89,7 @@ def _cell(directory: ComparisonDirectory, result: CellResult) -> dict[str, Any]:
         "seed": result.cell.seed,
         "run": str(directory.run_path(result.cell)),
         "failure": result.failure,
-        # Where a run failed, they may be no numbers.
+        # The metrics of a failed run may be no numbers.
         "metrics": dict(result.metrics) if result.failure is None else {},
         "total_rank": result.rank_of_a_round,
         "upload_bytes": result.upload_bytes,
@@ -118,7 +119,7 @@ _ENDS = {"": "mean", "_low": "low", "_high": "high"}
 
 def _line(result: CellResult, number: int) -> dict[str, Any]:
     record = result.records[number]
-    # Of a method without ranks, 0 would look like a small one.
+    # A 0 would look like a small rank where the method has none.
     rank = record.total_rank if record.aggregated and record.ranks else None
     return {
         "entry": result.cell.entry.name,
@@ -139,7 +140,7 @@ def _line(result: CellResult, number: int) -> dict[str, Any]:
 
 
 def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
-    # A row without metrics lacks their columns, and may be the first: the columns of the longest, then all others.
+    # A line without metrics lacks their columns, and may be the first: the columns of the longest come first.
     longest = max(lines, key=len, default={})
     columns = [*dict.fromkeys(name for line in (longest, *lines) for name in line)]
     text = io.StringIO()

@@ -31,7 +31,7 @@ from florist.data import (
     Renderer,
     alpaca_prompt,
     classes,
-    encode,
+    encode_examples,
     instruction_and_input,
     recognise,
     template_prompt,
@@ -133,10 +133,10 @@ def _encoding(
 ) -> Encode:
     def encode_once(examples: Sequence[Example], source: str) -> EncodedExamples:
         if kept is None:
-            return encode(examples, encoder, collate, source)
+            return encode_examples(examples, encoder, collate, source)
         name = f"{counted} of {source}"
         if name not in kept:
-            kept[name] = encode(examples, encoder, collate, source)
+            kept[name] = encode_examples(examples, encoder, collate, source)
         return kept[name]
 
     return encode_once

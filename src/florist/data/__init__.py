@@ -2,7 +2,7 @@
 
 from florist.data.causal_lm import CausalLmEncoder, opening_tokens
 from florist.data.classification import ClassificationEncoder, classes
-from florist.data.examples import IGNORED, EncodedExamples, Features, encode
+from florist.data.examples import IGNORED, EncodedExamples, Features, encode_examples
 from florist.data.prompts import alpaca_prompt, instruction_and_input, template_prompt
 from florist.data.reading import Example, read_examples
 from florist.data.rendering import ChatTemplate, InstructionConversation, InstructionPrompt, PlainChat, Renderer
@@ -40,7 +40,7 @@ __all__ = [
     "Renderer",
     "alpaca_prompt",
     "classes",
-    "encode",
+    "encode_examples",
     "instruction_and_input",
     "opening_tokens",
     "read_examples",

@@ -38,7 +38,7 @@ class EncodedExamples(Sequence[Features]):
             yield self.collate(ordered[start : start + batch_size])
 
 
-def encode(
+def encode_examples(
     examples: Sequence[Example],
     encoder: Callable[[Example], Features],
     collate: Callable[[list[Features]], Mapping[str, Any]],

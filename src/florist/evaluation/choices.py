@@ -1,4 +1,4 @@
-"""Multiple choice by likelihood: the answer that the model finds likeliest for its length."""
+"""Multiple choice by likelihood: the model answers what it finds likeliest for its length."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from florist.data import Example, opening_tokens
 from florist.data.reading import as_text
 from florist.errors import DataError
+from florist.evaluation.directions import Measurements
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -27,10 +28,10 @@ class Question:
     """A question as tokens.
 
     Attributes:
-        prompt: before each choice; one token at least.
-        choices: tokens of each.
-        lengths: of each choice, in characters.
-        answer: number of the right one.
+        prompt: the tokens before a choice, at least one.
+        choices: the tokens of every choice.
+        lengths: the length of every choice in characters.
+        answer: the number of the right choice, from 0.
     """
 
     prompt: tuple[int, ...]
@@ -41,28 +42,28 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class MultipleChoice:
-    """Fraction of questions whose right choice has the largest log-likelihood per character.
+    """The fraction of questions whose right choice has the largest log-likelihood per character.
 
     The score of a choice is the sum of the log-probabilities of its tokens after the prompt, divided by the number
     of its characters. Characters do not depend on the tokenizer, so that models can be compared. Without the division,
-    short choices would win. Ties go to the first.
+    short choices would win. The first of equal scores wins.
 
     Source: ``acc_norm`` of lm-evaluation-harness.
 
     Args:
-        questions: encoded by `read_questions`.
-        tokenizer: of the model, for its padding.
-        batch_size: choices that are run together.
+        questions: as `read_questions` encodes them.
+        tokenizer: the tokenizer of the model, which says how to pad.
+        batch_size: how many choices are run together.
     """
 
     questions: tuple[Question, ...]
     tokenizer: PreTrainedTokenizerBase
     batch_size: int
 
-    def __call__(self, model: nn.Module, /) -> Mapping[str, float]:
-        """``multiple_choice``."""
+    def __call__(self, model: nn.Module, /) -> Measurements:
+        """Measure ``multiple_choice``."""
         pairs = [(q, c) for q, question in enumerate(self.questions) for c in range(len(question.choices))]
-        # Texts of similar length together: less padding.
+        # Texts of similar length go together: less padding.
         pairs.sort(key=lambda pair: len(self.questions[pair[0]].prompt) + len(self._choice(pair)))
         scores = [[0.0] * len(question.choices) for question in self.questions]
         model.eval()
@@ -72,7 +73,7 @@ class MultipleChoice:
                 for (q, c), likelihood in zip(some, self._log_likelihoods(model, some), strict=True):
                     scores[q][c] = likelihood / self.questions[q].lengths[c]
         hits = sum(own.index(max(own)) == q.answer for own, q in zip(scores, self.questions, strict=True))
-        return {"multiple_choice": hits / len(self.questions)}
+        return Measurements.own({"multiple_choice": hits / len(self.questions)})
 
     def _choice(self, pair: tuple[int, int]) -> tuple[int, ...]:
         return self.questions[pair[0]].choices[pair[1]]
@@ -94,7 +95,7 @@ class MultipleChoice:
 
 
 def read_questions(
-    records: Sequence[Example],
+    examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
     *,
     prompt: Callable[[Mapping[str, str]], str],
@@ -102,48 +103,48 @@ def read_questions(
     max_length: int,
     source: str,
 ) -> tuple[Question, ...]:
-    """Questions from records with ``question``, ``choices`` and ``answer``, or in the shape of the paper's MMLU sample.
+    """Encode questions: examples with ``question``, ``choices`` and ``answer``, or in the shape of the paper's MMLU.
 
-    `answer` is the number of a choice, from 0, its letter, or its text. A prompt that is too long loses its start.
+    The answer is the number of a choice, from 0, its letter, or its text. A prompt that is too long loses its start.
 
     Args:
-        records: one a question.
-        tokenizer: of the model.
-        prompt: from the fields, ``question`` and ``options`` (a line each) to the text before a choice.
-        answer: from ``choice`` and ``letter`` to the text whose likelihood is measured.
-        max_length: in tokens, prompt and choice together.
-        source: named in errors.
+        examples: one for every question.
+        tokenizer: the tokenizer of the model.
+        prompt: turns the fields, ``question`` and ``options`` (a line each) into the text before a choice.
+        answer: turns ``choice`` and ``letter`` into the text whose likelihood is measured.
+        max_length: how many tokens a prompt and a choice may have together.
+        source: what errors call the place where the examples are from.
 
     Raises:
-        DataError: a record is not in one of the two shapes, or a choice is empty or too long.
+        DataError: an example is in neither of the two shapes, or a choice is empty or too long.
     """
     questions: list[Question] = []
-    for number, record in enumerate(records, start=1):
+    for number, example in enumerate(examples, start=1):
         try:
-            questions.append(_question(record, tokenizer, prompt, answer, max_length))
+            questions.append(_question(example, tokenizer, prompt, answer, max_length))
         except DataError as error:
-            raise DataError(f"{source}, record {number}: {error}") from error
+            raise DataError(f"{source}, example {number}: {error}") from error
     return tuple(questions)
 
 
 def _question(
-    record: Example,
+    example: Example,
     tokenizer: PreTrainedTokenizerBase,
     prompt: Callable[[Mapping[str, str]], str],
     answer: Callable[[Mapping[str, str]], str],
     max_length: int,
 ) -> Question:
-    question, choices, right = _parsed(record)
+    question, choices, right = _parsed(example)
     lettered = list(zip(_LETTERS, choices, strict=False))
     options = "\n".join(f"{letter}. {choice}" for letter, choice in lettered)
-    before = opening_tokens(tokenizer, prompt(as_text(record) | {"question": question, "options": options}))
+    before = opening_tokens(tokenizer, prompt(as_text(example) | {"question": question, "options": options}))
     texts = [answer({"letter": letter, "choice": choice}) for letter, choice in lettered]
     tokens: list[list[int]] = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     room = max_length - max(len(own) for own in tokens)
     if not all(text.strip() for text in texts) or not before or room < 1:
         raise DataError(
-            f"expected a prompt, and choices of one token at least and with it at most {max_length}, got {len(before)} "
-            f"tokens of prompt and {[len(own) for own in tokens]} of choices; see data.max_length"
+            f"expected a prompt, and choices of one token at least that have at most {max_length} tokens with it, got "
+            f"{len(before)} tokens of prompt and {[len(own) for own in tokens]} of choices; see data.max_length"
         )
     excess = max(0, len(before) - room)
     opening = 1 if before[0] == tokenizer.bos_token_id and room > 1 else 0
@@ -153,21 +154,21 @@ def _question(
     )
 
 
-def _parsed(record: Example) -> tuple[str, list[str], int]:
-    """(question, choices, number of the right one)."""
-    choices = record.get("choices")
-    if isinstance(record.get("question"), str) and isinstance(choices, list) and "answer" in record:
+def _parsed(example: Example) -> tuple[str, list[str], int]:
+    """The question, its choices, and the number of the right one."""
+    choices = example.get("choices")
+    if isinstance(example.get("question"), str) and isinstance(choices, list) and "answer" in example:
         texts = [str(choice) for choice in choices]
-        return record["question"], texts, _right(record["answer"], texts)
-    found = _IN_ONE_TEXT.fullmatch(str(record.get("input", "")))
-    if found is None or "output" not in record:
+        return example["question"], texts, _right(example["answer"], texts)
+    found = _IN_ONE_TEXT.fullmatch(str(example.get("input", "")))
+    if found is None or "output" not in example:
         raise DataError(
             "expected the fields question, choices and answer, or an input 'Question: ... Options: A. ..., B. ..., "
-            f"C. ..., D. ...' and an output 'The answer is: B. ...', got {sorted(record)}"
+            f"C. ..., D. ...' and an output 'The answer is: B. ...', got {sorted(example)}"
         )
     question, *texts = found.groups()
-    letter = _ANSWER.match(str(record["output"]))
-    # A letter here, whatever the choices say: one of the sample's is called B.
+    letter = _ANSWER.match(str(example["output"]))
+    # The answer is a letter here, whatever the choices say: one of the sample's choices is "B".
     return question, texts, _right(_LETTERS.find(letter[1].upper()) if letter is not None else None, texts)
 
 

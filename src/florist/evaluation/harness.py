@@ -10,13 +10,19 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from florist.errors import ConfigurationError, MissingDependencyError, MissingInputError
+from florist.evaluation.directions import Measurements
 
 
 @dataclass(frozen=True, slots=True)
 class HarnessTasks:
-    """Metrics of lm-evaluation-harness; each is called ``task/metric``.
+    """The metrics of lm-evaluation-harness; each is called ``task/metric``.
 
-    Args: as those of `evaluate_tasks`.
+    Args:
+        tokenizer: as for `evaluate_tasks`, like all that follow.
+        tasks: names of tasks or groups.
+        task_path: a directory with task files of your own.
+        batch_size: how many requests are run together.
+        limit: how many examples of a task are used.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -25,8 +31,8 @@ class HarnessTasks:
     batch_size: int = 8
     limit: int | None = None
 
-    def __call__(self, model: Any, /) -> Mapping[str, float]:
-        """The metrics of all tasks."""
+    def __call__(self, model: Any, /) -> Measurements:
+        """Measure all tasks."""
         return evaluate_tasks(
             model,
             self.tokenizer,
@@ -45,19 +51,20 @@ def evaluate_tasks(
     task_path: Path | None = None,
     batch_size: int = 8,
     limit: int | None = None,
-) -> dict[str, float]:
-    """Measure a model on tasks of lm-evaluation-harness.
+) -> Measurements:
+    """Measure a model on tasks of lm-evaluation-harness, which downloads a task's data if it is not cached.
 
     Args:
-        model: a causal language model of transformers or PEFT, where it is; left in evaluation mode.
-        tokenizer: of the model.
+        model: a causal language model of transformers or PEFT, on the device where it is; it is left in evaluation
+            mode.
+        tokenizer: the tokenizer of the model.
         tasks: names of tasks or groups.
-        task_path: directory with task files (YAML) of your own.
-        batch_size: requests run together.
-        limit: examples a task; all by default.
+        task_path: a directory with task files (YAML) of your own.
+        batch_size: how many requests are run together.
+        limit: how many examples of a task are used; all by default.
 
     Returns:
-        ``task/metric`` -> value, standard errors left out. The harness downloads a task's data where it is not cached.
+        The values by ``task/metric``, without standard errors, and which way each gets better, as the harness says it.
 
     Raises:
         MissingDependencyError, MissingInputError, ConfigurationError: as `require_tasks`.
@@ -71,18 +78,36 @@ def evaluate_tasks(
         found = simple_evaluate(
             held, tasks=list(tasks), task_manager=manager, limit=limit, log_samples=False, bootstrap_iters=0
         )
-    results: Mapping[str, Mapping[str, Any]] = found["results"] if found is not None else {}
-    measured: dict[str, float] = {}
-    for task, metrics in results.items():
+    return measurements_from(found or {})
+
+
+def measurements_from(found: Mapping[str, Any]) -> Measurements:
+    """What lm-evaluation-harness found, in florist's form.
+
+    Args:
+        found: its document: ``results`` by task and ``metric,filter``, and ``higher_is_better`` by task and metric,
+            which is None for a group whose tasks contradict each other.
+
+    Returns:
+        The values by ``task/metric``, or ``task/metric/filter`` where a filter was used, without standard errors.
+    """
+    values: dict[str, float] = {}
+    lower_is_better: dict[str, bool] = {}
+    for task, metrics in found.get("results", {}).items():
+        higher_is_better = found.get("higher_is_better", {}).get(task, {})
         for key, value in metrics.items():
-            name, comma, filtering = key.partition(",")
-            if comma and not name.endswith("_stderr") and isinstance(value, int | float):
-                measured[f"{task}/{name}" + (f"/{filtering}" if filtering != "none" else "")] = float(value)
-    return measured
+            metric, comma, filtering = key.partition(",")
+            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            name = f"{task}/{metric}" + (f"/{filtering}" if filtering != "none" else "")
+            values[name] = float(value)
+            if isinstance(higher_is_better.get(metric), bool):
+                lower_is_better[name] = not higher_is_better[metric]
+    return Measurements(values, lower_is_better)
 
 
 def require_tasks(tasks: Sequence[str], task_path: Path | None = None) -> Any:
-    """The harness's task manager, once it is sure that it knows the tasks.
+    """The task manager of the harness, after a check that it knows the tasks.
 
     Raises:
         MissingDependencyError: lm-evaluation-harness is not installed.

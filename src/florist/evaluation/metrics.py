@@ -11,33 +11,38 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from florist.data import IGNORED, EncodedExamples, Features
+from florist.evaluation.directions import Measurements
 
-# What is not said here comes from the model's generation_config.json, and published ones penalise repetitions.
+# What is left out here comes from the model's generation_config.json, and published ones penalise repetitions.
 _GREEDY: Mapping[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
 
 @runtime_checkable
 class Metric(Protocol):
-    """Measures a model; holds its examples."""
+    """Measures a model on the examples that it holds."""
 
-    def __call__(self, model: Any, /) -> Mapping[str, float]:
-        """Values by name. The model is left in evaluation mode."""
+    def __call__(self, model: Any, /) -> Measurements:
+        """Measure a model, and leave it in evaluation mode."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class LanguageModelLoss:
-    """Held-out loss and perplexity.
+    """The loss and the perplexity on held-out examples.
 
     ``loss`` is the mean negative log-likelihood in nats over all tokens that count (the answers), every token with the
     same weight whatever its batch; ``perplexity`` is its exponential.
+
+    Args:
+        examples: prompt and answer, encoded as for training.
+        batch_size: how many examples are run together.
     """
 
     examples: EncodedExamples
     batch_size: int
 
-    def __call__(self, model: nn.Module, /) -> Mapping[str, float]:
-        """``loss`` and ``perplexity``."""
+    def __call__(self, model: nn.Module, /) -> Measurements:
+        """Measure ``loss`` and ``perplexity``."""
         total, tokens = 0.0, 0
         for batch in _batches(model, self.examples, self.batch_size):
             labels = batch.pop("labels")
@@ -48,20 +53,20 @@ class LanguageModelLoss:
             )
             tokens += int((targets != IGNORED).sum())
         loss = total / tokens
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+        return Measurements.own({"loss": loss, "perplexity": math.exp(min(loss, 700.0))})
 
 
 @dataclass(frozen=True, slots=True)
 class ExactMatch:
-    """Fraction of prompts whose greedy continuation is the answer, up to surrounding white space.
+    """The fraction of prompts whose greedy continuation is the answer, up to surrounding white space.
 
-    Of a conversation, the last answer is asked for, given all before it.
+    A conversation is continued after everything that comes before its last answer.
 
     Args:
-        examples: encoded prompt and answer, as for training.
-        tokenizer: of the model.
-        batch_size: prompts generated together.
-        max_new_tokens: a longer answer cannot match.
+        examples: prompt and answer, encoded as for training.
+        tokenizer: the tokenizer of the model.
+        batch_size: how many prompts are continued together.
+        max_new_tokens: the length of a continuation; a longer answer cannot match.
     """
 
     examples: EncodedExamples
@@ -69,16 +74,16 @@ class ExactMatch:
     batch_size: int
     max_new_tokens: int
 
-    def __call__(self, model: Any, /) -> Mapping[str, float]:
-        """``exact_match``."""
-        # Prompts of similar length together: less padding.
+    def __call__(self, model: Any, /) -> Measurements:
+        """Measure ``exact_match``."""
+        # Prompts of similar length go together: less padding.
         ordered = sorted(self.examples, key=_answer_start)
         hits = 0
         model.eval()
         with torch.inference_mode():
             for start in range(0, len(ordered), self.batch_size):
                 hits += self._hits(model, ordered[start : start + self.batch_size])
-        return {"exact_match": hits / len(ordered)}
+        return Measurements.own({"exact_match": hits / len(ordered)})
 
     def _hits(self, model: Any, examples: Sequence[Features]) -> int:
         prompts = [features["input_ids"][: _answer_start(features)] for features in examples]
@@ -109,20 +114,25 @@ class ExactMatch:
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """Held-out cross-entropy in nats and accuracy of a classifier."""
+    """The cross-entropy in nats and the accuracy of a classifier on held-out examples.
+
+    Args:
+        examples: texts and their classes, encoded as for training.
+        batch_size: how many examples are run together.
+    """
 
     examples: EncodedExamples
     batch_size: int
 
-    def __call__(self, model: nn.Module, /) -> Mapping[str, float]:
-        """``loss`` and ``accuracy``."""
+    def __call__(self, model: nn.Module, /) -> Measurements:
+        """Measure ``loss`` and ``accuracy``."""
         total, hits = 0.0, 0
         for batch in _batches(model, self.examples, self.batch_size):
             labels = batch.pop("labels")
             logits = model(**batch).logits.float()
             total += float(functional.cross_entropy(logits, labels, reduction="sum"))
             hits += int((logits.argmax(dim=1) == labels).sum())
-        return {"loss": total / len(self.examples), "accuracy": hits / len(self.examples)}
+        return Measurements.own({"loss": total / len(self.examples), "accuracy": hits / len(self.examples)})
 
 
 def _batches(model: nn.Module, examples: EncodedExamples, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -134,6 +144,6 @@ def _batches(model: nn.Module, examples: EncodedExamples, batch_size: int) -> It
 
 
 def _answer_start(features: Features) -> int:
-    """Where the last run of tokens that count begins."""
+    """The position at which the last run of tokens that count begins."""
     labels: Sequence[int] = features["labels"]
     return max(k for k, label in enumerate(labels) if label != IGNORED and (k == 0 or labels[k - 1] == IGNORED))

@@ -9,9 +9,9 @@
                              last round cumulative.safetensors (all that was ever added), continued.safetensors and
                              saved_parameters.safetensors
     RUN/.lock                held by the process that plays the rounds, which RUN/.lock-holder names
-    RUN/test.json            metrics that only the final adapter has
+    RUN/test.json            metrics that only the final adapter has, and which way each gets better
     RUN/adapter/             the final adapter, as PEFT writes it; none where no round had enough usable updates
-    RUN/adapter-round-0003/  the adapter of a run that had ended after round 3 and went on; test-round-0003.json, its test
+    RUN/adapter-round-0003/  the adapter of a run that had ended after round 3 and went on; its test is beside it
 
 A round becomes visible by one replacement of ``state/current.json``, after its tensors are on disk; its line in
 ``rounds.jsonl`` follows, and then what nobody needs any more is removed. A run that is killed at any point resumes from
@@ -31,7 +31,7 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError
 
 from florist.errors import DamagedRunError, MissingInputError, OtherVersionError
-from florist.federation.records import RoundRecord
+from florist.federation.records import FinalTest, RoundRecord
 from florist.federation.state import ServerState
 from florist.federation.state_folder import LastRound, StateFolder
 from florist.files import strict_json
@@ -60,7 +60,7 @@ class RunFacts:
     initial: Mapping[str, Number]
 
 
-_FACTS, _METRICS = TypeAdapter(RunFacts), TypeAdapter(Mapping[str, Number])
+_FACTS, _TEST = TypeAdapter(RunFacts), TypeAdapter(FinalTest)
 _RECORD = TypeAdapter(RoundRecord)
 
 
@@ -126,7 +126,7 @@ class RunDirectory:
             return _FACTS.validate_python(_run_json(self.path))
 
     @property
-    def tested(self) -> Mapping[str, float] | None:
+    def tested(self) -> FinalTest | None:
         """Metrics that only the final adapter has; None where there are none, or not yet.
 
         Raises:
@@ -134,11 +134,11 @@ class RunDirectory:
         """
         with _damage(self.path):
             file = self._tests
-            return _METRICS.validate_python(strict_json.decode(file.read_bytes())) if file.exists() else None
+            return _TEST.validate_python(strict_json.decode(file.read_bytes())) if file.exists() else None
 
-    def save_tested(self, metrics: Mapping[str, float]) -> None:
+    def save_tested(self, test: FinalTest) -> None:
         """Make the metrics of the final adapter permanent."""
-        replace_file(self._tests, strict_json.encode(dict(metrics), indent=2) + "\n")
+        replace_file(self._tests, strict_json.encode(asdict(test), indent=2) + "\n")
 
     def save_config(self, config_toml: str) -> None:
         """Replace the configuration that the run goes on with; the one that it was begun with stays."""

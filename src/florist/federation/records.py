@@ -1,4 +1,4 @@
-"""What is written down of a round: one line of ``rounds.jsonl``."""
+"""What is written down of a run: a line of ``rounds.jsonl`` for every round, and ``test.json``."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,3 +75,16 @@ class RoundRecord:
     clients: tuple[ClientRecord, ...]
     dropped: tuple[Drop, ...]
     seconds: Mapping[str, Number]
+
+
+@dataclass(frozen=True, slots=True)
+class FinalTest:
+    """What is written down of the final adapter: ``test.json``.
+
+    Attributes:
+        metrics: the metrics on examples that no choice was made by.
+        lower_is_better: whether a smaller value is the better one, by the name of the metric, as far as it is known.
+    """
+
+    metrics: Mapping[str, Number]
+    lower_is_better: Mapping[str, bool]

@@ -12,11 +12,11 @@ import torch
 
 from florist.checkpoint import encode, write_adapter
 from florist.data import EncodedExamples
-from florist.evaluation import Metric
+from florist.evaluation import Measurements, Metric
 from florist.factors import AdapterState
 from florist.federation.history import RunDirectory, RunFacts
 from florist.federation.recording import LocalWork, round_record
-from florist.federation.records import RoundRecord
+from florist.federation.records import FinalTest, RoundRecord
 from florist.federation.rules import Federation
 from florist.federation.state import ServerState
 from florist.files.locking import sole_process
@@ -97,7 +97,7 @@ class Simulation:
     def measure(self, adapter: AdapterState, saved_parameters: SavedParameters) -> Mapping[str, float]:
         """The metrics of the base with any adapter, and any values of the parameters that travel whole."""
         self._show(adapter, saved_parameters)
-        return self._measure(self.metrics)
+        return dict(self._measure(self.metrics))
 
     def start(self, path: Path, config_toml: str, method: str, threads: int | None, observer: Observer) -> RunDirectory:
         """Measure the base model, choose the number of threads, and create the directory of a run.
@@ -156,7 +156,8 @@ class Simulation:
         if self.final_metrics and directory.tested is None:
             observer.evaluating(self.rounds)
             self._show(state.global_adapter, state.saved_parameters)
-            directory.save_tested(self._measure(self.final_metrics))
+            found = self._measure(self.final_metrics)
+            directory.save_tested(FinalTest(dict(found), dict(found.lower_is_better)))
         if state.broadcasts and not directory.adapter.exists():
             self._export(state, directory)  # last: a run that has an adapter is over
         return records
@@ -165,8 +166,8 @@ class Simulation:
         self.model.set_global(adapter)
         self.model.saved_parameters = saved_parameters
 
-    def _measure(self, metrics: tuple[Metric, ...]) -> Mapping[str, float]:
-        return {name: value for metric in metrics for name, value in metric(self.model.peft).items()}
+    def _measure(self, metrics: tuple[Metric, ...]) -> Measurements:
+        return Measurements.together(metric(self.model.peft) for metric in metrics)
 
     def fastest_threads(self) -> int:
         """The faster of one torch thread and all of them, as measured on a batch of the first client."""

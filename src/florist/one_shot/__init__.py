@@ -1,5 +1,6 @@
-"""Saved adapters in, one saved adapter out: aggregation without rounds, with a certificate."""
+"""Combine saved adapters into one, without rounds, and certify the result."""
 
+from florist.one_shot.budget import FileBudget
 from florist.one_shot.certificate import CERTIFICATE_NAME
 from florist.one_shot.combining import AggregatedAdapter, aggregate, combine
 from florist.one_shot.inputs import Inputs, open_inputs
@@ -9,6 +10,7 @@ __all__ = [
     "CERTIFICATE_NAME",
     "AggregatedAdapter",
     "CountedIn",
+    "FileBudget",
     "Inputs",
     "Weights",
     "aggregate",

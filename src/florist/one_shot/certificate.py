@@ -1,4 +1,4 @@
-"""florist.json: what an aggregation kept and lost, what went into it, and what the result counts for."""
+"""florist.json says what an aggregation kept and lost, what went into it, and what the result counts for."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,12 +8,15 @@ from typing import Any
 
 from florist.checkpoint import SavedAdapter
 from florist.checkpoint.reading import CONFIG_NAME
-from florist.errors import InvalidAdapterError
+from florist.errors import InvalidAdapterError, InvalidUpdateError
 from florist.files.outputs import sha256
 from florist.one_shot.weights import CountedIn, Weight, Weights
 from florist.rounds import Certificate
 
 CERTIFICATE_NAME = "florist.json"
+
+FORMAT = 1
+"""The format of the file. Before florist counted formats it wrote none, and such a file is read as format 0."""
 
 
 def document(
@@ -25,25 +28,28 @@ def document(
     notes: Sequence[str],
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The content of the file, but for the hashes of the result: see `sealed`.
+    """The content of the file without the hashes of the result, which `sealed` adds.
 
     Args:
-        certificate: of what is written; its errors include the rounding of the stored numbers.
-        storage_errors: by module, that rounding alone, ``||B A - B_stored A_stored||_F``.
-        saved: what went in.
-        weights: of each.
-        notes: for people.
-        settings: how the adapter was made; put first.
+        certificate: what the written adapter keeps and loses. Its errors include the rounding of the stored numbers.
+        storage_errors: the error of that rounding alone, ``||B A - B_stored A_stored||_F``, by module.
+        saved: the adapters that went in.
+        weights: how much each of them counts.
+        notes: what people should know. A note on adapters that hold the same bytes is added.
+        settings: how the adapter was made.
 
     Raises:
         InvalidAdapterError: the weights of an input have changed since it was opened.
 
-    Cost: reads every input to hash it.
+    Cost: it reads every input to hash it.
     """
+    hashes = [one.sha256() for one in saved]
+    counted = weights.counted_in is not CountedIn.SHARES
     return {
+        "format": FORMAT,
         "florist": version("florist"),
         **settings,
-        "num_examples": weights.total.count,
+        "num_examples": weights.total.count if counted else None,
         "counted_in": weights.counted_in.value,
         "total_rank": certificate.total_rank,
         "input_rank": certificate.input_rank,
@@ -64,46 +70,53 @@ def document(
             }
             for name, module in certificate.modules.items()
         },
-        "notes": list(notes),
+        "notes": [*notes, *_same_bytes(saved, hashes)],
         "inputs": [
             {
                 "path": str(one.path),
-                "num_examples": count,
+                "num_examples": count if counted else None,
                 "weight": share,
                 "bytes": one.stored_bytes,
-                "sha256": one.sha256(),
+                "sha256": digests,
             }
-            for one, count, share in zip(saved, weights.counts, weights.shares, strict=True)
+            for one, digests, count, share in zip(saved, hashes, weights.counts, weights.shares, strict=True)
         ],
     }
 
 
 def sealed(content: Mapping[str, Any], weights_path: Path) -> dict[str, Any]:
-    """The same with the hashes of the result, by which a reader knows that the certificate belongs to it."""
+    """The content with the hashes of the result, by which a reader knows that the certificate belongs to it."""
     files = (weights_path, weights_path.with_name(CONFIG_NAME))
     return {**content, "sha256": {file.name: sha256(file) for file in files}}
 
 
 def certified_weight(saved: SavedAdapter) -> Weight | None:
-    """What the certificate beside an adapter says that the adapter counts for; None where there is no certificate.
+    """What the certificate beside an adapter says that the adapter counts for; None if there is no certificate.
 
     Raises:
-        InvalidAdapterError: there is one that cannot be believed: it is damaged, or the adapter beside it is not the
-            one that it was written for.
+        InvalidAdapterError: the certificate cannot be believed: it is damaged, or the adapter beside it is not the one
+            that it was written for.
+        InvalidUpdateError: a newer florist wrote it, in a format that this one does not know.
 
-    Cost: reads the weights file to hash it, where there is a certificate.
+    Cost: if there is a certificate, it reads the weights file to hash it.
     """
     path = saved.weights_path.with_name(CERTIFICATE_NAME)
     if not path.is_file():
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        number, author = content.get("format", 0), content["florist"]
+        _require_known(path, number, author)
         claimed, count, unit = content["sha256"], content["num_examples"], CountedIn(content["counted_in"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (InvalidAdapterError, InvalidUpdateError):
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidAdapterError(
             f"expected a certificate of florist in {path}, got {type(error).__name__}: {error}; the weight that it "
             "gave is not used"
         ) from error
+    if unit is CountedIn.SHARES:
+        count = 1  # of an unknown number of examples
     if type(count) is not int or count < 1:
         raise InvalidAdapterError(
             f"expected num_examples in {path} to be a whole number from 1, got {count!r}; it is not used"
@@ -114,3 +127,29 @@ def certified_weight(saved: SavedAdapter) -> Weight | None:
             "the weight that it gave is not used"
         )
     return Weight(count, unit)
+
+
+def _require_known(path: Path, number: object, author: object) -> None:
+    if type(number) is not int or number < 0:
+        raise InvalidAdapterError(
+            f"expected format in {path} to be a whole number, got {number!r}; the weight that it gives is not used"
+        )
+    if number > FORMAT:
+        raise InvalidUpdateError(
+            f"expected {path} in format {FORMAT} or older, got format {number} of florist {author}, which is newer "
+            f"than this one, {version('florist')}; update florist, or give the examples behind every adapter "
+            "(--weights)"
+        )
+
+
+def _same_bytes(saved: Sequence[SavedAdapter], hashes: Sequence[Mapping[str, str]]) -> list[str]:
+    """A note for each group of adapters whose weights files hold the same bytes."""
+    groups: dict[str, list[str]] = {}
+    for one, digests in zip(saved, hashes, strict=True):
+        groups.setdefault(digests[one.weights_path.name], []).append(str(one.path))
+    return [
+        f"{', '.join(paths[:-1])} and {paths[-1]} hold the same weights, byte for byte (SHA-256 {digest[:12]}...), and "
+        "each is counted: if they are one adapter, leave the others out, and raise its weight if need be"
+        for digest, paths in groups.items()
+        if len(paths) > 1
+    ]

@@ -1,4 +1,4 @@
-"""Aggregation of saved adapters, and writing the result."""
+"""Combine saved adapters into one, and write the result."""
 
 import json
 import math
@@ -24,23 +24,41 @@ from florist.ranks import RankRule
 from florist.rounds import Aggregator, Broadcast, Certificate, ClientUpdate, ModuleCertificate, SavedParameters
 
 OnModule = Callable[[int, int], None]
-"""Called with how many modules lie before the one that is being read, and how many there are.
+"""A function that is told how many modules lie before the one that is being read, and how many there are.
 
-Modules are read side by side, so that it is called from several threads, several times for a module, and not quite in
-order. It starts again from 0 for a rule that needs every spectrum beforehand.
+Modules are read side by side, so that several threads call it, several times for a module, and not quite in order. It
+starts again from 0 for a rule that needs every spectrum beforehand.
 """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AggregatedAdapter:
-    """One adapter made of many.
+    """One adapter that was made of many.
 
     Attributes:
         adapter: module name -> factor.
-        certificate: what the rank kept and lost; ``bytes_in`` as stored, ``bytes_out`` before `write`.
-        inputs: what went in.
-        saved_parameters: averaged values of the parameters that travel whole.
-        additive: module name -> summed output bias.
+        certificate: what the ranks kept and lost. ``bytes_in`` counts the inputs as they are stored, and ``bytes_out``
+            the factors before they are written.
+        inputs: the adapters that went in.
+        saved_parameters: the averaged values of the parameters that are saved whole.
+        additive: module name -> the summed output bias.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> import florist
+    >>> from florist.checkpoint import encode, write_adapter
+    >>> with TemporaryDirectory() as folder:
+    ...     for name, value in (("site1", 1.0), ("site2", 3.0)):
+    ...         layer = florist.LoraFactor(B=torch.full((4, 1), value), A=torch.ones(1, 3))
+    ...         (Path(folder) / name).mkdir()
+    ...         write_adapter(Path(folder) / name, encode(florist.AdapterState.of({"layer": layer})))
+    ...     sites = [Path(folder) / name for name in ("site1", "site2")]
+    ...     merged = florist.aggregate(sites, rank_rule=florist.EnergyThreshold(0.9), num_examples=[3, 1])
+    ...     certificate = merged.write(Path(folder) / "merged")
+    ...     written = florist.open_adapter(Path(folder) / "merged").adapter["layer"]
+    >>> certificate["num_examples"], certificate["total_rank"], certificate["relative_error"] < 1e-5
+    (4, 1, True)
+    >>> written.delta_weight()[0].round(decimals=4)  # 3/4 of 1 and 1/4 of 3
+    tensor([1.5000, 1.5000, 1.5000])
     """
 
     adapter: AdapterState
@@ -50,17 +68,17 @@ class AggregatedAdapter:
     additive: SavedParameters
 
     def leading(self, ranks: Mapping[str, int]) -> "AggregatedAdapter":
-        """The same, cut to the first components of every module, and certified so; nothing is decomposed again.
+        """Cut every module to its first components, and certify the result. Nothing is decomposed again.
 
         Args:
-            ranks: of every module; one that has fewer components keeps them all.
+            ranks: how many components each module keeps. A module that has fewer keeps them all.
 
         Cost: that of `ordered_spectrum`.
         """
         adapter = AdapterState.of({name: factor.leading(ranks[name]) for name, factor in self.adapter.items()})
         modules: dict[str, ModuleCertificate] = {}
         for name, module in self.certificate.modules.items():
-            # What was left out before is orthogonal to what is left out now.
+            # What was left out before is orthogonal to what is left out now, so that the squares add up.
             error = math.hypot(module.error, ordered_spectrum(self.adapter[name]).discarded_energy(ranks[name]) ** 0.5)
             kept = 1.0 - (error / module.norm) ** 2 if module.norm else 1.0
             modules[name] = replace(module, rank=adapter.specs[name].rank, error=error, energy_kept=kept)
@@ -74,6 +92,7 @@ class AggregatedAdapter:
         directory: Path,
         *,
         export: Export = Export.PER_MODULE,
+        pad_rank_to: int | None = None,
         dtype: torch.dtype = torch.float32,
         max_bytes: int | None = None,
         settings: Mapping[str, Any] | None = None,
@@ -82,21 +101,23 @@ class AggregatedAdapter:
         """Write a PEFT adapter and its certificate, whole or not at all.
 
         Args:
-            directory: to create.
-            export: a rank for every module or one for all.
-            dtype: of the stored tensors.
-            max_bytes: what the tensors may take; refused where they take more. A rank rule counts factors alone.
-            settings: how the adapter was made, to be put at the head of the certificate.
+            directory: the directory to create.
+            export: whether every module has its own rank.
+            pad_rank_to: the rank of all modules with `Export.UNIFORM`; None for the largest rank.
+            dtype: the dtype of the stored tensors.
+            max_bytes: the largest size of adapter_model.safetensors. `FileBudget` chooses ranks that keep to it.
+            settings: how the adapter was made, for the head of the certificate.
             beside: further text files of the directory, by name.
 
         Returns:
-            The content of the certificate file. Its errors and energies are those of what was written: what the
-            method leaves out and what storing in `dtype` rounds off. Not counted is the float32 arithmetic of the sum
-            itself, about 1e-7 of the norm. Its ``notes`` say what servers other than PEFT make of the result.
+            The content of the certificate file. Its errors and energies are those of what was written, which count
+            what the method leaves out and what storing in `dtype` rounds off. They do not count the float32 arithmetic
+            of the sum itself, about 1e-7 of the norm. Its ``notes`` say what servers other than PEFT make of the
+            result.
 
         Raises:
-            OutputExistsError, MissingInputError: as `outputs.require_absent`.
-            ConfigurationError: the tensors take more than `max_bytes`.
+            OutputExistsError, MissingInputError: `outputs.require_absent` refuses the directory.
+            ConfigurationError: the file would take more than `max_bytes`, or `pad_rank_to` does not fit.
             InvalidAdapterError: the weights of an input have changed since it was opened.
             NonFiniteUpdateError: a value does not fit `dtype`.
         """
@@ -109,13 +130,15 @@ class AggregatedAdapter:
             base_model=common.base_model,
             revision=common.revision,
             task_type=common.task_type,
+            auto_mapping=common.auto_mapping,
             export=export,
+            pad_rank_to=pad_rank_to,
             dtype=dtype,
         )
-        if max_bytes is not None and encoded.nbytes > max_bytes:
+        if max_bytes is not None and encoded.file_bytes > max_bytes:
             raise ConfigurationError(
-                f"expected at most {max_bytes} bytes, got {encoded.nbytes}: parameters that travel whole, and experts "
-                "that are stored at one rank, take more than their directions; choose ranks for a smaller budget"
+                f"expected a file of at most {max_bytes} bytes, got {encoded.file_bytes}; allow more, or choose ranks "
+                "that fit, as one_shot.FileBudget does"
             )
         storage_errors = {name: storage_error(factor, dtype) for name, factor in self.adapter.items()}
         stored = {name: _as_stored(module, storage_errors[name]) for name, module in self.certificate.modules.items()}
@@ -152,22 +175,39 @@ def aggregate(
 
     Args:
         adapters: directories as `save_pretrained` writes them, weights files, or hub ids in the local cache.
-        rank_rule: how many directions each module keeps.
-        num_examples: training examples behind each adapter, whole numbers; or fractions, which are shares of an
+        rank_rule: how many directions each module keeps. `ByteBudget` counts factors alone; `FileBudget` counts the
+            file that is written.
+        num_examples: the training examples behind each adapter as whole numbers, or fractions, which are shares of an
             unknown number. If left out, an aggregate counts as much as its certificate says went into it, and any
             other adapter counts once: an aggregate of aggregates is that of all the adapters in them.
-        allow_base_mismatch: accept unlike names of the base model.
-        average_full: average parameters that were trained whole, where they would be refused.
-        device: where to decompose, ``"cuda"`` for instance; the result is on the CPU.
-        on_module: told how far it is.
+        allow_base_mismatch: whether the adapters may name their base models differently.
+        average_full: whether to average parameters that were trained whole. Otherwise they are refused.
+        device: where to decompose, ``"cuda"`` for instance. The result is on the CPU.
+        on_module: a function that is told how far the work is.
 
     Raises:
         ConfigurationError: torch cannot use `device`, or not in float64.
-        MissingInputError, InvalidAdapterError, UnsupportedAdapterError: as `checkpoint.open_adapter`.
-        IncompatibleAdaptersError: they cannot be combined; the message lists every reason.
-        InvalidUpdateError: the number of weights is not that of the adapters, a weight is not positive, or the
-            certificates count in unlike units and no weights are given.
+        MissingInputError, InvalidAdapterError, UnsupportedAdapterError: `checkpoint.open_adapter` refuses an adapter.
+        IncompatibleAdaptersError: the adapters cannot be combined. The message lists every reason.
+        InvalidUpdateError: the number of weights is not that of the adapters, a weight is not positive, no weights are
+            given and the certificates count in unlike units, or a newer florist wrote a certificate.
         NonFiniteUpdateError: a factor holds NaN or infinity.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> import florist
+    >>> from florist.checkpoint import encode, write_adapter
+    >>> sites = []
+    >>> with TemporaryDirectory() as folder:
+    ...     for name, rank in (("site1", 1), ("site2", 2)):
+    ...         layer = florist.LoraFactor(B=torch.eye(4)[:, :rank], A=torch.eye(3)[:rank])
+    ...         sites.append(Path(folder) / name)
+    ...         sites[-1].mkdir()
+    ...         write_adapter(sites[-1], encode(florist.AdapterState.of({"layer": layer})))
+    ...     merged = florist.aggregate(sites, rank_rule=florist.EnergyThreshold(0.8), num_examples=[3, 1])
+    >>> merged.adapter["layer"].rank  # site2's second direction has a weight of 1/4 and 1/17 of the energy
+    1
+    >>> round(merged.certificate.relative_error**2, 4) == round(1 / 17, 4)
+    True
     """
     inputs = open_inputs(
         adapters, num_examples=num_examples, allow_base_mismatch=allow_base_mismatch, average_full=average_full
@@ -184,15 +224,15 @@ def combine(
 ) -> AggregatedAdapter:
     """Combine opened adapters into one by any method that takes both halves from every client.
 
-    The result is what clients would hold after one round from the pristine base: what the method adds, what it
+    The result is what clients would hold after one round from the pristine base. It is what the method adds, what it
     continues, or the sum of both without loss.
 
     Args:
-        inputs: as `open_inputs` returns them.
+        inputs: the adapters, as `open_inputs` returns them.
         aggregator: the method. FedIT and FedEx-LoRA average halves apart, which means little for adapters that did
-            not start from one A: the certificate says what it costs.
-        device: as `aggregate`.
-        on_module: as `aggregate`.
+            not start from one A. The certificate says what it costs.
+        device: where to decompose. The result is on the CPU.
+        on_module: a function that is told how far the work is.
 
     Raises:
         ConfigurationError: torch cannot use `device`, or not in float64.
@@ -234,12 +274,12 @@ def require_device(device: torch.device | str) -> None:
 
 
 def storage_error(factor: LoraFactor, dtype: torch.dtype) -> float:
-    """``||B A - B' A'||_F`` with B' and A' rounded to `dtype`; exactly 0 where nothing is rounded.
+    """``||B A - B' A'||_F`` with B' and A' rounded to `dtype`. It is exactly 0 if nothing is rounded.
 
-    ``B A - B' A' = (B - B') A + B' (A - A')``: a sum of two small products, whose norm the trace identity gives
+    ``B A - B' A' = (B - B') A + B' (A - A')`` is a sum of two small products, whose norm the trace identity gives
     without cancellation.
 
-    Cost: O((m + n) r^2) in float64; nothing where the factor has that dtype already.
+    Cost: O((m + n) r^2) in float64, and nothing if the factor has that dtype already.
     """
     if factor.B.dtype == dtype:
         return 0.0
@@ -252,16 +292,16 @@ def storage_error(factor: LoraFactor, dtype: torch.dtype) -> float:
 def _all_of(broadcast: Broadcast) -> AdapterState:
     """What a broadcast adds to a base that nothing was added to before."""
     parts = [part for part in (broadcast.shared, broadcast.continued) if part]
-    # A sum of one would decompose what is meant to stay a stack.
+    # The sum of one part would decompose what is meant to stay a stack.
     return lossless_sum(parts) if len(parts) > 1 else parts[0]
 
 
 def _as_stored(module: ModuleCertificate, storage_error: float) -> ModuleCertificate:
     """The certificate of a module once its factors have been rounded.
 
-    What a rank leaves out is orthogonal to both factors, so that the squares add up; only the product of the two
-    roundings, smaller by another factor of the dtype's eps, is not. What a method that does not cut gets wrong has a
-    direction in common with rounding by chance alone; the error is then right to within `storage_error`.
+    What a rank leaves out is orthogonal to both factors, so that the squares add up. Only the product of the two
+    roundings is not, which is smaller by another factor of the dtype's eps. What a method that does not cut gets wrong
+    shares a direction with rounding by chance alone, and the error is then right to within `storage_error`.
     """
     lost = (storage_error / module.norm) ** 2 if module.norm else 0.0
     error = math.hypot(module.error, storage_error)
@@ -269,7 +309,7 @@ def _as_stored(module: ModuleCertificate, storage_error: float) -> ModuleCertifi
 
 
 def _observed(updates: Sequence[ClientUpdate], on_module: OnModule) -> tuple[ClientUpdate, ...]:
-    """The same updates, which tell when one of their modules is read; they are read about in the order of the names."""
+    """The same updates, which tell when one of their modules is read. That is about in the order of the names."""
     names = sorted(set().union(*(update.adapter for update in updates)))
     positions = {name: position for position, name in enumerate(names)}
 

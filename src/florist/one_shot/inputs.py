@@ -14,7 +14,7 @@ from florist.one_shot.weights import ONE_ADAPTER, Weight, Weights, combined, giv
 from florist.rounds import ClientUpdate, SavedParameters
 
 OUTPUT_BIAS = ".lora_B.bias"
-"""Ends the name under which a module's output bias travels with the parameters that travel whole."""
+"""The end of the name under which a module's output bias is averaged with the saved parameters."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,9 +23,9 @@ class Inputs:
 
     Attributes:
         saved: the adapters, in the order given.
-        weights: of each.
+        weights: how much each of them counts.
         comparison: what they have in common, and the modules that some lack.
-        updates: the same as updates of one round.
+        updates: the adapters as updates of one round.
         notes: what a person should know of how they were weighed.
     """
 
@@ -37,8 +37,18 @@ class Inputs:
 
     @property
     def largest_rank(self) -> int:
-        """Of any module of any adapter; at least 1."""
+        """The largest rank of any module of any adapter, which is at least 1."""
         return max((spec.rank for one in self.saved for spec in one.adapter.specs.values()), default=1) or 1
+
+    @property
+    def saved_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the parameters that the result holds whole, by name."""
+        return {name: shape for one in self.saved for name, shape in one.saved_parameters.shapes.items()}
+
+    @property
+    def additive(self) -> frozenset[str]:
+        """The modules that have an output bias in the result."""
+        return frozenset(module for one in self.saved for module in one.additive)
 
 
 def open_inputs(
@@ -48,14 +58,14 @@ def open_inputs(
     allow_base_mismatch: bool = False,
     average_full: bool = False,
 ) -> Inputs:
-    """Open adapters and check that they may be combined; nothing but headers and certificates is read.
+    """Open adapters and check that they may be combined. Nothing but headers and certificates is read.
 
-    Args, Raises: as `aggregate`.
+    The arguments and errors are those of `aggregate`.
 
-    Cost: where nothing is said of the weights, an adapter with a certificate is read once to hash it.
+    Cost: if no weights are given, every adapter with a certificate is read once to hash it.
     """
-    if num_examples is not None and len(num_examples) != len(adapters):
-        raise InvalidUpdateError(f"expected a weight for each of the {len(adapters)} adapters, got {len(num_examples)}")
+    if num_examples is not None:
+        _require_weights(adapters, num_examples)
     saved = tuple(open_adapter(locate(str(adapter))) for adapter in adapters)
     comparison = check_compatible(saved, allow_base_mismatch=allow_base_mismatch, average_full=average_full)
     weights, notes = (given(num_examples), ()) if num_examples is not None else _certified(saved)
@@ -67,8 +77,19 @@ def open_inputs(
     return Inputs(saved, weights, comparison, updates, notes)
 
 
+def _require_weights(adapters: Sequence[str | Path], num_examples: Sequence[int | Fraction]) -> None:
+    if len(num_examples) != len(adapters):
+        raise InvalidUpdateError(f"expected a weight for each of the {len(adapters)} adapters, got {len(num_examples)}")
+    for adapter, number in zip(adapters, num_examples, strict=True):
+        if not number > 0:
+            raise InvalidUpdateError(
+                f"expected a positive weight for every adapter, got {number} for {adapter}; leave that adapter out, or "
+                "give it a positive weight"
+            )
+
+
 def _certified(saved: Sequence[SavedAdapter]) -> tuple[Weights, tuple[str, ...]]:
-    """What each adapter's certificate says that it counts for; one that cannot be believed is noted and not used."""
+    """What the adapters' certificates say that they count for. One that cannot be believed is noted and not used."""
     known: list[Weight] = []
     notes: list[str] = []
     for one in saved:
@@ -81,7 +102,7 @@ def _certified(saved: Sequence[SavedAdapter]) -> tuple[Weights, tuple[str, ...]]
 
 
 def _whole(saved: SavedAdapter, biased: Mapping[str, tuple[int, ...]]) -> SavedParameters:
-    """What is averaged: parameters that travel whole, and output biases, of which a missing one is zero."""
+    """The parameters that are averaged: saved parameters, and output biases, of which a missing one is zero."""
     biases = {
         module + OUTPUT_BIAS: saved.additive[module] if module in saved.additive else torch.zeros(shape)
         for module, shape in biased.items()

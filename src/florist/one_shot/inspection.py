@@ -1,4 +1,4 @@
-"""Looking at adapters: spectra, what a threshold would keep, dead directions, outliers, what fits together."""
+"""Look at adapters: their spectra, what a threshold would keep, what stands out, and which fit together."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from florist.rounds import ClientUpdate
 USUAL_TAUS = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 OUTLIER_FACTOR = 10.0
-"""A norm this many times above or below the median of its kind is pointed out."""
+"""A norm is an outlier if it is this many times above or below the median of its kind."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,11 +23,11 @@ class ModuleView:
     """One module of one adapter.
 
     Attributes:
-        spectrum: of its update.
-        rank: as stored.
-        ranks: what each of `USUAL_TAUS` would keep.
-        outlier: how many times the median norm of the adapter's modules of the same kind its norm is, where that is
-            beyond `OUTLIER_FACTOR` either way; else None.
+        spectrum: the spectrum of its update.
+        rank: the rank at which it is stored.
+        ranks: the rank that each of `USUAL_TAUS` would keep.
+        outlier: how many times the median norm of the adapter's modules of its kind the norm is; None if that is within
+            `OUTLIER_FACTOR` either way.
     """
 
     spectrum: Spectrum
@@ -42,7 +42,7 @@ class ModuleView:
 
     @property
     def dead_directions(self) -> int:
-        """Stored directions that carry nothing: the rank less the numerical rank."""
+        """How many stored directions carry nothing, which is the rank less the numerical rank."""
         return max(0, self.rank - self.spectrum.numerical_rank)
 
 
@@ -51,10 +51,10 @@ class SweepPoint:
     """What one threshold would give.
 
     Attributes:
-        tau: fraction of the energy, per module.
-        total_rank: summed over the modules.
-        nbytes: of the factors as they are written, in float32; see `checkpoint.stored_bytes`.
-        relative_error: over all modules together.
+        tau: the fraction of every module's energy that is kept.
+        total_rank: the sum of the modules' ranks.
+        nbytes: the bytes of the factors as they are written in float32, from `checkpoint.stored_bytes`.
+        relative_error: the error of all modules together.
     """
 
     tau: float
@@ -69,10 +69,10 @@ def spectra(
     """The whole spectrum of every module of the weighted sum.
 
     Args:
-        updates: of one round, in the order of their client ids.
-        on_module: told how many modules are done, and of how many.
+        updates: the updates of one round, in the order of their client ids.
+        on_module: a function that is told how many modules are done, and how many there are.
 
-    Cost: one decomposition a module; any number of rules can be asked afterwards.
+    Cost: one decomposition a module. Any number of rules can be asked afterwards.
     """
     names = sorted(set().union(*(update.adapter for update in updates)))
 
@@ -88,10 +88,10 @@ def spectra(
 
 
 def view(saved: SavedAdapter, on_module: Callable[[int, int], None] | None = None) -> dict[str, ModuleView]:
-    """Every module of one adapter, with what stands out among the modules of its kind.
+    """Look at every module of one adapter, and find what stands out among the modules of its kind.
 
-    A kind is what modules of one name in different layers are: ``q_proj``. The median is not moved by the outlier
-    itself, as a mean and standard deviation would be.
+    Modules of one name in different layers are of one kind, as ``q_proj``. The outlier itself does not move the median,
+    as it would move a mean and a standard deviation.
     """
     own = spectra([ClientUpdate(str(saved.path), saved.adapter, 1, 1)], on_module)
     norms: dict[str, list[float]] = {}
@@ -112,14 +112,14 @@ def view(saved: SavedAdapter, on_module: Callable[[int, int], None] | None = Non
 def combinable(
     adapters: Sequence[SavedAdapter], *, allow_base_mismatch: bool = False, average_full: bool = False
 ) -> list[tuple[SavedAdapter, ...]]:
-    """Groups of adapters that may be aggregated with each other, the largest first.
+    """Find groups of adapters that may be aggregated with each other, the largest first.
 
-    Each adapter goes to the first group that it fits into. One that may not be aggregated by itself is in none.
+    Each adapter goes to the first group that it fits into. An adapter that cannot be aggregated even alone is in none.
 
     Args:
-        adapters: in the order in which groups are formed.
-        allow_base_mismatch: as `checkpoint.compare`.
-        average_full: as `checkpoint.compare`.
+        adapters: the adapters, in the order in which groups are formed.
+        allow_base_mismatch: whether `checkpoint.compare` accepts unlike base models.
+        average_full: whether `checkpoint.compare` accepts saved parameters.
 
     Cost: a comparison for each adapter and group.
     """
@@ -141,9 +141,9 @@ def combinable(
 
 
 def unlike_norms(adapters: Sequence[SavedAdapter]) -> dict[str, float]:
-    """Adapters whose update is far larger or smaller than the median of all: path -> times the median.
+    """Find adapters whose update is far larger or smaller than the median of all: path -> times the median.
 
-    One client's diverged training or forgotten scaling shows here. Two adapters have no majority and are not judged.
+    Training that diverged and a scaling that was forgotten show here. Two adapters have no majority and are not judged.
     """
     norms = {str(saved.path): _norm(saved.adapter) for saved in adapters}
     if len(norms) < 3:
@@ -170,10 +170,10 @@ def sweep(
 
 
 def kind(module: str) -> str:
-    """What modules of all layers share: the end of the name, ``q_proj``, from its last part that is a name.
+    """The end of a module's name that it shares with its kin in other layers, as ``q_proj``.
 
-    A number alone says nothing, nor does PEFT's ``base_layer``: ``to_out.0``, ``experts.base_layer``. The experts of
-    one layer are of one kind.
+    It begins with the last part of the name that is more than a number or PEFT's ``base_layer``: ``to_out.0``,
+    ``experts.base_layer``. The experts of one layer are of one kind.
     """
     parts = module.partition("[")[0].split(".")
     names = [position for position, part in enumerate(parts) if not part.isdigit() and part != "base_layer"]

@@ -1,4 +1,4 @@
-"""Choosing tau: what every threshold costs and what the model is worth with it, from one decomposition.
+"""Choose tau: find what every threshold costs, and what the model is worth with it, from one decomposition.
 
 Source: FLoRIST, arXiv:2506.09199, whose two operating points are FLoRIST-O, the tau of the best metric, and FLoRIST-E,
 the lowest tau that still matches the best baseline. Both are picks on one sweep.
@@ -15,19 +15,19 @@ from florist.linalg import ordered_spectrum
 from florist.ranks import EnergyThreshold
 
 Evaluate = Callable[[AdapterState], Mapping[str, float]]
-"""Measures the model with an adapter: metrics by name, on records that are no test."""
+"""A function that measures the model with an adapter. It returns metrics by name, from examples that are no test."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One threshold.
+    """What one threshold gives.
 
     Attributes:
-        tau: fraction of every module's energy that is kept.
-        ranks: of every module.
-        nbytes: of the factors as they are written, in float32; see `checkpoint.stored_bytes`.
-        relative_error: against the whole adapter, over all modules together: ``||dW - dW_tau||_F / ||dW||_F``.
-        metrics: of the model with the adapter cut to `ranks`.
+        tau: the fraction of every module's energy that is kept.
+        ranks: the rank of every module.
+        nbytes: the bytes of the factors as they are written in float32, from `checkpoint.stored_bytes`.
+        relative_error: the error against the whole adapter, ``||dW - dW_tau||_F / ||dW||_F`` over all modules together.
+        metrics: what was measured of the model with the adapter cut to `ranks`.
     """
 
     tau: float
@@ -38,7 +38,7 @@ class Point:
 
     @property
     def total_rank(self) -> int:
-        """Sum of the ranks."""
+        """The sum of the ranks."""
         return sum(self.ranks.values())
 
 
@@ -47,13 +47,13 @@ class Goal:
     """What makes a point good, and good enough.
 
     Args:
-        metric: name of the one that decides.
-        lower_is_better: of it.
+        metric: the name of the metric that decides.
+        lower_is_better: whether a lower value of it is better.
         baseline: its value for the best of the other methods; None to compare with tau = 1, the adapter as it is.
-        margin: by how much, in the metric's own unit, a point may fall short of that and still match it.
+        margin: how far a point may fall short of that and still match it, in the metric's own unit.
 
     Raises:
-        ConfigurationError: the baseline is no number, or the margin is negative or none.
+        ConfigurationError: the baseline is no number, or the margin is negative or no number.
     """
 
     metric: str
@@ -73,7 +73,7 @@ class Goal:
             )
 
     def gain(self, value: float) -> float:
-        """A value of the metric as a number of which more is better; NaN is worse than anything."""
+        """Turn a value of the metric into a number of which more is better. NaN is worse than anything."""
         if math.isnan(value):
             return -math.inf
         return -value if self.lower_is_better else value
@@ -82,7 +82,7 @@ class Goal:
         """The metric of a point.
 
         Raises:
-            ConfigurationError: it was not measured.
+            ConfigurationError: the metric was not measured.
         """
         if self.metric not in point.metrics:
             raise ConfigurationError(
@@ -92,7 +92,7 @@ class Goal:
         return point.metrics[self.metric]
 
     def reference(self, points: Collection[Point]) -> float:
-        """What a point has to match: the baseline, or the metric at tau = 1.
+        """What a point has to match, which is the baseline or the metric at tau = 1.
 
         Raises:
             ConfigurationError: there is neither.
@@ -112,7 +112,7 @@ class Goal:
         if gain == -math.inf:
             return False
         short = self.gain(reference) - gain
-        # 0.8 - 0.7 is more than 0.1: a margin of exactly the difference allows it.
+        # 0.8 - 0.7 is more than 0.1 in floating point, and a margin of 0.1 is meant to allow it.
         return short <= self.margin or math.isclose(short, self.margin, rel_tol=1e-9)
 
 
@@ -126,22 +126,22 @@ def sweep(
 ) -> list[Point]:
     """Cut an adapter at every threshold and measure the model with it.
 
-    The adapter's components are singular directions in descending order, so that every cut is its first components;
-    nothing is decomposed. Thresholds that keep the same ranks are evaluated once.
+    The adapter's components are singular directions in descending order, so that its first components make every cut
+    and nothing is decomposed. Thresholds that keep the same ranks are evaluated once.
 
     Args:
-        adapter: as `aggregation.lossless_sum` gives it, or FLoRIST at tau = 1.
-        taus: in (0, 1], in any order.
+        adapter: the whole adapter, as `aggregation.lossless_sum` or FLoRIST at tau = 1 gives it.
+        taus: thresholds in (0, 1], in any order.
         evaluate: measures the model with a cut.
         layout: how the adapter is stored, which decides its bytes.
-        on_point: told of every point when it is known.
+        on_point: a function that is told of every point as soon as it is known.
 
     Returns:
-        One point a threshold, the lowest first.
+        One point a threshold, the lowest threshold first.
 
     Raises:
-        ConfigurationError: no threshold, or one outside (0, 1].
-        InvalidAdapterError: the components are in another order; see `linalg.ordered_spectrum`.
+        ConfigurationError: there is no threshold, or one lies outside (0, 1].
+        InvalidAdapterError: the components are in another order, which `linalg.ordered_spectrum` refuses.
 
     Cost: at most one evaluation a threshold.
     """
@@ -160,23 +160,24 @@ def bisect(
 ) -> list[Point]:
     """Find the lowest threshold that matches the baseline with few evaluations.
 
-    Assumes that the metric does not get worse as tau grows: `pick_efficient` of what comes back is then that of the
-    whole sweep. Where it does get worse in between, a lower threshold that matches may be missed.
+    The search assumes that the metric does not get worse as tau grows. `pick_efficient` then picks from its points what
+    it would pick from the whole sweep. If the metric does get worse somewhere, a lower threshold that matches may be
+    missed.
 
     Args:
-        adapter: as for `sweep`.
-        taus: in (0, 1], in any order; with 1 among them where the goal has no baseline.
+        adapter: the whole adapter, as `sweep` takes it.
+        taus: thresholds in (0, 1], in any order. 1 is among them if the goal has no baseline.
         evaluate: measures the model with a cut.
         goal: what a threshold has to match.
-        layout: as for `sweep`.
-        on_point: told of every point when it is known.
+        layout: how the adapter is stored, which decides its bytes.
+        on_point: a function that is told of every point as soon as it is known.
 
     Returns:
-        The points that were evaluated, the lowest threshold first: the highest alone, where it does not match.
+        The points that were evaluated, the lowest threshold first. It is the highest alone if that does not match.
 
     Raises:
-        ConfigurationError: as `sweep`, `Goal.value` and `Goal.reference`.
-        InvalidAdapterError: as `sweep`.
+        ConfigurationError: `sweep`, `Goal.value` or `Goal.reference` refuses what is given.
+        InvalidAdapterError: the components are in another order, which `linalg.ordered_spectrum` refuses.
 
     Cost: at most 1 + log2(n) evaluations, rounded up, for n thresholds.
     """
@@ -197,7 +198,7 @@ def bisect(
 
 
 def pick_optimal(points: Collection[Point], goal: Goal) -> Point:
-    """FLoRIST-O: the best metric; of equal ones, the lowest tau.
+    """Pick FLoRIST-O, the point of the best metric. Among equal ones it is that of the lowest tau.
 
     Raises:
         ConfigurationError: no point has a number for the metric.
@@ -211,10 +212,10 @@ def pick_optimal(points: Collection[Point], goal: Goal) -> Point:
 
 
 def pick_efficient(points: Collection[Point], goal: Goal) -> Point | None:
-    """FLoRIST-E: the lowest tau that is not worse than the baseline by more than the margin; None where no point is.
+    """Pick FLoRIST-E, the lowest tau that is worse than the baseline by no more than the margin; None if all are.
 
     Raises:
-        ConfigurationError: as `Goal.reference`.
+        ConfigurationError: there is nothing to compare with, as `Goal.reference` says.
     """
     reference = goal.reference(points)
     matching = [point for point in points if goal.matched_by(point, reference)]
@@ -222,7 +223,7 @@ def pick_efficient(points: Collection[Point], goal: Goal) -> Point | None:
 
 
 def evaluations(points: Collection[Point]) -> int:
-    """How many evaluations made these points: those of the same ranks share one."""
+    """How many evaluations made these points. Points of the same ranks share one."""
     return len({tuple(point.ranks.values()) for point in points})
 
 

@@ -1,4 +1,4 @@
-"""How much each adapter counts, and what its count is a count of."""
+"""How much each adapter counts, and in which unit."""
 
 import math
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from florist.errors import InvalidUpdateError
 
 
 class CountedIn(Enum):
-    """What weights are counted in. Counts of unlike things cannot be compared."""
+    """The unit of weights. Counts of unlike units cannot be compared."""
 
     EXAMPLES = "examples"
     """Training examples."""
     ADAPTERS = "adapters"
-    """Nobody weighed them: each adapter counts once, and an aggregate as often as adapters are in it."""
+    """Adapters that nobody weighed: each counts once, and an aggregate as often as there are adapters in it."""
     SHARES = "shares"
-    """In proportion to each other, and to nothing else."""
+    """Fractions of a whole that nobody named. They say how adapters compare with each other, and nothing else does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +26,22 @@ class Weight:
     """What an aggregate counts for where it is aggregated again: the sum of what went into it.
 
     Attributes:
-        count: at least 1.
-        counted_in: what it counts.
+        count: at least 1. Of shares it says nothing, and is 1.
+        counted_in: its unit.
     """
+
+    def __str__(self) -> str:
+        if self.counted_in is CountedIn.SHARES:
+            return "weighted by shares of an unknown number of examples"
+        noun = self.counted_in.value if self.count > 1 else self.counted_in.value.removesuffix("s")
+        return f"{self.count} {noun}" + (" that nobody weighed" if self.counted_in is CountedIn.ADAPTERS else "")
 
     count: int
     counted_in: CountedIn
 
 
 ONE_ADAPTER = Weight(1, CountedIn.ADAPTERS)
-"""What an adapter counts for of which nothing is known."""
+"""What an adapter counts for when nothing is known of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +49,8 @@ class Weights:
     """One count for each adapter.
 
     Attributes:
-        counts: whole numbers, in the order of the adapters.
-        counted_in: what they count.
+        counts: whole numbers, in the order of the adapters. Shares are scaled to whole numbers.
+        counted_in: their unit.
     """
 
     counts: tuple[int, ...]
@@ -53,18 +59,18 @@ class Weights:
     @property
     def total(self) -> Weight:
         """What the aggregate counts for."""
-        return Weight(sum(self.counts), self.counted_in)
+        return Weight(1 if self.counted_in is CountedIn.SHARES else sum(self.counts), self.counted_in)
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Each count over their sum."""
+        """Each count, over the sum of all."""
         return tuple(count / sum(self.counts) for count in self.counts)
 
 
 def given(numbers: Sequence[int | Fraction]) -> Weights:
-    """Weights as a user gives them: whole numbers are examples; where one is a fraction, all are shares.
+    """The weights that a user gives. Whole numbers are examples; if one is a fraction, all are shares.
 
-    0.5, 0.25, 0.25 becomes 2, 1, 1, without rounding. How many examples these are is not known.
+    0.5, 0.25, 0.25 becomes 2, 1, 1, without rounding, and nobody knows of how many examples.
     """
     scale = math.lcm(*(number.denominator for number in numbers))
     counts = tuple(int(number * scale) for number in numbers)
@@ -72,25 +78,22 @@ def given(numbers: Sequence[int | Fraction]) -> Weights:
 
 
 def combined(paths: Sequence[Path], known: Sequence[Weight]) -> Weights:
-    """The weights of adapters that nobody weighed, from what is known of each.
+    """The weights of adapters for which the user gave none, from what is known of each.
 
-    An aggregate of aggregates is then that of all the adapters in them: two of n_1 and n_2 examples count as n_1
-    and n_2.
+    An aggregate of aggregates is then that of all the adapters in them, since aggregates of n_1 and n_2 examples count
+    as n_1 and n_2.
 
     Args:
-        paths: of the adapters, for messages.
-        known: of each: what its certificate says, else `ONE_ADAPTER`.
+        paths: the paths of the adapters, for messages.
+        known: what the certificate of each says, or `ONE_ADAPTER`.
 
     Raises:
-        InvalidUpdateError: they are counted in unlike things, or in shares; a single adapter needs no comparison.
+        InvalidUpdateError: they are counted in unlike units, or in shares; a single adapter needs no comparison.
     """
-    kinds = {
-        weight.counted_in: f"{path}: {weight.count} {weight.counted_in.value}"
-        for path, weight in zip(paths, known, strict=True)
-    }
+    kinds = {weight.counted_in: f"{path}: {weight}" for path, weight in zip(paths, known, strict=True)}
     if len(known) > 1 and (len(kinds) > 1 or CountedIn.SHARES in kinds):
         raise InvalidUpdateError(
-            "expected weights that can be compared, and these are counted in unlike units, or are shares of an "
-            f"unknown number ({'; '.join(kinds.values())}); give the examples behind every adapter (--weights)"
+            f"expected weights that can be compared, got adapters of which they cannot ({'; '.join(kinds.values())}); "
+            "give the examples behind every adapter (--weights)"
         )
     return Weights(tuple(weight.count for weight in known), known[0].counted_in)
