@@ -22,8 +22,10 @@ NEEDS = {
     "florist.evaluation": {"train"},
     "florist.evaluation.harness": {"train", "eval"},
     "florist.flower": {"flower"},
-    "florist.flower.configured": {"train", "flower"},
+    "florist.flower.configured_client": {"train", "flower"},
+    "florist.flower.loaded_base": {"train", "flower"},
     "florist.flower.model_participant": {"train", "flower"},
+    "florist.flower.server_evaluation": {"train", "flower"},
     "florist.models": {"train"},
 }
 # The Trainer of transformers wants accelerate, and nobody here imports it.

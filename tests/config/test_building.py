@@ -162,7 +162,7 @@ def test_a_part_that_leaves_a_client_nothing_is_refused(tmp_path: Path, part: st
     write(tmp_path / "client_0.json", rows(*range(5)))
     write(tmp_path / "client_1.json", rows(*range(9)))
     empty = r"\['client_0'\]" if part == "5:" else r"\['client_0', 'client_1'\]"
-    with pytest.raises(ConfigurationError, match=rf"data\.rows = '{part}' leaves no rows of {empty}"):
+    with pytest.raises(ConfigurationError, match=rf"data\.rows = '{part}' leaves no examples of {empty}"):
         _records(config(tmp_path, data={"rows": part}))
 
 
@@ -232,7 +232,7 @@ def test_dirichlet_needs_its_field_in_every_record(tmp_path: Path) -> None:
     write(tmp_path / "client_0.json", [*rows(1, 2, 3), {"instruction": "a", "output": "b"}])
     data = {"partition": "dirichlet", "partition_field": "topic", "num_clients": 2}
     with pytest.raises(
-        ConfigurationError, match=r"data\.partition_field = 'topic': expected it in every record, got \['"
+        ConfigurationError, match=r"data\.partition_field = 'topic': expected it in every example, got \['"
     ):
         _records(config(tmp_path, data=data))
 
@@ -536,9 +536,7 @@ def test_a_validation_file_is_no_client(tmp_path: Path) -> None:
 
 def test_a_client_too_small_to_validate_is_named(tmp_path: Path) -> None:
     write(tmp_path / "client_0.json", rows(1, 2))
-    with pytest.raises(
-        DataError, match=r"client_0: expected at least two examples .*validation records with \[data\] valid"
-    ):
+    with pytest.raises(DataError, match=r"client_0: expected at least two .*set \[data\] validation to a file"):
         read_splits(config(tmp_path, data={"validation_fraction": 0.5}))
 
 

@@ -1,4 +1,7 @@
-"""A grid in memory: messages go straight to the apps of the clients, through Flower's own serialisation."""
+"""A grid in memory: messages go straight to the apps of the clients, through Flower's own serialisation.
+
+Of the tests, this file alone touches what is not of Flower's documented API.
+"""
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
@@ -9,6 +12,18 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+
+def as_in_a_process() -> None:
+    """Set what Flower's processes set, without which it makes no messages."""
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+
+
+def identified(message: Message, name: str) -> Message:
+    """The message with the id that it has once it was sent."""
+    message.metadata.__dict__["_message_id"] = name
+    return message
+
 
 Deliver = Callable[[Message, Message], list[Message]]
 """Message and reply -> the replies that arrive."""
@@ -30,7 +45,7 @@ class MemoryGrid(Grid):
         deliver: Deliver = lambda _message, reply: [reply],
         run_config: Mapping[str, str | int] | None = None,
     ) -> None:
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1  # as Flower's processes do
+        as_in_a_process()
         self.app = app
         self.deliver = deliver
         self.contexts = {
@@ -61,8 +76,7 @@ class MemoryGrid(Grid):
         for message in messages:
             assert isinstance(messages, list)  # Flower's deployment sends no generator
             name = f"message-{next(self._numbers)}"
-            message.metadata.__dict__["_message_id"] = name
-            self.sent.append(message)
+            self.sent.append(identified(message, name))
             reply = message_from_proto(message_to_proto(self._answer(message_from_proto(message_to_proto(message)))))
             self._replies[name] = self.deliver(message, reply)
             names.append(name)

@@ -1,4 +1,4 @@
-"""Clients without a model: their updates are random factors, which the seed of the task gives away."""
+"""Clients without a model: their updates are random factors, which the seed of the assignment gives away."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from tests.flower.grids import Deliver, MemoryGrid
 
 @dataclass
 class Light:
-    """A client whose update depends on the seed of the task alone."""
+    """A client whose update depends on the seed of the assignment alone."""
 
     client_id: str
     rank: int = 2
@@ -36,25 +36,25 @@ class Light:
     starts: list[tuple[int, LocalStart]] = field(default_factory=list)
     evaluated: list[AdapterState] = field(default_factory=list)
 
-    def train(self, start: LocalStart, saved_parameters: SavedParameters, task: Assignment) -> TrainedLocally:
-        self.starts.append((task.round_number, start))
-        own = trained_adapter(self, task.seed)
+    def train(self, start: LocalStart, saved_parameters: SavedParameters, assignment: Assignment) -> TrainedLocally:
+        self.starts.append((assignment.round_number, start))
+        own = trained_adapter(self, assignment.seed)
         if self.trained == Trained.B:
             own = AdapterState.of(
                 {
                     name: LoraFactor(
                         factor.B,
-                        random_rows(task.rows_seed, name, task.max_rank, factor.A.shape[1])[: self.rank],
+                        random_rows(assignment.rows_seed, name, assignment.max_rank, factor.A.shape[1])[: self.rank],
                     )
                     for name, factor in own.items()
                 }
             )
-        whole = {name: saved_parameters.get(name, first) + 1 for name, first in self.saved_parameters.items()}
-        return TrainedLocally(own, whole, 0.5, 0.25)
+        saved = {name: saved_parameters.get(name, first) + 1 for name, first in self.saved_parameters.items()}
+        return TrainedLocally(own, saved, 0.5, 0.25)
 
-    def evaluate(self, adapter: AdapterState, saved_parameters: SavedParameters) -> tuple[Mapping[str, float], int]:
+    def evaluate(self, adapter: AdapterState, saved_parameters: SavedParameters) -> Mapping[str, float]:
         self.evaluated.append(adapter)
-        return (self.metrics, self.held_out) if self.held_out else ({}, 0)
+        return self.metrics if self.held_out else {}
 
 
 def trained_adapter(client: Light, seed: int) -> AdapterState:

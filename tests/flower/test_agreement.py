@@ -22,7 +22,7 @@ SHAPES = {"k": (4, 6), "q": (6, 6)}
 def introduction(client_id: str, base: str = "base", shapes: dict[str, tuple[int, int]] | None = None) -> Introduction:
     shapes = SHAPES if shapes is None else shapes
     out, into = [m for m, _ in shapes.values()], [n for _, n in shapes.values()]
-    return Introduction(PROTOCOL, client_id, 2, 1, base, list(shapes), out, into, [], -1)
+    return Introduction(PROTOCOL, client_id, 2, 1, 0, base, list(shapes), out, into, [], -1)
 
 
 def test_what_most_say_holds() -> None:
@@ -62,8 +62,8 @@ def test_who_may_take_part(member: Introduction, reason: str | None) -> None:
     assert Agreement("base", SHAPES).refusal(member) == reason
 
 
-def test_one_client_alone_does_not_decide_that_nothing_travels_whole(refusing_grid: Grid) -> None:
-    members = [introduction("a"), *(replace(introduction(name), whole=["head"]) for name in "bc")]
-    with pytest.raises(InvalidUpdateError, match="expected the parameters that travel whole"):
+def test_one_client_alone_does_not_decide_that_no_parameters_are_saved(refusing_grid: Grid) -> None:
+    members = [introduction("a"), *(replace(introduction(name), saved_parameters=["head"]) for name in "bc")]
+    with pytest.raises(InvalidUpdateError, match="expected the saved parameters"):
         ask_saved_parameters(refusing_grid, {"a": 1, "b": 2, "c": 3}, members, 1.0)
     assert not ask_saved_parameters(refusing_grid, {"a": 1, "b": 2}, [members[0], introduction("d"), members[1]], 1.0)

@@ -1,6 +1,5 @@
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from florist.errors import InvalidUpdateError
 from florist.flower.arrays import arrays_to_tensors
@@ -9,28 +8,29 @@ from florist.flower.messages import EVALUATE, HELLO, TRAIN, Assignment, Evaluati
 from florist.flower.protocol import read_introduction, read_reply, write_instruction
 from florist.rounds import NO_ADAPTER, Trained
 from tests.builders import SHAPES, adapter
+from tests.flower.grids import as_in_a_process, identified
 from tests.flower.participants import Light, app_of
 
-TASK = Assignment(1, -1, 0, replaces=False, seed=5, rows_seed=6, max_rank=4, trained=3, local_init="fresh")
+ASSIGNMENT = Assignment(1, -1, 0, replaces=False, seed=5, rows_seed=6, max_rank=4, trained=3, local_init="fresh")
 
 
 def ask(client: Light, content: RecordDict, kind: str, context: Context) -> RecordDict:
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
-    message = Message(content, 7, kind)
-    message.metadata.__dict__["_message_id"] = "m"
-    return app_of({7: client})(message, context).content
+    as_in_a_process()
+    return app_of({7: client})(identified(Message(content, 7, kind), "m"), context).content
 
 
 def node() -> Context:
     return Context(1, 7, {}, RecordDict(), {})
 
 
-def instruction(task: Assignment) -> RecordDict:
-    return write_instruction(Instruction(task, NO_ADAPTER, NO_ADAPTER, {}, {}))
+def instruction(assignment: Assignment) -> RecordDict:
+    return write_instruction(Instruction(assignment, NO_ADAPTER, NO_ADAPTER, {}, {}))
 
 
-def answer(client: Light, task: Assignment, kind: str, context: Context) -> Upload | OutOfStep | Evaluation:
-    return read_reply(ask(client, instruction(task), kind, context), lambda module, _rank: adapter(1, 1)[module].A)
+def answer(client: Light, assignment: Assignment, kind: str, context: Context) -> Upload | OutOfStep | Evaluation:
+    return read_reply(
+        ask(client, instruction(assignment), kind, context), lambda module, _rank: adapter(1, 1)[module].A
+    )
 
 
 def test_a_client_introduces_itself_and_what_it_holds() -> None:
@@ -44,18 +44,18 @@ def test_a_client_introduces_itself_and_what_it_holds() -> None:
 
 def test_it_trains_and_remembers() -> None:
     context, client = node(), Light("a")
-    found = answer(client, TASK, TRAIN, context)
+    found = answer(client, ASSIGNMENT, TRAIN, context)
     assert isinstance(found, Upload)
     assert (found.report.round_number, found.report.holds, found.report.seconds) == (1, 0, 0.25)
     assert ClientState.load(context.state).round_number == 0
-    again = answer(client, TASK, EVALUATE, context)
+    again = answer(client, ASSIGNMENT, EVALUATE, context)
     assert again == Evaluation("a", 0, 0, [], [])
 
 
 def test_it_says_what_it_holds_where_a_download_does_not_fit() -> None:
     context, client = node(), Light("a")
-    task = Assignment(3, 1, 2, replaces=False, seed=5, rows_seed=6, max_rank=4, trained=3, local_init="fresh")
-    assert answer(client, task, TRAIN, context) == OutOfStep("a", -1)
+    assignment = Assignment(3, 1, 2, replaces=False, seed=5, rows_seed=6, max_rank=4, trained=3, local_init="fresh")
+    assert answer(client, assignment, TRAIN, context) == OutOfStep("a", -1)
     assert client.starts == []
     assert not context.state
 
@@ -65,7 +65,7 @@ def test_a_server_of_another_method_is_refused() -> None:
     with pytest.raises(
         InvalidUpdateError, match=r"expected a federation that trains .*need the same aggregation.method"
     ):
-        ask(client, instruction(TASK), TRAIN, node())
+        ask(client, instruction(ASSIGNMENT), TRAIN, node())
 
 
 def test_a_message_of_another_server_is_refused() -> None:
@@ -73,10 +73,10 @@ def test_a_message_of_another_server_is_refused() -> None:
         ask(Light("a"), RecordDict({"config": ConfigRecord({"lr": 0.1})}), TRAIN, node())
 
 
-def test_random_rows_of_b_alone_are_those_of_the_task() -> None:
+def test_random_rows_of_b_alone_are_those_of_the_assignment() -> None:
     client, context = Light("a", trained=Trained.B), node()
-    task = Assignment(
+    assignment = Assignment(
         1, -1, 0, replaces=False, seed=5, rows_seed=6, max_rank=4, trained=Trained.B.value, local_init="fresh"
     )
-    content = ask(client, instruction(task), TRAIN, context)
+    content = ask(client, instruction(assignment), TRAIN, context)
     assert sorted(arrays_to_tensors(content.array_records["adapter"])) == sorted(f"{name}.B" for name in SHAPES)

@@ -56,9 +56,9 @@ class Conversation:
         ).state
 
     def instruction(self) -> Instruction:
-        introduction = Introduction(messages.PROTOCOL, NAME, RANK, 1, "", [], [], [], [], -1)
+        introduction = Introduction(messages.PROTOCOL, NAME, RANK, 1, 0, "", [], [], [], [], -1)
         content, _ = Exchange(self.federation, self.state, {NAME: introduction}, None).to_train(NAME)
-        return protocol.read_instruction(content, self._no_rows)
+        return protocol.read_instruction(content, lambda _assignment: self._no_rows)
 
     def attend(self, *, reply_arrives: bool = True) -> None:
         """The client is asked, as often as it takes, and the server learns of it, or does not."""

@@ -1,3 +1,5 @@
+import errno
+import gc
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -11,10 +13,12 @@ from transformers import AutoModelForCausalLM
 
 from florist.config import read_config
 from florist.config.building import build
+from florist.data import EncodedExamples
 from florist.errors import ConfigurationError
 from florist.federation.history import RunDirectory
 from florist.flower import configured_client_app, configured_server_app
-from florist.flower.configured import _base, _cached, _configuration, _participant
+from florist.flower.configured_client import _base, _participant, participant_of_node
+from florist.flower.overrides import overridden_config
 from tests.federation.test_simulation import configure, run
 from tests.flower.grids import MemoryGrid
 
@@ -23,7 +27,7 @@ Values = Mapping[str, str | int | float | bool]
 
 @pytest.fixture(autouse=True)
 def _nothing_cached() -> None:
-    _cached.cache_clear()
+    _participant.cache_clear()
     _base.cache_clear()
 
 
@@ -54,11 +58,11 @@ def file(tiny_llama: Path, toy_data: Path, tmp_path: Path) -> Path:
 def test_a_node_overrides_the_run_and_the_run_the_file(
     run_config: Values, node: Values, expected: float, file: Path
 ) -> None:
-    assert _configuration(file, context(node, run_config)).training.learning_rate == expected
+    assert overridden_config(file, context(node, run_config)).training.learning_rate == expected
 
 
 def test_lists_texts_and_flags_are_overridden(file: Path) -> None:
-    found = _configuration(
+    found = overridden_config(
         file,
         context({}, {"lora.ranks": "[2, 4, 6]", "lora.use_rslora": True, "data.rows": "1:", "federation.rounds": 9}),
     )
@@ -66,24 +70,70 @@ def test_lists_texts_and_flags_are_overridden(file: Path) -> None:
     assert found.federation.rounds == 9
 
 
+@pytest.mark.parametrize(
+    ("key", "given", "meant"),
+    [
+        ("data.train", "123", "123"),
+        ("data.train", 123, "123"),
+        ("data.train", "1e5", "1e5"),
+        ("data.train", "true", "true"),
+        ("data.train", "[a]*.json", "[a]*.json"),
+        ("data.train", "[1]", "[1]"),
+        ("data.train", "2026-01-31", "2026-01-31"),
+        ("data.train", 'it\'s "one" \\ x=y', 'it\'s "one" \\ x=y'),
+        ("data.rows", "10:50:10", "10:50:10"),
+        ("flower.run", 20260131, "20260131"),
+        ("flower.base_name", "7", "7"),
+        ("lora.target_modules", "all-linear", "all-linear"),
+        ("lora.target_modules", '["q_proj", "v_proj"]', ("q_proj", "v_proj")),
+        ("lora.target_modules", "7", "7"),
+        ("lora.ranks", "8", 8),
+        ("lora.alpha", "[4, 8.5]", (4.0, 8.5)),
+        ("training.steps", "1_000", 1000),
+        ("data.chat_template", "false", False),
+        ("data.chat_template", "auto", "auto"),
+        ("aggregation.budget", "2KB", 2000),
+        ("evaluation.metrics", '["loss"]', ("loss",)),
+    ],
+)
+def test_a_value_is_what_its_key_takes(key: str, given: str | int, meant: object, file: Path) -> None:
+    """Flower reads its configurations as TOML, florist's files have types of their own."""
+    section, _, name = key.partition(".")
+    found = getattr(getattr(overridden_config(file, context({key: given})), section), name)
+    assert found == meant
+    assert type(found) is type(meant) or key == "aggregation.budget"
+
+
+@pytest.mark.parametrize(("key", "given"), [("data.train", 1e5), ("data.train", True), ("training.steps", "many")])
+def test_a_value_that_its_key_does_not_take_is_told(key: str, given: object, file: Path) -> None:
+    with pytest.raises(ConfigurationError, match=rf"{key}: Input should be a valid"):
+        overridden_config(file, context({key: given}))  # pyright: ignore[reportArgumentType]
+
+
 def test_a_misspelt_override_is_told(file: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"did you mean federation\.rounds\?"):
-        _configuration(file, context({}, {"federation.round": 3}))
+        overridden_config(file, context({}, {"federation.round": 3}))
 
 
 # --- who a node is
 
 
 def test_a_node_is_the_client_of_its_number(file: Path) -> None:
-    first, second = (_participant(file, context({"partition-id": number})) for number in (0, 1))
+    first, second = (participant_of_node(file, context({"partition-id": number})) for number in (0, 1))
     assert (first.client_id, first.rank, first.num_examples) == ("client_0", 8, 12)
     assert (second.client_id, second.rank, second.num_examples) == ("client_1", 4, 24)
     assert first.base == second.base
     assert first.model is second.model  # loaded once
 
 
+def test_a_node_may_be_called_by_a_number(file: Path) -> None:
+    assert participant_of_node(file, context({"partition-id": 0, "client-id": 17})).client_id == "17"
+
+
 def test_a_participant_is_made_once(file: Path) -> None:
-    assert _participant(file, context({"partition-id": 0})) is _participant(file, context({"partition-id": 0}))
+    assert participant_of_node(file, context({"partition-id": 0})) is participant_of_node(
+        file, context({"partition-id": 0})
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,6 +145,7 @@ def test_a_participant_is_made_once(file: Path) -> None:
         ({"partition-id": "0"}, "expected a whole number from 0, got '0'"),
         ({"partition-id": True}, "expected a whole number from 0, got True"),
         ({"partition-id": 1.0}, "expected a whole number from 0, got 1.0"),
+        ({"partition-id": 0, "client-id": 1e5}, "client-id: expected a text, got 100000.0; put it in quotation marks"),
         (
             {"data.train": "client_0.json"},
             r"lora.ranks lists 2 clients: expected which of them this node is; set lora.ranks",
@@ -105,7 +156,7 @@ def test_a_participant_is_made_once(file: Path) -> None:
 )
 def test_a_number_of_nobody_is_refused(node: Values, telling: str, file: Path) -> None:
     with pytest.raises(ConfigurationError, match=telling):
-        _participant(file, context(node))
+        participant_of_node(file, context(node))
 
 
 def test_a_site_with_a_file_of_its_own(file: Path, toy_data: Path, tmp_path: Path) -> None:
@@ -114,10 +165,10 @@ def test_a_site_with_a_file_of_its_own(file: Path, toy_data: Path, tmp_path: Pat
     shutil.copy(toy_data / "client_1.json", site / "data.json")
     shutil.copy(toy_data / "test.json", site)
     node = {"data.path": str(site), "data.train": "*.json", "lora.ranks": 3}
-    assert _participant(file, context(node)).client_id == "data"
-    named = _participant(file, context({**node, "client-id": "lyon"}))
+    assert participant_of_node(file, context(node)).client_id == "data"
+    named = participant_of_node(file, context({**node, "client-id": "lyon"}))
     assert (named.client_id, named.rank, named.num_examples, named.held_out) == ("lyon", 3, 24, 9)
-    numbered = _participant(file, context({**node, "lora.ranks": "[8, 4]", "partition-id": 1}))
+    numbered = participant_of_node(file, context({**node, "lora.ranks": "[8, 4]", "partition-id": 1}))
     assert numbered.rank == 4  # of the list, its own
 
 
@@ -203,3 +254,66 @@ def test_a_run_that_has_ended_is_left_as_it_is(resumed: Callable[[], RunDirector
     directory = resumed()
     assert len(directory.records()) == 2
     assert (directory.adapter / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_a_full_disk_leaves_the_adapter_of_the_rounds_before(
+    resumed: Callable[[], RunDirectory], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = resumed()
+    before = (directory.adapter / "adapter_model.safetensors").read_bytes()
+    file.write_text(file.read_text().replace("rounds = 2", "rounds = 3"))
+
+    def full(draft: Path, _encoded: object) -> None:
+        (draft / "adapter_model.safetensors").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("florist.flower.final_adapter.write_adapter", full)
+        with pytest.raises(OSError, match="No space left"):
+            resumed()
+    assert (directory.adapter / "adapter_model.safetensors").read_bytes() == before
+    assert len(directory.records()) == 3
+    resumed()
+    assert (directory.adapter / "adapter_model.safetensors").read_bytes() != before
+
+
+def test_a_crash_between_two_adapters_is_healed_before_the_next_rounds(
+    resumed: Callable[[], RunDirectory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = resumed()
+    before = (directory.adapter / "adapter_model.safetensors").read_bytes()
+    directory.adapter.rename(directory.path / ".adapter.replaced")
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("florist.flower.strategy.FloristStrategy.start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        resumed()
+    assert (directory.adapter / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_a_process_keeps_the_examples_of_one_client(file: Path) -> None:
+    def encoded() -> set[int]:
+        gc.collect()
+        return {len(each) for each in gc.get_objects() if type(each) is EncodedExamples}
+
+    before = encoded()
+    for number, count in enumerate((12, 24)):
+        assert participant_of_node(file, context({"partition-id": number})).num_examples == count
+        assert encoded() - before == {count, 9}  # its own, and the test file's
+
+
+def test_validation_examples_of_the_clients_are_not_the_servers(file: Path, tmp_path: Path) -> None:
+    settings = {
+        "flower.run": str(tmp_path / "run"),
+        "flower.evaluation": "server",
+        "data.validation_fraction": 0.25,
+        "federation.rounds": 1,
+    }
+    with pytest.raises(ConfigurationError, match=r"set data\.validation .*, or evaluation\.split = 'test'"):
+        serve(file, settings)
+    assert not (tmp_path / "run").exists()
+    serve(file, {**settings, "evaluation.split": "test"})
+    (line,) = RunDirectory.open(tmp_path / "run").records()
+    assert set(line.metrics) == {"loss", "perplexity"}

@@ -84,7 +84,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def seconds_to_start() -> float:
     """Seconds in which a process of a client is ready to train, on this machine as loaded as it is now."""
     started = time.monotonic()
-    subprocess.run([sys.executable, "-c", "import florist.flower.configured"], check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", "import florist.flower.configured_client"], check=True, timeout=300)
     return time.monotonic() - started
 
 

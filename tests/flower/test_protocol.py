@@ -28,15 +28,14 @@ from florist.flower.messages import (
     name_of,
 )
 from florist.flower.protocol import (
-    assignment_of,
     read_instruction,
     read_introduction,
     read_reply,
-    read_whole,
+    read_saved_parameters,
     write_instruction,
     write_introduction,
     write_reply,
-    write_whole,
+    write_saved_parameters,
 )
 from florist.rounds import NO_ADAPTER, Trained
 from tests.builders import SHAPES, adapter
@@ -46,6 +45,7 @@ INTRODUCTION = Introduction(
     "berlin",
     4,
     10,
+    3,
     "base",
     list(SHAPES),
     [m for m, _ in SHAPES.values()],
@@ -53,7 +53,7 @@ INTRODUCTION = Introduction(
     [],
     -1,
 )
-TASK = Assignment(
+ASSIGNMENT = Assignment(
     3, 1, 2, replaces=False, seed=5, rows_seed=6, max_rank=8, trained=Trained.FACTORS.value, local_init="warm"
 )
 REPORT = Report("berlin", 3, 10, "base", 2, 0.5, 1.5)
@@ -81,12 +81,12 @@ def changed(content: RecordDict, **fields: Any) -> RecordDict:
 
 @given(
     client_id=st.text(st.characters(categories=["L", "N", "P", "Zs"]), min_size=1, max_size=20).filter(str.isprintable),
-    whole=st.lists(st.text(min_size=1, max_size=5).filter(str.isprintable), max_size=3),
+    names=st.lists(st.text(min_size=1, max_size=5).filter(str.isprintable), max_size=3),
     holds=st.integers(-1, 2**40),
     count=st.integers(1, 2**62),
 )
-def test_an_introduction_comes_back(client_id: str, whole: list[str], holds: int, count: int) -> None:
-    sent = replace(INTRODUCTION, client_id=client_id, whole=whole, holds=holds, num_examples=count)
+def test_an_introduction_comes_back(client_id: str, names: list[str], holds: int, count: int) -> None:
+    sent = replace(INTRODUCTION, client_id=client_id, saved_parameters=names, holds=holds, num_examples=count)
     assert read_introduction(write_introduction(sent)) == sent
     assert sent.shapes == SHAPES
 
@@ -95,11 +95,11 @@ def test_an_introduction_comes_back(client_id: str, whole: list[str], holds: int
 def test_an_instruction_comes_back(travels: Trained) -> None:
     added, continued = adapter(3, 1), adapter(2, 2)
     directions = directions_of(adapter(2, 3))
-    task = replace(TASK, trained=travels.value)
-    sent = Instruction(task, added, continued, directions, {"head": torch.ones(2, 2)})
+    assignment = replace(ASSIGNMENT, trained=travels.value)
+    sent = Instruction(assignment, added, continued, directions, {"head": torch.ones(2, 2)})
     content = write_instruction(sent)
-    found = read_instruction(content, lambda module, _rank: continued[module].A)
-    assert found.assignment == task == assignment_of(content)
+    found = read_instruction(content, lambda _: lambda module, _rank: continued[module].A)
+    assert found.assignment == assignment
     assert same(found.added, added)
     assert same(found.continued, continued)
     assert all(torch.equal(found.directions[name], directions[name]) for name in SHAPES)
@@ -128,14 +128,14 @@ def test_a_loss_that_is_no_number_passes() -> None:
         assert found.report.loss == pytest.approx(loss, nan_ok=True)
 
 
-def test_whole_parameters_come_back() -> None:
-    found = read_whole(write_whole({"head": torch.ones(2).bfloat16()}))
+def test_saved_parameters_come_back() -> None:
+    found = read_saved_parameters(write_saved_parameters({"head": torch.ones(2).bfloat16()}))
     assert torch.equal(found["head"], torch.ones(2).bfloat16())
 
 
 @pytest.mark.parametrize("start", [Fresh(), Aligned(), Warm()])
 def test_a_start_is_told_by_name(start: Fresh | Aligned | Warm) -> None:
-    assert replace(TASK, local_init=name_of(start)).start == start
+    assert replace(ASSIGNMENT, local_init=name_of(start)).start == start
 
 
 def test_a_start_without_a_name_cannot_be_told() -> None:
@@ -219,7 +219,7 @@ def test_arrays_that_changed_on_the_way_are_refused() -> None:
     with pytest.raises(InvalidUpdateError, match=r"SHA-256 .* differs; send them again"):
         read_reply(content, no_rows)
     without = write_reply(UPLOAD)
-    del without["whole"]
+    del without["saved_parameters"]
     with pytest.raises(InvalidUpdateError, match="SHA-256"):
         read_reply(without, no_rows)
 
@@ -240,21 +240,21 @@ def test_a_message_of_somebody_else_is_refused() -> None:
         ({"seed": -1}, "Assignment.seed"),
     ],
 )
-def test_what_is_no_task_is_refused(fields: Mapping[str, Any], telling: str) -> None:
-    content = write_instruction(Instruction(TASK, NO_ADAPTER, NO_ADAPTER, {}, {}))
+def test_what_is_no_assignment_is_refused(fields: Mapping[str, Any], telling: str) -> None:
+    content = write_instruction(Instruction(ASSIGNMENT, NO_ADAPTER, NO_ADAPTER, {}, {}))
     with pytest.raises(InvalidUpdateError, match=telling):
-        assignment_of(changed(content, **fields))
+        read_instruction(changed(content, **fields), lambda _assignment: no_rows)
 
 
 @pytest.mark.parametrize("trained", [8, -9, 99])
 def test_what_no_version_trains_is_refused(trained: int) -> None:
     with pytest.raises(InvalidUpdateError, match=f"expected a value of Trained up to 7, got {trained}"):
-        replace(TASK, trained=trained).travels  # noqa: B018  # reading it is what raises
+        replace(ASSIGNMENT, trained=trained).travels  # noqa: B018  # reading it is what raises
 
 
 def test_an_unknown_start_is_refused() -> None:
     with pytest.raises(InvalidUpdateError, match=r"local_init of fresh, aligned, warm, got 'cold'; .*same version"):
-        replace(TASK, local_init="cold").start  # noqa: B018  # reading it is what raises
+        replace(ASSIGNMENT, local_init="cold").start  # noqa: B018  # reading it is what raises
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ FIELDS = st.dictionaries(
             "base",
             "modules",
             "out_features",
-            "whole",
+            "saved_parameters",
             "in_features",
             "holds",
             "loss",
@@ -349,7 +349,9 @@ def test_anything_that_comes_is_read_or_refused(
     if arrays is not None:
         content["adapter"] = arrays
     if sealed:
-        sent = [content.array_records[name] for name in ("adapter", "whole") if name in content.array_records]
+        sent = [
+            content.array_records[name] for name in ("adapter", "saved_parameters") if name in content.array_records
+        ]
         content = changed(content, sha256=digest(sent))
     for read in (read_introduction, lambda some: read_reply(some, lambda _, rank: torch.ones(rank, 9))):
         try:

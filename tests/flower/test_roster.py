@@ -3,7 +3,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from florist.errors import TooFewClientsError
 from florist.flower.messages import HELLO
-from florist.flower.roster import ATTEMPTS, Roster, last_line
+from florist.flower.roster import ATTEMPTS, Roster
 from tests.flower.grids import MemoryGrid
 from tests.flower.participants import Light, app_of
 
@@ -219,14 +219,88 @@ def test_too_few_without_anybody() -> None:
         Roster().gather(grid_of({}), 1, 0)
 
 
-@pytest.mark.parametrize(
-    ("reason", "line"),
-    [
-        ("Traceback\n  File\nValueError: x\n\n", "ValueError: x"),
-        ("", "no reason given"),
-        (None, "no reason given"),
-        (" \n ", "no reason given"),
-    ],
-)
-def test_of_a_traceback_the_last_line_is_told(reason: str | None, line: str) -> None:
-    assert last_line(reason) == line
+# --- who is asked anew, and who has left
+
+
+def test_a_client_in_doubt_is_out_until_its_node_has_introduced_itself_anew() -> None:
+    clients = {7: Light("a", num_examples=1), 9: Light("b")}
+    grid = grid_of(clients)
+    roster = Roster()
+    roster.refresh(grid)
+    roster.newcomers()
+    clients[7] = Light("a", num_examples=5)
+    roster.doubt("a")
+    assert roster.connected(grid) == ("b",)
+    assert roster.refresh(grid) == ("a", "b")
+    assert [(each.client_id, each.num_examples) for each in roster.newcomers()] == [("a", 5)]
+    assert roster.members["a"].num_examples == 5
+    assert grid.nodes_of(HELLO) == [7, 9, 7]
+
+
+def test_a_node_may_speak_for_another_client_than_before() -> None:
+    clients = {7: Light("a"), 9: Light("b")}
+    grid = grid_of(clients)
+    roster = Roster()
+    roster.refresh(grid)
+    clients[7] = Light("c")
+    roster.doubt("a")
+    assert roster.refresh(grid) == ("b", "c")
+    assert roster.nodes == {"b": 9, "c": 7}
+    clients[9] = Light("c")
+    roster.doubt("b")
+    roster.doubt("b")
+    assert roster.refresh(grid) == ("c",)
+    assert roster.refused == {9: "c is already here on node 7; give every client a name of its own"}
+
+
+def test_a_node_in_doubt_that_does_not_answer_any_more_is_refused() -> None:
+    grid = grid_of({7: Light("a")})
+    roster = Roster()
+    roster.refresh(grid)
+    grid.deliver = failing(7)
+    roster.doubt("a")
+    for _ in range(ATTEMPTS + 2):
+        assert roster.refresh(grid) == ()
+    assert set(roster.refused) == {7}
+
+
+def test_who_is_away_for_some_rounds_is_let_go_but_not_below_the_least() -> None:
+    clients = {node: Light(name) for node, name in enumerate("abcd", 7)}
+    grid = grid_of(clients)
+    roster = Roster()
+    roster.refresh(grid)
+
+    def round_with(*nodes: int, at_least: int = 1) -> set[str]:
+        grid.absent = set(clients) - set(nodes)
+        connected = roster.refresh(grid)
+        roster.release(connected, at_least)
+        roster.count_round(connected)
+        return set(roster.members)
+
+    assert round_with(7, 8, 9) == set("abcd")
+    assert round_with(7, 8) == set("abcd")
+    assert round_with(7, 8) == set("abcd")
+    assert round_with(7, 8, at_least=4) == set("abcd")
+    assert round_with(7, 8, at_least=3) == set("abc")  # the longest away goes first
+    assert round_with(7, 8, 9) == set("abc")
+    assert round_with(7, 8) == set("abc")  # it was back, and is counted from the beginning
+    assert round_with(7, 8, 10) == set("abcd")  # who returns introduces itself anew
+    assert grid.nodes_of(HELLO) == [7, 8, 9, 10, 10]
+
+
+def test_what_a_client_says_makes_no_line_of_its_own() -> None:
+    grid = grid_of({7: Light("a")})
+    forged = "x\nb is here on node 9\x1b[0m"
+    answers = [
+        lambda message: Message(Error(2, forged.replace("\n", "\r")), reply_to=message),
+        lambda message: Message(RecordDict({forged: ConfigRecord({})}), reply_to=message),
+        lambda message: Message(RecordDict({"florist": ConfigRecord({"kind": 300 * forged})}), reply_to=message),
+    ]
+    for answer in answers:
+        grid.deliver = lambda message, _reply, answer=answer: [answer(message)]
+        roster = Roster()
+        for _ in range(ATTEMPTS):
+            roster.refresh(grid)
+        (reason,) = roster.refused.values()
+        assert reason.isprintable()
+        assert len(reason) <= 400

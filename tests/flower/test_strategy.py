@@ -1,13 +1,13 @@
 """Rounds over a grid in memory, with clients whose updates are random factors."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 from florist.aggregation import FedIt, FfaLora, Florist
 from florist.errors import ConfigurationError, DirectoryInUseError, InvalidUpdateError, TooFewClientsError
@@ -16,11 +16,11 @@ from florist.federation.local_init import Aligned, Continued, Fresh, Warm
 from florist.federation.rules import Federation
 from florist.federation.state import ServerState
 from florist.files.locking import sole_process
-from florist.flower import Agreement, FloristStrategy, Journal
-from florist.flower.arrays import adapter_to_arrays
-from florist.flower.messages import EVALUATE, TRAIN, WHOLE, Evaluation, OutOfStep, Upload
+from florist.flower import Agreement, FloristStrategy, Journal, protocol
+from florist.flower.arrays import adapter_to_arrays, digest
+from florist.flower.client_metrics import weighted_mean
+from florist.flower.messages import EVALUATE, HELLO, SAVED_PARAMETERS, TRAIN, Evaluation, OutOfStep, Upload
 from florist.flower.protocol import read_reply, write_reply
-from florist.flower.strategy import weighted_mean
 from florist.ranks import EnergyThreshold
 from florist.rounds import Aggregator, Trained
 from tests.builders import SHAPES, adapter, relative_error
@@ -146,7 +146,7 @@ def test_the_result_holds_the_global_adapter() -> None:
     ("change", "telling"),
     [
         (with_nan, "layers.1.up holds NaN or inf"),
-        (with_adapter(rank=3), "expected at most the client's rank 2, got 3"),
+        (with_adapter(rank=3), "expected a rank of at most 2, as introduced, got 3"),
         (
             with_adapter(shapes={**SHAPES, "layers.1.up": (9, 20)}),
             "layers.1.up: expected the shape (20, 9), got (9, 20)",
@@ -242,7 +242,7 @@ def test_another_base_is_refused_at_the_door() -> None:
     strategy, grid = play(clients, min_clients=3)
     assert sorted(client.client_id for client in strategy.records[0].clients) == ["a", "b", "c"]
     assert grid.nodes_of(TRAIN) == [7, 8, 9]
-    assert strategy._roster.refused == {10: "d: expected the base the base, got another"}
+    assert strategy._members.roster.refused == {10: "d: expected the base the base, got another"}
 
 
 def test_who_is_refused_does_not_count_to_begin_with() -> None:
@@ -255,8 +255,25 @@ def test_who_is_refused_does_not_count_to_begin_with() -> None:
 def test_other_modules_are_refused_at_the_door() -> None:
     clients = {**three(), 10: Light("d", shapes={"q": (3, 3)}), 11: Light("e", shapes={"layers.1.up": (20, 9)})}
     strategy, grid = play(clients, min_clients=4)
-    assert strategy._roster.refused == {10: "d: q: expected no such module, got (3, 3)"}
+    assert strategy._members.roster.refused == {10: "d: q: expected no such module, got (3, 3)"}
     assert 11 in grid.nodes_of(TRAIN)
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_what_a_client_says_makes_no_line_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    forged = "x\nround 1: 3 of 3 clients count\x1b[2K"
+    for deliver in (
+        forging(with_adapter(shapes={**SHAPES, 100 * forged: (4, 4)})),
+        replies(lambda message, _: Message(Error(2, 100 * forged.replace("\n", "\r")), reply_to=message)),
+        replies(lambda message, _: Message(RecordDict({100 * forged: ConfigRecord({})}), reply_to=message)),
+    ):
+        strategy, _ = play(three(), deliver=deliver)
+        (drop,) = strategy.records[0].dropped
+        assert drop.reason.isprintable()
+        assert len(drop.reason) <= 400
+    dropped = [message for message in caplog.messages if "is dropped" in message]
+    assert len(dropped) == 3
+    assert all(message.isprintable() for message in dropped)
 
 
 def test_a_method_that_clients_do_not_follow_costs_their_updates() -> None:
@@ -329,11 +346,81 @@ def test_with_nobody_there_a_round_fails_and_says_so() -> None:
     clients = three()
     strategy, grid = play(clients)
     grid.absent = {7, 8, 9}
-    strategy._min_clients = 0
+    strategy._members.min_clients = 0
     strategy.start(grid, num_rounds=2)
     line = strategy.records[1]
     assert not line.aggregated
     assert {drop.reason for drop in line.dropped} == {"not connected when the round began"}
+
+
+def test_more_replies_than_a_round_asks_clients_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"federation\.min_replies = 3: expected at most the 2 of 3 clients"):
+        play(three(), min_replies=3, fraction=0.5)
+
+
+def test_clients_that_left_for_good_no_longer_raise_what_a_round_needs() -> None:
+    clients = {**three(), 10: Light("d"), 11: Light("e")}
+    strategy, grid = between(clients, min_clients=2)
+    strategy.start(grid, num_rounds=1)
+    grid.absent = {9, 10, 11}
+    strategy.start(grid, num_rounds=6)
+    # Of five, three must reply; of two, one.
+    assert [line.aggregated for line in strategy.records] == [True, False, False, False, True, True]
+    assert [len(line.dropped) for line in strategy.records] == [0, 3, 3, 3, 0, 0]
+    grid.absent = set()
+    strategy.start(grid, num_rounds=7)
+    assert [client.client_id for client in strategy.records[-1].clients] == ["a", "b", "c", "d", "e"]
+    some, all_five = [clients[7], clients[8]], list(clients.values())
+    for module in SHAPES:
+        expected = expected_sum(all_five, 1, module) + expected_sum(all_five, 7, module)
+        expected += expected_sum(some, 5, module) + expected_sum(some, 6, module)
+        assert relative_error(dense(strategy.state.cumulative, module), expected) < 1e-5
+
+
+def test_as_many_clients_count_as_were_waited_for() -> None:
+    clients = {**three(), 10: Light("d"), 11: Light("e")}
+    strategy, grid = between(clients, min_clients=5)
+
+    def deliver(message: Message, reply: Message) -> list[Message]:
+        if of_type(message, TRAIN, node=11):
+            grid.absent = {9, 10, 11}  # once the first round is under way
+        return [reply]
+
+    grid.deliver = deliver
+    strategy.start(grid, num_rounds=6)
+    assert [line.aggregated for line in strategy.records] == [True, *5 * [False]]
+
+
+# --- who is started anew
+
+
+@pytest.mark.parametrize(
+    ("other", "telling", "at_last"),
+    [
+        (Light("a", 2, 9), "expected 1 examples, as introduced, got 9", ["a", "b", "c"]),
+        (Light("a", 4, 1), "expected a rank of at most 2, as introduced, got 4", ["a", "b", "c"]),
+        (Light("z", 2, 1), "expected a reply of a, got one that says z", ["b", "c", "z"]),
+        (Light("a", 2, 1, base="another"), "expected the base the base, as introduced, got another", ["b", "c"]),
+        (Light("c", 2, 1), "expected a reply of a, got one that says c", ["b", "c"]),
+    ],
+)
+@pytest.mark.parametrize("with_memory", [True, False])
+def test_a_node_that_is_started_as_another_client_introduces_itself_anew(
+    other: Light, telling: str, at_last: list[str], with_memory: bool
+) -> None:
+    clients = three()
+    strategy, grid = play(clients)
+    clients[7] = other
+    if not with_memory:
+        grid.forget(7)
+    strategy.start(grid, num_rounds=3)
+    second, third = strategy.records[1:]
+    assert [client.client_id for client in second.clients] == ["b", "c"]
+    assert [(drop.client_id, drop.reason) for drop in second.dropped] == [("a", telling)]
+    assert [client.client_id for client in third.clients] == at_last
+    if at_last == ["a", "b", "c"]:
+        assert (third.clients[0].num_examples, third.clients[0].rank) == (other.num_examples, other.rank)
+        assert not third.dropped
 
 
 # --- who missed something
@@ -342,7 +429,7 @@ def test_with_nobody_there_a_round_fails_and_says_so() -> None:
 def absent_in(numbers: set[int], node: int, strategy: FloristStrategy, grid: MemoryGrid, rounds: int) -> None:
     for number in range(1, rounds + 1):
         grid.absent = {node} if number in numbers else set()
-        strategy._min_clients = 2
+        strategy._members.min_clients = 2
         strategy.start(grid, num_rounds=number)
     grid.absent = set()
 
@@ -516,6 +603,43 @@ def test_an_evaluation_that_does_not_fit_is_left_out(change: Change) -> None:
     assert strategy.records[0].metrics == {"loss": 1.0}
 
 
+def test_held_out_examples_are_as_many_as_were_introduced() -> None:
+    clients = three()
+    for client in clients.values():
+        client.held_out, client.metrics = 1, {"loss": 100.0 if client.client_id == "a" else 1.0}
+    forged = forging(lambda said: replace(said, num_examples=10**18), EVALUATE)
+    strategy, grid = play(clients, deliver=forged)
+    assert strategy.records[0].metrics == {"loss": 1.0}
+    assert len(strategy.records[0].clients) == 3
+    # Started anew with other examples held out, it introduces itself anew, and counts again.
+    clients[7].held_out, grid.deliver = 2, lambda _message, reply: [reply]
+    strategy.start(grid, num_rounds=3)
+    assert [line.metrics for line in strategy.records[1:]] == [{"loss": 1.0}, {"loss": pytest.approx(202 / 4)}]
+
+
+def test_more_held_out_examples_than_a_client_may_claim_count_nowhere() -> None:
+    clients = three()
+    for client in clients.values():
+        client.held_out, client.metrics = 1, {"loss": 1.0}
+    clients[7].held_out, clients[7].metrics = 10**18, {"loss": 100.0}
+    strategy, _ = play(clients, max_examples=10)
+    assert strategy.records[0].metrics == {"loss": 1.0}
+
+
+def test_a_mean_passes_over_what_one_client_alone_names_and_what_is_absurd() -> None:
+    found = weighted_mean(
+        [
+            Evaluation("a", 1, 1, ["accuracy of all", "loss", "x"], [1.0, -1e300, 3.0]),
+            Evaluation("b", 1, 1, ["loss", "x"], [2.0, 1.0]),
+            Evaluation("c", 1, 1, ["loss", "loss"], [4.0, 4.0]),
+            Evaluation("d", 1, 0, ["accuracy of all"], [1.0]),
+        ]
+    )
+    assert found == {"loss": pytest.approx(3.0), "x": pytest.approx(2.0)}
+    assert weighted_mean([Evaluation("a", 1, 5, ["loss"], [2.0])]) == {"loss": 2.0}
+    assert weighted_mean([]) == {}
+
+
 def test_a_mean_passes_over_what_is_no_number() -> None:
     found = weighted_mean(
         [
@@ -540,7 +664,7 @@ def test_the_server_may_measure(tmp_path: Path) -> None:
     ]
 
 
-# --- parameters that travel whole
+# --- saved parameters
 
 
 def with_heads() -> dict[int, Light]:
@@ -554,22 +678,22 @@ def test_heads_travel_and_are_averaged() -> None:
     clients = with_heads()
     strategy, grid = play(clients, rounds=2)
     assert torch.equal(strategy.state.saved_parameters["head"], torch.arange(3.0) + 2)
-    assert grid.nodes_of(WHOLE) == [7]
+    assert grid.nodes_of(SAVED_PARAMETERS) == [7]
 
 
 def test_first_values_come_from_whoever_has_them_whole() -> None:
     def deliver(message: Message, reply: Message) -> list[Message]:
-        if message.metadata.message_type != WHOLE:
+        if message.metadata.message_type != SAVED_PARAMETERS:
             return [reply]
         node = message.metadata.dst_node_id
         if node == 7:
             return [unavailable(message)]
         if node == 8:
-            del reply.content["whole"]
+            del reply.content["saved_parameters"]
         return [reply]
 
     strategy, grid = play(with_heads(), deliver=deliver)
-    assert grid.nodes_of(WHOLE) == [7, 8, 9]
+    assert grid.nodes_of(SAVED_PARAMETERS) == [7, 8, 9]
     assert torch.equal(strategy.state.saved_parameters["head"], torch.arange(3.0) + 1)
 
 
@@ -578,7 +702,9 @@ def test_no_first_values_at_all_is_an_error() -> None:
     clients[8].saved_parameters = {"head": torch.tensor([math.nan])}
 
     def deliver(message: Message, reply: Message) -> list[Message]:
-        return [] if message.metadata.message_type == WHOLE and message.metadata.dst_node_id != 8 else [reply]
+        return (
+            [] if message.metadata.message_type == SAVED_PARAMETERS and message.metadata.dst_node_id != 8 else [reply]
+        )
 
     with pytest.raises(InvalidUpdateError, match="from one of 3 clients, got none: b: head holds NaN or inf"):
         play(clients, deliver=deliver)
@@ -627,6 +753,40 @@ def test_a_run_killed_between_save_and_amendment_ends_the_same(tmp_path: Path, m
     assert grid.nodes_of(TRAIN) == [7, 8, 9] * 3
 
 
+def test_a_server_killed_before_it_evaluates_does_so_when_it_resumes(tmp_path: Path) -> None:
+    def rank(state: ServerState) -> dict[str, float]:
+        return {"rank": float(state.cumulative.total_rank)}
+
+    def killed(state: ServerState) -> dict[str, float]:
+        if state.round_number == 2:
+            raise KeyboardInterrupt
+        return rank(state)
+
+    journal = Journal(tmp_path / "run", "florist")
+    with pytest.raises(KeyboardInterrupt):
+        play(three(), rounds=3, evaluate=killed, evaluate_on_clients=False, journal=journal)
+    assert [dict(line.metrics) for line in journal.directory.records()][1:] == [{}]
+    for rounds in (2, 3):
+        play(three(), rounds=rounds, evaluate=rank, evaluate_on_clients=False, journal=journal)
+        lines = journal.directory.records()
+        assert len(lines) == rounds
+        assert [line.metrics for line in lines] == [{"rank": float(line.cumulative_rank)} for line in lines]
+
+
+def test_a_message_is_hashed_once_a_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = []
+
+    def counting(array_records: Iterable[ArrayRecord]) -> str:
+        counted.append(1)
+        return digest(array_records)
+
+    monkeypatch.setattr(protocol, "digest", counting)
+    _, grid = play(three(), rounds=2)
+    messages = sum(message.metadata.message_type != SAVED_PARAMETERS for message in grid.sent)
+    hellos = len(grid.nodes_of(HELLO))  # which have nothing to hash on their way to the client
+    assert len(counted) == 2 * (2 * messages - hellos)
+
+
 def test_a_finished_run_has_no_rounds_to_go(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "run", "florist")
     play(three(), rounds=2, journal=journal)
@@ -640,7 +800,7 @@ def test_heads_are_resumed_with(tmp_path: Path) -> None:
     play(with_heads(), rounds=2, journal=journal)
     strategy, grid = play(with_heads(), rounds=3, journal=journal)
     assert torch.equal(strategy.state.saved_parameters["head"], torch.arange(3.0) + 3)
-    assert grid.nodes_of(WHOLE) == []
+    assert grid.nodes_of(SAVED_PARAMETERS) == []
 
 
 def test_a_run_is_not_resumed_on_another_base(tmp_path: Path) -> None:

@@ -10,12 +10,10 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import IO
 
-from . import flower
+from . import commands, flower
 from .certificates import NodeKeys, make_node_keys
 from .processes import Process, Program, ProgramError
 
-# A SuperNode logs this when the SuperLink does not know its key, or believes that it still runs.
-REFUSED = "[code: 2004]"
 RETRY_SECONDS = 3
 
 
@@ -89,15 +87,13 @@ class Deployment:
         keys = make_node_keys(self.directory / "keys", name)
         port = flower.free_port(self.ports)
         self.ports.add(port)
-        command = ["flower-supernode", "--superlink", self.address, "--root-certificates", authority]
-        command += ["--auth-supernode-private-key", keys.private, "--node-config", flower.key_values(node_config)]
-        command += ["--host", "127.0.0.1", "--port", str(port)]
-        self.add_program(name, command, lambda program: "SuperNode ID:" in program.log_since_start())
+        command = commands.supernode(self.address, authority, keys.private, flower.key_values(node_config), port)
+        self.add_program(name, command, lambda program: commands.SUPERNODE_READY in program.log_since_start())
         return keys
 
     def register(self, name: str, public_key: Path) -> int:
         """Let a SuperNode in by its public key (``flwr supernode register``); returns its node id."""
-        arguments = ["supernode", "register", str(public_key), flower.CONNECTION, "--name", name]
+        arguments = commands.register(public_key, flower.CONNECTION, name)
         self.node_ids[name] = int(flower.flwr(arguments, self.variables, self.patience.call)["node-id"])
         return self.node_ids[name]
 
@@ -121,7 +117,7 @@ class Deployment:
             try:
                 return program.wait_ready(self.patience.start)
             except ProgramError:
-                refused = program.name in self.node_ids and REFUSED in program.log_since_start()
+                refused = program.name in self.node_ids and commands.SUPERNODE_REFUSED in program.log_since_start()
                 if not refused or time.monotonic() > deadline:
                     raise
             time.sleep(RETRY_SECONDS)
@@ -170,7 +166,7 @@ class Deployment:
             trust = ssl.create_default_context(cafile=self.authority)
             connection = HTTPSConnection(self.address, timeout=2, context=trust)
         try:
-            connection.request("GET", "/health")
+            connection.request("GET", commands.HEALTH)
             return connection.getresponse().status == HTTPStatus.OK
         except (OSError, HTTPException):
             return False
@@ -193,16 +189,13 @@ class Deployment:
         Returns:
             The run's number.
         """
-        arguments = ["run", str(app), flower.CONNECTION]
-        if run_config:
-            arguments += ["--run-config", flower.key_values(run_config)]
-        if federation_config:
-            arguments += ["--federation-config", flower.key_values(federation_config)]
+        given = flower.key_values(run_config), flower.key_values(federation_config or {})
+        arguments = commands.run(app, flower.CONNECTION, *given)
         return int(flower.flwr(arguments, self.variables, self.patience.call)["run-id"])
 
     def status(self, run_id: int) -> flower.RunStatus:
         """How a run stands: ``flwr ls``."""
-        arguments = ["ls", flower.CONNECTION, "--run-id", str(run_id)]
+        arguments = commands.status(run_id, flower.CONNECTION)
         return flower.RunStatus.read(flower.flwr(arguments, self.variables, self.patience.call)["runs"][0])
 
     def wait(self, run_id: int, seconds: float, output: IO[str] | None = None) -> flower.RunStatus:

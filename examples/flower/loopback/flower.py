@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from . import commands
+
 Value = str | int | float | bool
 CONNECTION = "loopback"
 # How Flower cuts --run-config and --node-config.
 KEY_VALUE = re.compile(r"""(\S+?)=('[^']*'|"[^"]*"|\S+)""")
-FINISHED = "finished:"
 
 
 class FlowerError(RuntimeError):
@@ -62,12 +63,12 @@ class RunStatus:
     @property
     def finished(self) -> bool:
         """Whether it ended, well or not."""
-        return self.status.startswith(FINISHED)
+        return self.status.startswith(commands.FINISHED)
 
     @property
     def completed(self) -> bool:
         """Whether it ended well."""
-        return self.status == FINISHED + "completed"
+        return self.status == commands.FINISHED + "completed"
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -209,7 +210,7 @@ def stream_log(run_id: int, variables: Mapping[str, str], seconds: float, output
         seconds: When to stop, at the latest.
         output: A file of this process, for instance ``sys.stdout``; None for nowhere.
     """
-    command = [program("flwr"), "log", str(run_id), CONNECTION, "--stream"]
+    command = [program("flwr"), *commands.log(run_id, CONNECTION, stream=True)]
     sink = subprocess.DEVNULL if output is None else output
     with contextlib.suppress(subprocess.TimeoutExpired):
         subprocess.run(command, env=variables, stdout=sink, stderr=subprocess.DEVNULL, timeout=seconds, check=False)
@@ -226,7 +227,7 @@ def show_log(run_id: int, variables: Mapping[str, str], seconds: float) -> str:
     Raises:
         FlowerError: It failed or took too long.
     """
-    return _call(["log", str(run_id), CONNECTION, "--show"], variables, seconds).stdout
+    return _call(commands.log(run_id, CONNECTION, stream=False), variables, seconds).stdout
 
 
 def free_port(taken: Collection[int] = ()) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import flower
+from . import commands, flower
 from .certificates import issue_server_certificate, write_private
 from .deployment import Deployment, Patience
 from .processes import stopped_at_the_end
@@ -51,9 +51,7 @@ def deploy(
     report(f"The keys and the SuperLink's certificate go to {directory / 'keys'}, the logs to {directory / 'logs'}.")
     server = issue_server_certificate(directory / "keys")
     federation = _federation(directory, server.authority, patience)
-    options = ["--enable-supernode-auth", "--ssl-ca-certfile", server.authority]
-    options += ["--ssl-certfile", server.certificate, "--ssl-keyfile", server.private_key]
-    _add_superlink(federation, options, ["--root-certificates", server.authority])
+    _add_superlink(federation, commands.with_tls(server.authority, server.certificate, server.private_key))
     nodes = {f"supernode-{number}": config for number, config in enumerate(node_configs)}
     keys = {name: federation.add_supernode(name, config, server.authority) for name, config in nodes.items()}
     with stopped_at_the_end(federation.programs.values(), federation.patience.stop):
@@ -94,7 +92,7 @@ def simulate(
     directory = directory.resolve()
     _make_folders(directory)
     federation = _federation(directory, None, patience)
-    _add_superlink(federation, ["--insecure", "--simulation"], ["--insecure"])
+    _add_superlink(federation, commands.simulated())
     with stopped_at_the_end(federation.programs.values(), federation.patience.stop):
         report(f"Starting the SuperLink on http://{federation.address}; the logs go to {directory / 'logs'}.")
         federation.start(SUPERLINK, SUPEREXEC)
@@ -113,20 +111,18 @@ def _federation(directory: Path, authority: Path | None, patience: Patience | No
     return Deployment(directory, address, authority, patience or Patience(), ports={port})
 
 
-def _add_superlink(
-    federation: Deployment, superlink_options: Sequence[str | Path], superexec_options: Sequence[str | Path]
-) -> None:
+def _add_superlink(federation: Deployment, options: commands.Words) -> None:
     """Add a SuperLink and the superexec that runs its ServerApps, with a secret between them."""
     secret = federation.directory / "keys" / "superexec.secret"
     write_private(secret, secrets.token_bytes(32))
-    host, _, port = federation.address.partition(":")
-    command = ["flower-superlink", "--host", host, "--port", port, "--database", federation.directory / "state.db"]
-    # A ServerApp outlives the SuperLink only where a superexec of its own runs it.
-    command += ["--isolation", "process", "--superexec-auth-secret-file", secret]
-    federation.add_program(SUPERLINK, [*command, *superlink_options], lambda _: federation.answers())
-    command = ["flower-superexec", "--runtime-api-address", federation.address, "--superexec-auth-secret-file", secret]
+    database = federation.directory / "state.db"
+    federation.add_program(
+        SUPERLINK,
+        commands.superlink(federation.address, database, secret, options),
+        lambda _: federation.answers(),
+    )
     federation.add_program(
         SUPEREXEC,
-        [*command, *superexec_options],
-        lambda program: "Starting Flower SuperExec" in program.log_since_start(),
+        commands.superexec(federation.address, secret, federation.authority),
+        lambda program: commands.SUPEREXEC_READY in program.log_since_start(),
     )

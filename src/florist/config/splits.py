@@ -1,4 +1,4 @@
-"""Which records a configuration trains on, validates on and tests on, and who holds them."""
+"""The examples that a configuration trains on, validates on and tests on, and the clients that they belong to."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -26,12 +26,12 @@ ClientExamples = dict[str, list[Example]]
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """The records of a configuration; no record is in two of the three.
+    """The examples of a configuration; no example is in two of the three.
 
     Attributes:
-        training: client -> its rows, in the order of the clients.
-        validation: to choose by; may be empty.
-        test: held out.
+        training: the training examples by client, in the order of the clients.
+        validation: the examples to choose by; there may be none.
+        test: the held-out examples.
     """
 
     training: Mapping[str, list[Example]]
@@ -40,11 +40,12 @@ class Splits:
 
 
 def read_splits(config: Config, choose: Callable[[Sequence[str]], str] | None = None) -> Splits:
-    """Read the files, share the rows out and hold some out.
+    """Read the files, share the examples out and hold some of them out.
 
     Args:
-        config: where they are and how to share them.
-        choose: one of the clients' names: the others' rows are left alone, those held out as well.
+        config: says where the files are and how their examples are shared.
+        choose: picks one client by its name; the examples of all others are then left alone, those that are held out
+            as well. By default all clients are read.
 
     Raises:
         ConfigurationError: keys contradict what is in the data.
@@ -52,74 +53,88 @@ def read_splits(config: Config, choose: Callable[[Sequence[str]], str] | None = 
     """
     data = config.data
     part = as_slice(data.rows) if data.rows is not None else None
-    rows = {name: list(read_examples(file))[part or slice(None)] for name, file in _training_files(config).items()}
-    empty = [name for name, some in rows.items() if not some]
+    by_file = {name: list(read_examples(file))[part or slice(None)] for name, file in _training_files(config).items()}
+    empty = [name for name, examples in by_file.items() if not examples]
     if empty:
-        raise ConfigurationError(f"data.rows = {data.rows!r} leaves no rows of {empty}")
+        raise ConfigurationError(f"data.rows = {data.rows!r} leaves no examples of {empty}")
     if data.partition == "given":
-        holdings = rows
+        by_client = by_file
     else:
-        holdings = _share_out(config, [row for some in rows.values() for row in some])
+        by_client = _share_out(config, [example for examples in by_file.values() for example in examples])
     if choose is not None:
-        client_id = choose(list(holdings))
-        holdings = {client_id: holdings[client_id]}
+        client_id = choose(list(by_client))
+        by_client = {client_id: by_client[client_id]}
     if data.test is not None:
         test = read_examples(Path(data.path, data.test))
     else:
-        holdings, test = _held_out(config, holdings, data.test_fraction, "test")
+        by_client, test = _held_out(config, by_client, data.test_fraction, "test")
     if data.validation is not None:
-        return Splits(holdings, read_examples(Path(data.path, data.validation)), test)
+        return Splits(by_client, read_examples(Path(data.path, data.validation)), test)
     if data.validation_fraction is not None:
-        holdings, validation = _held_out(config, holdings, data.validation_fraction, "validation")
-        return Splits(holdings, validation, test)
-    return Splits(holdings, [], test)
+        by_client, validation = _held_out(config, by_client, data.validation_fraction, "validation")
+        return Splits(by_client, validation, test)
+    return Splits(by_client, [], test)
 
 
 def read_held_out(config: Config) -> Splits:
-    """The records to measure on, where no training records are needed, nor there: a server's.
+    """Read the examples that a server measures on; with a test file, the clients' own files need not be there.
 
     Raises:
-        ConfigurationError, MissingInputError, DataError: as `read_splits`.
+        ConfigurationError: the rounds are measured on validation examples, and the clients alone have them; or as
+            `read_splits`.
+        MissingInputError, DataError: as `read_splits`.
     """
     data = config.data
     if data.test is None:
         return replace(read_splits(config), training={})
+    if data.validation_fraction is not None and config.evaluation.split != "test":
+        # Metrics of the test examples in every round would make them examples to choose by, without a word.
+        raise ConfigurationError(
+            f"data.validation_fraction = {data.validation_fraction}: expected validation examples at the server, which "
+            "measures the rounds, and a fraction of the clients' examples is with the clients; set data.validation to "
+            "a file that the server has, or evaluation.split = 'test' to measure the rounds on the test file"
+        )
     validation = read_examples(Path(data.path, data.validation)) if data.validation is not None else []
     return Splits({}, validation, read_examples(Path(data.path, data.test)))
 
 
 def who_holds_what(config: Config, splits: Splits) -> LabelCounts | None:
-    """Training rows of every client by the field that makes clients unlike.
+    """Count the training examples of every client by the field that makes clients unlike.
 
-    That field is the partition's, else the class's, else Dolly's ``category``; None where a row has no such field.
+    The field is that of the partition, or else that of the class, or else Dolly's ``category``. The result is None
+    where an example has no such field.
     """
     field = config.data.partition_field or config.data.label_field or "category"
-    if any(field not in row for rows in splits.training.values() for row in rows):
+    if any(field not in example for examples in splits.training.values() for example in examples):
         return None
-    return count_labels({client: [str(row[field]) for row in rows] for client, rows in splits.training.items()})
+    return count_labels(
+        {client: [str(example[field]) for example in examples] for client, examples in splits.training.items()}
+    )
 
 
-# Another draw than the test's, whose rows stay what they are without a validation set.
+# The two draws differ, so that the test examples are the same with a validation set and without one.
 _DRAWS = {"test": "hold out", "validation": "hold out for validation"}
 
 
 def _held_out(
-    config: Config, holdings: ClientExamples, fraction: float, what: str
+    config: Config, by_client: ClientExamples, fraction: float, what: str
 ) -> tuple[ClientExamples, list[Example]]:
     kept: ClientExamples = {}
     held_out: list[Example] = []
-    for client_id, own in holdings.items():
+    for client_id, own in by_client.items():
         try:
             training, held = hold_out(len(own), fraction, config.federation.seed, _DRAWS[what])
         except DataError as error:
-            raise DataError(f"{client_id}: {error}; give it more, or {what} records with [data] {what}") from error
+            raise DataError(
+                f"{client_id}: {error}; give it more, or set [data] {what} to a file of {what} examples"
+            ) from error
         kept[client_id] = [own[i] for i in training]
         held_out += [own[i] for i in held]
     return kept, held_out
 
 
 def _training_files(config: Config) -> dict[str, Path]:
-    """Name of a client -> its file, in the natural order of the names: 9 before 10."""
+    """The files by the names of their clients, in the natural order of the names, 9 before 10."""
     data, folder = config.data, Path(config.data.path)
     if not folder.is_dir():
         raise MissingInputError(f"expected the data directory {folder}, found none; set it with --set data.path=DIR")
@@ -151,18 +166,18 @@ def _natural(name: str) -> list[str | int]:
     return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"(\d+)", name))]
 
 
-def _share_out(config: Config, rows: list[Example]) -> ClientExamples:
+def _share_out(config: Config, examples: list[Example]) -> ClientExamples:
     data, ranks = config.data, config.lora.ranks
     field = data.partition_field
-    lacking = next((row for row in rows if field is not None and field not in row), None)
+    lacking = next((example for example in examples if field is not None and field not in example), None)
     if lacking is not None:
         raise ConfigurationError(
-            f"data.partition_field = {field!r}: expected it in every record, got {sorted(lacking)}"
+            f"data.partition_field = {field!r}: expected it in every example, got {sorted(lacking)}"
         )
-    labels = [str(row[field]) if field is not None else "" for row in rows]
+    labels = [str(example[field]) if field is not None else "" for example in examples]
     values = len(set(labels))
     num_clients = data.num_clients or (len(ranks) if isinstance(ranks, tuple) else values)
-    # A client that holds some rows out itself needs another to train on.
+    # A client that holds an example out needs another to train on.
     min_examples = 1 + (data.test is None) + (data.validation_fraction is not None)
     partitioners: Mapping[str, Partitioner] = {
         "iid": iid,
@@ -173,9 +188,9 @@ def _share_out(config: Config, rows: list[Example]) -> ClientExamples:
     shares = partitioners[data.partition](labels, num_clients, config.federation.seed)
     width = len(str(num_clients - 1))
     if data.partition == "by-field" and num_clients == values:
-        return {labels[share[0]]: [rows[i] for i in share] for share in shares}
+        return {labels[share[0]]: [examples[i] for i in share] for share in shares}
     names = [f"client_{k:0{width}d}" for k in range(num_clients)]
-    return {name: [rows[i] for i in share] for name, share in zip(names, shares, strict=True)}
+    return {name: [examples[i] for i in share] for name, share in zip(names, shares, strict=True)}
 
 
 def _by_field(labels: Sequence[object], num_clients: int, seed: int) -> Partition:  # noqa: ARG001  # nothing is drawn

@@ -37,20 +37,56 @@ def new_directory(path: Path) -> Generator[Path, None, None]:
     draft = _begun(path)
     try:
         yield draft
-        readable = draft.stat().st_mode & 0o666
-        for entry in (draft, *draft.rglob("*")):
-            if entry.is_symlink():
-                continue
-            if entry.is_file():
-                # safetensors makes files for the owner alone; whoever may read the directory may read its files.
-                entry.chmod(entry.stat().st_mode | readable)
-            _flush(entry)
+        _finish(draft)
         _refuse_existing(path)
         draft.rename(path)
         _flush(path.absolute().parent)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+@contextmanager
+def replaced_directory(path: Path) -> Generator[Path, None, None]:
+    """A directory to fill, which takes the place of the one at `path` when the block ends well.
+
+    Until the new files are on disk, the old directory stays as it is, and it stays for good where the block fails: on
+    a full disk for instance. Two renames then change one for the other. A crash between them leaves the old directory
+    beside `path`, from where `restore_replaced` brings it back.
+
+    Raises:
+        OutputExistsError: a file is at `path`.
+        MissingInputError, UnwritableOutputError: as `require_absent`.
+    """
+    restore_replaced(path)
+    if not path.is_dir():
+        with new_directory(path) as draft:
+            yield draft
+        return
+    draft, aside = _draft(path), _aside(path)
+    try:
+        _make(draft, path)
+        yield draft
+        _finish(draft)
+        path.rename(aside)
+        draft.rename(path)
+        _flush(path.absolute().parent)
+    except BaseException:
+        restore_replaced(path)
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def restore_replaced(path: Path) -> None:
+    """Heal what a crash in `replaced_directory` left: the old directory comes back unless the new one is in place."""
+    aside = _aside(path)
+    if not aside.is_dir():
+        return
+    if path.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        aside.rename(path)
 
 
 def replace_file(path: Path, content: str) -> None:
@@ -87,13 +123,29 @@ def _begun(path: Path) -> Path:
     """The empty directory that is to become `path`: making one shows whether it can be made."""
     _refuse_existing(path)
     draft = _draft(path)
+    _make(draft, path)
+    return draft
+
+
+def _make(draft: Path, path: Path) -> None:
     try:
         draft.mkdir()
     except OSError as error:
         raise UnwritableOutputError(
             f"cannot write {path}: {draft.parent} is not writable ({error.strerror}); choose another place"
         ) from error
-    return draft
+
+
+def _finish(draft: Path) -> None:
+    """Put a draft on disk, readable for everybody who may read its directory."""
+    readable = draft.stat().st_mode & 0o666
+    for entry in (draft, *draft.rglob("*")):
+        if entry.is_symlink():
+            continue
+        if entry.is_file():
+            # safetensors makes files for the owner alone.
+            entry.chmod(entry.stat().st_mode | readable)
+        _flush(entry)
 
 
 def _refuse_existing(path: Path) -> None:
@@ -123,3 +175,8 @@ def _draft(path: Path) -> Path:
     # A file of the tempfile module would be private, and its directory would drop an inherited group. A part of a long
     # name will do: all of it would leave no room for more within the 255 bytes of most file systems.
     return path.absolute().with_name(f".{path.name[:50]}.{secrets.token_hex(8)}")
+
+
+def _aside(path: Path) -> Path:
+    # No draft: those of a killed process are removed, and this is the only copy while it is there.
+    return path.absolute().with_name(f".{path.name[:50]}.replaced")

@@ -10,8 +10,8 @@ from flwr.serverapp import Grid
 from florist.errors import FloristError, InvalidUpdateError
 from florist.federation.admission import FLOATS
 from florist.flower import protocol
-from florist.flower.messages import WHOLE, Introduction
-from florist.flower.roster import last_line
+from florist.flower.client_texts import last_line, one_line
+from florist.flower.messages import SAVED_PARAMETERS, Introduction
 from florist.rounds import NOTHING, SavedParameters
 
 
@@ -20,7 +20,7 @@ class Agreement:
     """The base and the modules of a federation.
 
     Attributes:
-        base: name of the base model.
+        base: the name of the base model.
         shapes: (out_features, in_features) of every module that is trained.
     """
 
@@ -29,10 +29,10 @@ class Agreement:
 
     @classmethod
     def of(cls, introductions: Collection[Introduction]) -> "Agreement":
-        """What most of the introductions say; of equally many, the first by name.
+        """The base and the modules that most introductions name; of equally many, the first by name.
 
         Raises:
-            ValueError: there are none.
+            ValueError: there are no introductions.
         """
         votes = Counter((member.base, tuple(sorted(member.shapes.items()))) for member in introductions)
         base, modules = min(votes, key=lambda vote: (-votes[vote], vote))
@@ -52,46 +52,46 @@ class Agreement:
 def ask_saved_parameters(
     grid: Grid, nodes: Mapping[str, int], introductions: Collection[Introduction], timeout: float
 ) -> SavedParameters:
-    """First values of the parameters that travel whole: all clients begin with the same, so that any can tell.
+    """Ask for the first values of the saved parameters: all clients begin with the same, so that any can tell.
 
-    Who does not answer, or not with what it introduced, is passed over.
+    The clients are asked in turn. A client that does not answer, or not with what it introduced, is passed over.
 
     Args:
-        grid: to ask through.
-        nodes: by client id.
+        grid: carries the messages.
+        nodes: the nodes by client id.
         introductions: of clients that agree on the base.
         timeout: seconds for one answer.
 
     Raises:
-        InvalidUpdateError: none of them could be used.
+        InvalidUpdateError: no answer could be used.
     """
     reasons: list[str] = []
-    # What most say: one client alone decides nothing for the others.
-    votes = Counter(tuple(sorted(each.whole)) for each in introductions)
+    # What most of them say counts: one client alone decides nothing for the others.
+    votes = Counter(tuple(sorted(each.saved_parameters)) for each in introductions)
     names = min(votes, key=lambda vote: (-votes[vote], vote), default=())
     if not names:
         return NOTHING
     for introduction in sorted(introductions, key=lambda each: each.client_id):
-        if tuple(sorted(introduction.whole)) != names:
+        if tuple(sorted(introduction.saved_parameters)) != names:
             continue
-        question = Message(RecordDict(), nodes[introduction.client_id], WHOLE, ttl=timeout)
+        question = Message(RecordDict(), nodes[introduction.client_id], SAVED_PARAMETERS, ttl=timeout)
         for reply in grid.send_and_receive([question], timeout=timeout):
             try:
-                return _whole_of(introduction, reply)
+                return _saved_parameters(introduction, reply)
             except FloristError as error:
-                reasons.append(f"{introduction.client_id}: {error}")
+                reasons.append(one_line(f"{introduction.client_id}: {error}"))
     raise InvalidUpdateError(
-        f"expected the parameters that travel whole from one of {len(introductions)} clients, got none: "
+        f"expected the saved parameters from one of {len(introductions)} clients, got none: "
         f"{'; '.join(reasons) or 'no reply'}"
     )
 
 
-def _whole_of(introduction: Introduction, reply: Message) -> SavedParameters:
+def _saved_parameters(introduction: Introduction, reply: Message) -> SavedParameters:
     if reply.has_error():
         raise InvalidUpdateError(last_line(reply.error.reason))
-    found = protocol.read_whole(reply.content)
-    if sorted(found) != sorted(introduction.whole):
-        raise InvalidUpdateError(f"expected {introduction.whole}, as introduced, got {sorted(found)}")
+    found = protocol.read_saved_parameters(reply.content)
+    if sorted(found) != sorted(introduction.saved_parameters):
+        raise InvalidUpdateError(f"expected {introduction.saved_parameters}, as introduced, got {sorted(found)}")
     strange = [name for name, tensor in found.items() if tensor.dtype not in FLOATS]
     if strange:
         raise InvalidUpdateError(f"{strange[0]}: expected floating-point numbers of 16, 32 or 64 bits")

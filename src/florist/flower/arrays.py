@@ -1,8 +1,8 @@
 """Adapters as Flower's ``ArrayRecord``: halves of factors, named after their modules, in one array of bytes.
 
-Flower stores two objects an array, each by a request of its own and a write to its database: 900 of them for an
-adapter of 224 modules, where one array makes four. Only halves that travel are written; what is not trained is known
-on both sides, and put back by who reads.
+Flower stores two objects for an array, each by a request of its own and a write to its database: 900 of them for an
+adapter of 224 modules, where one array makes four. Only the halves that travel are written. A half that is not trained
+is known on both sides, and the reader puts it back.
 """
 
 import hashlib
@@ -20,19 +20,19 @@ from florist.factors import AdapterState, LoraFactor
 from florist.rounds import SavedParameters, Trained
 
 Rows = Callable[[str, int], Float[Tensor, "rank in_features"]]
-"""Module, rank -> the rows of A that nobody trains. Raises KeyError for a module that does not exist."""
+"""(module, rank) -> the rows of A that nobody trains; raises KeyError for a module that does not exist."""
 
 _PACKED, _SERIALISED = "tensors", "safetensors"
-"""Name and serialisation of the one array of a record."""
+"""The name and the serialisation of the one array of an ``ArrayRecord``."""
 
 
 def adapter_to_arrays(adapter: AdapterState, travels: Trained = Trained.FACTORS) -> ArrayRecord:
-    """An adapter of any ranks, scaling folded in, as tensors ``module.B`` and ``module.A``.
+    """Write an adapter of any ranks, scaling folded in, as tensors ``module.B`` and ``module.A``.
 
-    The record holds the very numbers: `arrays_to_adapter` gives back the same bits.
+    The arrays hold the very numbers: `arrays_to_adapter` gives back the same bits.
 
     Args:
-        adapter: read a module at a time.
+        adapter: the adapter, which is read a module at a time.
         travels: the halves to write.
     """
     halves = [half.name or "" for half in (Trained.B, Trained.A) if half in travels]
@@ -42,14 +42,14 @@ def adapter_to_arrays(adapter: AdapterState, travels: Trained = Trained.FACTORS)
 
 
 def arrays_to_adapter(arrays: ArrayRecord, rows: Rows | None = None) -> AdapterState:
-    """The adapter of a record, whoever sent it.
+    """Read an adapter, whoever sent it.
 
     Args:
         arrays: as `adapter_to_arrays` writes them.
         rows: gives A where B alone was sent.
 
     Raises:
-        InvalidUpdateError: the record cannot be read, or halves are missing or no matrices.
+        InvalidUpdateError: the arrays cannot be read, or halves are missing or no matrices.
         InvalidAdapterError: the ranks or dtypes of two halves differ.
     """
     tensors = dict(arrays_to_tensors(arrays))
@@ -72,22 +72,22 @@ def arrays_to_adapter(arrays: ArrayRecord, rows: Rows | None = None) -> AdapterS
 
 
 def tensors_to_arrays(tensors: SavedParameters) -> ArrayRecord:
-    """Tensors by name, packed into one array of bytes in the format of safetensors; no array for none of them."""
-    # Copies, since safetensors refuses two names for one memory, which tied parameters are.
-    held = {
+    """Pack tensors by name into one array of bytes in the format of safetensors, or no array where there are none."""
+    # safetensors refuses two names for one memory, which tied parameters are.
+    copies = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
-    if not held:
+    if not copies:
         return ArrayRecord()
-    packed = save(held)
+    packed = save(copies)
     return ArrayRecord({_PACKED: Array(dtype="uint8", shape=(len(packed),), stype=_SERIALISED, data=packed)})
 
 
 def arrays_to_tensors(arrays: ArrayRecord) -> SavedParameters:
-    """The tensors of a record.
+    """Unpack tensors. Nothing is unpickled, and no more memory is taken than came.
 
     Raises:
-        InvalidUpdateError: it holds something else. Nothing is unpickled, and no more memory is taken than came.
+        InvalidUpdateError: the arrays hold something else.
     """
     if not arrays:
         return {}
@@ -101,11 +101,11 @@ def arrays_to_tensors(arrays: ArrayRecord) -> SavedParameters:
         raise InvalidUpdateError(f"expected tensors as safetensors packs them, and reading failed: {reason}") from error
 
 
-def digest(records: Iterable[ArrayRecord]) -> str:
-    """SHA-256 over the bytes of the records, in their order."""
+def digest(array_records: Iterable[ArrayRecord]) -> str:
+    """Hexadecimal SHA-256 over the bytes of all arrays, in their order."""
     found = hashlib.sha256()
-    for record in records:
-        for name, array in sorted(record.items()):
+    for arrays in array_records:
+        for name, array in sorted(arrays.items()):
             found.update(f"{name}\0{array.stype}\0{len(array.data)}\0".encode())
             found.update(array.data)
         found.update(b"\1")

@@ -9,21 +9,32 @@ from torch import Tensor
 
 from florist.errors import InvalidUpdateError
 from florist.flower import protocol
+from florist.flower.arrays import Rows
 from florist.flower.client_state import ClientState
-from florist.flower.messages import EVALUATE, PROTOCOL, Evaluation, Instruction, Introduction, OutOfStep, Report, Upload
+from florist.flower.messages import (
+    EVALUATE,
+    PROTOCOL,
+    Assignment,
+    Evaluation,
+    Instruction,
+    Introduction,
+    OutOfStep,
+    Report,
+    Upload,
+)
 from florist.flower.participant import Participant
 from florist.seeding import random_rows
 
 
 def client_app(participant: Callable[[Context], Participant], mods: list[Mod] | None = None) -> ClientApp:
-    """The app of a client.
+    """Make the app of a client.
+
+    Nothing but adapters, saved parameters, counts and metrics leaves the client.
 
     Args:
-        participant: the client of a node, from Flower's context; called for every message. Where the engine keeps
-            processes, it may keep the model.
-        mods: of Flower, around every message.
-
-    Nothing but adapters, parameters that travel whole, counts and metrics leaves the client.
+        participant: gives the client of a node from Flower's context; it is called for every message. Where the engine
+            keeps processes, it may keep the model.
+        mods: Flower's mods, which are put around every message.
     """
     app = ClientApp(mods=mods)
 
@@ -31,9 +42,9 @@ def client_app(participant: Callable[[Context], Participant], mods: list[Mod] | 
     def hello(message: Message, context: Context) -> Message:
         return _introduce(participant(context), message, context)
 
-    @app.query("whole")
-    def whole(message: Message, context: Context) -> Message:
-        return Message(protocol.write_whole(participant(context).saved_parameters), reply_to=message)
+    @app.query("saved_parameters")
+    def saved_parameters(message: Message, context: Context) -> Message:
+        return Message(protocol.write_saved_parameters(participant(context).saved_parameters), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
@@ -53,11 +64,12 @@ def _introduce(participant: Participant, message: Message, context: Context) -> 
         client_id=participant.client_id,
         rank=participant.rank,
         num_examples=participant.num_examples,
+        held_out=participant.held_out,
         base=participant.base,
         modules=list(shapes),
         out_features=[shape[0] for shape in shapes.values()],
         in_features=[shape[1] for shape in shapes.values()],
-        whole=sorted(participant.saved_parameters),
+        saved_parameters=sorted(participant.saved_parameters),
         holds=ClientState.load(context.state).round_number,
     )
     return Message(protocol.write_introduction(introduction), reply_to=message)
@@ -65,18 +77,21 @@ def _introduce(participant: Participant, message: Message, context: Context) -> 
 
 def _follow(participant: Participant, message: Message, context: Context) -> Message:
     """Bring the state of the client up to date and do what is asked."""
-    assignment = protocol.assignment_of(message.content)
-    if assignment.travels != participant.trained:
-        raise InvalidUpdateError(
-            f"expected a federation that trains {participant.trained!r} as this client does, got "
-            f"{assignment.travels!r}; client and server need the same aggregation.method"
-        )
     shapes = participant.shapes
 
-    def rows(module: str, rank: int) -> Tensor:
-        return random_rows(assignment.rows_seed, module, assignment.max_rank, shapes[module][1])[:rank]
+    def rows_of(assignment: Assignment) -> Rows:
+        if assignment.travels != participant.trained:
+            raise InvalidUpdateError(
+                f"expected a federation that trains {participant.trained!r} as this client does, got "
+                f"{assignment.travels!r}; client and server need the same aggregation.method"
+            )
 
-    instruction = protocol.read_instruction(message.content, rows)
+        def rows(module: str, rank: int) -> Tensor:
+            return random_rows(assignment.rows_seed, module, assignment.max_rank, shapes[module][1])[:rank]
+
+        return rows
+
+    instruction = protocol.read_instruction(message.content, rows_of)
     before = ClientState.load(context.state)
     state = before.after(instruction, shapes)
     if state is None:
@@ -104,6 +119,12 @@ def _train(participant: Participant, state: ClientState, instruction: Instructio
 
 
 def _evaluate(participant: Participant, state: ClientState, instruction: Instruction) -> Evaluation:  # noqa: ARG001  # as _train
-    metrics, count = participant.evaluate(state.global_adapter, state.saved_parameters)
+    metrics = participant.evaluate(state.global_adapter, state.saved_parameters)
     names = sorted(metrics)
-    return Evaluation(participant.client_id, state.round_number, count, names, [float(metrics[name]) for name in names])
+    return Evaluation(
+        client_id=participant.client_id,
+        holds=state.round_number,
+        num_examples=participant.held_out,
+        names=names,
+        values=[float(metrics[name]) for name in names],
+    )

@@ -1,7 +1,7 @@
-"""What a client holds of the global model between rounds, and how a download moves it on.
+"""What a client has of the global model between rounds, and how a download moves it on.
 
-It lives in Flower's ``Context.state``, which outlives the process that trains, but neither the SuperNode nor the run:
-who has lost it says so, and is sent the whole global adapter.
+The state lives in Flower's ``Context.state``, which outlives the process that trains, but neither the SuperNode nor
+the run. A client that has lost it says so, and is sent the global adapter itself.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,8 @@ from florist.flower.arrays import adapter_to_arrays, arrays_to_adapter, arrays_t
 from florist.flower.messages import Instruction, adapter_along
 from florist.rounds import NO_ADAPTER, NOTHING, SavedParameters
 
-_HELD, _ADAPTERS, _WHOLE = "florist.holds", ("cumulative", "continued", "last", "directions"), "florist.whole"
+_HOLDS, _SAVED = "florist.holds", "florist.saved_parameters"
+_ADAPTERS = ("cumulative", "continued", "last", "directions")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,12 +27,12 @@ class ClientState:
     """What a client has downloaded so far.
 
     Attributes:
-        round_number: the round whose global adapter it is; -1 before the first download.
-        cumulative: all that was ever added.
+        round_number: the round that the client holds; -1 before the first download.
+        cumulative: the sum of all that was ever added.
         continued: the client's cut of the adapter that everybody trains on from.
         last: the last broadcast, where it came by itself; a start may depend on it.
-        directions: the start that was sent in its place.
-        saved_parameters: current values of the parameters that travel whole, where any were sent.
+        directions: the start that was sent in the place of that broadcast.
+        saved_parameters: the current values of the saved parameters, where any were sent.
     """
 
     round_number: int = -1
@@ -42,16 +43,16 @@ class ClientState:
     saved_parameters: SavedParameters = field(default_factory=lambda: NOTHING)
 
     def after(self, instruction: Instruction, shapes: Mapping[str, tuple[int, int]]) -> "ClientState | None":
-        """What is held with the download; None where it does not fit what is held.
+        """The state with the download; None where the download does not fit it.
 
         Args:
-            instruction: whose download it is.
+            instruction: brings the download.
             shapes: (out_features, in_features) of the modules.
 
         Raises:
             InvalidUpdateError: directions do not fit the modules.
 
-        Cost: one lossless sum of the held adapter and the added one.
+        Cost: one lossless sum of the client's global adapter and the added one.
         """
         assignment = instruction.assignment
         if assignment.since != -1 and self.round_number == assignment.until:
@@ -61,7 +62,7 @@ class ClientState:
         if assignment.since == assignment.until:
             return self
         before = self if assignment.since != -1 else ClientState()
-        # Bit for bit what the server has, as long as a client misses no round.
+        # The sum is bit for bit what the server has, as long as a client misses no round.
         added = instruction.added
         return ClientState(
             round_number=assignment.until,
@@ -73,7 +74,7 @@ class ClientState:
         )
 
     def start(self, instruction: Instruction, rank: int) -> LocalStart:
-        """What the client begins to train with: as the server's `Federation.start`, from what is held."""
+        """What the client begins to train with: the same as the server's `Federation.start`, from this state."""
         begin = Continued() if self.continued else instruction.assignment.start
         if self.directions:
             return LocalStart(self.cumulative, self.directions)
@@ -82,25 +83,22 @@ class ClientState:
 
     @property
     def global_adapter(self) -> AdapterState:
-        """What the global model adds to the base.
-
-        The client's own cut of a continued adapter, where that is what it holds.
-        """
+        """What the global model adds to the base, with the client's own cut of a continued adapter."""
         return lossless_sum([self.cumulative, self.continued]) if self.continued else self.cumulative
 
     def save(self, memory: RecordDict) -> None:
-        """Put it into the memory that the SuperNode keeps."""
-        memory[_HELD] = ConfigRecord({"round": self.round_number})
+        """Put the state into the memory that the SuperNode keeps."""
+        memory[_HOLDS] = ConfigRecord({"round": self.round_number})
         for name in _ADAPTERS:
             memory[f"florist.{name}"] = adapter_to_arrays(getattr(self, name))
-        memory[_WHOLE] = tensors_to_arrays(self.saved_parameters)
+        memory[_SAVED] = tensors_to_arrays(self.saved_parameters)
 
     @classmethod
     def load(cls, memory: RecordDict) -> "ClientState":
-        """From that memory; nothing is held where it has none."""
-        if _HELD not in memory:
+        """Take the state from that memory; a memory without one gives the state before the first download."""
+        if _HOLDS not in memory:
             return cls()
-        round_number = memory.config_records[_HELD]["round"]
+        round_number = memory.config_records[_HOLDS]["round"]
         arrays: Mapping[str, ArrayRecord] = memory.array_records
         adapters = {name: arrays_to_adapter(arrays[f"florist.{name}"]) for name in _ADAPTERS}
-        return cls(int(str(round_number)), **adapters, saved_parameters=arrays_to_tensors(arrays[_WHOLE]))
+        return cls(int(str(round_number)), **adapters, saved_parameters=arrays_to_tensors(arrays[_SAVED]))

@@ -21,8 +21,8 @@ class Exchange:
     Attributes:
         federation: the rules, with the clients of this round.
         state: what clients are brought up to.
-        introductions: by client id.
-        max_examples: largest count that a client may claim; None for no limit.
+        introductions: what clients introduced themselves with, by client id.
+        max_examples: the largest count that a client may claim; None for no limit.
     """
 
     federation: Federation
@@ -39,37 +39,47 @@ class Exchange:
         return self._instruction(client_id, self.state.round_number)
 
     def read(self, client_id: str, content: RecordDict) -> Upload | OutOfStep | Evaluation:
-        """A client's reply.
+        """Read a client's reply.
 
         Raises:
-            FloristError: it is none, or damaged.
+            FloristError: the content is no reply, or damaged.
         """
         return protocol.read_reply(content, self._rows(client_id, self.state.round_number + 1))
 
-    def refusal(self, client_id: str, answer: Upload | Evaluation) -> str | None:
-        """Why an answer is not what its sender introduced itself with; None where it is.
+    def contradiction(self, client_id: str, answer: Upload | OutOfStep | Evaluation) -> str | None:
+        """Where a reply contradicts what the client introduced itself with; None where it does not.
 
-        The update itself is `admission`'s to check.
+        It does where the node was started again as another client, or with other data, since it introduced itself.
         """
-        said = answer if isinstance(answer, Evaluation) else answer.report
+        introduction = self.introductions[client_id]
+        said = answer.report if isinstance(answer, Upload) else answer
         if said.client_id != client_id:
             return f"expected a reply of {client_id}, got one that says {said.client_id}"
+        if isinstance(answer, Evaluation) and answer.num_examples != introduction.held_out:
+            return f"expected {introduction.held_out} held-out examples, as introduced, got {answer.num_examples}"
+        if isinstance(answer, Upload):
+            report = answer.report
+            if report.base != introduction.base:
+                return f"expected the base {introduction.base}, as introduced, got {report.base}"
+            if report.num_examples != introduction.num_examples:
+                return f"expected {introduction.num_examples} examples, as introduced, got {report.num_examples}"
+            rank = max((spec.rank for spec in answer.adapter.specs.values()), default=0)
+            if rank > introduction.rank:
+                return f"expected a rank of at most {introduction.rank}, as introduced, got {rank}"
+        return None
+
+    def refusal(self, answer: Upload | Evaluation) -> str | None:
+        """Why an answer cannot be used in this round; None where it can. `admission` checks the update itself."""
+        said = answer if isinstance(answer, Evaluation) else answer.report
         if said.holds != self.state.latest:
             return f"expected a reply from the global adapter of round {self.state.latest}, got one from {said.holds}"
         if self.max_examples is not None and said.num_examples > self.max_examples:
             return f"expected at most {self.max_examples} examples of one client, got {said.num_examples}"
-        if isinstance(answer, Evaluation):
-            return None
-        introduction, report = self.introductions[client_id], answer.report
-        if report.base != introduction.base:
-            return f"expected the base {introduction.base}, as introduced, got {report.base}"
-        if report.num_examples != introduction.num_examples:
-            return f"expected {introduction.num_examples} examples, as introduced, got {report.num_examples}"
         return None
 
-    def plausible(self, held: int) -> int | None:
-        """The round that a client may hold, of what it says; None for nothing that can be built on."""
-        return held if 0 <= held <= self.state.latest else None
+    def plausible(self, holds: int) -> int | None:
+        """The round that a client says it holds, where there was such a round; otherwise None, for nothing."""
+        return holds if 0 <= holds <= self.state.latest else None
 
     @staticmethod
     def update(upload: Upload) -> ClientUpdate:
@@ -84,7 +94,7 @@ class Exchange:
         assignment = Assignment(
             round_number=round_number,
             since=self.state.holds.get(client_id, -1),
-            # Not the round before: one that failed has nothing that a client could lack.
+            # A round that failed has nothing that a client could lack, so that this may not be the round before.
             until=self.state.latest,
             replaces=download.replaces,
             seed=derive_seed(self.federation.seed, "training", round_number, client_id),

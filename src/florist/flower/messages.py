@@ -4,57 +4,51 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from florist.config.methods import LOCAL_INITS
 from florist.errors import InvalidUpdateError
 from florist.factors import AdapterState, LoraFactor
 from florist.federation.local_init import LocalInit
+from florist.flower.client_texts import Name
 from florist.rounds import SavedParameters, Trained
 
 PROTOCOL = 2
-"""Raised when a peer of an older version could not read a message any more."""
+"""The version of the messages, raised when a peer of an older one could not read a message any more."""
 
-HELLO, WHOLE, TRAIN, EVALUATE = "query.hello", "query.whole", "train", "evaluate"
+HELLO, SAVED_PARAMETERS, TRAIN, EVALUATE = "query.hello", "query.saved_parameters", "train", "evaluate"
 """Flower's message types."""
 
-
-def _printable(name: str) -> str:
-    if not name.isprintable():
-        raise ValueError("expected printable characters")
-    return name
-
-
-Name = Annotated[str, Field(min_length=1, max_length=400), AfterValidator(_printable)]
-"""A text that fits on a line of a log, and cannot make one of its own there."""
 Holds = Annotated[int, Field(ge=-1)]
-"""The round whose global adapter somebody holds; -1 for none."""
+"""The round whose global adapter a client has; -1 where it has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Introduction:
-    """A client presents itself, once a run.
+    """A client presents itself, once a run, and once more where a reply contradicts what it said.
 
     Attributes:
-        protocol: `PROTOCOL` of its version.
-        client_id: names it in every round, whatever node it runs on.
-        rank: the largest that it trains.
-        num_examples: its training examples; updates must say the same.
-        base: names its base model; clients of another base are refused.
-        modules: that it can train, with their `out_features` and `in_features`.
-        whole: names of the parameters that travel whole.
-        holds: the round whose global adapter it holds; -1 for none.
+        protocol: the `PROTOCOL` of its version.
+        client_id: its name in every round, whatever node it runs on.
+        rank: the largest rank that it trains.
+        num_examples: the number of its training examples; updates must say the same.
+        held_out: the number of its held-out examples; evaluations must say the same. 0 where it measures nothing.
+        base: the name of its base model; clients of another base are refused.
+        modules: the modules that it can train, with their `out_features` and `in_features`.
+        saved_parameters: the names of its saved parameters.
+        holds: the round whose global adapter it has; -1 where it has none.
     """
 
     protocol: int
     client_id: Name
     rank: PositiveInt
     num_examples: PositiveInt
+    held_out: NonNegativeInt
     base: Name
     modules: list[Name]
     out_features: list[PositiveInt]
     in_features: list[PositiveInt]
-    whole: list[Name]
+    saved_parameters: list[Name]
     holds: Holds
 
     @property
@@ -69,14 +63,14 @@ class Assignment:
 
     Attributes:
         round_number: the round to train in, or to evaluate after.
-        since: the round that a client must hold for the download to fit; -1 for a newcomer, who holds nothing.
-        until: the round whose global adapter the client holds with it.
-        replaces: the adapter to add is the whole global one, as the server has it.
-        seed: of this client's training in this round.
-        rows_seed: of its random rows of A.
-        max_rank: how many of them are drawn.
-        trained: value of `rounds.Trained`.
-        local_init: name of the start of the local adapter, as in a configuration.
+        since: the round that the client must hold for the download to fit; -1 where it fits a client with nothing.
+        until: the round that the client holds with the download.
+        replaces: the adapter to add is the global adapter itself, as the server has it.
+        seed: the seed of this client's training in this round.
+        rows_seed: the seed of its random rows of A.
+        max_rank: how many rows are drawn.
+        trained: a value of `rounds.Trained`.
+        local_init: the name of the start of the local adapter, as in a configuration.
     """
 
     round_number: NonNegativeInt
@@ -91,10 +85,10 @@ class Assignment:
 
     @property
     def travels(self) -> Trained:
-        """What is trained, and travels.
+        """What is trained, and therefore travels.
 
         Raises:
-            InvalidUpdateError: something that this version does not know.
+            InvalidUpdateError: this version does not know the value.
         """
         try:
             return Trained(self.trained)
@@ -109,7 +103,7 @@ class Assignment:
         """How the local adapter starts.
 
         Raises:
-            InvalidUpdateError: by a name that this version does not know.
+            InvalidUpdateError: this version does not know the name.
         """
         if self.local_init not in LOCAL_INITS:
             raise InvalidUpdateError(
@@ -125,10 +119,10 @@ class Instruction:
 
     Attributes:
         assignment: what to do.
-        added: to be added to the global adapter that the client holds.
+        added: the adapter to add to the global adapter that the client holds.
         continued: the client's cut of the adapter that it trains on from; empty for methods that only add.
-        directions: first rows of A to start from, by module; empty where the client finds them itself.
-        saved_parameters: current values of the parameters that travel whole; empty where the client has them.
+        directions: the first rows of A to start from, by module; empty where the client finds them itself.
+        saved_parameters: the current values of the saved parameters; empty where the client has them.
     """
 
     assignment: Assignment
@@ -145,11 +139,11 @@ class Report:
     Attributes:
         client_id: as introduced.
         round_number: the round that asked.
-        num_examples: behind the update.
+        num_examples: the number of examples behind the update, as introduced.
         base: as introduced.
-        holds: the round whose global adapter the client held while it trained.
-        loss: mean training loss.
-        seconds: of local training.
+        holds: the round whose global adapter the client had while it trained.
+        loss: the mean training loss.
+        seconds: the wall time of local training.
     """
 
     client_id: Name
@@ -163,7 +157,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Upload:
-    """A client's reply after training: the trained adapter, scaling folded in, and the parameters that travel whole."""
+    """A client's reply after training: the trained adapter, scaling folded in, and the trained saved parameters."""
 
     report: Report
     adapter: AdapterState
@@ -172,7 +166,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class OutOfStep:
-    """A client's reply where the download does not fit: what it holds instead, -1 for nothing."""
+    """A client's reply where the download does not fit: the round that it holds instead, -1 for none."""
 
     client_id: Name
     holds: Holds
@@ -184,10 +178,10 @@ class Evaluation:
 
     Attributes:
         client_id: as introduced.
-        holds: the round whose global adapter it holds.
-        num_examples: held-out examples behind the metrics; 0 where it has none, and measured nothing.
-        names: of the metrics.
-        values: of the metrics.
+        holds: the round whose global adapter it has.
+        num_examples: the number of held-out examples behind the metrics, as introduced; 0 where nothing was measured.
+        names: the names of the metrics.
+        values: the values of the metrics.
     """
 
     client_id: Name
@@ -198,7 +192,7 @@ class Evaluation:
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """By name."""
+        """The values by name."""
         return dict(zip(self.names, self.values, strict=True))
 
 
@@ -206,7 +200,7 @@ def name_of(local_init: LocalInit) -> str:
     """The name of a start, as in a configuration.
 
     Raises:
-        InvalidUpdateError: it has none, so that a client could not be told.
+        InvalidUpdateError: it has no name, so that a client could not be told.
     """
     for name, make in LOCAL_INITS.items():
         if make() == local_init:
@@ -215,15 +209,15 @@ def name_of(local_init: LocalInit) -> str:
 
 
 def directions_of(adapter: AdapterState) -> SavedParameters:
-    """First rows of A, by module, of an adapter whose B is zero."""
+    """The first rows of A, by module, of an adapter whose B is zero."""
     return {name: factor.A for name, factor in adapter.items()}
 
 
 def adapter_along(directions: SavedParameters, shapes: Mapping[str, tuple[int, int]]) -> AdapterState:
-    """The adapter of these rows of A under B = 0.
+    """The adapter that has these rows of A under B = 0.
 
     Raises:
-        InvalidUpdateError: they do not fit the modules.
+        InvalidUpdateError: the rows do not fit the modules.
     """
     factors: dict[str, LoraFactor] = {}
     for name, A in directions.items():

@@ -17,24 +17,25 @@ Fit = Callable[[PeftModel, int], float]
 """Trains what requires gradients in the model, in place, by the seed of this client and round; gives the mean loss."""
 
 Measure = Callable[[PeftModel], Mapping[str, float]]
-"""Metrics of the model as it is, on held-out examples."""
+"""Gives metrics of the model as it is, on held-out examples."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelParticipant:
-    """A client that trains an adapter on a base model which it may share with others of its process.
+    """A client that trains an adapter on a base model, which it may share with other clients of its process.
 
     Attributes:
-        client_id: names it in every round.
+        client_id: its name in every round.
         model: the base with its adapters.
-        base: names the base; `model_loading.fingerprint` of the pristine weights, or a name that all sites vouch for.
+        base: the name of the base: `models.loading.fingerprint` of the pristine weights, or a name that all sites
+            vouch for.
         lora: the adapter that its hardware allows.
-        num_examples: that it trains on.
+        num_examples: the number of its training examples.
         fit: its training.
         measure: its metrics; None where it has nothing held out.
-        held_out: examples behind them.
+        held_out: the number of examples behind the metrics.
         trained: what the method trains.
-        initial: values of the parameters that travel whole before any training; they are the model's, if it is new.
+        initial: the values of the saved parameters before any training, which a new model has.
     """
 
     client_id: str
@@ -50,17 +51,17 @@ class ModelParticipant:
 
     @property
     def rank(self) -> int:
-        """Of its adapter."""
+        """The rank of its adapter."""
         return self.lora.rank
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, int]]:
-        """Of the adapted modules."""
+        """(out_features, in_features) of the adapted modules."""
         return self.model.shapes
 
     @property
     def saved_parameters(self) -> SavedParameters:
-        """As they were before any training."""
+        """The values of the saved parameters before any training."""
         return self.initial
 
     def train(self, start: LocalStart, saved_parameters: SavedParameters, assignment: Assignment) -> TrainedLocally:
@@ -73,10 +74,10 @@ class ModelParticipant:
         seconds = time.perf_counter() - started
         return TrainedLocally(self.model.read_local(), self.model.saved_parameters, loss, seconds)
 
-    def evaluate(self, adapter: AdapterState, saved_parameters: SavedParameters) -> tuple[Mapping[str, float], int]:
+    def evaluate(self, adapter: AdapterState, saved_parameters: SavedParameters) -> Mapping[str, float]:
         """Measure the base with the adapter."""
         if self.measure is None:
-            return {}, 0
+            return {}
         self.model.saved_parameters = {**self.initial, **saved_parameters}
         self.model.set_global(adapter)
-        return self.measure(self.model.peft), self.held_out
+        return self.measure(self.model.peft)

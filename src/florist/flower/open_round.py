@@ -12,9 +12,10 @@ from florist.errors import FloristError
 from florist.federation.recording import LocalWork
 from florist.federation.records import Drop
 from florist.federation.state import ServerState
+from florist.flower.client_texts import last_line, one_line
 from florist.flower.exchange import Exchange
 from florist.flower.messages import TRAIN, Evaluation, OutOfStep, Upload
-from florist.flower.roster import LOG, last_line
+from florist.flower.roster import LOG
 
 GRACE = 30.0
 """Seconds that Flower keeps a message after the deadline: an expired one comes back as an error, and that it came too
@@ -27,13 +28,14 @@ class OpenRound:
 
     Attributes:
         exchange: what clients are told.
-        number: of the round.
-        nodes: by client id.
+        number: the number of the round.
+        nodes: the nodes by client id.
         timeout: seconds for the replies.
-        dropped: clients that do not count, and why.
-        download_bytes: of all that was sent, by client that was asked.
-        reported: by client that trained.
-        holds: what clients say they hold, where they said so.
+        dropped: the clients that do not count, and why.
+        contradicted: the clients whose reply contradicts what they introduced themselves with.
+        download_bytes: the bytes of all that was sent, by client that was asked.
+        reported: what clients reported of their training, by client.
+        holds: the rounds that clients say they hold, where they said so.
     """
 
     exchange: Exchange
@@ -41,6 +43,7 @@ class OpenRound:
     nodes: Mapping[str, int]
     timeout: float
     dropped: list[Drop] = field(default_factory=list)
+    contradicted: set[str] = field(default_factory=set)
     download_bytes: Counter[str] = field(default_factory=Counter)
     reported: dict[str, LocalWork] = field(default_factory=dict)
     holds: dict[str, int | None] = field(default_factory=dict)
@@ -48,12 +51,13 @@ class OpenRound:
     _sent_at: float = 0.0
 
     def drop(self, client_id: str, reason: str) -> None:
-        """Record that a client does not count in this round."""
-        LOG.warning("round %d: %s is dropped: %s", self.number, client_id, reason)
-        self.dropped.append(Drop(client_id, reason))
+        """Note that a client does not count in this round; the reason may be the client's own words."""
+        shown = one_line(reason)
+        LOG.warning("round %d: %s is dropped: %s", self.number, client_id, shown)
+        self.dropped.append(Drop(client_id, shown))
 
     def messages(self, clients: Iterable[str], kind: str) -> list[Message]:
-        """Instructions for clients; a list, since Flower's deployment cannot send a generator."""
+        """The instructions for clients, as a list, since Flower's deployment cannot send a generator."""
         self._sent_at = time.monotonic()
         make = self.exchange.to_train if kind == TRAIN else self.exchange.to_evaluate
         self._sent = []
@@ -66,12 +70,12 @@ class OpenRound:
         return [message for message, _ in self._sent]
 
     def answers(self, grid: Grid, replies: Iterable[Message], kind: str) -> dict[str, list[Upload | Evaluation]]:
-        """What clients sent, by client; whoever held something else than was thought is asked once more.
+        """What clients sent, by client; a client that held another round than was thought is asked once more.
 
         Args:
-            grid: to ask through.
-            replies: to the last `messages`.
-            kind: of those.
+            grid: carries the messages.
+            replies: the replies to the last `messages`.
+            kind: the type of those.
         """
         found: dict[str, list[Upload | Evaluation]] = {}
         expected = Upload if kind == TRAIN else Evaluation
@@ -85,12 +89,12 @@ class OpenRound:
         return found
 
     def as_told(self, state: ServerState) -> ServerState:
-        """A state with what clients said they hold."""
+        """A state with the rounds that clients say they hold."""
         return self.exchange.federation.with_holds(state, self.holds)
 
     @property
     def work(self) -> Mapping[str, LocalWork]:
-        """By client that was asked, for the record."""
+        """What each client did that was asked, for the round record."""
         idle = LocalWork(0, 0.0, 0.0)
         return {
             client_id: replace(self.reported.get(client_id, idle), download_bytes=nbytes)
@@ -103,41 +107,53 @@ class OpenRound:
         expected: type[Upload | Evaluation],
         found: dict[str, list[Upload | Evaluation]],
     ) -> Collection[str]:
-        # By the message that is answered: Flower's reports of a lost node do not carry the node's id.
+        """Sort the replies into `found` and `dropped`; the result is the clients that hold another round."""
+        # A reply is known by the message that it answers: Flower's report of a lost node does not carry the node's id.
         clients = {message.metadata.message_id: client_id for message, client_id in self._sent}
         waiting = dict.fromkeys(client_id for _, client_id in self._sent)
         behind: dict[str, None] = {}
         for reply in replies:
             client_id = clients.get(reply.metadata.reply_to_message_id)
             if client_id is None:
-                continue  # to a message of another round
+                continue  # it answers a message of another round
             waiting.pop(client_id, None)
-            if reply.has_error():
-                self.drop(client_id, last_line(reply.error.reason))
-                continue
-            try:
-                answer = self.exchange.read(client_id, reply.content)
-            except FloristError as error:
-                self.drop(client_id, str(error))
-                continue
+            answer = self._read(client_id, reply, expected)
             if isinstance(answer, OutOfStep):
                 LOG.info(
                     "round %d: %s holds round %d, and is sent what it misses", self.number, client_id, answer.holds
                 )
                 behind[client_id] = None
                 self.holds[client_id] = self.exchange.plausible(answer.holds)
-                continue
-            if not isinstance(answer, expected):
-                self.drop(client_id, f"expected the kind {expected.__name__}, got {type(answer).__name__}")
-                continue
-            reason = self.exchange.refusal(client_id, answer)
-            if reason is not None:
-                self.drop(client_id, reason)
-                continue
-            if isinstance(answer, Upload):
-                self.reported[client_id] = LocalWork(0, answer.report.loss, answer.report.seconds)
-            found.setdefault(client_id, []).append(answer)
-            self.holds[client_id] = self.exchange.state.latest
+            elif answer is not None:
+                if isinstance(answer, Upload):
+                    self.reported[client_id] = LocalWork(0, answer.report.loss, answer.report.seconds)
+                found.setdefault(client_id, []).append(answer)
+                self.holds[client_id] = self.exchange.state.latest
         for client_id in waiting:
             self.drop(client_id, f"no reply within {self.timeout:g} s")
         return behind
+
+    def _read(
+        self, client_id: str, reply: Message, expected: type[Upload | Evaluation]
+    ) -> Upload | Evaluation | OutOfStep | None:
+        """The reply of a client that can be used; None where the client is dropped."""
+        if reply.has_error():
+            self.drop(client_id, last_line(reply.error.reason))
+            return None
+        try:
+            answer = self.exchange.read(client_id, reply.content)
+        except FloristError as error:
+            self.drop(client_id, str(error))
+            return None
+        if not isinstance(answer, OutOfStep | expected):
+            self.drop(client_id, f"expected the kind {expected.__name__}, got {type(answer).__name__}")
+            return None
+        reason = self.exchange.contradiction(client_id, answer)
+        if reason is not None:
+            self.contradicted.add(client_id)
+        elif not isinstance(answer, OutOfStep):
+            reason = self.exchange.refusal(answer)
+        if reason is not None:
+            self.drop(client_id, reason)
+            return None
+        return answer

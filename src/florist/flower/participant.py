@@ -12,13 +12,13 @@ from florist.rounds import SavedParameters, Trained
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainedLocally:
-    """What local training gave.
+    """The outcome of local training.
 
     Attributes:
         adapter: the trained factors, scaling folded in.
-        saved_parameters: trained values of the parameters that travel whole.
-        loss: mean over the steps.
-        seconds: wall time.
+        saved_parameters: the trained values of the saved parameters.
+        loss: the mean over the steps.
+        seconds: the wall time.
     """
 
     adapter: AdapterState
@@ -33,22 +33,27 @@ class Participant(Protocol):
 
     @property
     def client_id(self) -> str:
-        """Names it in every round."""
+        """Its name in every round."""
         ...
 
     @property
     def rank(self) -> int:
-        """The largest that it trains."""
+        """The largest rank that it trains."""
         ...
 
     @property
     def num_examples(self) -> int:
-        """Its training examples."""
+        """The number of its training examples."""
+        ...
+
+    @property
+    def held_out(self) -> int:
+        """The number of held-out examples that it measures on; 0 where it measures nothing."""
         ...
 
     @property
     def base(self) -> str:
-        """Names its base model; equal for equal bases, see `model_loading.fingerprint`."""
+        """The name of its base model, which is equal for equal bases; see `models.loading.fingerprint`."""
         ...
 
     @property
@@ -63,23 +68,20 @@ class Participant(Protocol):
 
     @property
     def saved_parameters(self) -> SavedParameters:
-        """Current values of the parameters that travel whole; empty where none do."""
+        """The values of the saved parameters before any training; empty where there are none."""
         ...
 
     def train(self, start: LocalStart, saved_parameters: SavedParameters, assignment: Assignment) -> TrainedLocally:
-        """Train on the own examples.
+        """Train on its own examples.
 
         Args:
             start: the frozen global adapter, and what the local one begins with.
-            saved_parameters: values to begin with.
+            saved_parameters: the values to begin with.
             assignment: the seeds; random rows of A are the first of `seeding.random_rows(assignment.rows_seed, module,
                 assignment.max_rank, in_features)`.
         """
         ...
 
-    def evaluate(self, adapter: AdapterState, saved_parameters: SavedParameters) -> tuple[Mapping[str, float], int]:
-        """Metrics of the base with an adapter on held-out examples of its own, and how many those are.
-
-        No metrics and 0 where it has none.
-        """
+    def evaluate(self, adapter: AdapterState, saved_parameters: SavedParameters) -> Mapping[str, float]:
+        """Measure the base with an adapter on its held-out examples; the result is empty where it has none."""
         ...

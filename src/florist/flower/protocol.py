@@ -1,22 +1,22 @@
-"""Messages as Flower's records, and back.
+"""Messages as the content of Flower's messages, and back.
 
-    server                     client
-    query.hello          ->
-                         <-    Introduction
-    query.whole          ->
-                         <-    first values of the parameters that travel whole, from one client, once
-    train, Instruction   ->
-                         <-    Upload, or OutOfStep where the download does not fit what the client holds
-    evaluate, Instruction ->
-                         <-    Evaluation, or OutOfStep
+    server                        client
+    query.hello             ->
+                            <-    Introduction
+    query.saved_parameters  ->
+                            <-    the first values of the saved parameters, from one client, once
+    train, Instruction      ->
+                            <-    Upload, or OutOfStep where the download does not fit what the client holds
+    evaluate, Instruction   ->
+                            <-    Evaluation, or OutOfStep
 
-Messages of rounds carry the SHA-256 of their arrays, and each value is checked for its type as it is read: what comes
-from another organisation may be anything.
+Messages of rounds carry the SHA-256 of their arrays, which is computed once on each side. Each value is checked for its
+type as it is read: what comes from another organisation may be anything.
 """
 
 import json
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cache
 from typing import Any, TypeVar
@@ -46,18 +46,23 @@ from florist.flower.messages import (
 from florist.rounds import SavedParameters, Trained
 
 Head = TypeVar("Head")
+"""The scalars of a message."""
+
+_HEAD, _SAVED = "florist", "saved_parameters"
+_ARRAYS = ("added", "continued", "directions", "adapter", _SAVED)
+"""The arrays of a message in the order in which they are digested: a RecordDict has none."""
 
 
 def write_introduction(introduction: Introduction) -> RecordDict:
-    """To Flower's records."""
-    return _records(introduction, {})
+    """The content of a client's answer to ``query.hello``."""
+    return _content(introduction, {})
 
 
 def read_introduction(content: RecordDict) -> Introduction:
-    """From Flower's records.
+    """Read a client's answer to ``query.hello``.
 
     Raises:
-        InvalidUpdateError: it is none, or of another protocol.
+        InvalidUpdateError: the content is no introduction, or one of another protocol.
     """
     introduction = _head(content, Introduction)
     if introduction.protocol != PROTOCOL:
@@ -79,66 +84,60 @@ def read_introduction(content: RecordDict) -> Introduction:
 
 
 def write_instruction(instruction: Instruction) -> RecordDict:
-    """To Flower's records; of `continued`, the halves that are trained."""
-    return _records(
+    """The content of an instruction; `continued` is written as the halves that are trained."""
+    return _content(
         instruction.assignment,
         {
             "added": adapter_to_arrays(instruction.added),
             "continued": adapter_to_arrays(instruction.continued, instruction.assignment.travels),
             "directions": tensors_to_arrays(instruction.directions),
-            "whole": tensors_to_arrays(instruction.saved_parameters),
+            _SAVED: tensors_to_arrays(instruction.saved_parameters),
         },
     )
 
 
-def read_instruction(content: RecordDict, rows: Rows) -> Instruction:
-    """From Flower's records.
+def read_instruction(content: RecordDict, rows_of: Callable[[Assignment], Rows]) -> Instruction:
+    """Read an instruction.
 
     Args:
         content: of the message.
-        rows: gives A where B alone travels; see `records.arrays_to_adapter`.
+        rows_of: gives, for the assignment, the rows of A where B alone travels; see `arrays.arrays_to_adapter`. It is
+            called before the arrays are read, and may refuse the assignment.
 
     Raises:
-        InvalidUpdateError: it is none, or damaged.
+        InvalidUpdateError: the content is no instruction, or damaged.
     """
+    assignment = _head(content, Assignment)
+    rows = rows_of(assignment)
     return Instruction(
-        _head(content, Assignment),
+        assignment,
         arrays_to_adapter(_arrays(content, "added")),
         arrays_to_adapter(_arrays(content, "continued"), rows),
         arrays_to_tensors(_arrays(content, "directions")),
-        arrays_to_tensors(_arrays(content, "whole")),
+        arrays_to_tensors(_arrays(content, _SAVED)),
     )
 
 
-def assignment_of(content: RecordDict) -> Assignment:
-    """The scalars of an instruction, before its arrays are read.
-
-    Raises:
-        InvalidUpdateError: it is no instruction.
-    """
-    return _head(content, Assignment)
-
-
 def write_reply(reply: Upload | OutOfStep | Evaluation, travels: Trained = Trained.FACTORS) -> RecordDict:
-    """To Flower's records; of an upload, the halves that are trained."""
+    """The content of a reply; the adapter of an upload is written as the halves that are trained."""
     if isinstance(reply, Upload):
         arrays = {
             "adapter": adapter_to_arrays(reply.adapter, travels),
-            "whole": tensors_to_arrays(reply.saved_parameters),
+            _SAVED: tensors_to_arrays(reply.saved_parameters),
         }
-        return _records(reply.report, arrays)
-    return _records(reply, {})
+        return _content(reply.report, arrays)
+    return _content(reply, {})
 
 
 def read_reply(content: RecordDict, rows: Rows) -> Upload | OutOfStep | Evaluation:
-    """From Flower's records.
+    """Read a reply.
 
     Args:
         content: of the message, whoever sent it.
-        rows: gives A where B alone travels; see `records.arrays_to_adapter`.
+        rows: gives the rows of A where B alone travels; see `arrays.arrays_to_adapter`.
 
     Raises:
-        InvalidUpdateError: it is none of the three, or damaged.
+        InvalidUpdateError: the content is none of the three replies, or damaged.
         InvalidAdapterError: halves of a factor do not fit each other.
     """
     kind = _kind(content)
@@ -152,44 +151,44 @@ def read_reply(content: RecordDict, rows: Rows) -> Upload | OutOfStep | Evaluati
     return Upload(
         _head(content, Report),
         arrays_to_adapter(_arrays(content, "adapter"), rows),
-        arrays_to_tensors(_arrays(content, "whole")),
+        arrays_to_tensors(_arrays(content, _SAVED)),
     )
 
 
-def write_whole(saved_parameters: SavedParameters) -> RecordDict:
-    """Parameters that travel whole, in answer to ``query.whole``."""
-    return RecordDict({"whole": tensors_to_arrays(saved_parameters)})
+def write_saved_parameters(saved_parameters: SavedParameters) -> RecordDict:
+    """The content of a client's answer to ``query.saved_parameters``."""
+    return RecordDict({_SAVED: tensors_to_arrays(saved_parameters)})
 
 
-def read_whole(content: RecordDict) -> SavedParameters:
-    """From Flower's records.
+def read_saved_parameters(content: RecordDict) -> SavedParameters:
+    """Read a client's answer to ``query.saved_parameters``.
 
     Raises:
-        InvalidUpdateError: damaged.
+        InvalidUpdateError: the content is damaged.
     """
-    return arrays_to_tensors(_arrays(content, "whole"))
+    return arrays_to_tensors(_arrays(content, _SAVED))
 
 
-def _records(head: Any, arrays: Mapping[str, ArrayRecord]) -> RecordDict:
+def _content(head: Any, arrays: Mapping[str, ArrayRecord]) -> RecordDict:
     fields = {"kind": type(head).__name__, **asdict(head), "sha256": digest(arrays.values())}
-    return RecordDict({"florist": ConfigRecord(fields), **arrays})
+    return RecordDict({_HEAD: ConfigRecord(fields), **arrays})
 
 
 def _kind(content: RecordDict) -> str:
-    record = content.config_records.get("florist")
-    if record is None:
+    head = content.config_records.get(_HEAD)
+    if head is None:
         raise InvalidUpdateError(f"expected a message of florist, got the records {sorted(content)}")
-    return str(record.get("kind"))
+    return str(head.get("kind"))
 
 
 def _head(content: RecordDict, kind: type[Head]) -> Head:
     found = _kind(content)
     if found != kind.__name__:
         raise InvalidUpdateError(f"expected the kind {kind.__name__}, got {found}")
-    fields = dict(content.config_records["florist"])
+    fields = dict(content.config_records[_HEAD])
     del fields["kind"]
     sent = fields.pop("sha256", None)
-    arrays = [record for name in _ORDER if (record := content.array_records.get(name)) is not None]
+    arrays = [array for name in _ARRAYS if (array := content.array_records.get(name)) is not None]
     if sent != digest(arrays):
         raise InvalidUpdateError(
             "expected arrays of the SHA-256 that was sent with them, and it differs; send them again"
@@ -209,10 +208,6 @@ def _head(content: RecordDict, kind: type[Head]) -> Head:
 def _reader(kind: type) -> Any:  # beartype, which the tests switch on, does not know TypeAdapter[Head]
     # Building one costs ten times what reading a message does.
     return TypeAdapter(kind)
-
-
-_ORDER = ("added", "continued", "directions", "adapter", "whole")
-"""Of the arrays under the digest: a RecordDict keeps none."""
 
 
 def _arrays(content: RecordDict, name: str) -> ArrayRecord:

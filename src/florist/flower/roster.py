@@ -6,6 +6,7 @@ may return on another node, and so that draws of participants do not depend on n
 
 import logging
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from flwr.app import Message, RecordDict
@@ -13,15 +14,18 @@ from flwr.serverapp import Grid
 
 from florist.errors import FloristError, TooFewClientsError
 from florist.flower import protocol
+from florist.flower.client_texts import last_line, one_line
 from florist.flower.messages import HELLO, Introduction
 
 LOG = logging.getLogger("flwr")
-"""Flower's own, so that everything of a run is in one place."""
+"""Flower's own log, so that everything of a run is in one place."""
 
 PAUSE = 1.0
 """Seconds between two looks at who is there."""
 ATTEMPTS = 3
 """How often a node that fails is asked who it is."""
+ROUNDS_AWAY = 3
+"""How many rounds in a row a client may be away from before it is thought to have left."""
 
 
 @dataclass(slots=True)
@@ -29,9 +33,9 @@ class Roster:
     """The clients that have introduced themselves.
 
     Attributes:
-        members: by client id, the introduction.
-        nodes: by client id, the node that speaks for it.
-        refused: by node, why it may not take part; forgotten when it goes, since it may come back repaired.
+        members: the introductions by client id.
+        nodes: the node that speaks for a client, by client id; a member without one is about to be asked again.
+        refused: why a node may not take part; forgotten when the node goes, since it may come back repaired.
     """
 
     members: dict[str, Introduction] = field(default_factory=dict)
@@ -41,6 +45,7 @@ class Roster:
     _failures: dict[int, int] = field(default_factory=dict)
     _doubles: dict[int, str] = field(default_factory=dict)
     _newcomers: dict[str, Introduction] = field(default_factory=dict)
+    _rounds_away: dict[str, int] = field(default_factory=dict)
 
     def gather(self, grid: Grid, count: int, seconds: float) -> None:
         """Wait until so many clients are there.
@@ -68,7 +73,7 @@ class Roster:
     def refresh(self, grid: Grid) -> tuple[str, ...]:
         """Ask nodes that are new, take in what they answered, and say which clients can be reached, sorted.
 
-        It does not wait: who is asked now is a member once it has answered.
+        It does not wait: a node that is asked now speaks for a client once it has answered.
         """
         present = set(grid.get_node_ids())
         self._forget(present)
@@ -104,8 +109,33 @@ class Roster:
         del self.members[client_id]
         self._refuse(node, f"{client_id}: {reason}")
 
+    def doubt(self, client_id: str) -> None:
+        """Let the node of a client introduce itself anew, since a reply contradicts what it said."""
+        node = self.nodes.pop(client_id, None)
+        if node is not None:
+            LOG.info("node %d is asked anew who it is: a reply contradicts what it introduced %s with", node, client_id)
+
+    def release(self, connected: Collection[str], at_least: int) -> None:
+        """Forget clients that have been away for `ROUNDS_AWAY` rounds; one that returns introduces itself anew.
+
+        Args:
+            connected: the clients that can be reached now.
+            at_least: how many members stay, however long they have been away; the longest away go first.
+        """
+        away = {name: rounds for name, rounds in self._rounds_away.items() if name not in connected}
+        for name in sorted(away, key=lambda name: (-away[name], name)):
+            if away[name] < ROUNDS_AWAY or len(self.members) <= at_least:
+                break
+            LOG.warning("%s has been away for %d rounds, and no longer counts", name, away[name])
+            del self.members[name], self._rounds_away[name]
+            self.nodes.pop(name, None)
+
+    def count_round(self, connected: Collection[str]) -> None:
+        """Note who is away as a round begins."""
+        self._rounds_away = {name: self._rounds_away.get(name, 0) + 1 for name in self.members if name not in connected}
+
     def _forget(self, present: set[int]) -> None:
-        # Of nodes that have gone nothing is kept, except who they spoke for; whose name was taken may have it now.
+        # Nothing is kept of a node that has gone, except whom it spoke for. Who waits for a name may have it now.
         self._asked = {message_id: node for message_id, node in self._asked.items() if node in present}
         self._failures = {node: count for node, count in self._failures.items() if node in present}
         heirs = {node for node, name in self._doubles.items() if self.nodes.get(name) not in present}
@@ -137,15 +167,14 @@ class Roster:
         self.members[name], self.nodes[name] = introduction, node
         self._newcomers[name] = introduction
         LOG.info(
-            "%s is here on node %d: rank %d, %d examples", name, node, introduction.rank, introduction.num_examples
+            "%s is here on node %d: rank %d, %d examples, %d held out",
+            name,
+            node,
+            introduction.rank,
+            introduction.num_examples,
+            introduction.held_out,
         )
 
     def _refuse(self, node: int, reason: str) -> None:
-        self.refused[node] = reason
-        LOG.warning("node %d is refused: %s", node, reason)
-
-
-def last_line(reason: str | None) -> str:
-    """What an exception on the other side said: of a traceback, the last line."""
-    lines = [line.strip() for line in (reason or "no reason given").splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason given"
+        self.refused[node] = one_line(reason)
+        LOG.warning("node %d is refused: %s", node, self.refused[node])

@@ -1,14 +1,13 @@
-"""Flower's ``Strategy`` over florist's rounds: it carries messages, and `federation.Federation` decides.
+"""Flower's ``Strategy`` over florist's rounds: it carries messages, and `federation.rules` decides.
 
 The same state machine runs in the in-process engine. What is added here is what a network adds: clients that are not
-there, replies that do not come, downloads that got lost, and senders that cannot be trusted.
+there, replies that do not come, downloads that get lost, and senders that cannot be trusted.
 """
 
-import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -16,36 +15,24 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from typing_extensions import override
 
-from florist.checkpoint import encode, write_adapter
 from florist.errors import ConfigurationError
-from florist.factors import AdapterState
 from florist.federation.local_init import Aligned, LocalInit
-from florist.federation.recording import round_record
 from florist.federation.records import RoundRecord
 from florist.federation.rules import ClosedRound, Federation
 from florist.federation.state import ServerState
 from florist.files.locking import sole_process
-from florist.files.outputs import new_directory
 from florist.flower.agreement import Agreement, ask_saved_parameters
 from florist.flower.arrays import adapter_to_arrays
+from florist.flower.client_metrics import weighted_mean
 from florist.flower.exchange import Exchange
+from florist.flower.final_adapter import Deliverable, write_global_adapter
 from florist.flower.journal import Journal
+from florist.flower.membership import Membership
 from florist.flower.messages import EVALUATE, TRAIN, Evaluation, Upload, name_of
 from florist.flower.open_round import OpenRound
-from florist.flower.roster import LOG, PAUSE, Roster
-from florist.rounds import Aggregator, SavedParameters
-
-Deliverable = Callable[[AdapterState, SavedParameters], tuple[AdapterState, SavedParameters]]
-"""What makes the global model out of the pristine base, from what a server's state holds."""
-
-
-@dataclass(slots=True)
-class _Clock:
-    """When the phases of a round ended."""
-
-    started: float
-    trained: float = 0.0
-    aggregated: float = 0.0
+from florist.flower.roster import LOG
+from florist.flower.round_book import RoundBook
+from florist.rounds import Aggregator
 
 
 class FloristStrategy(Strategy):
@@ -57,15 +44,16 @@ class FloristStrategy(Strategy):
 
     Args:
         aggregator: the method.
-        seed: of the run.
+        seed: the seed of the run.
         local_init: how local adapters start where the method continues none; aligned by default.
-        shared_init: clients of a round draw the same random rows of A.
-        fraction: of the clients asked in each round.
-        min_replies: usable updates that a round needs; by default half of the clients that it asks.
-        min_clients: to wait for before the first round.
+        shared_init: whether the clients of a round draw the same random rows of A.
+        fraction: the fraction of the clients that each round asks.
+        min_replies: how many usable updates a round needs; by default half as many as it asks clients.
+        min_clients: how many clients are waited for before the first round. So many count, however long they are away;
+            of more, those that have been away for `roster.ROUNDS_AWAY` rounds do not.
         wait: seconds to wait for them; and before each round, for as many as it needs.
         max_examples: the largest count that a client may claim, since its weight grows with it; by default any.
-        evaluate: metrics of a state's global model at the server, before the first round and after each.
+        evaluate: gives metrics of a state's global model at the server, before the first round and after each.
         evaluate_on_clients: after a round, the clients that took part get its broadcast and measure it on held-out
             examples of their own; the metrics are averaged by their number. Otherwise they get it with the next
             round.
@@ -95,18 +83,22 @@ class FloristStrategy(Strategy):
     ) -> None:
         start = local_init if local_init is not None else Aligned()
         name_of(start)
-        self._federation = Federation({}, aggregator, {}, seed, start, shared_init, fraction, min_replies)
-        self._min_clients, self._wait, self._max_examples = min_clients, wait, max_examples
+        federation = Federation({}, aggregator, {}, seed, start, shared_init, fraction, min_replies)
+        self._members = Membership(federation, min_clients, wait)
+        self._max_examples = max_examples
         self._evaluate, self._evaluate_on_clients = evaluate, evaluate_on_clients
         self._reference, self._journal = reference, journal
-        self._roster = Roster()
+        self._book = RoundBook(journal)
         self._timeout = 3600.0
         self._grid: Grid | None = None
         self._round: OpenRound | None = None
         self._closed: ClosedRound | None = None
-        self._clock = _Clock(0.0)
         self.state = ServerState.initial()
-        self.records: list[RoundRecord] = []
+
+    @property
+    def records(self) -> list[RoundRecord]:
+        """The records of all rounds so far, those of a resumed run included."""
+        return self._book.records
 
     @override
     def start(
@@ -119,72 +111,73 @@ class FloristStrategy(Strategy):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> Result:
-        """Wait for the clients and play the rounds; Flower's ``Strategy.start``.
+        """Wait for the clients and play the rounds, as Flower's ``Strategy.start``.
 
         Args:
-            grid: from Flower.
-            initial_arrays: for Flower's signature; the first global adapter is nothing, or what the journal has.
-            num_rounds: of the whole run: a resumed one plays those that are missing.
+            grid: comes from Flower.
+            initial_arrays: is there for Flower's signature; the first global adapter is nothing, or what the journal
+                has.
+            num_rounds: the rounds of the run: a resumed one plays those that are missing.
             timeout: seconds for the replies of a round.
-            train_config: for Flower's signature; instructions are florist's own.
-            evaluate_config: the same.
-            evaluate_fn: as Flower's, given the arrays of the global adapter.
+            train_config: is there for Flower's signature; instructions are florist's own.
+            evaluate_config: is there for the same reason.
+            evaluate_fn: as Flower's; it is given the arrays of the global adapter.
 
         Returns:
-            The arrays of the last global adapter, as `adapter_to_arrays`, and the metrics by round of this session.
+            The arrays of the last global adapter, as `adapter_to_arrays` writes them, and the metrics by round of this
+            session.
 
         Raises:
             TooFewClientsError: fewer clients came in time than are needed to begin.
-            ConfigurationError: the journal holds a run of another method, or on another base; or a round asks fewer
-                clients than must reply.
+            ConfigurationError: the journal has a run of another method, of other rules, or on another base; or a round
+                asks fewer clients than must reply.
             DamagedRunError: the journal cannot be resumed from.
             DirectoryInUseError: another server is at work in it.
         """
         self._grid, self._timeout = grid, timeout
-        deadline = time.monotonic() + self._wait
-        with ExitStack() as held:
-            self._roster.gather(grid, self._min_clients, self._wait)
-            resumed = self._journal is not None and self._journal.begun
-            if self._journal is not None and resumed:
-                held.enter_context(sole_process(self._journal.path))
+        members, journal = self._members, self._journal
+        deadline = time.monotonic() + members.wait
+        with ExitStack() as locks:
+            members.roster.gather(grid, members.min_clients, members.wait)
+            resumed = journal is not None and journal.begun
+            if journal is not None and resumed:
+                locks.enter_context(sole_process(journal.path))
             self._begin(grid)
-            if self._journal is not None and not resumed:
-                held.enter_context(sole_process(self._journal.path))
-            while len(self._admitted(grid)) < self._min_clients:
-                self._roster.gather(grid, self._min_clients, max(0.0, deadline - time.monotonic()))
-            self._rules.require_possible()
+            if journal is not None and not resumed:
+                locks.enter_context(sole_process(journal.path))
+            self.state = members.gather(grid, self.state, deadline)
+            members.rules.require_possible()
             left = max(0, num_rounds - self.state.round_number)
             if self.records:
                 LOG.info("resumed after round %d: %d rounds to go", self.state.round_number, left)
-            arrays = adapter_to_arrays(self.state.global_adapter)
-            result = super().start(grid, arrays, left, timeout, train_config, evaluate_config, evaluate_fn)
-        result.arrays = adapter_to_arrays(self.state.global_adapter)
+            result = super().start(grid, self._arrays(), left, timeout, train_config, evaluate_config, evaluate_fn)
+        result.arrays = self._arrays()
         return result
 
     @override
     def summary(self) -> None:
         """Log what runs."""
-        rules = self._federation
+        rules = self._members.rules
         LOG.info("\t├──> %s, %s", rules.aggregator, rules.local_init)
-        LOG.info("\t└──> %d clients: %s", len(self._roster.members), ", ".join(sorted(self._roster.members)))
+        LOG.info("\t└──> %d clients: %s", len(rules.client_ranks), ", ".join(sorted(rules.client_ranks)))
 
     @override
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """The instructions of a round, to the clients that are drawn among those that can be reached."""
-        self._clock = _Clock(time.perf_counter())
+        self._book.round_begins()
         self._closed = None
-        connected = self._enough(grid)
-        rules, members = self._rules, dict(self._roster.members)
+        connected, self.state = self._members.for_round(grid, self.state)
+        rules, roster = self._members.rules, self._members.roster
         self._round = OpenRound(
-            Exchange(rules, self.state, members, self._max_examples),
+            Exchange(rules, self.state, dict(roster.members), self._max_examples),
             self.state.round_number + 1,
-            dict(self._roster.nodes),
+            dict(roster.nodes),
             self._timeout,
         )
         if len(connected) < rules.clients_per_round:
-            for client_id in sorted(members.keys() - set(connected)):
+            for client_id in sorted(rules.client_ranks.keys() - set(connected)):
                 self._round.drop(client_id, "not connected when the round began")
         asked = rules.participants(self._round.number, connected)
         LOG.info("round %d: asked to train: %s", self._round.number, ", ".join(asked) or "nobody")
@@ -196,9 +189,9 @@ class FloristStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Close the round: check the replies, aggregate those that can be used, and save."""
         underway, rules = self._underway, self._underway.exchange.federation
-        answers = underway.answers(self._connection, replies, TRAIN)
+        answers = self._answers(replies, TRAIN)
         updates = [Exchange.update(each) for some in answers.values() for each in some if isinstance(each, Upload)]
-        self._clock.trained = time.perf_counter()
+        self._book.training_ends()
         closed = rules.close_round(underway.as_told(self.state), updates)
         for drop in closed.dropped:
             underway.drop(drop.client_id, drop.reason)
@@ -212,13 +205,9 @@ class FloristStrategy(Strategy):
         # What the in-process engine delivers at once is sent with the next message here.
         self._closed = replace(closed, state=underway.as_told(closed.state), deliveries={})
         self.state = self._closed.state
-        self._clock.aggregated = time.perf_counter()
-        self.records.append(self._record({}))
-        if self._journal is not None:
-            self._journal.save(self.state, self.records[-1])
+        line = self._book.write(self._closed, underway)
         if self._evaluate is not None:
-            self._amend(self._evaluate(self.state))
-        line = self.records[-1]
+            line = self._book.amend(self.state, self._closed, underway, self._evaluate(self.state))
         LOG.info(
             "round %d: %d of %d clients count, rank %d of %d, %d bytes a broadcast",
             line.round,
@@ -228,8 +217,7 @@ class FloristStrategy(Strategy):
             line.input_rank,
             line.broadcast_bytes,
         )
-        arrays = adapter_to_arrays(self.state.global_adapter) if closed.broadcast is not None else None
-        return arrays, _summary(line)
+        return self._arrays() if closed.broadcast is not None else None, RoundBook.summary(line)
 
     @override
     def configure_evaluate(
@@ -238,10 +226,10 @@ class FloristStrategy(Strategy):
         """The broadcast of the round, to the clients that took part in it."""
         if not self._evaluate_on_clients or self._closed is None or self._closed.broadcast is None:
             return []
-        connected = set(self._admitted(grid))
+        connected, self.state = self._members.admitted(grid, self.state)
         present = [update.client_id for update in self._closed.counted if update.client_id in connected]
         self._underway.exchange = replace(self._underway.exchange, state=self.state)
-        self._underway.nodes = dict(self._roster.nodes)
+        self._underway.nodes = dict(self._members.roster.nodes)
         return self._underway.messages(present, EVALUATE)
 
     @override
@@ -249,13 +237,16 @@ class FloristStrategy(Strategy):
         """Average the metrics by the number of held-out examples, and complete the record of the round."""
         if not self._evaluate_on_clients or self._closed is None or self._closed.broadcast is None:
             return None
-        counted = list(self._underway.dropped)
-        answers = self._underway.answers(self._connection, replies, EVALUATE)
-        self._underway.dropped = counted  # who trained and then did not evaluate still counts
+        underway = self._underway
+        dropped = list(underway.dropped)
+        answers = self._answers(replies, EVALUATE)
+        underway.dropped = dropped  # a client that trained and then did not evaluate still counts
         found = [each for some in answers.values() for each in some[:1] if isinstance(each, Evaluation)]
-        self.state = self._underway.as_told(self.state)
+        for each in found:
+            LOG.info("round %d: %s measured %s", underway.number, each.client_id, dict(each.metrics))
+        self.state = underway.as_told(self.state)
         metrics = weighted_mean(found)
-        self._amend(metrics)
+        self._book.amend(self.state, self._closed, underway, metrics)
         return MetricRecord(dict(metrics)) if metrics else None
 
     def export(
@@ -264,26 +255,11 @@ class FloristStrategy(Strategy):
         base_model: str,
         task_type: str | None = "CAUSAL_LM",
         deliverable: Deliverable | None = None,
+        *,
+        replace: bool = False,
     ) -> None:
-        """Write the global adapter as PEFT reads it, whole or not at all.
-
-        Args:
-            path: directory to create.
-            base_model: its name, for the adapter's config.
-            task_type: PEFT's name of the task.
-            deliverable: makes an adapter of weights that were trained themselves, as `FederatedModel.deliverable`
-                does; needed for such methods alone.
-
-        Raises:
-            OutputExistsError: the path is taken.
-            InvalidAdapterError: nothing was aggregated yet.
-        """
-        adapter, whole = self.state.global_adapter, self.state.saved_parameters
-        if deliverable is not None:
-            adapter, whole = deliverable(adapter, whole)
-        encoded = encode(adapter, saved_parameters=whole, base_model=base_model, task_type=task_type)
-        with new_directory(Path(path)) as draft:
-            write_adapter(draft, encoded)
+        """Write the global adapter as PEFT reads it, all of it or nothing; see `write_global_adapter`."""
+        write_global_adapter(Path(path), self.state, base_model, task_type, deliverable, replace=replace)
 
     @property
     def _underway(self) -> OpenRound:
@@ -291,107 +267,42 @@ class FloristStrategy(Strategy):
             raise RuntimeError("expected configure_train first, which opens a round; Strategy.start calls all in turn")
         return self._round
 
-    @property
-    def _connection(self) -> Grid:
+    def _arrays(self) -> ArrayRecord:
+        return adapter_to_arrays(self.state.global_adapter)
+
+    def _answers(self, replies: Iterable[Message], kind: str) -> Mapping[str, list[Upload | Evaluation]]:
+        """What clients sent, by client; the node of a client that contradicts itself is asked anew who it is."""
         if self._grid is None:
             raise RuntimeError("expected Strategy.start first, which is given the grid")
-        return self._grid
+        underway = self._underway
+        answers = underway.answers(self._grid, replies, kind)
+        for client_id in underway.contradicted:
+            self._members.roster.doubt(client_id)
+        if underway.contradicted:
+            # It has until the next round to answer.
+            _, self.state = self._members.admitted(self._grid, self.state)
+            underway.contradicted.clear()
+        return answers
 
     def _begin(self, grid: Grid) -> None:
         """Agree with the clients on what is trained, and take up the state of the run."""
-        journal, members = self._journal, self._roster.members
+        journal, members, evaluate = self._journal, self._members, self._evaluate
         if journal is not None and journal.begun:
-            self.state, self.records = journal.load(self.state, self._federation)
+            self.state, self._book.records = journal.load(self.state, members.federation)
         saved = journal.agreed if journal is not None else None
-        self._agreement = self._reference or saved or Agreement.of(members.values())
-        if saved is not None and saved.base != self._agreement.base:
+        introductions = members.roster.members.values()
+        members.agreement = self._reference or saved or Agreement.of(introductions)
+        if saved is not None and saved.base != members.agreement.base:
             raise ConfigurationError(
-                f"expected the base {saved.base}, which the run to resume was begun with, got {self._agreement.base}"
+                f"expected the base {saved.base}, which the run to resume was begun with, got {members.agreement.base}"
             )
-        self._federation = replace(self._federation, shapes=self._agreement.shapes)
         if not self.records:
-            agreeing = [member for member in members.values() if self._agreement.refusal(member) is None]
-            self.state = ServerState.initial(ask_saved_parameters(grid, self._roster.nodes, agreeing, self._timeout))
+            agreeing = [member for member in introductions if members.agreement.refusal(member) is None]
+            saved_parameters = ask_saved_parameters(grid, members.roster.nodes, agreeing, self._timeout)
+            self.state = ServerState.initial(saved_parameters)
         if journal is not None:
-            evaluate, initial = self._evaluate, self.state
+            initial = self.state
             journal.begin(lambda: evaluate(initial) if evaluate is not None else {})
-            journal.agree(self._agreement, self._federation)
-
-    @property
-    def _rules(self) -> Federation:
-        """The rules for who is a member now."""
-        ranks = {client_id: member.rank for client_id, member in self._roster.members.items()}
-        return replace(self._federation, client_ranks=ranks)
-
-    def _enough(self, grid: Grid) -> tuple[str, ...]:
-        """The clients that can be reached, once a round could succeed with them; or as many as came in time.
-
-        A network that is away for a minute would otherwise cost the run all the rounds that fit into that minute.
-        """
-        deadline = time.monotonic() + self._wait
-        connected = self._admitted(grid)
-        if len(connected) < self._rules.required_replies:
-            LOG.warning("%d clients can be reached, and a round needs %d", len(connected), self._rules.required_replies)
-        while len(connected) < self._rules.required_replies and (left := deadline - time.monotonic()) > 0:
-            time.sleep(min(PAUSE, left))
-            connected = self._admitted(grid)
-        return connected
-
-    def _admitted(self, grid: Grid) -> tuple[str, ...]:
-        """The clients that can be reached and that train what all train, sorted."""
-        self._roster.refresh(grid)
-        for introduction in self._roster.newcomers():
-            reason = self._agreement.refusal(introduction)
-            if reason is not None:
-                self._roster.refuse(introduction.client_id, reason)
-                continue
-            held = introduction.holds if 0 <= introduction.holds <= self.state.latest else None
-            self.state = self._federation.with_holds(self.state, {introduction.client_id: held})
-        return self._roster.connected(grid)
-
-    def _record(self, metrics: Mapping[str, float]) -> RoundRecord:
-        assert self._closed is not None  # noqa: S101  # a record is written of a closed round
-        clock, now = self._clock, time.perf_counter()
-        seconds = {
-            "train": clock.trained - clock.started,
-            "aggregate": clock.aggregated - clock.trained,
-            "evaluate": now - clock.aggregated,
-            "total": now - clock.started,
-        }
-        closed = replace(self._closed, dropped=tuple(self._underway.dropped))
-        return round_record(closed, self._underway.work, metrics, seconds)
-
-    def _amend(self, metrics: Mapping[str, float]) -> None:
-        """What was measured or sent after the round was saved."""
-        self.records[-1] = self._record({**self.records[-1].metrics, **metrics})
-        if self._journal is not None:
-            self._journal.amend(self.state, self.records[-1])
-
-
-def weighted_mean(evaluations: Sequence[Evaluation]) -> Mapping[str, float]:
-    """Metrics of several clients, each weighted by its held-out examples; what is not finite counts nowhere."""
-    names = sorted({name for evaluation in evaluations for name in evaluation.metrics})
-    means: dict[str, float] = {}
-    for name in names:
-        given = [
-            (each.num_examples, each.metrics[name])
-            for each in evaluations
-            if each.num_examples and math.isfinite(each.metrics.get(name, math.nan))
-        ]
-        total = sum(count for count, _ in given)
-        if given:
-            means[name] = sum(count / total * value for count, value in given)
-    return means
-
-
-def _summary(line: RoundRecord) -> MetricRecord:
-    return MetricRecord(
-        {
-            "clients": len(line.clients),
-            "dropped": len(line.dropped),
-            "total_rank": line.total_rank,
-            "relative_error": line.relative_error,
-            "upload_bytes": line.upload_bytes,
-            "broadcast_bytes": line.broadcast_bytes,
-        }
-    )
+            journal.agree(members.agreement, members.federation)
+        if evaluate is not None and self.records and not self.records[-1].metrics:
+            self._book.add_metrics(self.state, evaluate(self.state))

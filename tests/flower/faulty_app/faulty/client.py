@@ -15,7 +15,7 @@ from torch import Tensor
 
 from florist.config import DEMONSTRATION
 from florist.factors import LoraFactor
-from florist.flower import configured_client_app, protocol
+from florist.flower import configured_client_app, messages, protocol
 from florist.flower.messages import Upload
 
 LONGEST_WAIT = 900.0
@@ -54,7 +54,7 @@ def misbehave(message: Message, context: Context, call_next: ClientAppCallable) 
     """Train as asked, and answer as the node config says."""
     if message.metadata.message_type != messages.TRAIN:
         return call_next(message, context)
-    config, number = context.node_config, protocol.assignment_of(message.content).round_number
+    config, number = context.node_config, _round_number(message)
     fault = str(config.get(f"fault-{number}", ""))
     signal = Path(str(config["signals"]), f"{config['client-id']}-{number}")
     signal.touch()
@@ -66,6 +66,10 @@ def misbehave(message: Message, context: Context, call_next: ClientAppCallable) 
     if fault and isinstance(answer, Upload):
         return Message(protocol.write_reply(FAULTS[fault](answer)), reply_to=message)
     return reply
+
+
+def _round_number(message: Message) -> int:
+    return protocol.read_instruction(message.content, lambda _assignment: _trained).assignment.round_number
 
 
 def _trained(module: str, rank: int) -> Tensor:
