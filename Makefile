@@ -25,11 +25,11 @@ fast: $(VENV)/.dev
 
 ## The quick tests.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n auto --maxprocesses=4 -m "not slow"
+	$(BIN)/python -m pytest -q -n auto --maxprocesses=4 -m "not slow" $(TESTFLAGS)
 
-## The quick tests again, and which lines and branches they reach.
-coverage: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n auto --maxprocesses=4 -m "not slow" --cov --cov-branch --cov-report=term:skip-covered
+## The quick tests, and which lines and branches they reach.
+coverage:
+	$(MAKE) test TESTFLAGS="--cov --cov-branch --cov-report=term:skip-covered"
 	set -e; for part in $(COVERED:%='src/florist/%'); do \
 	  $(BIN)/coverage report --include="$$part" --fail-under=$(COVERAGE) --format=total; \
 	done

@@ -28,6 +28,7 @@ NEEDS = {
     "florist.flower.server_evaluation": {"train", "flower"},
     "florist.models": {"train"},
 }
+HOMES = packages_distributions()  # reads the metadata of every installed package
 # The Trainer of transformers wants accelerate, and nobody here imports it.
 UNSEEN = {"accelerate"}
 
@@ -43,8 +44,7 @@ def imported(file: Path) -> set[str]:
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
     tops = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"florist"}
-    homes = packages_distributions()
-    return {homes.get(top, [top])[0].lower().replace("_", "-") for top in tops}
+    return {HOMES.get(top, [top])[0].lower().replace("_", "-") for top in tops}
 
 
 FILES = {

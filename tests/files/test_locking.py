@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 
 from florist.errors import DirectoryInUseError
+from florist.files import locking
 from florist.files.locking import sole_process
+
+
+@pytest.fixture(autouse=True)
+def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locking, "PATIENCE", 0.2)
 
 
 def test_a_directory_is_held_once_at_a_time(tmp_path: Path) -> None:
