@@ -205,6 +205,20 @@ def test_an_interrupted_comparison_goes_on_where_it_was(
     assert [record.round for record in run.records()] == [1, 2]
 
 
+def test_a_run_that_was_begun_with_other_settings_is_not_gone_on_with(base: Path, tmp_path: Path) -> None:
+    directory = started(base, tmp_path / "out", (FEDIT, FLORIST), (0,))
+    with pytest.raises(KeyboardInterrupt):
+        play(directory, observer=Interrupted())
+    begun = directory.begun(Cell(FLORIST, 0))
+    assert begun is not None
+    file = tmp_path / "out" / "cells" / FLORIST.folder / "config.toml"
+    file.write_text(file.read_text().replace("steps = ", "steps = 1"))
+    played = len(begun.records())
+    result = next(each for each in play(ComparisonDirectory.open(tmp_path / "out")) if each.cell.entry == FLORIST)
+    assert "training.steps" in (result.failure or "")
+    assert len(begun.records()) == played
+
+
 def test_a_run_that_diverges_is_failed_and_the_others_go_on(base: Path, tmp_path: Path) -> None:
     wild = Entry("wild", ("training.learning_rate=1e38",))
     directory = started(base, tmp_path / "out", (wild, FLORIST), overrides=["federation.rounds=1"])

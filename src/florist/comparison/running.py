@@ -17,6 +17,7 @@ from florist.comparison.planning import Cell, Comparison, Entry
 from florist.comparison.results import CellResult, read_result
 from florist.config import Config, to_toml
 from florist.config.building import build
+from florist.config.resuming import IN_ONE_PROCESS, require_resumable
 from florist.config.splits import read_splits
 from florist.config.tasks import RecentEncodings
 from florist.errors import ConfigurationError, FloristError, WorkerLostError
@@ -163,8 +164,11 @@ def _play_cell(path: Path, cell: Cell, threads: int, observer: Observer | None) 
     try:
         config = directory.config(cell)
         directory.clear_drafts(cell)
+        begun = directory.begun(cell)
+        if begun is not None:
+            require_resumable(begun, config, IN_ONE_PROCESS)
         simulation = build(config, encoded=_ENCODED)
-        run = directory.begun(cell) or simulation.start(
+        run = begun or simulation.start(
             directory.run_path(cell), to_toml(config), config.aggregation.method, threads, watching
         )
         simulation.run(run, watching)
