@@ -164,10 +164,10 @@ def _play_cell(path: Path, cell: Cell, threads: int, observer: Observer | None) 
     try:
         config = directory.config(cell)
         directory.clear_drafts(cell)
+        simulation = build(config, encoded=_ENCODED)
         begun = directory.begun(cell)
         if begun is not None:
             require_resumable(begun, config, IN_ONE_PROCESS)
-        simulation = build(config, encoded=_ENCODED)
         run = begun or simulation.start(
             directory.run_path(cell), to_toml(config), config.aggregation.method, threads, watching
         )
