@@ -5,7 +5,7 @@ from pathlib import Path
 from florist.comparison.directory import ComparisonDirectory
 from florist.comparison.planning import Comparison, Entry
 from florist.comparison.summary import summarise
-from florist.comparison.tables import document, write_tables
+from florist.comparison.tables import comparison_document, write_tables
 
 from .made import a_round, result
 
@@ -22,7 +22,7 @@ def test_files_hold_what_was_measured_and_are_strict(tmp_path: Path) -> None:
         result("full", 1, {"loss": float("nan")}, failure="loss: not a finite number in the end"),
         result("florist", 1, {"loss": 1.7}),
     ]
-    whole = document(directory, "test examples, last round", summarise(results), results)
+    whole = comparison_document(directory, "test examples, last round", summarise(results), results)
     write_tables(directory, whole, results)
 
     def refuse(constant: str) -> None:
@@ -65,6 +65,6 @@ def test_an_entry_that_failed_first_does_not_hide_the_columns_of_the_others(tmp_
     (tmp_path / "comparison.json").write_text('{"florist": "0", "entries": [], "seeds": [0], "threads": 1}')
     directory = ComparisonDirectory(tmp_path)
     results = [result("fedit", 0, {}, failure="no memory"), result("flora", 0, {"loss": 2.0})]
-    write_tables(directory, document(directory, "", summarise(results), results), results)
+    write_tables(directory, comparison_document(directory, "", summarise(results), results), results)
     with (tmp_path / "table.csv").open() as stream:
         assert [row["loss"] for row in csv.DictReader(stream)] == ["", "2.0"]

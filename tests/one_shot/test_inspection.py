@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from florist.checkpoint import open_adapter
 from florist.one_shot import aggregate, open_inputs
-from florist.one_shot.inspection import USUAL_TAUS, combinable, kind, spectra, sweep, unlike_norms, view
+from florist.one_shot.inspection import USUAL_TAUS, combinable, kind, spectra, sweep_thresholds, unlike_norms, view
 from florist.ranks import EnergyThreshold
 
 
@@ -61,7 +61,7 @@ def test_an_adapter_that_forgot_its_scaling_stands_out_among_few(saved_adapters:
 
 
 def test_a_sweep_gives_what_aggregating_at_each_threshold_gives(saved_adapters: list[Path]) -> None:
-    points = sweep(spectra(open_inputs(saved_adapters).updates), [0.5, 0.9, 1.0])
+    points = sweep_thresholds(spectra(open_inputs(saved_adapters).updates), [0.5, 0.9, 1.0])
     for point in points:
         certificate = aggregate(saved_adapters, rank_rule=EnergyThreshold(point.tau)).certificate
         assert point.total_rank == certificate.total_rank

@@ -1,6 +1,6 @@
 """PEFT adapters on disk: florist reads, compares and writes them here."""
 
-from florist.checkpoint.compatibility import Comparison, check_compatible, compare
+from florist.checkpoint.compatibility import Compatibility, check_compatible, compare
 from florist.checkpoint.layout import (
     LINEAR,
     AdapterLayout,
@@ -18,7 +18,7 @@ from florist.checkpoint.writing import EncodedAdapter, Export, encode, serving_n
 __all__ = [
     "LINEAR",
     "AdapterLayout",
-    "Comparison",
+    "Compatibility",
     "ConvolutionLayout",
     "EmbeddingLayout",
     "EncodedAdapter",

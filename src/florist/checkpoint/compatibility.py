@@ -14,7 +14,7 @@ from florist.errors import IncompatibleAdaptersError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Comparison:
+class Compatibility:
     """What adapters have in common, and what keeps them apart.
 
     Attributes:
@@ -41,7 +41,7 @@ class Comparison:
 
 def compare(
     adapters: Sequence[SavedAdapter], *, allow_base_mismatch: bool = False, average_full: bool = False
-) -> Comparison:
+) -> Compatibility:
     """Find everything that speaks against combining the adapters, and raise nothing.
 
     Args:
@@ -61,7 +61,7 @@ def compare(
     problems += _unlike_frozen(adapters)
     every = sorted({module for adapter in adapters for module in adapter.adapter})
     absent = {module: tuple(a.path for a in adapters if module not in a.adapter.specs) for module in every}
-    return Comparison(
+    return Compatibility(
         problems=tuple(problems),
         absent={module: paths for module, paths in absent.items() if paths},
         layout=_joint_layout(adapters),
@@ -74,7 +74,7 @@ def compare(
 
 def check_compatible(
     adapters: Sequence[SavedAdapter], *, allow_base_mismatch: bool = False, average_full: bool = False
-) -> Comparison:
+) -> Compatibility:
     """Compare adapters that are about to be combined, as `compare` does.
 
     Raises:
@@ -82,12 +82,12 @@ def check_compatible(
     """
     if not adapters:
         raise IncompatibleAdaptersError("expected at least one adapter to combine, got none")
-    comparison = compare(adapters, allow_base_mismatch=allow_base_mismatch, average_full=average_full)
-    if comparison.problems:
+    compatibility = compare(adapters, allow_base_mismatch=allow_base_mismatch, average_full=average_full)
+    if compatibility.problems:
         raise IncompatibleAdaptersError(
-            "these adapters cannot be combined:" + "".join(f"\n- {problem}" for problem in comparison.problems)
+            "these adapters cannot be combined:" + "".join(f"\n- {problem}" for problem in compatibility.problems)
         )
-    return comparison
+    return compatibility
 
 
 def _given_twice(adapters: Sequence[SavedAdapter]) -> list[str]:

@@ -81,7 +81,7 @@ def combine_adapters(
         )
     output.table(module_table(document["modules"], every_module=every_module))
     output.lines(*totals(document, out))
-    for note in (*absences(result.inputs.comparison.absent), *document["notes"]):
+    for note in (*absences(result.inputs.compatibility.absent), *document["notes"]):
         output.note(note)
     output.document(document)
 

@@ -15,7 +15,7 @@ from florist.comparison.directory import ComparisonDirectory
 from florist.comparison.planning import Entry
 from florist.comparison.results import CellResult
 from florist.comparison.summary import reference, summarise
-from florist.comparison.tables import document, metric_source, write_tables
+from florist.comparison.tables import comparison_document, metric_source, write_tables
 from florist.config.sections import Config
 
 
@@ -88,7 +88,7 @@ def report(directory: ComparisonDirectory, results: Sequence[CellResult], output
     """Write and print the tables; return whether a run failed."""
     rows = summarise(results)
     source = metric_source(directory.config(directory.comparison.cells[0]))
-    whole = document(directory, source, rows, results)
+    whole = comparison_document(directory, source, rows, results)
     write_tables(directory, whole, results)
     output.table(quality_table(rows, reference([row.name for row in rows])), heading=QUALITY.format(source=source))
     output.table(cost_table(rows), heading=COST)

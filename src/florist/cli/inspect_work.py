@@ -17,10 +17,10 @@ from florist.one_shot.inspection import (
     SweepPoint,
     combinable,
     spectra,
+    sweep_thresholds,
     unlike_norms,
     view,
 )
-from florist.one_shot.inspection import sweep as sweep_thresholds
 
 _TAUS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999, 1.0)
 
@@ -55,14 +55,14 @@ def look_at_adapters(
     with Progress(output.status, "modules") as progress:
         looked, unreadable = _looked_at(adapters, progress.count)
         saved = [one for one, _ in looked]
-        comparison = compare(saved, **allowed)
-        groups = combinable(saved, **allowed) if comparison.problems or not saved else [tuple(saved)]
-        obstacle = _obstacle(unreadable, comparison.problems)
+        compatibility = compare(saved, **allowed)
+        groups = combinable(saved, **allowed) if compatibility.problems or not saved else [tuple(saved)]
+        obstacle = _obstacle(unreadable, compatibility.problems)
         if sweep and obstacle is None:
             try:
                 inputs = open_inputs(adapters, num_examples=num_examples, **allowed)
                 summed = spectra(inputs.updates, progress.count)
-                points = sweep_thresholds(summed, _TAUS, layout=inputs.comparison.layout)
+                points = sweep_thresholds(summed, _TAUS, layout=inputs.compatibility.layout)
             except InvalidUpdateError as error:
                 obstacle = str(error)
     outliers = unlike_norms(saved)
@@ -73,10 +73,10 @@ def look_at_adapters(
     output.lines(
         *(f"outlier: the update of {path} is {times:.2g} times the median" for path, times in outliers.items())
     )
-    if len(saved) > 1 or comparison.problems:
+    if len(saved) > 1 or compatibility.problems:
         who = "the adapters that can be read" if unreadable else "these adapters"
-        output.lines(*absences(comparison.absent))
-        output.lines(*verdict(who, comparison.problems, [[str(one.path) for one in group] for group in groups]))
+        output.lines(*absences(compatibility.absent))
+        output.lines(*verdict(who, compatibility.problems, [[str(one.path) for one in group] for group in groups]))
     if points:
         output.table(sweep_table(points))
     elif sweep:
@@ -84,9 +84,9 @@ def look_at_adapters(
     document: dict[str, Any] = {
         "adapters": [{"path": str(one.path), "modules": _modules_as_json(modules)} for one, modules in looked],
         "unreadable": unreadable,
-        "problems": list(comparison.problems),
+        "problems": list(compatibility.problems),
         "combinable": [[str(one.path) for one in group] for group in groups],
-        "absent": {module: list(map(str, paths)) for module, paths in comparison.absent.items()},
+        "absent": {module: list(map(str, paths)) for module, paths in compatibility.absent.items()},
         "outliers": outliers,
     }
     if sweep:

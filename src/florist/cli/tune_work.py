@@ -163,7 +163,7 @@ def _use_threads(run: Path | None, config: Config) -> None:
 
 
 def _unlike_bases(whole: AggregatedAdapter, config: Config) -> list[str]:
-    named, model = whole.inputs.comparison.base_model, config.model.name_or_path
+    named, model = whole.inputs.compatibility.base_model, config.model.name_or_path
     if named in {None, model}:
         return []
     return [f"the adapters name the base model {named}, and are measured on {model}"]
@@ -214,7 +214,7 @@ def _points(
     def tell(point: Point) -> None:
         progress.line(f"tau {point.tau:g}: total rank {point.total_rank}, {goal.metric} {goal.value(point):.4g}")
 
-    layout = whole.inputs.comparison.layout
+    layout = whole.inputs.compatibility.layout
     if bisecting:
         return bisect(whole.adapter, taus, evaluate, goal, layout=layout, on_point=tell)
     return sweep(whole.adapter, taus, evaluate, layout=layout, on_point=tell)

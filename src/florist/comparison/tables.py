@@ -29,7 +29,7 @@ def metric_source(config: Config) -> str:
     return "test examples, last round"
 
 
-def document(
+def comparison_document(
     directory: ComparisonDirectory, source: str, rows: Sequence[Row], results: Sequence[CellResult]
 ) -> dict[str, Any]:
     """Put the whole comparison into one JSON document, without NaN."""
@@ -49,7 +49,7 @@ def write_tables(directory: ComparisonDirectory, whole: Mapping[str, Any], resul
 
     Args:
         directory: the directory of the comparison.
-        whole: what `document` returned.
+        whole: what `comparison_document` returned.
         results: the results of all cells.
     """
     replace_file(directory.path / "table.json", strict_json.encode(whole, indent=2) + "\n")

@@ -63,7 +63,9 @@ class FileBudget:
                 f"with its header and all that lies beside the factors, got {self.nbytes}; allow more, adapt fewer "
                 "modules, or store a narrower dtype"
             )
-        floor = stored_bytes(shapes, dict.fromkeys(shapes, 1), layout=self.inputs.comparison.layout, dtype=self.dtype)
+        floor = stored_bytes(
+            shapes, dict.fromkeys(shapes, 1), layout=self.inputs.compatibility.layout, dtype=self.dtype
+        )
         most = floor + self.nbytes - smallest
         ranks, excess = self._choose(spectra, shapes, most)
         if excess <= 0:
@@ -88,7 +90,7 @@ class FileBudget:
     ) -> tuple[dict[str, int], int]:
         """What the other rule chooses with so many bytes, and how many bytes more than the budget its file takes."""
         chosen = self.rule(nbytes)(spectra)
-        stored = stored_ranks(chosen, self.inputs.comparison.layout)
+        stored = stored_ranks(chosen, self.inputs.compatibility.layout)
         ranks = {
             # The padding of a module that shares no rank holds nothing: it has its own rank, or the update is zero.
             name: max(rank, min(stored[name], spectra[name].numerical_rank))
@@ -100,7 +102,7 @@ class FileBudget:
         return written_bytes(
             shapes,
             ranks,
-            layout=self.inputs.comparison.layout,
+            layout=self.inputs.compatibility.layout,
             saved_shapes=self.inputs.saved_shapes,
             additive=self.inputs.additive,
             dtype=self.dtype,

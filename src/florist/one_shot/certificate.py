@@ -19,7 +19,7 @@ FORMAT = 1
 """The format of the file. Before florist counted formats it wrote none, and such a file is read as format 0."""
 
 
-def document(
+def certificate_document(
     certificate: Certificate,
     *,
     storage_errors: Mapping[str, float],

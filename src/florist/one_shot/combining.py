@@ -18,7 +18,7 @@ from florist.errors import ConfigurationError
 from florist.factors import AdapterState, LoraFactor, stack
 from florist.files.outputs import new_directory
 from florist.linalg import ordered_spectrum
-from florist.one_shot.certificate import CERTIFICATE_NAME, document, sealed
+from florist.one_shot.certificate import CERTIFICATE_NAME, certificate_document, sealed
 from florist.one_shot.inputs import OUTPUT_BIAS, Inputs, open_inputs
 from florist.ranks import RankRule
 from florist.rounds import Aggregator, Broadcast, Certificate, ClientUpdate, ModuleCertificate, SavedParameters
@@ -121,7 +121,7 @@ class AggregatedAdapter:
             InvalidAdapterError: the weights of an input have changed since it was opened.
             NonFiniteUpdateError: a value does not fit `dtype`.
         """
-        common = self.inputs.comparison
+        common = self.inputs.compatibility
         encoded = encode(
             self.adapter,
             layout=common.layout,
@@ -142,7 +142,7 @@ class AggregatedAdapter:
             )
         storage_errors = {name: storage_error(factor, dtype) for name, factor in self.adapter.items()}
         stored = {name: _as_stored(module, storage_errors[name]) for name, module in self.certificate.modules.items()}
-        content = document(
+        content = certificate_document(
             replace(self.certificate, modules=stored, bytes_out=encoded.nbytes),
             storage_errors=storage_errors,
             saved=self.inputs.saved,

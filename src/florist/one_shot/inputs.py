@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from florist.checkpoint import Comparison, SavedAdapter, check_compatible, locate, open_adapter
+from florist.checkpoint import Compatibility, SavedAdapter, check_compatible, locate, open_adapter
 from florist.errors import InvalidAdapterError, InvalidUpdateError
 from florist.one_shot.certificate import certified_weight
 from florist.one_shot.weights import ONE_ADAPTER, Weight, Weights, combined, given
@@ -24,14 +24,14 @@ class Inputs:
     Attributes:
         saved: the adapters, in the order given.
         weights: how much each of them counts.
-        comparison: what they have in common, and the modules that some lack.
+        compatibility: what they have in common, and the modules that some lack.
         updates: the adapters as updates of one round.
         notes: what a person should know of how they were weighed.
     """
 
     saved: tuple[SavedAdapter, ...]
     weights: Weights
-    comparison: Comparison
+    compatibility: Compatibility
     updates: tuple[ClientUpdate, ...]
     notes: tuple[str, ...]
 
@@ -67,14 +67,14 @@ def open_inputs(
     if num_examples is not None:
         _require_weights(adapters, num_examples)
     saved = tuple(open_adapter(locate(str(adapter))) for adapter in adapters)
-    comparison = check_compatible(saved, allow_base_mismatch=allow_base_mismatch, average_full=average_full)
+    compatibility = check_compatible(saved, allow_base_mismatch=allow_base_mismatch, average_full=average_full)
     weights, notes = (given(num_examples), ()) if num_examples is not None else _certified(saved)
     biased = {module: shape for one in saved for module, shape in one.additive.shapes.items()}
     updates = tuple(
         ClientUpdate(str(one.path), one.adapter, count, round_number=1, saved_parameters=_whole(one, biased))
         for one, count in zip(saved, weights.counts, strict=True)
     )
-    return Inputs(saved, weights, comparison, updates, notes)
+    return Inputs(saved, weights, compatibility, updates, notes)
 
 
 def _require_weights(adapters: Sequence[str | Path], num_examples: Sequence[int | Fraction]) -> None:

@@ -153,7 +153,7 @@ def unlike_norms(adapters: Sequence[SavedAdapter]) -> dict[str, float]:
     return {path: times for path, times in outliers.items() if times is not None}
 
 
-def sweep(
+def sweep_thresholds(
     spectra: Mapping[str, Spectrum], taus: Sequence[float], *, layout: AdapterLayout = LINEAR
 ) -> list[SweepPoint]:
     """What each threshold would give, without another decomposition; `layout` decides how many bytes it takes."""
