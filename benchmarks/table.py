@@ -156,8 +156,8 @@ def compare(out: Path, common: Sequence[str], variants: Sequence[str], seeds: st
         SystemExit: `florist compare` could not run.
     """
     settings = [f"--set={setting}" for setting in common]
-    rows = [f"--variant={variant}" for variant in variants]
-    begin = [CONFIG, *settings, "--methods", ENTRIES[0].method, *rows, "--seeds", seeds, "--out", out]
+    options = [f"--variant={variant}" for variant in variants]
+    begin = [CONFIG, *settings, "--methods", ENTRIES[0].method, *options, "--seeds", seeds, "--out", out]
     arguments = ["--resume", out] if out.exists() else begin
     command = [sys.executable, "-m", "florist.cli", "compare", *map(str, arguments), "--jobs", str(jobs), "--json"]
     # Its tables are printed anew, as markdown; what it says while it runs is on stderr.
@@ -205,21 +205,21 @@ def description(facts: Mapping[str, Any], out: Path, documents: Mapping[str, Map
     )
 
 
-def markdown(rows: Sequence[Mapping[str, Any]], rates: Mapping[str, float]) -> Iterator[str]:
+def markdown(lines: Sequence[Mapping[str, Any]], rates: Mapping[str, float]) -> Iterator[str]:
     """The table of one comparison, line by line."""
     yield "| | rate | loss | against florist | | rank | efficiency | KB down | MB down | MB up |"
     yield "|---|---:|---:|---:|---|---:|---:|---:|---:|---:|"
-    for row in rows:
-        head, loss = f"| {row['name']} | {rates[row['name']]:g} |", row["metrics"].get("loss")
+    for line in lines:
+        head, loss = f"| {line['name']} | {rates[line['name']]:g} |", line["metrics"].get("loss")
         if loss is None:
             yield f"{head} failed | | | | | | | |"
             continue
-        rank = f"{row['total_rank']:.0f} | {row['efficiency']:.1e}" if row["total_rank"] else " | "
+        rank = f"{line['total_rank']:.0f} | {line['efficiency']:.1e}" if line["total_rank"] else " | "
         against = interval(loss["difference"], "+.3f") if loss["difference"] else ""
-        down, up = row["download_bytes"] / 1e6, row["upload_bytes"] / 1e6
+        down, up = line["download_bytes"] / 1e6, line["upload_bytes"] / 1e6
         yield (
             f"{head} {interval(loss, '.3f')} | {against} | {loss['verdict'] or ''} | {rank} | "
-            f"{row['client_download_bytes'] / 1e3:.0f} | {down:.2f} | {up:.2f} |"
+            f"{line['client_download_bytes'] / 1e3:.0f} | {down:.2f} | {up:.2f} |"
         )
 
 
@@ -237,7 +237,7 @@ def sweep(out: Path, common: Sequence[str], jobs: int) -> None:
     for name, federation in FEDERATIONS.items():
         settings = [*common, *SWEEP, f"lora.ranks={federation.ranks}"]
         document = compare(out / f"rates-{name}", settings, variants, f"{SWEEP_SEED},", jobs)
-        losses = {row["name"]: row["validation"].get("loss") for row in document["rows"]}
+        losses = {line["name"]: line["validation"].get("loss") for line in document["rows"]}
         print(f"\n| {name} |" + "".join(f" {rate:g} |" for rate in GRID))
         print("|---|" + "---:|" * len(GRID))
         for entry in own:
@@ -274,7 +274,7 @@ def table(out: Path, common: Sequence[str], size: Size, jobs: int) -> bool:
     print(text)
     replace_file(out / "table.md", text + "\n")
     replace_file(out / "table.json", json.dumps({"machine": facts, **documents}, indent=2) + "\n")
-    return not any(row["failures"] for document in documents.values() for row in document["rows"])
+    return not any(line["failures"] for document in documents.values() for line in document["rows"])
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The measured table: its rows are configurations that florist takes, and its one command writes what it says."""
+"""The measured table: its lines are configurations that florist takes, and its one command writes what it says."""
 
 import json
 import os
@@ -20,7 +20,7 @@ DOLLY = ROOT.parent / "shared" / "data" / "dolly8"
 
 
 @pytest.mark.parametrize("federation", FEDERATIONS.values(), ids=list(FEDERATIONS))
-def test_every_method_has_a_row_and_every_row_is_a_configuration(federation: Federation) -> None:
+def test_every_method_has_a_line_and_every_line_is_a_configuration(federation: Federation) -> None:
     first, *others = ENTRIES
     settings = [f"lora.ranks={federation.ranks}", f"training.learning_rate={federation.rate(first)}", *QUICK.settings]
     variants = [entry.variant(federation.rate(entry)) for entry in others]
@@ -38,16 +38,16 @@ def test_a_rate_is_one_of_those_that_were_tried_on_validation_records(federation
     assert {federation.rate(entry) for entry in ENTRIES} <= set(GRID)
 
 
-def test_rows_of_the_table() -> None:
+def test_lines_of_the_table() -> None:
     costs = {"download_bytes": 2e6, "client_download_bytes": 5e4, "upload_bytes": 1e6}
     loss = {"mean": 3.5, "low": 3.4, "high": 3.6, "difference": None, "verdict": None}
     worse = {**loss, "difference": {"mean": 0.02, "low": 0.01, "high": 0.03}, "verdict": "worse"}
-    rows = [
+    lines = [
         {"name": "florist", "metrics": {"loss": loss}, "total_rank": 100, "efficiency": 0.01, **costs},
         {"name": "full", "metrics": {"loss": worse}, "total_rank": None, "efficiency": None, **costs},
         {"name": "broken", "metrics": {}},
     ]
-    assert list(markdown(rows, dict.fromkeys(("florist", "full", "broken"), 1e-2)))[2:] == [
+    assert list(markdown(lines, dict.fromkeys(("florist", "full", "broken"), 1e-2)))[2:] == [
         "| florist | 0.01 | 3.500 ± 0.100 |  |  | 100 | 1.0e-02 | 50 | 2.00 | 1.00 |",
         "| full | 0.01 | 3.500 ± 0.100 | +0.020 ± 0.010 | worse |  |  | 50 | 2.00 | 1.00 |",
         "| broken | 0.01 | failed | | | | | | | |",
@@ -67,5 +67,5 @@ def test_one_command_writes_both_tables(tiny_llama: Path, tmp_path: Path) -> Non
     assert printed == (tmp_path / "table.md").read_text()
     whole = json.loads((tmp_path / "table.json").read_text())
     for name in FEDERATIONS:
-        assert [row["name"] for row in whole[name]["rows"]] == [entry.name for entry in ENTRIES]
-        assert all(row["metrics"]["loss"]["count"] == 2 for row in whole[name]["rows"])
+        assert [line["name"] for line in whole[name]["rows"]] == [entry.name for entry in ENTRIES]
+        assert all(line["metrics"]["loss"]["count"] == 2 for line in whole[name]["rows"])

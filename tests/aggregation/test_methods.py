@@ -1,4 +1,4 @@
-"""What every method must satisfy; a new method is a new row of METHODS."""
+"""What every method must satisfy; a new method is a new entry of METHODS."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ def without_factors(rank: int, seed: int, **settings: object) -> AdapterState:
 
 
 @dataclass(frozen=True)
-class Row:
+class Case:
     aggregator: Aggregator
     exact: bool = True
     adapter: Callable[..., AdapterState] = adapter
@@ -42,16 +42,16 @@ class Row:
         ]
 
 
-METHODS: Mapping[str, Row] = {
-    "florist": Row(Florist(EnergyThreshold(1.0))),
-    "flora": Row(Flora()),
-    "flexlora": Row(FlexLora(max_rank=99)),
-    "fedex": Row(FedEx()),
-    "ffa": Row(FfaLora(), adapter=with_shared_rows),
-    "fedit": Row(FedIt(), exact=False),
+METHODS: Mapping[str, Case] = {
+    "florist": Case(Florist(EnergyThreshold(1.0))),
+    "flora": Case(Flora()),
+    "flexlora": Case(FlexLora(max_rank=99)),
+    "fedex": Case(FedEx()),
+    "ffa": Case(FfaLora(), adapter=with_shared_rows),
+    "fedit": Case(FedIt(), exact=False),
 }
 EXACT = {name: method for name, method in METHODS.items() if method.exact}
-ALL = {**METHODS, "full": Row(FullFineTuning(), adapter=without_factors)}
+ALL = {**METHODS, "full": Case(FullFineTuning(), adapter=without_factors)}
 
 every_lora_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 every_exact_method = pytest.mark.parametrize("method", EXACT.values(), ids=EXACT)
@@ -70,7 +70,7 @@ def realised(broadcast: Broadcast, module: str) -> Tensor:
 @every_exact_method
 @given(ranks=ranks, counts=counts, seed=st.integers(0, 999))
 @settings(max_examples=15)
-def test_exact_methods_give_the_weighted_sum(method: Row, ranks, counts, seed) -> None:
+def test_exact_methods_give_the_weighted_sum(method: Case, ranks, counts, seed) -> None:
     updates = method.federation(ranks, counts[: len(ranks)], seed)
     broadcast = method.aggregator(updates)
     for module in SHAPES:
@@ -80,7 +80,7 @@ def test_exact_methods_give_the_weighted_sum(method: Row, ranks, counts, seed) -
 @every_lora_method
 @given(ranks=ranks, counts=counts, seed=st.integers(0, 999))
 @settings(max_examples=15)
-def test_the_certificate_is_the_truth(method: Row, ranks, counts, seed) -> None:
+def test_the_certificate_is_the_truth(method: Case, ranks, counts, seed) -> None:
     updates = method.federation(ranks, counts[: len(ranks)], seed)
     broadcast = method.aggregator(updates)
     for module, shape in SHAPES.items():
@@ -103,7 +103,7 @@ def test_the_mean_of_the_halves_is_not_the_mean_of_the_products() -> None:
 
 
 @every_exact_method
-def test_in_single_precision_the_error_is_that_of_single_precision(method: Row) -> None:
+def test_in_single_precision_the_error_is_that_of_single_precision(method: Case) -> None:
     updates = method.federation([4, 8, 2], dtype=torch.float32)
     broadcast = method.aggregator(updates)
     for module in SHAPES:
@@ -112,7 +112,7 @@ def test_in_single_precision_the_error_is_that_of_single_precision(method: Row) 
 
 @every_lora_method
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_updates_are_combined_in_single_precision(method: Row, dtype: torch.dtype) -> None:
+def test_half_precision_updates_are_combined_in_single_precision(method: Case, dtype: torch.dtype) -> None:
     updates = method.federation([4, 3], [1, 2], dtype=dtype)
     widened = [
         update(u.client_id, u.adapter.map(lambda f: f.to(dtype=torch.float32)), num_examples=u.num_examples)
@@ -125,7 +125,7 @@ def test_half_precision_updates_are_combined_in_single_precision(method: Row, dt
 
 
 @every_lora_method
-def test_one_client_is_the_identity(method: Row) -> None:
+def test_one_client_is_the_identity(method: Case) -> None:
     only = method.federation([5])
     broadcast = method.aggregator(only)
     for module, factor in only[0].adapter.items():
@@ -135,7 +135,7 @@ def test_one_client_is_the_identity(method: Row) -> None:
 
 @every_lora_method
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_equal_clients_change_nothing(method: Row, dtype: torch.dtype) -> None:
+def test_equal_clients_change_nothing(method: Case, dtype: torch.dtype) -> None:
     held = method.adapter(3, seed=7, dtype=dtype)
     broadcast = method.aggregator([update(f"c{k}", held, num_examples=k + 1) for k in range(6)])
     whole = lossless_sum([broadcast.shared, broadcast.continued])
@@ -146,7 +146,7 @@ def test_equal_clients_change_nothing(method: Row, dtype: torch.dtype) -> None:
 
 
 @every_lora_method
-def test_the_order_of_arrival_changes_no_bit(method: Row) -> None:
+def test_the_order_of_arrival_changes_no_bit(method: Case) -> None:
     updates = method.federation([4, 8, 2, 6], [3, 1, 4, 1], dtype=torch.float32)
     first, second = method.aggregator(updates), method.aggregator(updates[::-1])
     for one, other in ((first.shared, second.shared), (first.continued, second.continued)):
@@ -175,7 +175,7 @@ def test_means_of_halves_depend_on_the_gauge() -> None:
 
 
 @every_lora_method
-def test_weights_are_shares_of_the_examples(method: Row) -> None:
+def test_weights_are_shares_of_the_examples(method: Case) -> None:
     few = method.aggregator(method.federation([4, 3], [3, 1]))
     many = method.aggregator(method.federation([4, 3], [3000, 1000]))
     equal = method.aggregator(method.federation([4, 3], [1, 1]))
@@ -185,7 +185,7 @@ def test_weights_are_shares_of_the_examples(method: Row) -> None:
 
 
 @every_exact_method
-def test_unlike_scalings_are_those_of_the_clients(method: Row) -> None:
+def test_unlike_scalings_are_those_of_the_clients(method: Case) -> None:
     # (r, alpha) = (2, 8), (4, 8): scalings 4 and 2, folded in. One alpha for both would be off by much.
     raw = {"a": (method.adapter(2, 1), 4.0), "b": (method.adapter(4, 2), 2.0)}
     updates = [update(name, held.map(lambda f, s=s: f.scaled(s))) for name, (held, s) in raw.items()]
@@ -196,7 +196,7 @@ def test_unlike_scalings_are_those_of_the_clients(method: Row) -> None:
 
 
 @every_lora_method
-def test_a_module_that_a_client_lacks_is_its_zero_update(method: Row) -> None:
+def test_a_module_that_a_client_lacks_is_its_zero_update(method: Case) -> None:
     both, one = method.adapter(2, 1), method.adapter(3, 2, shapes={"layers.0.q_proj": (12, 16)})
     broadcast = method.aggregator([update("a", both), update("b", one)])
     exact = both["layers.1.up"].delta_weight() / 2  # not renormalised
@@ -210,7 +210,7 @@ def test_a_module_that_a_client_lacks_is_its_zero_update(method: Row) -> None:
 
 
 @every_lora_method
-def test_a_zero_update_is_broadcast_as_nothing(method: Row) -> None:
+def test_a_zero_update_is_broadcast_as_nothing(method: Case) -> None:
     zero = AdapterState.of({"m": LoraFactor(torch.zeros(5, 2), torch.ones(2, 4))})
     broadcast = method.aggregator([update("a", zero), update("b", zero)])
     assert float(realised(broadcast, "m").norm()) == 0.0
@@ -219,7 +219,7 @@ def test_a_zero_update_is_broadcast_as_nothing(method: Row) -> None:
 
 
 @every_lora_method
-def test_what_is_continued_comes_with_the_largest_rank_and_inputs_stay(method: Row) -> None:
+def test_what_is_continued_comes_with_the_largest_rank_and_inputs_stay(method: Case) -> None:
     # One array shared by all clients once came back at the largest rank for everybody.
     updates = method.federation([2, 8, 4])
     before = [{n: (f.B.clone(), f.A.clone()) for n, f in u.adapter.items()} for u in updates]
@@ -232,7 +232,7 @@ def test_what_is_continued_comes_with_the_largest_rank_and_inputs_stay(method: R
 
 
 @every_lora_method
-def test_bytes_are_those_of_the_halves_that_travel(method: Row) -> None:
+def test_bytes_are_those_of_the_halves_that_travel(method: Case) -> None:
     updates = method.federation([4, 2], dtype=torch.float32)
     broadcast = method.aggregator(updates)
     travels_A = Trained.A in method.aggregator.work.trained
@@ -243,7 +243,7 @@ def test_bytes_are_those_of_the_halves_that_travel(method: Row) -> None:
 
 
 @every_method
-def test_whole_parameters_are_averaged_by_examples(method: Row) -> None:
+def test_saved_parameters_are_averaged_by_examples(method: Case) -> None:
     updates = [
         ClientUpdate("a", method.adapter(2, 1), 3, 1, {"head.weight": torch.tensor([1.0, 2.0])}),
         ClientUpdate("b", method.adapter(2, 2), 1, 1, {"head.weight": torch.tensor([5.0, 2.0])}),
@@ -254,32 +254,32 @@ def test_whole_parameters_are_averaged_by_examples(method: Row) -> None:
 
 
 @every_method
-def test_nothing_to_aggregate_is_refused(method: Row) -> None:
+def test_nothing_to_aggregate_is_refused(method: Case) -> None:
     with pytest.raises(InvalidUpdateError, match="at least one update"):
         method.aggregator([])
 
 
 @every_method
-def test_two_updates_of_one_client_are_refused(method: Row) -> None:
+def test_two_updates_of_one_client_are_refused(method: Case) -> None:
     with pytest.raises(InvalidUpdateError, match="got two of 'a'"):
         method.aggregator([update("a", method.adapter(2, 1)), update("a", method.adapter(2, 2))])
 
 
 @every_method
-def test_updates_of_two_rounds_are_refused(method: Row) -> None:
+def test_updates_of_two_rounds_are_refused(method: Case) -> None:
     with pytest.raises(InvalidUpdateError, match="expected updates of one round"):
         method.aggregator([update("a", method.adapter(2, 1)), update("b", method.adapter(2, 2), round_number=2)])
 
 
 @every_method
 @pytest.mark.parametrize("count", [0, -5])
-def test_a_client_without_examples_is_refused(method: Row, count: int) -> None:
+def test_a_client_without_examples_is_refused(method: Case, count: int) -> None:
     with pytest.raises(InvalidUpdateError, match=f"positive number of examples, got {count} of 'a'"):
         method.aggregator([update("a", method.adapter(2, 1), num_examples=count)])
 
 
 @every_lora_method
-def test_unlike_shapes_are_refused_by_name(method: Row) -> None:
+def test_unlike_shapes_are_refused_by_name(method: Case) -> None:
     # (8, 8) and (8, 16) at rank 8: told apart by name, never by which dimension looks like a rank.
     first, second = method.adapter(8, 1, shapes={"m": (8, 8)}), method.adapter(8, 2, shapes={"m": (8, 16)})
     with pytest.raises(
@@ -290,7 +290,7 @@ def test_unlike_shapes_are_refused_by_name(method: Row) -> None:
 
 @every_lora_method
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_value_that_is_not_finite_is_refused_by_client_and_module(method: Row, value: float) -> None:
+def test_a_value_that_is_not_finite_is_refused_by_client_and_module(method: Case, value: float) -> None:
     held = method.adapter(2, 3)
     broken = held["layers.1.up"]
     broken.B[3, 1] = value
@@ -300,14 +300,14 @@ def test_a_value_that_is_not_finite_is_refused_by_client_and_module(method: Row,
 
 
 @every_method
-def test_a_whole_parameter_that_is_not_finite_is_refused(method: Row) -> None:
+def test_a_saved_parameter_that_is_not_finite_is_refused(method: Case) -> None:
     bad = ClientUpdate("bad", method.adapter(2, 1), 1, 1, {"head.weight": torch.tensor([math.nan])})
     with pytest.raises(NonFiniteUpdateError, match=r"'bad'.*head\.weight"):
         method.aggregator([bad])
 
 
 @every_method
-def test_whole_parameters_of_only_one_client_are_refused(method: Row) -> None:
+def test_saved_parameters_of_only_one_client_are_refused(method: Case) -> None:
     with_head = ClientUpdate("a", method.adapter(2, 1), 1, 1, {"head.weight": torch.ones(2)})
     with pytest.raises(IncompatibleAdaptersError, match=r"head\.weight"):
         method.aggregator([with_head, update("b", method.adapter(2, 2))])

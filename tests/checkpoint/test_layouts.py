@@ -244,7 +244,7 @@ def test_a_resized_vocabulary_is_refused_with_the_remedy(tmp_path: Path):
     model = trained(base, LoraConfig(r=2, target_modules=["q_proj"]), seed=1)
     model.save_pretrained(tmp_path / "a", save_embedding_layers=True)
     with pytest.raises(
-        InvalidAdapterError, match=r"embed_tokens\.weight is a whole parameter .*save_embedding_layers=False"
+        InvalidAdapterError, match=r"embed_tokens\.weight is a saved parameter .*save_embedding_layers=False"
     ):
         open_adapter(tmp_path / "a")
 

@@ -160,7 +160,7 @@ def strip_prefix(tensors: dict[str, torch.Tensor]) -> None:
         (put(f"{Q}.lora_C.weight", torch.zeros(2)), "lora_C.weight is no part of a LoRA adapter that florist knows"),
         (
             put("base_model.model.norm.weight", torch.zeros(2)),
-            "norm.weight is a whole parameter that the config does not name",
+            "norm.weight is a saved parameter that the config does not name",
         ),
         (put(f"{Q}.lora_A.other.weight", torch.zeros(4, 32)), "a file must hold one adapter"),
         (lambda tensors: tensors.clear(), "holds no lora_A and lora_B at all"),

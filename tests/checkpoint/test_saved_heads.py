@@ -84,7 +84,7 @@ def test_a_task_implies_its_head_where_older_peft_wrote_none_down(
 def test_another_task_implies_no_head(tmp_path: Path) -> None:
     path = client(tmp_path / "a", tiny_llama_classifier(), 1, "SEQ_CLS")
     edit_config(path, modules_to_save=None, task_type="CAUSAL_LM")
-    with pytest.raises(InvalidAdapterError, match=r"score\.weight is a whole parameter .*add its module to modules_to"):
+    with pytest.raises(InvalidAdapterError, match=r"score\.weight is a saved parameter .*add its module to modules_to"):
         open_adapter(path)
 
 
@@ -120,7 +120,7 @@ def test_a_tied_copy_of_a_saved_embedding_is_read_averaged_and_written(tmp_path:
 def test_a_copy_of_another_shape_is_no_tied_embedding(tmp_path: Path) -> None:
     path = client(tmp_path / "a", tied(), 1, None, modules_to_save=["embed_tokens"], ensure_weight_tying=True)
     edit_tensors(path, lambda tensors: tensors.update({"base_model.model.lm_head.weight": torch.ones(3, 2)}))
-    with pytest.raises(InvalidAdapterError, match=r"lm_head\.weight is a whole parameter that the config does not"):
+    with pytest.raises(InvalidAdapterError, match=r"lm_head\.weight is a saved parameter that the config does not"):
         open_adapter(path)
 
 

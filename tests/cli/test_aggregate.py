@@ -135,7 +135,7 @@ def test_wrong_options_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_budget_that_whole_parameters_exceed_is_refused_and_leaves_nothing(
+def test_a_budget_that_saved_parameters_exceed_is_refused_and_leaves_nothing(
     florist: Run, saved_adapters: list[Path], tmp_path: Path
 ) -> None:
     heads: list[Path] = []

@@ -36,38 +36,38 @@ def test_tables_files_and_json_say_the_same(florist: Run, config: Path, tmp_path
     assert document == json.loads((out / "table.json").read_text())
     assert (document["comparison"], document["reference"]) == (str(out), "florist")
     assert document["metric_source"] == "test examples, last round"
-    rows = {row["name"]: row for row in document["rows"]}
-    assert list(rows) == ["fedit", "florist", "full"]
+    lines = {line["name"]: line for line in document["rows"]}
+    assert list(lines) == ["fedit", "florist", "full"]
     assert [(cell["entry"], cell["seed"]) for cell in document["cells"]] == [
-        (name, seed) for seed in (0, 1) for name in rows
+        (name, seed) for seed in (0, 1) for name in lines
     ]
     for cell in document["cells"]:
         (record,) = [json.loads(line) for line in (Path(cell["run"]) / "rounds.jsonl").read_text().splitlines()]
         assert cell["metrics"] == record["metrics"]
         assert cell["upload_bytes"] == record["upload_bytes"]
     losses = {(cell["entry"], cell["seed"]): cell["metrics"]["loss"] for cell in document["cells"]}
-    measured = rows["fedit"]["metrics"]["loss"]
+    measured = lines["fedit"]["metrics"]["loss"]
     assert measured["mean"] == pytest.approx((losses["fedit", 0] + losses["fedit", 1]) / 2)
     paired = sum(losses["fedit", seed] - losses["florist", seed] for seed in (0, 1)) / 2
     assert measured["difference"]["mean"] == pytest.approx(paired, abs=1e-12)
     assert measured["difference"]["low"] <= paired <= measured["difference"]["high"]
     assert measured["verdict"] in {"better", "worse", "tied"}
-    assert rows["florist"]["metrics"]["loss"]["difference"] is None
-    assert rows["full"]["total_rank"] is rows["full"]["efficiency"] is None
-    assert rows["fedit"]["efficiency"] == 1 / rows["fedit"]["total_rank"]
+    assert lines["florist"]["metrics"]["loss"]["difference"] is None
+    assert lines["full"]["total_rank"] is lines["full"]["efficiency"] is None
+    assert lines["fedit"]["efficiency"] == 1 / lines["fedit"]["total_rank"]
     with (out / "table.csv").open() as stream:
-        assert [float(row["loss"]) for row in csv.DictReader(stream)] == [
-            row["metrics"]["loss"]["mean"] for row in rows.values()
+        assert [float(line["loss"]) for line in csv.DictReader(stream)] == [
+            line["metrics"]["loss"]["mean"] for line in lines.values()
         ]
     with (out / "cells.csv").open() as stream:
-        assert [float(row["loss"]) for row in csv.DictReader(stream)] == [*losses.values()]
+        assert [float(line["loss"]) for line in csv.DictReader(stream)] == [*losses.values()]
     # A line for each run, and no table.
     assert "6 of 6: full, seed 1: loss " in result.stderr
-    assert [name for name in names(result.stderr) if name in rows] == []
+    assert [name for name in names(result.stderr) if name in lines] == []
     assert "mean ± 95% interval" not in result.stderr
-    # Each row twice, once in either table.
+    # Each line twice, once in either table.
     again = florist("compare", "--resume", out)
-    assert [name for name in names(again.stdout) if name in rows] == [*rows, *rows]
+    assert [name for name in names(again.stdout) if name in lines] == [*lines, *lines]
     assert "against florist" in again.stdout
     assert "mean ± 95% interval" in again.stdout
 
@@ -80,7 +80,7 @@ def test_variants_alone_are_compared_with_the_configuration_as_it_is(
     result = florist("compare", config, "--variant", variant, "--seeds", "7,", "--set", "data.validation_fraction=0.2")
     assert result.returncode == 0, result.stderr
     document = json.loads((tmp_path / "runs" / "compare-config-1" / "table.json").read_text())
-    assert [row["name"] for row in document["rows"]] == ["florist", "[bold] 1"]
+    assert [line["name"] for line in document["rows"]] == ["florist", "[bold] 1"]
     assert document["metric_source"] == "test examples, final adapter"
     assert document["seeds"] == [7]
     other = document["rows"][1]["metrics"]["loss"]
@@ -98,8 +98,8 @@ def test_a_run_that_failed_is_in_the_table_and_in_the_exit_status(florist: Run, 
     assert result.returncode == 1
     assert "wild, seed 0 failed: round 1, the last, had too few usable updates (client_0: " in result.stdout
     assert "2 of 2: wild, seed 0: failed: round 1" in result.stderr
-    florist_row, wild = json.loads((tmp_path / "out" / "table.json").read_text())["rows"]
-    assert florist_row["seeds"] == [0]
+    florist_line, wild = json.loads((tmp_path / "out" / "table.json").read_text())["rows"]
+    assert florist_line["seeds"] == [0]
     assert wild["seeds"] == []
     assert list(wild["failures"]) == ["0"]
 
@@ -176,8 +176,11 @@ def test_interrupted_and_killed_a_comparison_ends_as_if_nothing_had_been(
         file = Path("cells", entry, "seed-0", "adapter", "adapter_model.safetensors")
         assert (out / file).read_bytes() == (whole / file).read_bytes()
     found, expected = (
-        [(row["name"], row["metrics"], row["total_rank"], row["upload_bytes"], row["download_bytes"]) for row in rows]
-        for rows in (json.loads(result.stdout)["rows"] for result in (resumed, uninterrupted))
+        [
+            (line["name"], line["metrics"], line["total_rank"], line["upload_bytes"], line["download_bytes"])
+            for line in lines
+        ]
+        for lines in (json.loads(result.stdout)["rows"] for result in (resumed, uninterrupted))
     )
     assert found == expected
 

@@ -56,25 +56,25 @@ def test_tables_of_every_method_fit_a_narrow_terminal(tmp_path: Path) -> None:
         for name in methods
     ]
     results.append(result("lost", 0, {}, failure="no memory"))
-    rows = summarise(results)
+    lines = summarise(results)
     stream = StringIO()
     console = Console(file=stream, width=80)
-    console.print(cost_table(rows))
-    console.print(quality_table(rows, "florist"))
-    lines = [line.split() for line in stream.getvalue().splitlines() if line.split()]
-    costs = {line[0]: line[1:] for line in lines[2:7]}
+    console.print(cost_table(lines))
+    console.print(quality_table(lines, "florist"))
+    printed = [line.split() for line in stream.getvalue().splitlines() if line.split()]
+    costs = {line[0]: line[1:] for line in printed[2:7]}
     assert costs["florist"] == ["10.0", "10.0", "1.0e-01", "0.00", "0.00", "0.1", "0.1", "0.50", "6.0"]
     assert costs["full"] == costs["florist"][3:]
     assert costs["lost"] == []
     assert "…" not in stream.getvalue()
-    quality = {line[0]: line[1:] for line in lines if line[0] in methods and "±" in line}
+    quality = {line[0]: line[1:] for line in printed if line[0] in methods and "±" in line}
     assert quality["flexlora"] == ["3", "2.300", "±", "0.000", "+0.100", "±", "0.000", "worse"]
     assert quality["florist"] == ["3", "2.200", "±", "0.000"]
-    assert "lost, seed 0 failed: no memory" in notes(rows, tmp_path)
+    assert "lost, seed 0 failed: no memory" in notes(lines, tmp_path)
 
 
 def test_a_metric_of_unknown_direction_has_no_verdict_and_a_note(tmp_path: Path) -> None:
-    rows = summarise(
+    lines = summarise(
         [
             result(name, seed, {"odd/score": len(name) + 0.01 * seed, "loss": 1.0})
             for name in ("florist", "flora")
@@ -82,7 +82,7 @@ def test_a_metric_of_unknown_direction_has_no_verdict_and_a_note(tmp_path: Path)
         ]
     )
     stream = StringIO()
-    Console(file=stream, width=100).print(quality_table(rows, "florist"))
-    lines = [" ".join(line.split()) for line in stream.getvalue().splitlines()]
-    assert "flora 2 5.005 ± 0.064 -2.000 ± 0.000 1.000 ± 0.000 +0.000 ± 0.000 tied" in lines
-    assert notes(rows, tmp_path)[0] == "odd/score: nobody says which way it gets better, so that there is no verdict"
+    Console(file=stream, width=100).print(quality_table(lines, "florist"))
+    printed = [" ".join(line.split()) for line in stream.getvalue().splitlines()]
+    assert "flora 2 5.005 ± 0.064 -2.000 ± 0.000 1.000 ± 0.000 +0.000 ± 0.000 tied" in printed
+    assert notes(lines, tmp_path)[0] == "odd/score: nobody says which way it gets better, so that there is no verdict"

@@ -137,10 +137,12 @@ def test_which_way_a_benchmark_gets_better_is_what_its_run_says(played: Comparis
         )
         lower_is_better = {**run.tested.lower_is_better, **harness.lower_is_better}
         run.save_tested(FinalTest({**run.tested.metrics, **harness}, lower_is_better))
-    rows = {row.name: row for row in summarise([read_result(directory, cell) for cell in directory.comparison.cells])}
-    assert rows["flora"].metrics["crows_pairs_english/pct_stereotype"].verdict is Verdict.WORSE
-    assert rows["flora"].metrics["crows_pairs_english/odd"].verdict is None
-    assert rows["flora"].metrics["loss"].lower_is_better
+    lines = {
+        line.name: line for line in summarise([read_result(directory, cell) for cell in directory.comparison.cells])
+    }
+    assert lines["flora"].metrics["crows_pairs_english/pct_stereotype"].verdict is Verdict.WORSE
+    assert lines["flora"].metrics["crows_pairs_english/odd"].verdict is None
+    assert lines["flora"].metrics["loss"].lower_is_better
 
 
 def test_a_comparison_that_is_over_plays_nothing_again(played: ComparisonDirectory) -> None:

@@ -3,19 +3,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from florist.comparison.intervals import estimate
-from florist.comparison.summary import Row, Verdict, reference, summarise
+from florist.comparison.summary import Line, Verdict, reference, summarise
 from florist.rounds import Trained
 
 from .made import a_round, result
 
 
-def by_name(rows: list[Row]) -> dict[str, Row]:
-    return {row.name: row for row in rows}
+def by_name(lines: list[Line]) -> dict[str, Line]:
+    return {line.name: line for line in lines}
 
 
 def test_differences_are_taken_within_a_seed() -> None:
     # Seeds differ by far more than methods do: unpaired, nothing could be told apart.
-    rows = by_name(
+    lines = by_name(
         summarise(
             [
                 result(name, seed, {"loss": float(seed) + offset + wobble})
@@ -24,13 +24,13 @@ def test_differences_are_taken_within_a_seed() -> None:
             ]
         )
     )
-    measured = rows["fedit"].metrics["loss"]
+    measured = lines["fedit"].metrics["loss"]
     assert measured.value.half_width is not None
     assert measured.value.half_width > 2
     assert measured.difference == estimate([0.1, 1.101 - 1.0, 2.099 - 2.0])
     assert measured.verdict is Verdict.WORSE
-    assert rows["florist"].metrics["loss"].difference is None
-    assert rows["florist"].metrics["loss"].verdict is None
+    assert lines["florist"].metrics["loss"].difference is None
+    assert lines["florist"].metrics["loss"].verdict is None
 
 
 @pytest.mark.parametrize(
@@ -79,15 +79,15 @@ def test_runs_that_contradict_each_other_give_no_verdict() -> None:
 
 
 def test_one_seed_has_a_difference_and_no_verdict() -> None:
-    rows = by_name(summarise([result("florist", 0, {"loss": 1.0}), result("flora", 0, {"loss": 0.5})]))
-    measured = rows["flora"].metrics["loss"]
+    lines = by_name(summarise([result("florist", 0, {"loss": 1.0}), result("flora", 0, {"loss": 0.5})]))
+    measured = lines["flora"].metrics["loss"]
     assert measured.difference is not None
     assert (measured.difference.mean, measured.difference.half_width) == (-0.5, None)
     assert measured.verdict is None
 
 
 def test_failed_runs_count_neither_in_means_nor_in_pairs() -> None:
-    rows = by_name(
+    lines = by_name(
         summarise(
             [
                 result("florist", 0, {"loss": 1.0}),
@@ -99,53 +99,53 @@ def test_failed_runs_count_neither_in_means_nor_in_pairs() -> None:
             ]
         )
     )
-    assert (rows["florist"].seeds, rows["florist"].failures) == ((0, 2), {1: "diverged"})
-    assert rows["florist"].metrics["loss"].value == estimate([1.0, 1.0])
-    assert rows["flora"].metrics["loss"].value == estimate([2.0, 4.0, 3.0])
-    assert rows["flora"].metrics["loss"].difference == estimate([1.0, 2.0])
+    assert (lines["florist"].seeds, lines["florist"].failures) == ((0, 2), {1: "diverged"})
+    assert lines["florist"].metrics["loss"].value == estimate([1.0, 1.0])
+    assert lines["flora"].metrics["loss"].value == estimate([2.0, 4.0, 3.0])
+    assert lines["flora"].metrics["loss"].difference == estimate([1.0, 2.0])
 
 
-def test_an_entry_whose_runs_all_failed_keeps_its_row() -> None:
-    rows = by_name(summarise([result("florist", 0, {"loss": 1.0}), result("flora", 0, {}, failure="no memory")]))
-    assert rows["flora"].failures == {0: "no memory"}
-    assert rows["flora"].metrics == {}
-    assert rows["flora"].total_rank is rows["flora"].upload_bytes is rows["flora"].client_seconds is None
+def test_an_entry_whose_runs_all_failed_keeps_its_line() -> None:
+    lines = by_name(summarise([result("florist", 0, {"loss": 1.0}), result("flora", 0, {}, failure="no memory")]))
+    assert lines["flora"].failures == {0: "no memory"}
+    assert lines["flora"].metrics == {}
+    assert lines["flora"].total_rank is lines["flora"].upload_bytes is lines["flora"].client_seconds is None
 
 
 def test_a_reference_that_failed_leaves_the_others_without_differences() -> None:
-    rows = by_name(summarise([result("florist", 0, {}, failure="no memory"), result("flora", 0, {"loss": 1.0})]))
-    assert rows["flora"].metrics["loss"].value.mean == 1.0
-    assert rows["flora"].metrics["loss"].difference is None
+    lines = by_name(summarise([result("florist", 0, {}, failure="no memory"), result("flora", 0, {"loss": 1.0})]))
+    assert lines["flora"].metrics["loss"].value.mean == 1.0
+    assert lines["flora"].metrics["loss"].difference is None
 
 
 def test_costs_of_a_run_and_of_a_client_in_a_round() -> None:
     records = (a_round(1, {}), a_round(2, {"loss": 1.0}, total_rank=20, clients=1, dropped=1))
-    (row,) = summarise([result("florist", 0, {"loss": 1.0}, records=records)])
-    assert (row.total_rank, row.last_total_rank, row.efficiency) == (15.0, 20.0, 1 / 15)
-    assert (row.upload_bytes, row.download_bytes) == (300.0, 200.0)
-    assert (row.client_upload_bytes, row.client_download_bytes) == (75.0, 50.0)
-    assert (row.server_seconds, row.client_seconds) == (1.0, 9.0)
+    (line,) = summarise([result("florist", 0, {"loss": 1.0}, records=records)])
+    assert (line.total_rank, line.last_total_rank, line.efficiency) == (15.0, 20.0, 1 / 15)
+    assert (line.upload_bytes, line.download_bytes) == (300.0, 200.0)
+    assert (line.client_upload_bytes, line.client_download_bytes) == (75.0, 50.0)
+    assert (line.server_seconds, line.client_seconds) == (1.0, 9.0)
 
 
 def test_a_method_that_sends_one_half_is_twice_as_efficient_as_the_paper_counts() -> None:
-    rows = by_name(summarise([result("fedit", 0, {}), result("ffa", 0, {}, sent=Trained.B)]))
-    assert (rows["fedit"].total_rank, rows["fedit"].efficiency) == (15.0, 1 / 15)
-    assert (rows["ffa"].total_rank, rows["ffa"].efficiency) == (15.0, 2 / 15)
+    lines = by_name(summarise([result("fedit", 0, {}), result("ffa", 0, {}, sent=Trained.B)]))
+    assert (lines["fedit"].total_rank, lines["fedit"].efficiency) == (15.0, 1 / 15)
+    assert (lines["ffa"].total_rank, lines["ffa"].efficiency) == (15.0, 2 / 15)
 
 
 def test_rounds_that_changed_nothing_have_no_rank_and_are_counted() -> None:
     records = (a_round(1, {}, total_rank=30), a_round(2, {}, aggregated=False), a_round(3, {"loss": 1.0}))
-    (row,) = summarise([result("florist", 0, {"loss": 1.0}, records=records)])
-    assert (row.total_rank, row.last_total_rank, row.lost_rounds) == (20.0, 10.0, 1)
+    (line,) = summarise([result("florist", 0, {"loss": 1.0}, records=records)])
+    assert (line.total_rank, line.last_total_rank, line.lost_rounds) == (20.0, 10.0, 1)
 
 
 def test_a_method_without_ranks_has_none() -> None:
-    (row,) = summarise([result("full", 0, {"loss": 1.0}, records=(a_round(1, {"loss": 1.0}, with_ranks=False),))])
-    assert row.total_rank is row.last_total_rank is row.efficiency is None
+    (line,) = summarise([result("full", 0, {"loss": 1.0}, records=(a_round(1, {"loss": 1.0}, with_ranks=False),))])
+    assert line.total_rank is line.last_total_rank is line.efficiency is None
 
 
 def test_validation_is_summarised_beside_the_test() -> None:
-    rows = by_name(
+    lines = by_name(
         summarise(
             [
                 result(name, seed, {"loss": 1.0}, validation={"loss": value + 0.1 * seed * value})
@@ -154,9 +154,9 @@ def test_validation_is_summarised_beside_the_test() -> None:
             ]
         )
     )
-    assert rows["flora"].metrics["loss"].verdict is Verdict.TIED
-    assert rows["flora"].validation["loss"].value == estimate([1.0, 1.1])
-    assert rows["flora"].validation["loss"].difference == estimate([-1.0, 1.1 - 2.2])
+    assert lines["flora"].metrics["loss"].verdict is Verdict.TIED
+    assert lines["flora"].validation["loss"].value == estimate([1.0, 1.1])
+    assert lines["flora"].validation["loss"].difference == estimate([-1.0, 1.1 - 2.2])
 
 
 def test_the_reference_is_florist_or_the_first() -> None:
@@ -166,10 +166,10 @@ def test_the_reference_is_florist_or_the_first() -> None:
 
 @given(st.permutations([(name, seed) for name in ("fedit", "florist", "flora") for seed in range(3)]))
 def test_the_order_of_the_results_changes_no_number(order: list[tuple[str, int]]) -> None:
-    def rows(cells: list[tuple[str, int]]) -> dict[str, Row]:
+    def lines(cells: list[tuple[str, int]]) -> dict[str, Line]:
         return by_name(summarise([result(name, seed, {"loss": len(name) / (seed + 1)}) for name, seed in cells]))
 
-    found, expected = rows(order), rows(sorted(order))
-    for name, row in expected.items():
-        assert found[name].metrics["loss"].verdict is row.metrics["loss"].verdict
-        assert found[name].metrics["loss"].value.mean == pytest.approx(row.metrics["loss"].value.mean)
+    found, expected = lines(order), lines(sorted(order))
+    for name, line in expected.items():
+        assert found[name].metrics["loss"].verdict is line.metrics["loss"].verdict
+        assert found[name].metrics["loss"].value.mean == pytest.approx(line.metrics["loss"].value.mean)

@@ -42,12 +42,12 @@ def test_files_hold_what_was_measured_and_are_strict(tmp_path: Path) -> None:
         ("full", 1, {}),
     ]
     with (tmp_path / "table.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
-    assert [(row["entry"], row["seeds"], row["failed"], row["loss"]) for row in rows] == [
+        lines = list(csv.DictReader(stream))
+    assert [(line["entry"], line["seeds"], line["failed"], line["loss"]) for line in lines] == [
         ("full", "0", "1", "1.0"),
         ("florist", "0 1", "0", "1.6"),
     ]
-    assert (rows[0]["total_rank"], rows[0]["loss_difference"], rows[0]["loss_difference_low"]) == ("", "-0.5", "")
+    assert (lines[0]["total_rank"], lines[0]["loss_difference"], lines[0]["loss_difference_low"]) == ("", "-0.5", "")
     with (tmp_path / "cells.csv").open() as stream:
         lines = list(csv.DictReader(stream))
     assert [(line["entry"], line["seed"], line["round"], line["total_rank"]) for line in lines] == [
@@ -67,4 +67,4 @@ def test_an_entry_that_failed_first_does_not_hide_the_columns_of_the_others(tmp_
     results = [result("fedit", 0, {}, failure="no memory"), result("flora", 0, {"loss": 2.0})]
     write_tables(directory, comparison_document(directory, "", summarise(results), results), results)
     with (tmp_path / "table.csv").open() as stream:
-        assert [row["loss"] for row in csv.DictReader(stream)] == ["", "2.0"]
+        assert [line["loss"] for line in csv.DictReader(stream)] == ["", "2.0"]

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from florist.aggregation import Florist
 from florist.config import Config
 from florist.config.building import _loras, build, load
-from florist.config.splits import read_splits, who_holds_what
+from florist.config.splits import read_splits, who_has_which
 from florist.config.tasks import RecentEncodings
 from florist.data import IGNORED, EncodedExamples
 from florist.errors import ConfigurationError, DataError, MissingInputError, ModelError, UnsupportedHardwareError
@@ -588,23 +588,23 @@ def test_shards_of_a_field(tmp_path: Path) -> None:
     assert all(len(own) == 2 for own in topics(held))
 
 
-def test_who_holds_what_is_counted_by_the_field_that_divides(tmp_path: Path) -> None:
+def test_who_has_which_is_counted_by_the_field_that_divides(tmp_path: Path) -> None:
     topical(tmp_path / "all.json", "x", "y")
     data = {"train": "all.json", "partition": "by-field", "partition_field": "topic", "test_fraction": 0.1}
     configured = config(tmp_path, data=data)
-    found = who_holds_what(configured, read_splits(configured))
+    found = who_has_which(configured, read_splits(configured))
     assert found is not None
     assert (found.clients, found.labels, found.counts) == (("x", "y"), ("x", "y"), ((9, 0), (0, 9)))
 
 
 def test_given_clients_are_counted_by_category_where_they_have_one(toy_data: Path, tmp_path: Path) -> None:
     configured = config(toy_data, data={"test": "test.json"})
-    found = who_holds_what(configured, read_splits(configured))
+    found = who_has_which(configured, read_splits(configured))
     assert found is not None
     assert found.counts == ((4, 4, 4), (8, 8, 8))
     write(tmp_path / "client_0.json", rows(1, 2, 3))
     configured = config(tmp_path)
-    assert who_holds_what(configured, read_splits(configured)) is None
+    assert who_has_which(configured, read_splits(configured)) is None
 
 
 # --- each client its own training

@@ -40,7 +40,7 @@ def read(folder: Path, aggregation: str = "", *layers: Sequence[str]) -> Config:
     return read_config(file, *layers)
 
 
-# --- the records
+# --- the entries
 
 
 @every_method
@@ -53,7 +53,7 @@ def test_a_record_makes_an_aggregator_that_is_a_public_name(method: Method) -> N
 
 def test_every_method_is_a_row_of_the_table_that_all_methods_are_tested_by() -> None:
     made = {name: type(make_aggregator(AggregationSection(method=name), 8)) for name in METHODS}
-    assert {name: type(row.aggregator) for name, row in ALL.items()} == made
+    assert {name: type(case.aggregator) for name, case in ALL.items()} == made
 
 
 @every_method

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from florist.config import Config
-from florist.config.splits import read_splits, who_holds_what
+from florist.config.splits import read_splits, who_has_which
 from florist.data import DOLLY, IGNORED, CausalLmEncoder, InstructionPrompt, alpaca_prompt, recognise
 
 FOLDER = Path(__file__).parents[3] / "shared" / "data" / "dolly8"
@@ -23,7 +23,7 @@ def config(**data: object) -> Config:
 def test_the_given_clients_are_counted_by_category() -> None:
     configured = config()
     splits = read_splits(configured)
-    found = who_holds_what(configured, splits)
+    found = who_has_which(configured, splits)
     assert found is not None
     assert [sum(counts) for counts in found.counts] == [1579, 685, 3775, 1830, 2152, 1776, 2531, 607]
     assert len(found.labels) == CATEGORIES
@@ -32,7 +32,7 @@ def test_the_given_clients_are_counted_by_category() -> None:
 
 def test_a_category_may_be_a_client() -> None:
     configured = config(partition="by-field", partition_field="category", validation_fraction=0.1)
-    found = who_holds_what(configured, read_splits(configured))
+    found = who_has_which(configured, read_splits(configured))
     assert found is not None
     assert found.clients == found.labels
     assert all(

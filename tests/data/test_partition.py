@@ -205,7 +205,7 @@ def test_by_field_deals_round_in_the_order_of_the_values() -> None:
     assert by_field(["c", "a", "b", "a", "d"], 2) == [[0, 1, 3], [2, 4]]
 
 
-def test_counting_labels_shows_who_holds_what() -> None:
+def test_counting_labels_shows_who_has_which() -> None:
     found = count_labels({"x": ["b", "a", "b"], "y": [], "z": ["c", None]})
     assert found.clients == ("x", "y", "z")
     assert found.labels == ("None", "a", "b", "c")

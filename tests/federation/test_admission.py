@@ -56,7 +56,7 @@ def test_factors_that_are_no_ordinary_floats_are_dropped(dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.float64])
-def test_whole_parameters_of_another_dtype_are_dropped(dtype: torch.dtype) -> None:
+def test_saved_parameters_of_another_dtype_are_dropped(dtype: torch.dtype) -> None:
     heads = [torch.ones(3), torch.ones(3, dtype=dtype)]
     sent = [replace(u, saved_parameters={"head": head}) for u, head in zip(honest()[:2], heads, strict=True)]
     closed = rules(Florist(EnergyThreshold(0.9))).close_round(ServerState.initial({"head": torch.zeros(3)}), sent)

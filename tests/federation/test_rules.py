@@ -119,7 +119,7 @@ def test_a_late_joiner_gets_one_adapter_no_larger_than_what_it_missed() -> None:
         assert relative_error(dense(catch_up.adapter, module), dense(state.cumulative, module)) < 1e-12
 
 
-def test_whole_parameters_come_with_the_download_of_a_new_client() -> None:
+def test_saved_parameters_come_with_the_download_of_a_new_client() -> None:
     head = {"head.weight": torch.ones(3)}
     federation, state = rules(), ServerState.initial(head)
     assert federation.download(state, "client_0").nbytes == 12

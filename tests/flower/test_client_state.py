@@ -209,7 +209,7 @@ def test_the_same_download_twice_is_taken_once() -> None:
     assert once.after(instruction, SHAPES) is once
 
 
-def test_whole_parameters_are_kept_until_others_come() -> None:
+def test_saved_parameters_are_kept_until_others_come() -> None:
     talk = Conversation(rules(), ServerState.initial({"head": torch.ones(2)}))
     talk.attend()
     assert torch.equal(talk.client_state.saved_parameters["head"], torch.ones(2))

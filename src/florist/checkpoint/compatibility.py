@@ -159,7 +159,7 @@ def _unlike_parameters(adapters: Sequence[SavedAdapter], *, average_full: bool) 
         if expected != found:
             differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
             problems.append(
-                f"{adapter.path} and {first.path} do not hold the same whole parameters "
+                f"{adapter.path} and {first.path} do not hold the same saved parameters "
                 f"({', '.join(f'{name}: {found.get(name)} and {expected.get(name)}' for name in differing)}), of "
                 "which there is no mean; combine adapters that were trained alike"
             )

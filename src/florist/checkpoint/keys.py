@@ -57,13 +57,13 @@ class AdapterKeys:
 
     Attributes:
         modules: the names of each module's tensors, by the module's name without the prefix.
-        whole: the saved parameters, name in the model -> name in the file.
+        saved_parameters: the saved parameters, name in the model -> name in the file.
         frozen: copies of base weights, name in the model -> name in the file.
-        tied: the names in `whole` that repeat a saved embedding, because the base model ties them to it.
+        tied: the names in `saved_parameters` that repeat a saved embedding, because the base model ties them to it.
     """
 
     modules: Mapping[str, ModuleKeys]
-    whole: Mapping[str, str]
+    saved_parameters: Mapping[str, str]
     frozen: Mapping[str, str]
     tied: tuple[str, ...]
 
@@ -92,7 +92,7 @@ def sort_keys(
         UnsupportedAdapterError: a name belongs to a variant of LoRA.
     """
     halves: dict[str, dict[str, str]] = {}
-    whole: dict[str, str] = {}
+    saved: dict[str, str] = {}
     frozen: dict[str, str] = {}
     unnamed: dict[str, str] = {}
     problems: list[str] = []
@@ -108,16 +108,16 @@ def sort_keys(
                 problems.append(f"{key} is the second {half} of {module}: a file must hold one adapter")
         elif owner(name, modules_to_save) is not None:
             if not _is_copy_of_saved_bias(name, shapes):
-                whole[name] = key
+                saved[name] = key
         elif name.endswith(TRAINED_ROWS):
-            whole[name] = key
+            saved[name] = key
         elif biases and name.endswith(".bias"):
-            whole[name.replace(".base_layer.", ".")] = key
+            saved[name.replace(".base_layer.", ".")] = key
         elif name.endswith(".base_layer.weight"):
             frozen[name.replace(".base_layer.", ".")] = key
         else:
             unnamed[name] = key
-    embeddings = {shapes[key] for name, key in whole.items() if _is_embedding(name)} if ties_embeddings else set()
+    embeddings = {shapes[key] for name, key in saved.items() if _is_embedding(name)} if ties_embeddings else set()
     tied = {name: key for name, key in unnamed.items() if _is_embedding(name) and shapes[key] in embeddings}
     problems += [_unknown(key) for name, key in unnamed.items() if name not in tied]
     modules, incomplete = _pairs(halves)
@@ -129,7 +129,7 @@ def sort_keys(
             f"expected the tensors of one complete LoRA adapter in {path}, but {'; '.join(problems)}; save the "
             "adapter again with save_pretrained()"
         )
-    return AdapterKeys(modules, dict(sorted({**whole, **tied}.items())), frozen, tuple(tied))
+    return AdapterKeys(modules, dict(sorted({**saved, **tied}.items())), frozen, tuple(tied))
 
 
 def owner(name: str, modules_to_save: Collection[str]) -> str | None:
@@ -182,7 +182,7 @@ def _is_embedding(parameter: str) -> bool:
 def _unknown(key: str) -> str:
     if key.endswith((".weight", ".bias")) and ".lora_" not in key:
         return (
-            f"{key} is a whole parameter that the config does not name: if it was trained, add its module to "
+            f"{key} is a saved parameter that the config does not name: if it was trained, add its module to "
             "modules_to_save in adapter_config.json; if PEFT added it because the vocabulary was resized, save the "
             "adapter with save_embedding_layers=False and share the resized base model"
         )

@@ -180,7 +180,7 @@ def open_adapter(path: Path, *, allow_pickle: bool = False) -> SavedAdapter:
             trainable_token_indices=settings.trainable_token_indices,
             tied_parameters=keys.tied,
         ),
-        saved_parameters=_parameters(file, keys.whole),
+        saved_parameters=_parameters(file, keys.saved_parameters),
         additive=LazyTensors(
             {name: (modules[name].spec.out_features,) for name in biases}, lambda name: biases[name]()
         ),

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from florist.cli.output import plain_table
 from florist.cli.summaries import number
-from florist.comparison.summary import Measured, Row, Verdict
+from florist.comparison.summary import Line, Measured, Verdict
 
 QUALITY = "metrics on the {source}: mean ± 95% interval over seeds; differences are paired by seed"
 COST = "cost: total rank of a broadcast; MB of a run, KB of a client in a round, seconds of a run; means over seeds"
@@ -16,56 +16,56 @@ COST = "cost: total rank of a broadcast; MB of a run, KB of a client in a round,
 _STYLES = {Verdict.BETTER: "green", Verdict.WORSE: "red", Verdict.TIED: "dim"}
 
 
-def quality_table(rows: Sequence[Row], reference: str) -> Table:
+def quality_table(lines: Sequence[Line], reference: str) -> Table:
     """The metrics of every entry, and their paired differences to the reference."""
-    metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    metrics = list(dict.fromkeys(name for line in lines for name in line.metrics))
     heads: list[str] = []
     for name in metrics:
         heads += [name.replace("_", " "), f"against {reference}"]
     table = _empty_table("seeds", *heads)
-    for row in rows:
+    for line in lines:
         cells: list[Text | str] = []
         for name in metrics:
-            measured = row.metrics.get(name)
+            measured = line.metrics.get(name)
             cells += [_estimate(measured), _difference(measured)]
-        runs = f"{len(row.seeds)}" + (f", {len(row.failures)} failed" if row.failures else "")
-        table.add_row(Text(row.name), runs, *cells)
+        runs = f"{len(line.seeds)}" + (f", {len(line.failures)} failed" if line.failures else "")
+        table.add_row(Text(line.name), runs, *cells)
     return table
 
 
-def cost_table(rows: Sequence[Row]) -> Table:
+def cost_table(lines: Sequence[Line]) -> Table:
     """What every entry sent and computed."""
     heads = ("rank", "last", "effic.", "MB up", "MB down", "KB up", "KB down", "server", "clients")
     table = _empty_table(*heads)
-    for row in rows:
+    for line in lines:
         table.add_row(
-            Text(row.name),
-            _cost(row.total_rank, 1, ".1f"),
-            _cost(row.last_total_rank, 1, ".1f"),
-            _cost(row.efficiency, 1, ".1e"),
-            _cost(row.upload_bytes, 1e6, ".2f"),
-            _cost(row.download_bytes, 1e6, ".2f"),
-            _cost(row.client_upload_bytes, 1e3, ".1f"),
-            _cost(row.client_download_bytes, 1e3, ".1f"),
-            _cost(row.server_seconds, 1, ".2f"),
-            _cost(row.client_seconds, 1, ".1f"),
+            Text(line.name),
+            _cost(line.total_rank, 1, ".1f"),
+            _cost(line.last_total_rank, 1, ".1f"),
+            _cost(line.efficiency, 1, ".1e"),
+            _cost(line.upload_bytes, 1e6, ".2f"),
+            _cost(line.download_bytes, 1e6, ".2f"),
+            _cost(line.client_upload_bytes, 1e3, ".1f"),
+            _cost(line.client_download_bytes, 1e3, ".1f"),
+            _cost(line.server_seconds, 1, ".2f"),
+            _cost(line.client_seconds, 1, ".1f"),
         )
     return table
 
 
-def notes(rows: Sequence[Row], path: Path) -> list[str]:
+def notes(lines: Sequence[Line], path: Path) -> list[str]:
     """Say what the tables do not show, and where everything is."""
-    found = [f"{row.name}, seed {seed} failed: {reason}" for row in rows for seed, reason in row.failures.items()]
+    found = [f"{line.name}, seed {seed} failed: {reason}" for line in lines for seed, reason in line.failures.items()]
     unknown = {
-        name for row in rows for name, one in row.metrics.items() if one.difference and one.lower_is_better is None
+        name for line in lines for name, one in line.metrics.items() if one.difference and one.lower_is_better is None
     }
     found += [f"{name}: nobody says which way it gets better, so that there is no verdict" for name in sorted(unknown)]
     found += [
-        f"{row.name}: {row.lost_rounds} rounds had too few usable updates and changed nothing"
-        for row in rows
-        if row.lost_rounds
+        f"{line.name}: {line.lost_rounds} rounds had too few usable updates and changed nothing"
+        for line in lines
+        if line.lost_rounds
     ]
-    if any(row.failures for row in rows):
+    if any(line.failures for line in lines):
         found.append(f"what broke off can be tried again: florist compare --resume {path}")
     return [*found, f"tables in {path}/table.csv, table.json and cells.csv; every run in {path}/cells"]
 

@@ -86,12 +86,12 @@ def play_comparison(directory: ComparisonDirectory, jobs: int, progress: Progres
 
 def report(directory: ComparisonDirectory, results: Sequence[CellResult], output: Output) -> bool:
     """Write and print the tables; return whether a run failed."""
-    rows = summarise(results)
+    lines = summarise(results)
     source = metric_source(directory.config(directory.comparison.cells[0]))
-    whole = comparison_document(directory, source, rows, results)
+    whole = comparison_document(directory, source, lines, results)
     write_tables(directory, whole, results)
-    output.table(quality_table(rows, reference([row.name for row in rows])), heading=QUALITY.format(source=source))
-    output.table(cost_table(rows), heading=COST)
-    output.lines(*notes(rows, directory.path))
+    output.table(quality_table(lines, reference([line.name for line in lines])), heading=QUALITY.format(source=source))
+    output.table(cost_table(lines), heading=COST)
+    output.lines(*notes(lines, directory.path))
     output.document(whole)
-    return any(row.failures for row in rows)
+    return any(line.failures for line in lines)

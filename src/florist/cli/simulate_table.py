@@ -13,14 +13,14 @@ _SHADES = " ░▒▓█"
 _MOST_CLIENTS = 32
 
 
-def holdings_table(counted: LabelCounts) -> Table:
-    """Who holds what: a line a client, a column a label; the shade is the label's share of the client's examples."""
+def examples_table(counted: LabelCounts) -> Table:
+    """Who has which examples: a line a client, a column a label; the shade is the label's share of the client's examples."""
     table = plain_table("examples of", *counted.labels, "all")
     for column in table.columns[1:]:
         column.overflow, column.max_width = "ellipsis", 12
     for client, counts in list(zip(counted.clients, counted.counts, strict=True))[:_MOST_CLIENTS]:
         total = sum(counts)
-        # Rounded up: whatever a client holds is to be seen.
+        # Rounded up: whatever a client has is to be seen.
         shades = [_SHADES[min(4, -(-4 * count // total))] if count else _SHADES[0] for count in counts]
         cells = [f"{count} {shade}" if count else "" for count, shade in zip(counts, shades, strict=True)]
         table.add_row(client, *cells, str(total))

@@ -11,7 +11,7 @@ from florist.cli.libraries import load_training_libraries
 from florist.cli.output import Output
 from florist.cli.progress import Progress
 from florist.cli.simulate_progress import RoundsProgress
-from florist.cli.simulate_table import holdings_table, rounds_table, totals
+from florist.cli.simulate_table import examples_table, rounds_table, totals
 from florist.config.reading import read_config, to_toml
 from florist.config.resuming import IN_ONE_PROCESS, require_resumable
 from florist.config.sections import Config
@@ -93,14 +93,14 @@ def report(run: RunDirectory, output: Output) -> None:
 def _built(config: Config, output: Output) -> "Simulation":
     load_training_libraries("simulate")
     from florist.config.building import build  # noqa: PLC0415  # needs these libraries
-    from florist.config.splits import read_splits, who_holds_what  # noqa: PLC0415
+    from florist.config.splits import read_splits, who_has_which  # noqa: PLC0415
 
     splits = read_splits(config)
     simulation = build(config, splits)
     # Only now: a configuration that is refused gets one line.
-    counted = who_holds_what(config, splits)
+    counted = who_has_which(config, splits)
     if counted is not None:
-        output.status_table(holdings_table(counted))
+        output.status_table(examples_table(counted))
     return simulation
 
 

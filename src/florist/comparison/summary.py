@@ -47,7 +47,7 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Line:
     """The summary of an entry, without its failed runs.
 
     Attributes:
@@ -92,7 +92,7 @@ def reference(entries: Sequence[str]) -> str:
     return FAVOURITE if FAVOURITE in entries else entries[0]
 
 
-def summarise(results: Sequence[CellResult]) -> list[Row]:
+def summarise(results: Sequence[CellResult]) -> list[Line]:
     """Summarise every entry, in the order of the results.
 
     Differences are paired: runs of one seed have the same examples, participants and batches, so that the difference
@@ -106,15 +106,15 @@ def summarise(results: Sequence[CellResult]) -> list[Row]:
         by_entry.setdefault(result.cell.entry.name, []).append(result)
     compared_with = reference(list(by_entry))
     return [
-        _row(name, some, by_entry[compared_with] if name != compared_with else []) for name, some in by_entry.items()
+        _line(name, some, by_entry[compared_with] if name != compared_with else []) for name, some in by_entry.items()
     ]
 
 
-def _row(name: str, results: Sequence[CellResult], compared_with: Sequence[CellResult]) -> Row:
+def _line(name: str, results: Sequence[CellResult], compared_with: Sequence[CellResult]) -> Line:
     played = [result for result in results if result.failure is None]
     others = [result for result in compared_with if result.failure is None]
     total_rank = _mean(played, lambda result: result.rank_of_a_round)
-    return Row(
+    return Line(
         name=name,
         method=results[0].method,
         seeds=tuple(result.cell.seed for result in played),

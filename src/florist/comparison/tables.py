@@ -9,17 +9,17 @@ from typing import Any
 from florist.comparison.directory import ComparisonDirectory
 from florist.comparison.intervals import Estimate
 from florist.comparison.results import CellResult
-from florist.comparison.summary import Measured, Row, reference
+from florist.comparison.summary import Line, Measured, reference
 from florist.config import Config
 from florist.files import strict_json
 from florist.files.outputs import replace_file
 
 _COLUMNS = tuple(
     field.name
-    for field in fields(Row)
+    for field in fields(Line)
     if field.name not in {"name", "method", "seeds", "failures", "metrics", "validation"}
 )
-"""The attributes of a `Row` that are one number each."""
+"""The attributes of a `Line` that are one number each."""
 
 
 def metric_source(config: Config) -> str:
@@ -30,16 +30,16 @@ def metric_source(config: Config) -> str:
 
 
 def comparison_document(
-    directory: ComparisonDirectory, source: str, rows: Sequence[Row], results: Sequence[CellResult]
+    directory: ComparisonDirectory, source: str, lines: Sequence[Line], results: Sequence[CellResult]
 ) -> dict[str, Any]:
     """Put the whole comparison into one JSON document, without NaN."""
     return {
         "comparison": str(directory.path),
-        "reference": reference([row.name for row in rows]),
+        "reference": reference([line.name for line in lines]),
         "metric_source": source,
         "seeds": list(directory.comparison.seeds),
         "threads": directory.comparison.threads,
-        "rows": [_row(row) for row in rows],
+        "rows": [_summary(line) for line in lines],
         "cells": [_cell(directory, result) for result in results],
     }
 
@@ -53,20 +53,20 @@ def write_tables(directory: ComparisonDirectory, whole: Mapping[str, Any], resul
         results: the results of all cells.
     """
     replace_file(directory.path / "table.json", strict_json.encode(whole, indent=2) + "\n")
-    replace_file(directory.path / "table.csv", _csv([_flat(row) for row in whole["rows"]]))
+    replace_file(directory.path / "table.csv", _csv([_flat(line) for line in whole["rows"]]))
     lines = [_line(result, number) for result in results for number in range(len(result.records))]
     replace_file(directory.path / "cells.csv", _csv(lines))
 
 
-def _row(row: Row) -> dict[str, Any]:
+def _summary(line: Line) -> dict[str, Any]:
     return {
-        "name": row.name,
-        "method": row.method,
-        "seeds": list(row.seeds),
-        "failures": {str(seed): reason for seed, reason in row.failures.items()},
-        "metrics": {name: _measured(measured) for name, measured in row.metrics.items()},
-        "validation": {name: _measured(measured) for name, measured in row.validation.items()},
-        **{name: getattr(row, name) for name in _COLUMNS},
+        "name": line.name,
+        "method": line.method,
+        "seeds": list(line.seeds),
+        "failures": {str(seed): reason for seed, reason in line.failures.items()},
+        "metrics": {name: _measured(measured) for name, measured in line.metrics.items()},
+        "validation": {name: _measured(measured) for name, measured in line.validation.items()},
+        **{name: getattr(line, name) for name in _COLUMNS},
     }
 
 
@@ -99,19 +99,19 @@ def _cell(directory: ComparisonDirectory, result: CellResult) -> dict[str, Any]:
     }
 
 
-def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(line: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {
-        "entry": row["name"],
-        "method": row["method"],
-        "seeds": " ".join(map(str, row["seeds"])),
-        "failed": len(row["failures"]),
+        "entry": line["name"],
+        "method": line["method"],
+        "seeds": " ".join(map(str, line["seeds"])),
+        "failed": len(line["failures"]),
     }
-    for name, measured in row["metrics"].items():
+    for name, measured in line["metrics"].items():
         difference = measured["difference"] or {}
         flat |= {f"{name}{end}": measured[key] for end, key in _ENDS.items()}
         flat |= {f"{name}_difference{end}": difference.get(key) for end, key in _ENDS.items()}
         flat[f"{name}_verdict"] = measured["verdict"]
-    return flat | {name: row[name] for name in _COLUMNS}
+    return flat | {name: line[name] for name in _COLUMNS}
 
 
 _ENDS = {"": "mean", "_low": "low", "_high": "high"}

@@ -1,6 +1,6 @@
 """The one table of aggregation methods, and beside it the starts of local adapters and the rank rules.
 
-A method is one record of `METHODS`. Everything that knows methods by name derives it from there: the configuration, the
+A method is one entry of `METHODS`. Everything that knows methods by name derives it from there: the configuration, the
 commands with their help and refusals, and the table in ``docs/methods.md``. The table can be read without torch, which
 is loaded when an object is made.
 """

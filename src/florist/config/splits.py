@@ -98,7 +98,7 @@ def read_held_out(config: Config) -> Splits:
     return Splits({}, validation, read_examples(Path(data.path, data.test)))
 
 
-def who_holds_what(config: Config, splits: Splits) -> LabelCounts | None:
+def who_has_which(config: Config, splits: Splits) -> LabelCounts | None:
     """Count the training examples of every client by the field that makes clients unlike.
 
     The field is that of the partition, or else that of the class, or else Dolly's ``category``. The result is None

@@ -1,4 +1,4 @@
-"""Examples on their way from JSON files to tokens: their shapes, their prompts, their labels, and who holds them."""
+"""Examples on their way from JSON files to tokens: their shapes, prompts and labels, and which client has which."""
 
 from florist.data.causal_lm import CausalLmEncoder, opening_tokens
 from florist.data.classification import ClassificationEncoder, classes

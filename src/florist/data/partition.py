@@ -1,4 +1,4 @@
-"""Which client holds which example: splits of one data set over clients, which a seed reproduces."""
+"""Which client has which example: splits of one data set over clients, which a seed reproduces."""
 
 import math
 from collections import Counter
@@ -129,14 +129,14 @@ REST = "others"
 """The name under which labels that have no column of their own are counted."""
 
 
-def count_labels(held: Mapping[str, Sequence[Hashable]], max_labels: int = 12) -> LabelCounts:
+def count_labels(labels_of: Mapping[str, Sequence[Hashable]], max_labels: int = 12) -> LabelCounts:
     """Count the labels of every client's examples.
 
     Args:
-        held: For each client, the label of each of its examples.
+        labels_of: For each client, the label of each of its examples.
         max_labels: How many labels are counted apart, at most; the rarest are counted together.
     """
-    per_client = {client: Counter(str(label) for label in labels) for client, labels in held.items()}
+    per_client = {client: Counter(str(label) for label in labels) for client, labels in labels_of.items()}
     whole: Counter[str] = sum(per_client.values(), start=Counter())
     # The commonest come first, and ties in the order of their names.
     ranked = sorted(whole, key=lambda label: (-whole[label], label))

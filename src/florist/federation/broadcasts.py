@@ -91,6 +91,6 @@ class Broadcasts(Mapping[int, AdapterState]):
             lacked_since: the earliest round that a client holds which is to be caught up. Broadcasts up to it are
                 forgotten.
         """
-        kept = {number: held for number, held in self._kept.items() if number > lacked_since}
+        kept = {number: added for number, added in self._kept.items() if number > lacked_since}
         forgotten = max((number for number in self._kept if number <= lacked_since), default=self.forgotten)
         return Broadcasts({**kept, round_number: adapter}, forgotten)

@@ -151,13 +151,13 @@ class Federation:
 
         Cost: at most one `lossless_sum` for all clients that lack the same rounds.
         """
-        held = state.holds.get(client_id)
-        if held is not None and held >= state.latest:
+        holds = state.holds.get(client_id)
+        if holds is not None and holds >= state.latest:
             return Download(NO_ADAPTER, NO_ADAPTER, NOTHING, NO_ADAPTER, 0)
-        missed = state.broadcasts.missed_since(held or 0)
+        missed = state.broadcasts.missed_since(holds or 0)
         several = missed is None or len(missed) > 1
-        replaces = several and (missed is None or held is None)
-        added = state.cumulative if replaces else state.broadcasts.sum_since(held or 0)
+        replaces = several and (missed is None or holds is None)
+        added = state.cumulative if replaces else state.broadcasts.sum_since(holds or 0)
         of_base = () if state.broadcasts else {weight_name(module) for module in self.shapes}
         whole = {name: tensor for name, tensor in state.saved_parameters.items() if name not in of_base}
         # The sum of several no longer shows the last of them.
@@ -165,15 +165,15 @@ class Federation:
         directions = self.start(state, client_id).local if hidden else NO_ADAPTER
         return replace(self._download(client_id, added, state.continued, whole, directions), replaces=replaces)
 
-    def with_holds(self, state: ServerState, held: Mapping[str, int | None]) -> ServerState:
+    def with_holds(self, state: ServerState, told: Mapping[str, int | None]) -> ServerState:
         """The state with what clients say they hold, since an engine may lose a delivery, and a client what it had.
 
         Args:
             state: the state before.
-            held: the round whose global adapter a client holds, by client id; None for nothing at all.
+            told: the round whose global adapter a client holds, by client id; None for nothing at all.
         """
-        known = {name: round_number for name, round_number in held.items() if round_number is not None}
-        kept = {name: round_number for name, round_number in state.holds.items() if name not in held}
+        known = {name: round_number for name, round_number in told.items() if round_number is not None}
+        kept = {name: round_number for name, round_number in state.holds.items() if name not in told}
         holds = {**kept, **known}
         return replace(state, holds=holds) if holds != state.holds else state
 
