@@ -137,9 +137,8 @@ def test_which_way_a_benchmark_gets_better_is_what_its_run_says(played: Comparis
         )
         lower_is_better = {**run.tested.lower_is_better, **harness.lower_is_better}
         run.save_tested(FinalTest({**run.tested.metrics, **harness}, lower_is_better))
-    lines = {
-        line.name: line for line in summarise([read_result(directory, cell) for cell in directory.comparison.cells])
-    }
+    results = [read_result(directory, cell) for cell in directory.comparison.cells]
+    lines = {line.name: line for line in summarise(results)}
     assert lines["flora"].metrics["crows_pairs_english/pct_stereotype"].verdict is Verdict.WORSE
     assert lines["flora"].metrics["crows_pairs_english/odd"].verdict is None
     assert lines["flora"].metrics["loss"].lower_is_better

@@ -6,7 +6,7 @@ from florist.checkpoint.keys import TRAINED_ROWS, owner
 from florist.checkpoint.layout import AdapterLayout
 from florist.errors import InvalidAdapterError
 
-HEADS = ("classifier", "score")
+CLASSIFIER_HEADS = ("classifier", "score")
 """Modules that PEFT saves whole for classification tasks of its own accord.
 
 Modules inside one of these must not be named beside it.
@@ -66,5 +66,5 @@ def _module_to_save(parameter: str) -> str:
         raise InvalidAdapterError(
             f"expected the name of a parameter inside a module, as 'score.weight', got {parameter!r}"
         )
-    end = next((position for position, part in enumerate(parts) if part in HEADS), len(parts) - 1)
+    end = next((position for position, part in enumerate(parts) if part in CLASSIFIER_HEADS), len(parts) - 1)
     return ".".join(parts[: end + 1])

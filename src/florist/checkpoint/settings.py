@@ -13,6 +13,7 @@ from typing import Any
 from florist.checkpoint.git_lfs import refuse_pointer
 from florist.checkpoint.layout import TokenIndices
 from florist.checkpoint.patterns import ModulePattern
+from florist.checkpoint.saved_modules import CLASSIFIER_HEADS
 from florist.errors import InvalidAdapterError, MissingInputError, UnsupportedAdapterError
 
 LARGEST_ALPHA = 1e30
@@ -38,7 +39,11 @@ _HARMLESS = {"use_rslora", "eva_config", "corda_config", "lora_ga_config", "loft
 _BASE_CHANGING = ("pissa", "olora", "corda", "lora_ga", "loftq")
 """Initialisations that subtract their start from the base weight."""
 
-_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+_IMPLIED_MODULES = {
+    "SEQ_CLS": CLASSIFIER_HEADS,
+    "TOKEN_CLS": CLASSIFIER_HEADS,
+    "QUESTION_ANS": ("qa_outputs",),
+}
 """The modules that PEFT saves whole for a task whatever `modules_to_save` says, by the task's name."""
 
 _INITIALISATIONS = ("gaussian", "eva", "orthogonal", "mica")
@@ -213,7 +218,7 @@ def _names(path: Path, config: Mapping[str, Any], key: str) -> list[str]:
 
 def _modules_to_save(path: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
     """The modules that the config names, and those that its task implies: older PEFT did not write the latter down."""
-    implied = _HEADS.get(str(config.get("task_type")), ())
+    implied = _IMPLIED_MODULES.get(str(config.get("task_type")), ())
     return tuple(dict.fromkeys([*_names(path, config, "modules_to_save"), *implied]))
 
 

@@ -17,7 +17,7 @@ from florist.checkpoint.keys import TRAINED_ROWS
 from florist.checkpoint.layout import LINEAR, AdapterLayout, ExpertLayout
 from florist.checkpoint.patterns import rank_pattern
 from florist.checkpoint.reading import CONFIG_NAME, WEIGHTS_NAME
-from florist.checkpoint.saved_modules import HEADS, modules_to_save, trained_biases
+from florist.checkpoint.saved_modules import CLASSIFIER_HEADS, modules_to_save, trained_biases
 from florist.checkpoint.stored_tensors import adapter_tensors, stored_ranks
 from florist.errors import ConfigurationError, InvalidAdapterError, NonFiniteUpdateError
 from florist.factors import AdapterState
@@ -237,11 +237,11 @@ def _padded_by_tgi(rank: int) -> int:
 
 def _vllm_refusals(encoded: EncodedAdapter) -> list[str]:
     config, notes = encoded.config, list[str]()
-    saved = [name for name in config["modules_to_save"] or [] if name.rpartition(".")[2] not in HEADS]
+    saved = [name for name in config["modules_to_save"] or [] if name.rpartition(".")[2] not in CLASSIFIER_HEADS]
     if saved:
         notes.append(
             f"vLLM refuses the saved modules of this adapter ({', '.join(saved)}): it takes no others than "
-            f"{' and '.join(HEADS)}"
+            f"{' and '.join(CLASSIFIER_HEADS)}"
         )
     if config["bias"] != "none":
         notes.append(

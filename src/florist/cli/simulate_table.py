@@ -14,7 +14,7 @@ _MOST_CLIENTS = 32
 
 
 def examples_table(counted: LabelCounts) -> Table:
-    """Who has which examples: a line a client, a column a label; the shade is the label's share of the client's examples."""
+    """Which client has which examples: a line a client, a column a label; the shade is its share of the examples."""
     table = plain_table("examples of", *counted.labels, "all")
     for column in table.columns[1:]:
         column.overflow, column.max_width = "ellipsis", 12
