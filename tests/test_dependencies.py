@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 
 # What may import more than `pip install florist` brings: the longest prefix of a module's name counts.
@@ -65,6 +66,22 @@ def test_nothing_is_declared_that_nobody_imports() -> None:
     wanted = declared(PROJECT["dependencies"]).union(*(declared(EXTRAS[name]) for name in EXTRAS if name != "dev"))
     used = set[str]().union(*(imported(file) for file in FILES.values()))
     assert wanted - used == UNSEEN
+
+
+@pytest.mark.parametrize(
+    ("package", "contract"),
+    [
+        ("florist.federation", "The aggregation server needs torch and safetensors only"),
+        ("florist.flower", "What loads no base over Flower needs Flower beside that"),
+    ],
+)
+def test_a_contract_lists_every_module_that_trains_nothing(package: str, contract: str) -> None:
+    """A module escapes only if it trains: `florist.federation.simulation`, and what `NEEDS` grants the extra of."""
+    contracts = {found["name"]: found for found in PYPROJECT["tool"]["importlinter"]["contracts"]}
+    trains = {"florist.federation.simulation", *(module for module, extras in NEEDS.items() if "train" in extras)}
+    modules = {module for module in FILES if module.startswith(f"{package}.")}
+    listed = {module for module in contracts[contract]["source_modules"] if module.startswith(f"{package}.")}
+    assert listed == modules - trains
 
 
 def test_make_fast_runs_files_that_are_there() -> None:
