@@ -320,6 +320,14 @@ def test_a_missing_path_is_named(tmp_path: Path):
         open_adapter(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["README.md", "adapter_config.json", "weights"])
+def test_a_file_that_holds_no_weights_is_named(client: Client, name: str):
+    file = client("a") / name
+    file.touch()
+    with pytest.raises(InvalidAdapterError, match=rf"expected an adapter: a directory as .*; got the file .*{name}$"):
+        open_adapter(file)
+
+
 def test_a_missing_config_is_named(client: Client):
     directory = client("a")
     (directory / "adapter_config.json").unlink()

@@ -99,6 +99,14 @@ def test_a_broken_adapter_is_refused_in_one_line_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 
+def test_a_file_that_is_no_adapter_is_refused_by_its_name(
+    florist: Run, saved_adapters: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "README.md").touch()
+    line = refused(florist("aggregate", tmp_path / "README.md", saved_adapters[0], "-o", tmp_path / "out"))
+    assert f"got the file {tmp_path / 'README.md'}" in line
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

@@ -202,6 +202,11 @@ def _weights_path(path: Path, *, allow_pickle: bool) -> Path:
         raise MissingInputError(
             f"expected {WEIGHTS_NAME} in the adapter directory {path}, found none: it {_contents(path)}"
         )
+    if found.suffix not in {".safetensors", ".bin"}:
+        raise InvalidAdapterError(
+            "expected an adapter: a directory as PEFT saves it, its .safetensors or .bin file, or a hub id in the local "
+            f"cache; got the file {found}"
+        )
     if found.suffix == ".bin" and not allow_pickle:
         raise InvalidAdapterError(
             f"expected {WEIGHTS_NAME}, found only the pickle {found}, and pickles can run code; convert it, which runs "
