@@ -228,10 +228,10 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         "unknown key data.trian (did you mean data.train?)",
         "missing lora.ranks, which has no default",
         "lora.use_rslora: Input should be a valid boolean",
-        "training.steps: Input should be greater than 0, got 0",
+        "training.steps: expected a number greater than 0, got 0",
         "unknown key training.epocs (did you mean training.epochs?)",
         "unknown key federaton (did you mean [federation]?)",
-        "aggregation.tau: Input should be less than or equal to 1, got 1.5",
+        "aggregation.tau: expected a fraction of the energy in (0, 1], got 1.5",
     ):
         assert told.count(telling) == 1, telling
 
@@ -241,10 +241,10 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     [
         ('ranks = "eight"', "lora.ranks: Input should be a valid integer, unable to parse string as an integer"),
         # Of the two forms of the key, the one that came closer is the one to explain.
-        ("ranks = [8, 0]", "lora.ranks: Input should be greater than 0, got 0"),
+        ("ranks = [8, 0]", "lora.ranks: expected a number greater than 0, got 0"),
         ('ranks = [8, "x"]', "lora.ranks: Input should be a valid integer, unable to parse string as an integer"),
-        ("ranks = 0", "lora.ranks: Input should be greater than 0, got 0"),
-        ("ranks = 8\nalpha = [8, -1]", "lora.alpha: Input should be greater than 0, got -1"),
+        ("ranks = 0", "lora.ranks: expected a number greater than 0, got 0"),
+        ("ranks = 8\nalpha = [8, -1]", "lora.alpha: expected a number greater than 0, got -1"),
     ],
 )
 def test_a_wrong_value_of_a_key_with_two_forms_is_told_once(tmp_path: Path, line: str, telling: str) -> None:

@@ -20,6 +20,17 @@ SectionType = TypeVar("SectionType", bound=Section)
 DEMONSTRATION = Path(__file__).parents[1] / "demonstration.toml"
 """The configuration that ships with florist, with its model and its data."""
 
+_EXPECTED = {
+    "greater_than": "a number greater than {gt:g}",
+    "greater_than_equal": "a number of at least {ge:g}",
+    "less_than": "a number less than {lt:g}",
+    "less_than_equal": "a number of at most {le:g}",
+    "finite_number": "a finite number",
+    "byte_size": "a size as 20MB or 300KB",
+    "byte_size_unit": "a size as 20MB or 300KB",
+}
+"""What was expected where pydantic finds an error of these types, with fields from the context of the error."""
+
 _PATHS = (("data", "path"), ("model", "name_or_path"))
 
 
@@ -133,9 +144,16 @@ def _explain(error: ValidationError) -> Iterator[str]:
         elif problem["type"] == "model_type":
             yield f"{name}: expected a table [{name}], got {problem['input']!r}"
         else:
-            reason = problem["msg"].removeprefix("Value error, ")
+            reason = _reason(problem)
             given = f", got {problem['input']!r}" if not isinstance(problem["input"], Mapping) else ""
             yield f"{name}: {reason}{given}" if name else reason
+
+
+def _reason(problem: ErrorDetails) -> str:
+    expected = _EXPECTED.get(problem["type"])
+    if expected is None:
+        return problem["msg"].removeprefix("Value error, ")
+    return f"expected {expected.format(**problem.get('ctx', {}))}"
 
 
 def _where(problem: ErrorDetails) -> list[str]:
