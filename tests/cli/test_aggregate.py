@@ -122,7 +122,11 @@ def test_a_file_that_is_no_adapter_is_refused_by_its_name(
         (["--budget", "1MB", "--export", "uniform"], "use --rank or --max-rank"),
         (["--budget", "100"], "rank 1 in each of the 14 modules"),
         (["--pad-rank-to", "16"], "--pad-rank-to is the rank of --export uniform"),
-        (["--export", "uniform", "--rank", "5", "--pad-rank-to", "4"], "at least the largest rank, 5, got 4; pad to 5"),
+        (
+            ["--export", "uniform", "--rank", "5", "--pad-rank-to", "4"],
+            "expected --pad-rank-to to be at least the largest rank, 5, got 4; pad to 5 or more, or keep fewer "
+            "directions with a smaller --max-rank",
+        ),
         (["--rank", "0"], "rank: expected a number greater than 0"),
         (["--method", "average"], "--method average: expected one of florist, fedit, flora, flexlora, fedex"),
         (["--method", "ffa"], "saved adapters have trained theirs. Choose one of these, or run ffa in rounds"),
