@@ -317,6 +317,37 @@ def test_an_override_is_checked_like_the_file(tmp_path: Path) -> None:
     assert "unknown key a " in told
 
 
+@pytest.mark.parametrize(
+    ("content", "overrides", "told"),
+    [
+        (MINIMAL, ["foo.bar=1"], "--set foo.bar=1: unknown key foo (there are "),
+        (MINIMAL, ["federation.round=1"], "--set federation.round=1: unknown key federation.round (did you mean "),
+        (MINIMAL, ["federation.rounds=2", "federation.rounds=0"], "--set federation.rounds=0: federation.rounds: "),
+        (MINIMAL, ["training.steps=1", "training.epochs=1"], "--set training.steps=1, --set training.epochs=1: train"),
+        (
+            with_keys(training="steps = 1"),
+            ["training.epochs=1"],
+            "config.toml with --set training.epochs=1: training: ",
+        ),
+        (MINIMAL, ["task.kind=sequence-classification"], "with --set task.kind=sequence-classification: task.kind = "),
+        (with_keys(training="steps = 0"), ["federation.rounds=2"], "config.toml: training.steps: "),
+        (with_keys(training="steps = 0"), ["federation.rounds=0"], "got 0; --set federation.rounds=0: federation.rou"),
+    ],
+)
+def test_a_mistake_is_told_with_the_overrides_that_brought_it(
+    tmp_path: Path, content: str, overrides: list[str], told: str
+) -> None:
+    line = refusal(tmp_path, content, overrides)
+    assert told in line
+    assert ("config.toml" in line) == (not told.startswith("--set"))
+
+
+def test_a_mistake_of_a_later_layer_is_told_with_its_override_alone(tmp_path: Path) -> None:
+    read(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"^federation\.rounds=0: federation\.rounds: expected"):
+        read_config(tmp_path / "config.toml", ["federation.rounds=-1"], ["federation.rounds=0"])
+
+
 def test_an_override_completes_a_file(tmp_path: Path) -> None:
     found = read(tmp_path, "", ["model.name_or_path=org/model", "data.path=/rows", "lora.ranks=4"])
     assert (found.model.name_or_path, found.data.path, found.lora.ranks) == ("org/model", "/rows", 4)

@@ -116,7 +116,11 @@ def test_contradictions_in_several_tables_are_told_at_once(tmp_path: Path) -> No
         ("aggregation", "tau = nan", "aggregation.tau: expected a finite number, got nan"),
         ("aggregation", "budget = 0", "aggregation.budget: expected a number greater than 0, got 0"),
         ("aggregation", 'budget = "foo"', "aggregation.budget: expected a size as 20MB or 300KB, got 'foo'"),
-        ("aggregation", 'budget = "20 apples"', "aggregation.budget: expected a size as 20MB or 300KB, got '20 apples'"),
+        (
+            "aggregation",
+            'budget = "20 apples"',
+            "aggregation.budget: expected a size as 20MB or 300KB, got '20 apples'",
+        ),
         (
             "data",
             'partition = "random"',
