@@ -314,7 +314,7 @@ def test_every_default_of_this_peft_is_read(client: Client):
 
 
 def test_a_missing_path_is_named(tmp_path: Path):
-    with pytest.raises(MissingInputError, match=r"found nothing at .*nowhere"):
+    with pytest.raises(MissingInputError, match=r"found nothing at .*nowhere; check the path"):
         open_adapter(tmp_path / "nowhere")
     with pytest.raises(MissingInputError, match=r"expected adapter_model.safetensors"):
         open_adapter(tmp_path)

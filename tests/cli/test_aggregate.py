@@ -124,8 +124,7 @@ def test_a_file_that_is_no_adapter_is_refused_by_its_name(
         (["--pad-rank-to", "16"], "--pad-rank-to is the rank of --export uniform"),
         (
             ["--export", "uniform", "--rank", "5", "--pad-rank-to", "4"],
-            "expected --pad-rank-to to be at least the largest rank, 5, got 4; pad to 5 or more, or keep fewer "
-            "directions with a smaller --max-rank",
+            "--pad-rank-to to be at least the largest rank, 5, got 4; pad to 5 or more, or keep fewer directions with",
         ),
         (["--rank", "0"], "rank: expected a number greater than 0"),
         (["--method", "average"], "--method average: expected one of florist, fedit, flora, flexlora, fedex"),
@@ -171,6 +170,23 @@ def test_a_budget_is_that_of_the_file(
     result = florist("aggregate", *saved_adapters, "-o", tmp_path / "out", "--budget", "20KB", *options)
     assert result.returncode == 0, result.stderr
     assert 18_000 < (tmp_path / "out" / "adapter_model.safetensors").stat().st_size <= 20_000
+
+
+def test_too_little_padding_is_refused_by_the_names_of_the_flags(
+    florist: Run, saved_adapters: list[Path], tmp_path: Path
+) -> None:
+    words = ("aggregate", *saved_adapters, "-o", tmp_path / "out", "--rank", 4, "--export", "uniform")
+    line = refused(florist(*words, "--pad-rank-to", 2))
+    assert "--pad-rank-to to be at least the largest rank, 4, got 2" in line
+    assert line.endswith("a smaller --max-rank")
+    assert "_rank" not in line
+
+
+def test_one_adapter_is_counted_as_one(florist: Run, saved_adapters: list[Path], tmp_path: Path) -> None:
+    result = florist("aggregate", saved_adapters[0], "-o", tmp_path / "one")
+    assert "1 adapter, " in " ".join(result.stdout.split())
+    result = florist("aggregate", *saved_adapters, "-o", tmp_path / "three")
+    assert "3 adapters, " in " ".join(result.stdout.split())
 
 
 def test_ranks_are_padded_as_asked(florist: Run, saved_adapters: list[Path], tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def combine_adapters(
     budget = int(section.budget) if section.budget is not None else None
     if budget is not None:
         aggregator = Florist(FileBudget(budget, partial(_rule_within, section, torch_dtype), inputs, torch_dtype))
-    with Progress(output.status, f"modules of {len(adapters)} adapters") as progress:
+    with Progress(output.status, f"modules of {len(adapters)} adapter{'s' if len(adapters) != 1 else ''}") as progress:
         result = one_shot.combine(inputs, aggregator, device=device, on_module=progress.count)
         _require_padding(pad_rank_to, max(spec.rank for spec in result.adapter.specs.values()))
         document = result.write(
