@@ -47,7 +47,7 @@ def test_the_cache_lies_where_hugging_face_puts_it(cache: Path, monkeypatch: pyt
     [
         ("org/other", "no such adapter in the Hugging Face cache .*hf download org/other"),
         ("org/adapter@v9", "no such adapter"),
-        ("nowhere", "found nothing at nowhere"),
+        ("nowhere", "found nothing at nowhere; check the path, or name .* as organisation/name"),
         ("a/b/c", "found nothing at a/b/c"),
         ("../../etc@x", "found nothing|no such adapter"),
     ],

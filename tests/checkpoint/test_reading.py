@@ -314,10 +314,18 @@ def test_every_default_of_this_peft_is_read(client: Client):
 
 
 def test_a_missing_path_is_named(tmp_path: Path):
-    with pytest.raises(MissingInputError, match=r"found nothing at .*nowhere"):
+    with pytest.raises(MissingInputError, match=r"found nothing at .*nowhere; check the path"):
         open_adapter(tmp_path / "nowhere")
     with pytest.raises(MissingInputError, match=r"expected adapter_model.safetensors"):
         open_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["README.md", "adapter_config.json", "weights"])
+def test_a_file_that_holds_no_weights_is_named(client: Client, name: str):
+    file = client("a") / name
+    file.touch()
+    with pytest.raises(InvalidAdapterError, match=rf"expected an adapter: a directory as .*; got the file .*{name}$"):
+        open_adapter(file)
 
 
 def test_a_missing_config_is_named(client: Client):

@@ -99,6 +99,14 @@ def test_a_broken_adapter_is_refused_in_one_line_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 
+def test_a_file_that_is_no_adapter_is_refused_by_its_name(
+    florist: Run, saved_adapters: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "README.md").touch()
+    line = refused(florist("aggregate", tmp_path / "README.md", saved_adapters[0], "-o", tmp_path / "out"))
+    assert f"got the file {tmp_path / 'README.md'}" in line
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -106,15 +114,19 @@ def test_a_broken_adapter_is_refused_in_one_line_and_leaves_nothing(
         (["--weights", "3,1,0"], "C; leave that adapter out, or give it a positive weight"),
         (["--weights", "3,1,-2"], "a positive weight for every adapter, got -2 for "),
         (["--weights", "a,b,c"], "as 3,1,1"),
-        (["--tau", "0"], "tau: Input should be greater than 0, got 0.0"),
-        (["--tau", "1.5"], "tau: Input should be less than or equal to 1, got 1.5"),
+        (["--tau", "0"], "tau: expected a fraction of the energy in (0, 1], got 0.0"),
+        (["--budget", "foo"], "budget: expected a size as 20MB or 300KB, got 'foo'"),
+        (["--tau", "1.5"], "tau: expected a fraction of the energy in (0, 1], got 1.5"),
         (["--tau", "0.5", "--budget", "1MB"], "contradict each other"),
         (["--scope", "global", "--rank", "3"], "goes with tau, not with rank"),
         (["--budget", "1MB", "--export", "uniform"], "use --rank or --max-rank"),
         (["--budget", "100"], "rank 1 in each of the 14 modules"),
         (["--pad-rank-to", "16"], "--pad-rank-to is the rank of --export uniform"),
-        (["--export", "uniform", "--rank", "5", "--pad-rank-to", "4"], "at least the largest rank, 5, got 4; pad to 5"),
-        (["--rank", "0"], "rank: Input should be greater than 0"),
+        (
+            ["--export", "uniform", "--rank", "5", "--pad-rank-to", "4"],
+            "--pad-rank-to to be at least the largest rank, 5, got 4; pad to 5 or more, or keep fewer directions with",
+        ),
+        (["--rank", "0"], "rank: expected a number greater than 0"),
         (["--method", "average"], "--method average: expected one of florist, fedit, flora, flexlora, fedex"),
         (["--method", "ffa"], "saved adapters have trained theirs. Choose one of these, or run ffa in rounds"),
         (["--method", "full"], "saved adapters hold factors. Choose one of these, or run full in rounds"),
@@ -158,6 +170,23 @@ def test_a_budget_is_that_of_the_file(
     result = florist("aggregate", *saved_adapters, "-o", tmp_path / "out", "--budget", "20KB", *options)
     assert result.returncode == 0, result.stderr
     assert 18_000 < (tmp_path / "out" / "adapter_model.safetensors").stat().st_size <= 20_000
+
+
+def test_too_little_padding_is_refused_by_the_names_of_the_flags(
+    florist: Run, saved_adapters: list[Path], tmp_path: Path
+) -> None:
+    words = ("aggregate", *saved_adapters, "-o", tmp_path / "out", "--rank", 4, "--export", "uniform")
+    line = refused(florist(*words, "--pad-rank-to", 2))
+    assert "--pad-rank-to to be at least the largest rank, 4, got 2" in line
+    assert line.endswith("a smaller --max-rank")
+    assert "_rank" not in line
+
+
+def test_one_adapter_is_counted_as_one(florist: Run, saved_adapters: list[Path], tmp_path: Path) -> None:
+    result = florist("aggregate", saved_adapters[0], "-o", tmp_path / "one")
+    assert "1 adapter, " in " ".join(result.stdout.split())
+    result = florist("aggregate", *saved_adapters, "-o", tmp_path / "three")
+    assert "3 adapters, " in " ".join(result.stdout.split())
 
 
 def test_ranks_are_padded_as_asked(florist: Run, saved_adapters: list[Path], tmp_path: Path) -> None:

@@ -107,9 +107,12 @@ def test_a_run_that_failed_is_in_the_table_and_in_the_exit_status(florist: Run, 
 @pytest.mark.parametrize(
     ("words", "reasons"),
     [
-        (["--methods", "fedit,fedditt"], ["fedditt: ", "aggregation.method", "'fedex'"]),
+        (["--methods", "fedit,fedditt"], ["florist: --methods fedditt: expected all, or some of florist, fedit, "]),
         (["--methods", "fedit,fedit"], ["unlike names"]),
-        (["--variant", "a: aggregation.tua=1"], ["a: ", "aggregation.tau?"]),
+        (
+            ["--variant", "a: aggregation.tua=1"],
+            ["a: aggregation.tua=1: unknown key aggregation.tua", "aggregation.tau?"],
+        ),
         (["--variant", "aggregation.tau=1"], ["expected --variant 'NAME: "]),
         (["--variant", "a:"], ["expected --variant 'NAME: "]),
         (["--variant", "a: federation.seed=3"], ["a: ", "--seeds"]),

@@ -228,10 +228,10 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         "unknown key data.trian (did you mean data.train?)",
         "missing lora.ranks, which has no default",
         "lora.use_rslora: Input should be a valid boolean",
-        "training.steps: Input should be greater than 0, got 0",
+        "training.steps: expected a number greater than 0, got 0",
         "unknown key training.epocs (did you mean training.epochs?)",
         "unknown key federaton (did you mean [federation]?)",
-        "aggregation.tau: Input should be less than or equal to 1, got 1.5",
+        "aggregation.tau: expected a fraction of the energy in (0, 1], got 1.5",
     ):
         assert told.count(telling) == 1, telling
 
@@ -241,10 +241,10 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     [
         ('ranks = "eight"', "lora.ranks: Input should be a valid integer, unable to parse string as an integer"),
         # Of the two forms of the key, the one that came closer is the one to explain.
-        ("ranks = [8, 0]", "lora.ranks: Input should be greater than 0, got 0"),
+        ("ranks = [8, 0]", "lora.ranks: expected a number greater than 0, got 0"),
         ('ranks = [8, "x"]', "lora.ranks: Input should be a valid integer, unable to parse string as an integer"),
-        ("ranks = 0", "lora.ranks: Input should be greater than 0, got 0"),
-        ("ranks = 8\nalpha = [8, -1]", "lora.alpha: Input should be greater than 0, got -1"),
+        ("ranks = 0", "lora.ranks: expected a number greater than 0, got 0"),
+        ("ranks = 8\nalpha = [8, -1]", "lora.alpha: expected a number greater than 0, got -1"),
     ],
 )
 def test_a_wrong_value_of_a_key_with_two_forms_is_told_once(tmp_path: Path, line: str, telling: str) -> None:
@@ -315,6 +315,37 @@ def test_an_override_is_checked_like_the_file(tmp_path: Path) -> None:
     assert "training.steps: Input should be a valid integer" in told
     assert "unknown key federaton (did you mean [federation]?)" in told
     assert "unknown key a " in told
+
+
+@pytest.mark.parametrize(
+    ("content", "overrides", "told"),
+    [
+        (MINIMAL, ["foo.bar=1"], "--set foo.bar=1: unknown key foo (there are "),
+        (MINIMAL, ["federation.round=1"], "--set federation.round=1: unknown key federation.round (did you mean "),
+        (MINIMAL, ["federation.rounds=2", "federation.rounds=0"], "--set federation.rounds=0: federation.rounds: "),
+        (MINIMAL, ["training.steps=1", "training.epochs=1"], "--set training.steps=1, --set training.epochs=1: train"),
+        (
+            with_keys(training="steps = 1"),
+            ["training.epochs=1"],
+            "config.toml with --set training.epochs=1: training: ",
+        ),
+        (MINIMAL, ["task.kind=sequence-classification"], "with --set task.kind=sequence-classification: task.kind = "),
+        (with_keys(training="steps = 0"), ["federation.rounds=2"], "config.toml: training.steps: "),
+        (with_keys(training="steps = 0"), ["federation.rounds=0"], "got 0; --set federation.rounds=0: federation.rou"),
+    ],
+)
+def test_a_mistake_is_told_with_the_overrides_that_brought_it(
+    tmp_path: Path, content: str, overrides: list[str], told: str
+) -> None:
+    line = refusal(tmp_path, content, overrides)
+    assert told in line
+    assert ("config.toml" in line) == (not told.startswith("--set"))
+
+
+def test_a_mistake_of_a_later_layer_is_told_with_its_override_alone(tmp_path: Path) -> None:
+    read(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"^federation\.rounds=0: federation\.rounds: expected"):
+        read_config(tmp_path / "config.toml", ["federation.rounds=-1"], ["federation.rounds=0"])
 
 
 def test_an_override_completes_a_file(tmp_path: Path) -> None:

@@ -408,8 +408,8 @@ def test_facts_that_cannot_be_read_are_damage(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "telling"),
     [
-        ({"format": None}, r"got format 1 of florist 0\.1\.0; go on with that version, or begin another run"),
-        ({"format": 1}, r"got format 1 of florist 0\.1\.0; go on with that version"),
+        ({"format": None}, r"got one that an earlier florist 0\.1\.0 wrote, before runs had a format number; begin"),
+        ({"format": 1}, r"got one that an earlier florist 0\.1\.0 wrote, .*version or commit that began this one"),
         ({"format": 3, "florist": "9.9"}, r"got format 3 of florist 9\.9; install that version or a later one"),
     ],
 )
@@ -419,6 +419,13 @@ def test_a_run_of_another_format_is_refused(changes: dict[str, object], telling:
     (path / "run.json").write_text(json.dumps({name: value for name, value in document.items() if value is not None}))
     with pytest.raises(OtherVersionError, match=rf"run: expected a run of format 2, {telling}"):
         RunDirectory.open(path)
+
+
+def test_the_adapter_of_a_run_of_an_earlier_format_is_named(tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "run.json").write_text('{"florist": "0.1.0"}')
+    with pytest.raises(OtherVersionError, match=rf"its adapter in {tmp_path / 'adapter'} can still be used; begin"):
+        RunDirectory.open(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"format": "new"}', "null"])

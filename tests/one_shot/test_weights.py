@@ -97,7 +97,10 @@ def test_shares_of_unknown_size_are_not_compared_even_with_each_other(tmp_path: 
         merge(tmp_path / "one", *sites[:2], num_examples=half),
         merge(tmp_path / "two", *sites[2:], num_examples=half),
     )
-    with pytest.raises(InvalidUpdateError, match=r"two: weighted by shares of an unknown number.*--weights"):
+    with pytest.raises(
+        InvalidUpdateError,
+        match=r"got weights that cannot be compared \(.*two: weighted by shares of an unknown number.*--weights",
+    ):
         open_inputs([one, two])
     alone = merge(tmp_path / "alone", one)  # nothing to compare with, and still no number of examples
     assert open_inputs([alone]).weights.counted_in is CountedIn.SHARES

@@ -22,7 +22,10 @@ def locate(reference: str) -> Path:
         return path
     match = _HUB_ID.fullmatch(reference)
     if match is None:
-        raise MissingInputError(f"expected an adapter directory, a weights file or a hub id, found nothing at {path}")
+        raise MissingInputError(
+            f"expected an adapter directory, a weights file or a hub id, found nothing at {path}; check the path, or "
+            "name an adapter of the local Hugging Face cache as organisation/name"
+        )
     snapshot = _snapshot(_cache(), match["id"], match["revision"] or "main")
     if snapshot is None:
         raise MissingInputError(

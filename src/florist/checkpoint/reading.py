@@ -195,12 +195,19 @@ def open_adapter(path: Path, *, allow_pickle: bool = False) -> SavedAdapter:
 
 def _weights_path(path: Path, *, allow_pickle: bool) -> Path:
     if not path.exists():
-        raise MissingInputError(f"expected a PEFT adapter directory or its {WEIGHTS_NAME}, found nothing at {path}")
+        raise MissingInputError(
+            f"expected a PEFT adapter directory or its {WEIGHTS_NAME}, found nothing at {path}; check the path"
+        )
     candidates = [path / WEIGHTS_NAME, path / PICKLE_NAME] if path.is_dir() else [path]
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
     if found is None:
         raise MissingInputError(
             f"expected {WEIGHTS_NAME} in the adapter directory {path}, found none: it {_contents(path)}"
+        )
+    if found.suffix not in {".safetensors", ".bin"}:
+        raise InvalidAdapterError(
+            "expected an adapter: a directory as PEFT saves it, its .safetensors or .bin file, or a hub id in the "
+            f"local cache; got the file {found}"
         )
     if found.suffix == ".bin" and not allow_pickle:
         raise InvalidAdapterError(

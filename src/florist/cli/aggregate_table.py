@@ -43,8 +43,9 @@ def module_table(modules: Mapping[str, Mapping[str, Any]], *, every_module: bool
 def totals(document: Mapping[str, Any], out: Path) -> tuple[str, str]:
     """What came in, what came out, and where that is."""
     bytes_in, bytes_out = document["bytes_in"], document["bytes_out"]
+    count = len(document["inputs"])
     sizes = (
-        f"{len(document['inputs'])} adapters, {bytes_in / 1e6:.2f} MB, total rank {document['input_rank']} -> "
+        f"{count} adapter{'s' if count != 1 else ''}, {bytes_in / 1e6:.2f} MB, total rank {document['input_rank']} -> "
         f"one adapter, {bytes_out / 1e6:.2f} MB, total rank {document['total_rank']} "
         f"({bytes_in / bytes_out:.1f} times smaller); relative error {document['relative_error']:.2e}"
     )

@@ -17,6 +17,7 @@ from florist.cli.progress import Progress
 from florist.cli.summaries import absences
 from florist.config.methods import make_aggregator, rank_rule
 from florist.config.sections import AggregationSection
+from florist.errors import ConfigurationError
 from florist.one_shot import FileBudget
 from florist.ranks import RankRule
 
@@ -53,6 +54,7 @@ def combine_adapters(
         output: where to print.
 
     Raises:
+        ConfigurationError: `pad_rank_to` is less than the largest rank of the result.
         FloristError: as `one_shot.open_inputs` and `one_shot.combine`.
     """
     keep_freed_memory()
@@ -64,8 +66,9 @@ def combine_adapters(
     budget = int(section.budget) if section.budget is not None else None
     if budget is not None:
         aggregator = Florist(FileBudget(budget, partial(_rule_within, section, torch_dtype), inputs, torch_dtype))
-    with Progress(output.status, f"modules of {len(adapters)} adapters") as progress:
+    with Progress(output.status, f"modules of {len(adapters)} adapter{'s' if len(adapters) != 1 else ''}") as progress:
         result = one_shot.combine(inputs, aggregator, device=device, on_module=progress.count)
+        _require_padding(pad_rank_to, max(spec.rank for spec in result.adapter.specs.values()))
         document = result.write(
             out,
             export=Export(export),
@@ -84,6 +87,15 @@ def combine_adapters(
     for note in (*absences(result.inputs.compatibility.absent), *document["notes"]):
         output.note(note)
     output.document(document)
+
+
+def _require_padding(pad_rank_to: int | None, largest: int) -> None:
+    # `checkpoint.encode` refuses the same, and names its own arguments.
+    if pad_rank_to is not None and pad_rank_to < largest:
+        raise ConfigurationError(
+            f"expected --pad-rank-to to be at least the largest rank, {largest}, got {pad_rank_to}; pad to {largest} "
+            "or more, or keep fewer directions with a smaller --max-rank"
+        )
 
 
 def _rule_within(section: AggregationSection, dtype: torch.dtype, nbytes: int) -> RankRule:

@@ -21,7 +21,7 @@ def entries_from(methods: str | None, variants: Sequence[str], base: Config) -> 
         base: the configuration that all entries start from.
 
     Raises:
-        ConfigurationError: a variant is written otherwise.
+        ConfigurationError: a method is unknown, or a variant is written otherwise.
     """
     if methods is None and variants:
         entries = [Entry(base.aggregation.method)]
@@ -32,7 +32,13 @@ def entries_from(methods: str | None, variants: Sequence[str], base: Config) -> 
 
 def _method_names(methods: str) -> list[str]:
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    return list(METHODS) if names == ["all"] else names
+    if names == ["all"]:
+        return list(METHODS)
+    if unknown := [name for name in names if name not in METHODS]:
+        raise ConfigurationError(
+            f"--methods {','.join(unknown)}: expected all, or some of {', '.join(METHODS)}, with commas between them"
+        )
+    return names
 
 
 def _variant(text: str) -> Entry:

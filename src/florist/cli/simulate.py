@@ -36,7 +36,10 @@ def simulate_command(
     as if it had never stopped. If no round had enough usable updates, there is no adapter, and the exit status is 1.
     """
     if resume is not None and (config_file is not None or out is not None):
-        raise ConfigurationError("--resume goes on with a run as it was configured: give no CONFIG or -o")
+        raise ConfigurationError(
+            "--resume goes on with a run as it was configured: give no CONFIG and no -o; --set may change "
+            "federation.rounds and evaluation"
+        )
 
     from florist.cli.output import Output  # noqa: PLC0415
     from florist.cli.progress import Progress  # noqa: PLC0415

@@ -3,7 +3,8 @@
 import datetime
 import difflib
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,10 +21,34 @@ SectionType = TypeVar("SectionType", bound=Section)
 DEMONSTRATION = Path(__file__).parents[1] / "demonstration.toml"
 """The configuration that ships with florist, with its model and its data."""
 
+_EXPECTED = {
+    "greater_than": "a number greater than {gt:g}",
+    "greater_than_equal": "a number of at least {ge:g}",
+    "less_than": "a number less than {lt:g}",
+    "less_than_equal": "a number of at most {le:g}",
+    "finite_number": "a finite number",
+    "byte_size": "a size as 20MB or 300KB",
+    "byte_size_unit": "a size as 20MB or 300KB",
+}
+"""What was expected where pydantic finds an error of these types, with fields from the context of the error."""
+
 _PATHS = (("data", "path"), ("model", "name_or_path"))
 
 
-def read_config(path: Path, *layers: Sequence[str]) -> Config:
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """A mistake in a configuration.
+
+    Attributes:
+        name: The section or ``section.key`` that is wrong; empty where the whole configuration is.
+        text: What is wrong, with the name.
+    """
+
+    name: str
+    text: str
+
+
+def read_config(path: Path, *layers: Sequence[str], option: str = "--set") -> Config:
     """Read a TOML file and apply overrides.
 
     A relative path in the file is relative to the file, and one in an override to the current directory. An override of
@@ -34,6 +59,8 @@ def read_config(path: Path, *layers: Sequence[str]) -> Config:
         path: The path of the file.
         layers: Overrides, each a text ``section.key=value`` whose value is TOML or else a plain string. A later layer
             changes what the earlier ones make of the file.
+        option: What an error puts before an override of the first layer that brought a mistake. A mistake of a later
+            layer is told with the override alone.
 
     Raises:
         MissingInputError: There is no such file.
@@ -46,16 +73,19 @@ def read_config(path: Path, *layers: Sequence[str]) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: expected TOML, and reading failed: {error}") from error
     _anchor(tables, path.parent)
-    for overrides in layers:
-        _apply(tables, overrides)
+    in_file, brought = set(tables), dict[str, str]()
+    for number, overrides in enumerate(layers):
+        for name, override in _apply(tables, overrides).items():
+            brought[name] = f"{option} {override}".strip() if number == 0 else override
     # Unknown keys are taken out first, because a section that has some is not searched for contradictions.
     problems = list(_drop_unknown(tables))
     try:
         config = Config.model_validate(tables)
     except ValidationError as error:
-        raise ConfigurationError(f"{path}: {'; '.join([*problems, *_explain(error)])}") from error
+        problems += _explain(error)
+        raise ConfigurationError(_told_by_source(problems, path, in_file, brought)) from error
     if problems:
-        raise ConfigurationError(f"{path}: {'; '.join(problems)}")
+        raise ConfigurationError(_told_by_source(problems, path, in_file, brought))
     return config
 
 
@@ -68,7 +98,7 @@ def validated(section: type[SectionType], values: Mapping[str, Any]) -> SectionT
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        raise ConfigurationError("; ".join(_explain(error))) from error
+        raise ConfigurationError("; ".join(problem.text for problem in _explain(error))) from error
 
 
 def to_toml(config: Config) -> str:
@@ -87,8 +117,10 @@ def _anchor(tables: dict[str, Any], folder: Path) -> None:
             table[key] = str((folder / value).resolve())
 
 
-def _apply(tables: dict[str, Any], overrides: Sequence[str]) -> None:
+def _apply(tables: dict[str, Any], overrides: Sequence[str]) -> dict[str, str]:
+    """Change tables by overrides, and return the override that counts for each key that they have."""
     given: dict[str, Any] = {}
+    texts: dict[str, str] = {}
     for override in overrides:
         name, separator, text = override.partition("=")
         section, dot, key = name.strip().partition(".")
@@ -101,6 +133,7 @@ def _apply(tables: dict[str, Any], overrides: Sequence[str]) -> None:
         if isinstance(value, datetime.date | datetime.time):
             value = text  # no key takes a date or a time, and data.rows=10:50:10 only looks like one
         given.setdefault(section, {})[key] = value
+        texts[f"{section}.{key}"] = override.strip()
     _anchor(given, Path.cwd())
     for section, table in given.items():
         if not isinstance(tables.setdefault(section, {}), dict):
@@ -108,20 +141,43 @@ def _apply(tables: dict[str, Any], overrides: Sequence[str]) -> None:
         if section == "aggregation":
             tables[section] = without_replaced(tables[section], table)
         tables[section].update(table)
+    return texts
 
 
-def _drop_unknown(tables: dict[str, Any]) -> Iterator[str]:
+def _told_by_source(
+    problems: Sequence[_Problem], path: Path, in_file: Collection[str], brought: Mapping[str, str]
+) -> str:
+    """Return all problems as one line, each after the file or the overrides that it comes from."""
+    by_source: dict[str, list[str]] = {}
+    for problem in problems:
+        by_source.setdefault(_source(problem.name, path, in_file, brought), []).append(problem.text)
+    return "; ".join(f"{source}: {'; '.join(texts)}" for source, texts in by_source.items())
+
+
+def _source(name: str, path: Path, in_file: Collection[str], brought: Mapping[str, str]) -> str:
+    section, _, key = name.partition(".")
+    if key:
+        return brought.get(name, str(path))
+    # A problem of a section, or of the whole configuration, may come from the file and the overrides together.
+    overrides = ", ".join(text for other, text in brought.items() if section in {"", other.partition(".")[0]})
+    if not overrides:
+        return str(path)
+    return overrides if section and section not in in_file else f"{path} with {overrides}"
+
+
+def _drop_unknown(tables: dict[str, Any]) -> Iterator[_Problem]:
     for section, field in Config.model_fields.items():
         table = tables.get(section)
         if not isinstance(table, dict):
             continue
         for key in sorted(table.keys() - _keys(field.annotation)):
-            yield f"unknown key {section}.{key}{_nearest([section, key], table.pop(key))}"
+            name = f"{section}.{key}"
+            yield _Problem(name, f"unknown key {name}{_nearest([section, key], table.pop(key))}")
     for section in sorted(tables.keys() - Config.model_fields.keys()):
-        yield f"unknown key {section}{_nearest([section], tables.pop(section))}"
+        yield _Problem(section, f"unknown key {section}{_nearest([section], tables.pop(section))}")
 
 
-def _explain(error: ValidationError) -> Iterator[str]:
+def _explain(error: ValidationError) -> Iterator[_Problem]:
     by_key: dict[str, list[ErrorDetails]] = {}
     for problem in error.errors(include_url=False):
         by_key.setdefault(".".join(_where(problem)), []).append(problem)
@@ -129,13 +185,20 @@ def _explain(error: ValidationError) -> Iterator[str]:
         # A union reports every alternative that failed; the one that looked deepest into the value says most.
         problem = max(problems, key=lambda each: (len(each["loc"]), not each["type"].endswith("_type")))
         if problem["type"] == "missing":
-            yield f"missing {name}, which has no default"
+            yield _Problem(name, f"missing {name}, which has no default")
         elif problem["type"] == "model_type":
-            yield f"{name}: expected a table [{name}], got {problem['input']!r}"
+            yield _Problem(name, f"{name}: expected a table [{name}], got {problem['input']!r}")
         else:
-            reason = problem["msg"].removeprefix("Value error, ")
+            reason = _reason(problem)
             given = f", got {problem['input']!r}" if not isinstance(problem["input"], Mapping) else ""
-            yield f"{name}: {reason}{given}" if name else reason
+            yield _Problem(name, f"{name}: {reason}{given}" if name else reason)
+
+
+def _reason(problem: ErrorDetails) -> str:
+    expected = _EXPECTED.get(problem["type"])
+    if expected is None:
+        return problem["msg"].removeprefix("Value error, ")
+    return f"expected {expected.format(**problem.get('ctx', {}))}"
 
 
 def _where(problem: ErrorDetails) -> list[str]:

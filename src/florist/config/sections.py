@@ -20,7 +20,6 @@ from florist.config.methods import (
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
 
 LANGUAGE_MODELLING = "causal-lm"
 CLASSIFICATION = "sequence-classification"
@@ -36,6 +35,17 @@ def _one_of(names: Collection[str]) -> AfterValidator:
         return text
 
     return AfterValidator(known)
+
+
+def _fraction(whole: str) -> AfterValidator:
+    """A number in (0, 1], refused in words that say what it is a fraction of."""
+
+    def fraction(number: float) -> float:
+        if not 0 < number <= 1:
+            raise ValueError(f"expected a fraction of {whole} in (0, 1]")
+        return number
+
+    return AfterValidator(fraction)
 
 
 class Section(BaseModel):
@@ -203,7 +213,7 @@ class FederationSection(Section):
     """``[federation]``: the rounds."""
 
     rounds: Positive = 3
-    fraction: Fraction = 1.0
+    fraction: Annotated[float, _fraction("the clients")] = 1.0
     """The fraction of the clients that is asked in each round."""
     min_replies: Positive | None = None
     """How many usable updates a round needs; by default half as many as clients are asked."""
@@ -225,7 +235,7 @@ class AggregationSection(Section):
 
     method: Annotated[str, _one_of(METHODS)] = DEFAULT_METHOD
     """The name of an aggregation method."""
-    tau: Fraction | None = None
+    tau: Annotated[float, _fraction("the energy")] | None = None
     """The fraction of the energy to keep. It is the default way to say how much."""
     scope: Literal["per-module", "global"] | None = None
     """Whether `tau` holds in each module, which is the default, or over all modules together with few parameters."""

@@ -254,12 +254,18 @@ def _require_format(path: Path, run_json: Any) -> None:
     if type(found) is not int or found == FORMAT:
         return  # what is no number is damage, which is said by who reads the rest
     by = f"florist {run_json.get('florist', 'of an unknown version')}"
-    what = (
-        f"go on with that version, or begin another run; its adapter, if there is one, is in {path / 'adapter'}"
-        if found < FORMAT
-        else "install that version or a later one to go on with it"
+    if found > FORMAT:
+        raise OtherVersionError(
+            f"{path}: expected a run of format {FORMAT}, got format {found} of {by}; install that version or a later "
+            "one to go on with it"
+        )
+    # The version may be that of this florist, since the format has changed between two releases.
+    adapter = path / "adapter"
+    usable = f"; its adapter in {adapter} can still be used" if adapter.is_dir() else ""
+    raise OtherVersionError(
+        f"{path}: expected a run of format {FORMAT}, got one that an earlier {by} wrote, before runs had a format "
+        f"number{usable}; begin another run, or go on with the version or commit that began this one"
     )
-    raise OtherVersionError(f"{path}: expected a run of format {FORMAT}, got format {found} of {by}; {what}")
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def overridden_config(config_file: Path, context: Context) -> Config:
         if value != ""
     }
     overrides = [f"{name}={_toml(name, value)}" for name, value in given.items() if "." in name]
-    return read_config(Path(str(given.get(_ANOTHER_FILE, config_file))), overrides)
+    return read_config(Path(str(given.get(_ANOTHER_FILE, config_file))), overrides, option="")
 
 
 def _toml(name: str, value: object) -> str:
