@@ -229,6 +229,8 @@ class Simulation:
             round_number=round_number,
             saved_parameters=self.model.saved_parameters,
         )
+        # A sum of missed broadcasts is really made, once for all clients that miss the same ones: its bytes depend on
+        # its rank, which nobody knows beforehand.
         download_bytes = self.federation.download(state, client.client_id).nbytes
         return update, LocalWork(download_bytes, outcome.loss, outcome.seconds)
 

@@ -17,7 +17,7 @@ class Membership:
 
     Attributes:
         federation: the rules; the clients in them are put in by `rules`.
-        min_clients: how many clients are waited for before the first round, and count however long they are away.
+        min_clients: how many clients are waited for before the first round.
         wait: seconds to wait for them, and before each round for as many as it needs.
         roster: the clients that have introduced themselves.
         agreement: what they must have in common; set before the first round.
@@ -28,6 +28,15 @@ class Membership:
     wait: float
     roster: Roster = field(default_factory=Roster)
     agreement: Agreement = field(default_factory=lambda: Agreement("", {}))
+
+    @property
+    def lasting(self) -> int:
+        """How many clients stay members however long they are away: half of `min_clients`, and at least two.
+
+        A site that has left for good must not keep the others waiting, and a network that falls apart must not leave
+        one site to go on alone.
+        """
+        return max(2, -(-self.min_clients // 2))
 
     @property
     def rules(self) -> Federation:
@@ -67,7 +76,7 @@ class Membership:
         """
         deadline = time.monotonic() + self.wait
         connected, state = self.admitted(grid, state)
-        self.roster.release(connected, self.min_clients)
+        self.roster.release(connected, self.lasting)
         if len(connected) < self.rules.required_replies:
             LOG.warning("%d clients can be reached, and a round needs %d", len(connected), self.rules.required_replies)
         while len(connected) < self.rules.required_replies and (left := deadline - time.monotonic()) > 0:

@@ -49,8 +49,8 @@ class FloristStrategy(Strategy):
         shared_init: whether the clients of a round draw the same random rows of A.
         fraction: the fraction of the clients that each round asks.
         min_replies: how many usable updates a round needs; by default half as many as it asks clients.
-        min_clients: how many clients are waited for before the first round. So many count, however long they are away;
-            of more, those that have been away for `roster.ROUNDS_AWAY` rounds do not.
+        min_clients: how many clients are waited for before the first round. One that has been away for
+            `roster.ROUNDS_AWAY` rounds no longer counts, as long as half of them, and at least two, remain.
         wait: seconds to wait for them; and before each round, for as many as it needs.
         max_examples: the largest count that a client may claim, since its weight grows with it; by default any.
         evaluate: gives metrics of a state's global model at the server, before the first round and after each.
