@@ -1,0 +1,111 @@
+"""Adapters and saved parameters as they travel: what a codec makes of their halves, and exact byte counts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from florist.compression.codecs import Codec
+from florist.errors import InvalidUpdateError, NonFiniteUpdateError
+from florist.factors import AdapterState, FactorSpec, LoraFactor
+from florist.rounds import Trained
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedFactor:
+    """One module's factor as it travels.
+
+    Attributes:
+        shape: (out_features, in_features) of the weight.
+        rank: of the factor.
+        B: parts of the columns of B; None where B does not travel.
+        A: parts of the rows of A; None where A does not travel.
+    """
+
+    shape: tuple[int, int]
+    rank: int
+    B: Mapping[str, Tensor] | None
+    A: Mapping[str, Tensor] | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors; shape and rank travel beside them."""
+        return sum(tensor.nbytes for half in (self.B, self.A) if half is not None for tensor in half.values())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedAdapter:
+    """A whole adapter as it travels.
+
+    Attributes:
+        codec: that packed it.
+        factors: module name -> packed factor.
+    """
+
+    codec: Codec
+    factors: Mapping[str, PackedFactor]
+
+    @classmethod
+    def of(cls, adapter: AdapterState, codec: Codec, trained: Trained = Trained.FACTORS) -> "PackedAdapter":
+        """Pack the halves of an adapter that travel.
+
+        Args:
+            adapter: to be sent.
+            codec: how.
+            trained: the halves that travel; the other is known on the other side.
+
+        Raises:
+            NonFiniteUpdateError: a number does not fit the codec; names the module.
+        """
+        factors: dict[str, PackedFactor] = {}
+        for name, factor in adapter.items():
+            try:
+                factors[name] = PackedFactor(
+                    shape=factor.spec.shape,
+                    rank=factor.rank,
+                    B=codec.pack(factor.B.T) if Trained.B in trained else None,
+                    A=codec.pack(factor.A) if Trained.A in trained else None,
+                )
+            except NonFiniteUpdateError as error:
+                raise NonFiniteUpdateError(f"{name}: {error}") from error
+        return cls(codec, factors)
+
+    def unpacked(self, known: AdapterState | None = None) -> AdapterState:
+        """The float32 adapter that arrives.
+
+        Args:
+            known: has the halves that did not travel.
+
+        Raises:
+            InvalidUpdateError: a half is not what the codec sends, or is neither sent nor known; names the module.
+        """
+        factors: dict[str, LoraFactor] = {}
+        for name, packed in self.factors.items():
+            m, n = packed.shape
+            try:
+                B = None if packed.B is None else self.codec.unpack(packed.B, (packed.rank, m)).T.contiguous()
+                A = None if packed.A is None else self.codec.unpack(packed.A, (packed.rank, n))
+            except InvalidUpdateError as error:
+                raise InvalidUpdateError(f"{name}: {error}") from error
+            if B is None or A is None:
+                if known is None or name not in known.specs or known.specs[name].rank != packed.rank:
+                    raise InvalidUpdateError(
+                        f"{name}: expected both halves, or a known factor of rank {packed.rank} for the other, got one "
+                        "half alone; send both"
+                    )
+                B, A = known[name].B.float() if B is None else B, known[name].A.float() if A is None else A
+            factors[name] = LoraFactor(B, A)
+        return AdapterState.of(factors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(factor.nbytes for factor in self.factors.values())
+
+
+def packed_factor_bytes(codec: Codec, spec: FactorSpec, trained: Trained = Trained.FACTORS) -> int:
+    """Bytes of a factor of that shape and rank as it travels, without packing one."""
+    B, A = Trained.B in trained, Trained.A in trained
+    return B * codec.packed_bytes((spec.rank, spec.out_features)) + A * codec.packed_bytes(
+        (spec.rank, spec.in_features)
+    )

@@ -1,0 +1,94 @@
+"""Nothing is lost, only late: by a dense float64 oracle, for every codec."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from florist.compression.codecs import Codec
+from florist.compression.feedback import Compression, Feedback, difference_norm
+from florist.factors import AdapterState
+from florist.ranks import EnergyThreshold
+from tests.builders import SHAPES, adapter
+from tests.compression.test_codecs import CODECS
+
+NOTHING = AdapterState.of({})
+FULL = Feedback(rank_factor=100.0)
+
+
+def dense(state: AdapterState, module: str) -> Tensor:
+    if module not in state.specs:
+        return torch.zeros(SHAPES[module], dtype=torch.float64)
+    factor = state[module].to(dtype=torch.float64)
+    return factor.B @ factor.A
+
+
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+@pytest.mark.parametrize("tau", [0.3, 0.9, 1.0])
+def test_sent_and_held_back_are_what_was_due(codec: Codec, tau: float) -> None:
+    compression = Compression(codec, EnergyThreshold(tau), FULL)
+    owed = NOTHING
+    due, sent = ({name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()} for _ in range(2))
+    for number in range(6):
+        update = adapter(4, number)
+        outcome = compression(update, owed, max_rank=4)
+        owed = outcome.held_back
+        for name in SHAPES:
+            due[name] += dense(update, name)
+            sent[name] += dense(outcome.decoded, name)
+            gap = (sent[name] + dense(owed, name) - due[name]).norm()
+            # what `_NEGLIGIBLE` lets go in each round, certified
+            assert gap <= 1e-3 * due[name].norm()
+            assert outcome.decoded.specs[name].rank <= 4
+
+
+@given(
+    seed=st.integers(0, 1000), bound=st.sampled_from([0.5, 1.0, 2.0]), bits=st.sampled_from(["int8", "int4", "float16"])
+)
+def test_what_the_bound_lets_go_is_certified(seed: int, bound: float, bits: str) -> None:
+    update, owed = adapter(3, seed), adapter(5, seed + 1)
+    outcome = Compression(CODECS[bits], EnergyThreshold(0.6), Feedback(bound))(update, owed, max_rank=3)
+    for name in SHAPES:
+        T = dense(update, name) + dense(owed, name)
+        account = outcome.accounts[name]
+        lost = T - dense(outcome.decoded, name) - dense(outcome.held_back, name)
+        assert float(T.norm()) == pytest.approx(account.due, rel=1e-6)
+        assert float(lost.norm()) == pytest.approx(account.let_go, rel=1e-4, abs=1e-6 * account.due)
+        assert float(dense(outcome.held_back, name).norm()) == pytest.approx(account.held_back, rel=1e-4, abs=1e-9)
+        assert outcome.held_back.specs[name].rank <= round(3 * bound)
+        kept = outcome.packed.factors[name].rank
+        assert account.cut_error == pytest.approx(float(torch.linalg.svdvals(T)[kept:].norm()), rel=1e-5, abs=1e-9)
+
+
+def test_without_feedback_what_is_not_sent_is_let_go() -> None:
+    update = adapter(4, 1)
+    outcome = Compression(CODECS["int4"], EnergyThreshold(0.8))(update)
+    assert not outcome.held_back
+    for name in SHAPES:
+        lost = float((dense(update, name) - dense(outcome.decoded, name)).norm())
+        account = outcome.accounts[name]
+        assert account.held_back == 0
+        assert lost == pytest.approx(account.let_go, rel=0.1)
+
+
+def test_a_codec_alone_changes_nothing_but_the_numbers() -> None:
+    update = adapter(4, 1, dtype=torch.float32)
+    outcome = Compression(CODECS["float32"])(update)
+    for name in SHAPES:
+        assert torch.equal(outcome.decoded[name].B, update[name].B)
+        assert outcome.accounts[name].let_go == 0
+
+
+def test_a_module_that_is_owed_alone_is_sent() -> None:
+    name = min(SHAPES)
+    owed = AdapterState.of({name: adapter(2, 5)[name]})
+    rest = AdapterState.of({other: factor for other, factor in adapter(2, 6).items() if other != name})
+    outcome = Compression(CODECS["float32"], EnergyThreshold(1.0), FULL)(rest, owed)
+    assert torch.allclose(dense(outcome.decoded, name), dense(owed, name), atol=1e-5)
+
+
+def test_the_norm_of_a_difference_needs_no_product() -> None:
+    one, other = adapter(4, 1)[min(SHAPES)], adapter(4, 2)[min(SHAPES)]
+    expected = float((one.delta_weight() - other.delta_weight()).norm())
+    assert difference_norm(one, other) == pytest.approx(expected, rel=1e-12)
