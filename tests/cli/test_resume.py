@@ -53,7 +53,4 @@ def test_what_makes_the_result_is_refused_by_name(florist: Run, config: Path, tm
 def test_a_run_of_an_older_florist_is_refused_by_name(florist: Run, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"florist": "0.0.9", "method": "florist", "threads": 1, "initial": {}}')
     line = refused(florist("simulate", "--resume", tmp_path))
-    assert (
-        "expected a run of format 2, got one that an earlier florist 0.0.9 wrote, before runs had a format number; begin"
-        in line
-    )
+    assert "got one that an earlier florist 0.0.9 wrote, before runs had a format number; begin another run" in line
