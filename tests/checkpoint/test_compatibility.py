@@ -31,10 +31,10 @@ def test_unlike_ranks_and_scalings_are_compatible(client: Client):
         open_adapter(client("a", r=2, lora_alpha=32)),
         open_adapter(client("b", r=8, use_rslora=True, rank_pattern={"q_proj": 3})),
     ]
-    comparison = check_compatible(adapters)
-    assert comparison.problems == ()
-    assert comparison.absent == {}
-    assert comparison.task_type == "CAUSAL_LM"
+    compatibility = check_compatible(adapters)
+    assert compatibility.problems == ()
+    assert compatibility.absent == {}
+    assert compatibility.task_type == "CAUSAL_LM"
 
 
 def test_a_module_that_a_client_lacks_is_reported(client: Client):
@@ -42,10 +42,10 @@ def test_a_module_that_a_client_lacks_is_reported(client: Client):
         open_adapter(client("a", target_modules=["q_proj", "v_proj"])),
         open_adapter(client("b", target_modules=["q_proj"])),
     ]
-    comparison = check_compatible(adapters)
-    assert set(comparison.absent) == {f"model.layers.{layer}.self_attn.v_proj" for layer in (0, 1)}
-    assert set(comparison.absent.values()) == {(adapters[1].path,)}
-    assert len(comparison.layout.modules) == 4
+    compatibility = check_compatible(adapters)
+    assert set(compatibility.absent) == {f"model.layers.{layer}.self_attn.v_proj" for layer in (0, 1)}
+    assert set(compatibility.absent.values()) == {(adapters[1].path,)}
+    assert len(compatibility.layout.modules) == 4
 
 
 def test_everything_that_is_wrong_is_listed_with_the_path_and_the_remedy(client: Client, tmp_path: Path):
@@ -72,8 +72,8 @@ def test_everything_that_is_wrong_is_listed_with_the_path_and_the_remedy(client:
 def test_a_base_mismatch_may_be_allowed(client: Client):
     adapters = [with_config(client(name), base_model_name_or_path=f"/home/{name}/base") for name in "ab"]
     assert len(compare(adapters).problems) == 1
-    comparison = check_compatible(adapters, allow_base_mismatch=True)
-    assert comparison.base_model == "/home/a/base"
+    compatibility = check_compatible(adapters, allow_base_mismatch=True)
+    assert compatibility.base_model == "/home/a/base"
 
 
 def test_no_revision_means_main(client: Client):
