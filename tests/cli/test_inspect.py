@@ -47,7 +47,7 @@ def test_a_sweep_that_cannot_be_made_is_a_finding(florist: Run, saved_adapters: 
     a, b, c = saved_adapters
     assert florist("aggregate", a, b, "-o", tmp_path / "edge", "--weights", "3,1").returncode == 0
     mixed = florist("inspect", tmp_path / "edge", c, "--sweep")
-    assert "no sweep: expected weights that can be compared" in mixed.stdout
+    assert "no sweep: expected weights in one unit, got weights that cannot be compared" in mixed.stdout
     assert "q_proj" in mixed.stdout
 
 
