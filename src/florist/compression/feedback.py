@@ -115,6 +115,11 @@ class Compression:
     rank_rule: RankRule | None = None
     feedback: Feedback | None = None
 
+    @property
+    def recuts(self) -> bool:
+        """Whether what is sent is chosen anew, in place of the factors as they come."""
+        return self.rank_rule is not None or self.feedback is not None
+
     def __call__(
         self,
         update: AdapterState,
@@ -137,7 +142,7 @@ class Compression:
         Cost: that of the codec where the factors are sent as they are; else a decomposition of what is due for every
             module, twice where the rule needs all spectra beforehand, and with feedback one of the residual.
         """
-        if self.rank_rule is None and self.feedback is None:
+        if not self.recuts:
             return self._sent_as_it_is(update, trained)
         names = sorted({*update, *owed})
         kept: dict[str, LoraFactor] = {}
