@@ -77,6 +77,26 @@ class ThinSvd:
             right=self.right if self.Y is not None else self.right[:rank],
         )
 
+    def trailing(self, rank: int) -> "ThinSvd":
+        """Return the directions without the first `rank`; nothing is copied."""
+        return ThinSvd(
+            spectrum=self.spectrum.trailing(rank),
+            left=self.left if self.X is not None else self.left[:, rank:],
+            X=None if self.X is None else self.X[:, rank:],
+            Y=None if self.Y is None else self.Y[rank:],
+            right=self.right if self.Y is not None else self.right[rank:],
+        )
+
+    def inner(self, factor: LoraFactor) -> float:
+        """Return the inner product ``<U diag(S) Vh, B A>`` of all entries, without forming either.
+
+        Cost: O(r (left_rank m + right_rank n)) for a factor of rank r.
+        """
+        of_U, of_V = self.left.T @ factor.B, self.right @ factor.A.T
+        of_U = of_U if self.X is None else self.X.T.to(of_U.dtype) @ of_U
+        of_V = of_V if self.Y is None else self.Y.to(of_V.dtype) @ of_V
+        return float(((of_U * of_V).sum(dim=1).double().cpu() * self.S).sum())
+
     def formed(self, dtype: torch.dtype) -> "ThinSvd":
         """Return the decomposition in another precision, with ``U`` and ``Vh`` multiplied out.
 
