@@ -68,9 +68,10 @@ class Feedback:
         directions = int((chosen < count).sum())
         held, left = ((part[part >= count] - count).sort().values for part in (chosen, order[rank:]))
         factor = stack([withheld.factor(directions), _components(codec_error, held)])
-        dropped = withheld.spectrum.discarded_energy(directions) + product_norm(_components(codec_error, left)) ** 2
-        dropped += 2 * _overlap(withheld.trailing(directions), codec_error, left)
-        return Residual(factor, product_norm(factor), max(0.0, dropped) ** 0.5)
+        cut, lost = withheld.trailing(directions), product_norm(_components(codec_error, left))
+        cut_energy = cut.spectrum.total_energy
+        overlap = min(_largest_overlap(cut, codec_error, left), cut_energy**0.5 * lost)
+        return Residual(factor, product_norm(factor), (cut_energy + lost**2 + 2 * overlap) ** 0.5)
 
     def _decomposed(self, withheld: ThinSvd, codec_error: LoraFactor, new_rank: int) -> Residual:
         joined = stack([withheld.factor(withheld.S.numel()), codec_error])
@@ -110,21 +111,16 @@ def _components(factor: LoraFactor, chosen: Tensor) -> LoraFactor:
     return LoraFactor(factor.B[:, index], factor.A[index])
 
 
-def _overlap(dropped: ThinSvd, codec_error: LoraFactor, left: Tensor) -> float:
-    """Return the inner product of the dropped directions and the dropped components of the codec's error, at most.
+def _largest_overlap(dropped: ThinSvd, codec_error: LoraFactor, left: Tensor) -> float:
+    """Return a bound on the inner product of the dropped directions and the dropped components of the codec's error.
 
     Kept directions are orthogonal to withheld ones. An error of row i lies along the kept ``B_i`` and overlaps with
     nothing; an error of column i lies along ``A'_i``, which differs from the kept ``A_i`` by the error of row i alone.
-    With directions below a singular value s that were never resolved, the overlap is therefore at most
-    ``s ||B_i - B'_i|| ||A_i - A'_i||``.
+    With the largest dropped singular value s, the overlap is at most ``s ||B_i - B'_i|| ||A_i - A'_i||``. The inner
+    product itself would take as long as the codec does, and is far smaller: errors point anywhere.
     """
     rank = codec_error.rank // 2
-    of_columns = (left[left >= rank] - rank).to(codec_error.B.device)
-    if not of_columns.numel():
-        return 0.0
-    columns, rows = codec_error.B[:, rank + of_columns], codec_error.A[of_columns]
-    unresolved = dropped.spectrum.tail_energy**0.5
-    if dropped.S.numel():
-        unresolved = min(unresolved, float(dropped.S[-1]))
-    of_unresolved = unresolved * float((columns.norm(dim=0) * rows.norm(dim=1)).sum())
-    return dropped.inner(LoraFactor(columns, codec_error.A[rank + of_columns])) + of_unresolved
+    columns, rows = codec_error.B[:, rank:].norm(dim=0), codec_error.A[:rank].norm(dim=1)
+    largest = float(dropped.S[0]) if dropped.S.numel() else dropped.spectrum.tail_energy**0.5
+    of_columns = (left[left >= rank] - rank).to(columns.device)
+    return largest * float((columns * rows)[of_columns].sum())

@@ -87,16 +87,6 @@ class ThinSvd:
             right=self.right if self.Y is not None else self.right[rank:],
         )
 
-    def inner(self, factor: LoraFactor) -> float:
-        """Return the inner product ``<U diag(S) Vh, B A>`` of all entries, without forming either.
-
-        Cost: O(r (left_rank m + right_rank n)) for a factor of rank r.
-        """
-        of_U, of_V = self.left.T @ factor.B, self.right @ factor.A.T
-        of_U = of_U if self.X is None else self.X.T.to(of_U.dtype) @ of_U
-        of_V = of_V if self.Y is None else self.Y.to(of_V.dtype) @ of_V
-        return float(((of_U * of_V).sum(dim=1).double().cpu() * self.S).sum())
-
     def formed(self, dtype: torch.dtype) -> "ThinSvd":
         """Return the decomposition in another precision, with ``U`` and ``Vh`` multiplied out.
 
