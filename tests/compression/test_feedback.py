@@ -8,7 +8,7 @@ from torch import Tensor
 
 from florist.compression.codecs import Codec
 from florist.compression.feedback import Compression, Feedback
-from florist.compression.residual import difference, product_norm
+from florist.compression.held_back import difference, product_norm
 from florist.factors import AdapterState, stack
 from florist.ranks import EnergyThreshold
 from tests.builders import SHAPES, adapter

@@ -14,9 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
+
 from florist.compression.codecs import Codec
+from florist.compression.held_back import Feedback, HeldBack, difference, product_norm
 from florist.compression.packed import PackedAdapter, PackedFactor
-from florist.compression.residual import Feedback, Residual, difference, product_norm
 from florist.factors import AdapterState, LoraFactor
 from florist.linalg import ThinSvd, WeightedFactor, decompose
 from florist.linalg.parallel import in_order
@@ -82,6 +84,11 @@ class Compression:
     rank_rule: RankRule | None = None
     feedback: Feedback | None = None
 
+    @property
+    def recuts(self) -> bool:
+        """Whether what is sent is chosen anew, in place of the factors as they come."""
+        return self.rank_rule is not None or self.feedback is not None
+
     def __call__(
         self,
         update: AdapterState,
@@ -104,12 +111,12 @@ class Compression:
         Cost: that of the codec where the factors are sent as they are; else a decomposition of what is due for every
             module, twice where the rule needs all spectra beforehand, and with feedback the residual of each.
         """
-        if self.rank_rule is None and self.feedback is None:
+        if not self.recuts:
             return self._sent_as_it_is(update, trained)
         names = sorted({*update, *owed})
         ranks = self._joint_ranks(update, owed, names)
 
-        def send(name: str) -> tuple[PackedFactor, LoraFactor, Residual, ModuleAccount]:
+        def send(name: str) -> tuple[PackedFactor, LoraFactor, HeldBack, ModuleAccount]:
             svd = self._due(update, owed, name)
             rank = self._rank(name, svd.spectrum) if ranks is None else ranks[name]
             rank = rank if max_rank is None else min(rank, max_rank)
@@ -119,7 +126,7 @@ class Compression:
             error = difference(kept, decoded)
             codec_error, cut_error = product_norm(error), svd.spectrum.discarded_energy(rank) ** 0.5
             if self.feedback is None:
-                held = Residual(kept.leading(0), 0.0, (cut_error**2 + codec_error**2) ** 0.5)
+                held = HeldBack(kept.leading(0), 0.0, (cut_error**2 + codec_error**2) ** 0.5)
             else:
                 held = self.feedback.residual(svd.trailing(rank), error, _new_rank(update, owed, name))
             due = svd.spectrum.total_energy**0.5
@@ -129,7 +136,9 @@ class Compression:
         return Sent(
             packed=PackedAdapter(self.codec, {name: packed for name, (packed, _, _, _) in outcomes.items()}),
             decoded=AdapterState.of({name: decoded for name, (_, decoded, _, _) in outcomes.items()}),
-            held_back=AdapterState.of({name: held.factor for name, (_, _, held, _) in outcomes.items() if held.norm}),
+            held_back=AdapterState.of(
+                {name: held.factor for name, (_, _, held, _) in outcomes.items() if held.factor.rank}
+            ),
             accounts={name: account for name, (_, _, _, account) in outcomes.items()},
         )
 
@@ -167,8 +176,9 @@ class Compression:
         decoded = packed.unpacked(update)
         accounts: dict[str, ModuleAccount] = {}
         for name, factor in update.items():
-            error = product_norm(difference(factor, decoded[name]))
-            accounts[name] = ModuleAccount(product_norm(factor), 0.0, error, 0.0, error)
+            exact = factor.to(dtype=torch.float64)  # components of a client's own may cancel
+            error = product_norm(difference(exact, decoded[name]))
+            accounts[name] = ModuleAccount(product_norm(exact), 0.0, error, 0.0, error)
         return Sent(packed, decoded, NO_ADAPTER, accounts)
 
 

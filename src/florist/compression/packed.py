@@ -1,14 +1,21 @@
 """Adapters and saved parameters as they travel: what a codec makes of their halves, and exact byte counts."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from florist.compression.codecs import Codec
+from florist.compression.codecs import Codec, codec_named
 from florist.errors import InvalidUpdateError, NonFiniteUpdateError
 from florist.factors import AdapterState, FactorSpec, LoraFactor
+from florist.linalg.parallel import in_order
 from florist.rounds import NO_ADAPTER, Trained
+
+_Size = Annotated[int, Field(ge=0, strict=True)]
+_FACTORS = TypeAdapter(dict[str, tuple[_Size, _Size, _Size]])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,6 +88,17 @@ class PackedFactor:
         """Bytes of all tensors; shape and rank travel beside them."""
         return sum(tensor.nbytes for half in (self.B, self.A) if half is not None for tensor in half.values())
 
+    def leading(self, rank: int, codec: Codec) -> "PackedFactor":
+        """Return the first `rank` components as they travel."""
+        if rank >= self.rank:
+            return self
+        (m, n), halves = self.shape, (self.B, self.A)
+        B, A = (
+            None if half is None else codec.leading(half, (self.rank, length), rank)
+            for half, length in zip(halves, (m, n), strict=True)
+        )
+        return PackedFactor(self.shape, rank, B, A)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedAdapter:
@@ -118,7 +136,60 @@ class PackedAdapter:
             InvalidUpdateError: a half is not what the codec sends, or is neither sent nor known; names the module.
         """
         held = known or NO_ADAPTER
-        return AdapterState.of({name: packed.unpacked(name, self.codec, held) for name, packed in self.factors.items()})
+
+        def unpack(name: str) -> LoraFactor:
+            return self.factors[name].unpacked(name, self.codec, held)
+
+        return AdapterState.of(dict(zip(self.factors, in_order(unpack, self.factors), strict=True)))
+
+    def leading(self, rank: int) -> "PackedAdapter":
+        """Return the first `rank` components of every module as they travel."""
+        return PackedAdapter(self.codec, {name: each.leading(rank, self.codec) for name, each in self.factors.items()})
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """What travels, by ``module.half.part``."""
+        return {
+            f"{name}.{half}.{part}": tensor
+            for name, packed in self.factors.items()
+            for half in ("B", "A")
+            for part, tensor in (getattr(packed, half) or {}).items()
+        }
+
+    def description(self) -> Mapping[str, str]:
+        """What `described` needs beside the tensors: the codec, and the shape and rank of every module, as JSON."""
+        factors = {name: [*packed.shape, packed.rank] for name, packed in self.factors.items()}
+        return {"codec": self.codec.name, "factors": json.dumps(factors)}
+
+    @classmethod
+    def described(cls, description: Mapping[str, str], tensors: Mapping[str, Tensor]) -> "PackedAdapter":
+        """Put together what `tensors` and `description` took apart.
+
+        The parts are checked when they are unpacked, against the shapes and ranks of the description.
+
+        Raises:
+            UnknownCodecError: this version has no codec of that name.
+            InvalidUpdateError: the description is none, or tensors are of no module that it names.
+        """
+        codec = codec_named(description.get("codec", "none"))
+        try:
+            listed = _FACTORS.validate_json(description.get("factors", ""))
+        except ValidationError as error:
+            raise InvalidUpdateError(
+                "expected the shape and rank of every packed module, got something else; send the whole adapter again"
+            ) from error
+        halves: dict[str, dict[str, Tensor]] = {f"{name}.{half}": {} for name in listed for half in ("B", "A")}
+        for name, tensor in tensors.items():
+            owner, _, part = name.rpartition(".")
+            if owner not in halves:
+                raise InvalidUpdateError(f"expected tensors of the modules {sorted(listed)}, got {name}; send it again")
+            halves[owner][part] = tensor
+        return cls(
+            codec,
+            {
+                name: PackedFactor((m, n), rank, halves[f"{name}.B"] or None, halves[f"{name}.A"] or None)
+                for name, (m, n, rank) in listed.items()
+            },
+        )
 
     @property
     def nbytes(self) -> int:
