@@ -41,7 +41,7 @@ class ModuleAccount:
         cut_error: norm of the directions that the rank rule left out.
         codec_error: norm of what was kept, less what arrives of it.
         held_back: norm of what is to be sent later.
-        let_go: norm of what is never sent, or a bound just above it: what exceeds the bound on the residual's rank, or
+        let_go: norm of what is never sent, or an upper bound: what exceeds the bound on the residual's rank, or
             all that is missing where nothing is held back.
     """
 
@@ -133,6 +133,7 @@ class Compression:
             return packed, decoded, held, ModuleAccount(due, cut_error, codec_error, held.norm, held.let_go)
 
         outcomes = dict(zip(names, in_order(send, names), strict=True))
+        held_back = {name: held.factor for name, (_, _, held, _) in outcomes.items()}
         return Sent(
             packed=PackedAdapter(self.codec, {name: packed for name, (packed, _, _, _) in outcomes.items()}),
             decoded=AdapterState.of({name: decoded for name, (_, decoded, _, _) in outcomes.items()}),

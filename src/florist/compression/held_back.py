@@ -20,7 +20,7 @@ class HeldBack:
     Attributes:
         factor: what is to be sent later.
         norm: the Frobenius norm of its product.
-        let_go: the norm of what is never sent, or a bound just above it.
+        let_go: the norm of what is never sent, or an upper bound.
     """
 
     factor: LoraFactor
