@@ -137,9 +137,7 @@ class Compression:
         return Sent(
             packed=PackedAdapter(self.codec, {name: packed for name, (packed, _, _, _) in outcomes.items()}),
             decoded=AdapterState.of({name: decoded for name, (_, decoded, _, _) in outcomes.items()}),
-            held_back=AdapterState.of(
-                {name: held.factor for name, (_, _, held, _) in outcomes.items() if held.factor.rank}
-            ),
+            held_back=AdapterState.of({name: held for name, held in held_back.items() if held.rank}),
             accounts={name: account for name, (_, _, _, account) in outcomes.items()},
         )
 
