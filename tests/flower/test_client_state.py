@@ -17,6 +17,7 @@ from florist.flower import messages, protocol
 from florist.flower.client_state import ClientState
 from florist.flower.exchange import Exchange
 from florist.flower.messages import Assignment, Instruction, Introduction
+from florist.flower.upload_terms import AS_THEY_ARE
 from florist.ranks import EnergyThreshold
 from florist.rounds import NO_ADAPTER, Aggregator
 from tests.builders import SHAPES, adapter, relative_error, update
@@ -258,7 +259,19 @@ def test_a_later_save_replaces_all_of_an_earlier_one() -> None:
 
 
 def test_directions_of_another_model_are_refused() -> None:
-    task = Assignment(1, -1, 1, replaces=True, seed=0, rows_seed=0, max_rank=1, trained=3, local_init="aligned")
+    task = Assignment(
+        1,
+        -1,
+        1,
+        replaces=True,
+        seed=0,
+        rows_seed=0,
+        max_rank=1,
+        trained=3,
+        local_init="aligned",
+        counted=0,
+        upload=AS_THEY_ARE,
+    )
     with pytest.raises(InvalidUpdateError, match="q: expected rows of a module of this model"):
         ClientState().after(Instruction(task, NO_ADAPTER, NO_ADAPTER, {"q": torch.ones(1, 3)}, {}), SHAPES)
 

@@ -37,6 +37,7 @@ from florist.flower.protocol import (
     write_reply,
     write_saved_parameters,
 )
+from florist.flower.upload_terms import AS_THEY_ARE
 from florist.rounds import NO_ADAPTER, Trained
 from tests.builders import SHAPES, adapter
 
@@ -54,9 +55,19 @@ INTRODUCTION = Introduction(
     -1,
 )
 ASSIGNMENT = Assignment(
-    3, 1, 2, replaces=False, seed=5, rows_seed=6, max_rank=8, trained=Trained.FACTORS.value, local_init="warm"
+    3,
+    1,
+    2,
+    replaces=False,
+    seed=5,
+    rows_seed=6,
+    max_rank=8,
+    trained=Trained.FACTORS.value,
+    local_init="warm",
+    counted=0,
+    upload=AS_THEY_ARE,
 )
-REPORT = Report("berlin", 3, 10, "base", 2, 0.5, 1.5)
+REPORT = Report("berlin", 3, 10, "base", 2, 0.5, 1.5, 0.25, "")
 UPLOAD = Upload(REPORT, adapter(2, 1, dtype=torch.float32), {"head": torch.ones(3)})
 EVALUATION = Evaluation("berlin", 2, 10, ["loss"], [0.5])
 
@@ -350,7 +361,9 @@ def test_anything_that_comes_is_read_or_refused(
         content["adapter"] = arrays
     if sealed:
         sent = [
-            content.array_records[name] for name in ("adapter", "saved_parameters") if name in content.array_records
+            content.array_records[name]
+            for name in ("packed", "adapter", "saved_parameters")
+            if name in content.array_records
         ]
         content = changed(content, sha256=digest(sent))
     for read in (read_introduction, lambda some: read_reply(some, lambda _, rank: torch.ones(rank, 9))):
