@@ -8,6 +8,7 @@ import torch
 from florist.config import Config, read_config
 from florist.config.building import build
 from florist.config.communication import aggregator_of, communication_of
+from florist.config.methods import LOCAL_INITS
 from florist.factors import AdapterState
 from florist.federation.records import RoundRecord
 from florist.federation.state import ServerState
@@ -35,6 +36,7 @@ def over_flower(file: Path, folder: Path, config: Config) -> tuple[ServerState, 
     strategy = FloristStrategy(
         aggregator_of(config, 8),
         seed=config.federation.seed,
+        local_init=LOCAL_INITS[config.federation.local_init](),
         fraction=config.federation.fraction,
         wait=5,
         evaluate_on_clients=False,
@@ -122,7 +124,7 @@ def test_the_same_with_a_head(communication: str, tiny_bert: Path, toy_data: Pat
     text = FAST.format(model=tiny_bert, data=toy_data, steps=4, rounds=3, extra="")
     text = text.replace('prompt_template = "{instruction}\\n"', 'label_field = "category"')
     text = text.replace("ranks = [8, 4]", 'ranks = [8, 4]\ntarget_modules = ["query", "value"]')
-    labels = '\n[task]\nkind = "sequence-classification"\nlabels = ["a", "b", "c"]\n'
+    labels = '\n[task]\nkind = "sequence-classification"\nlabels = ["blue", "green", "red"]\n'
     file.write_text(text + labels + communication)
     found, records = assert_same_federation(file, tmp_path)
     assert found.saved_parameters
