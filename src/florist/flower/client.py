@@ -130,7 +130,9 @@ def _train(participant: Participant, state: ClientState, instruction: Instructio
         max_rank=participant.rank,
     )
     if assignment.upload.feedback:
-        HeldBack.either(assignment.counted, owed, assignment.round_number, sent.owed).save(memory)
+        HeldBack.either(assignment.counted, owed, assignment.round_number, sent.owed).save(
+            memory, participant.client_id
+        )
     report = Report(
         client_id=participant.client_id,
         round_number=assignment.round_number,
@@ -151,7 +153,7 @@ def _owed(participant: Participant, assignment: Assignment, memory: RecordDict) 
     """What the client holds back as training begins, and why that is nothing where it should be something."""
     if not assignment.upload.feedback:
         return NOTHING_OWED, ""
-    owed = HeldBack.load(memory).since(assignment.counted)
+    owed = HeldBack.load(memory, participant.client_id).since(assignment.counted)
     if owed is None:
         return NOTHING_OWED, f"it has not kept what it held back after round {assignment.counted}"
     reason = misfit(owed, participant.shapes, participant.saved_parameters)

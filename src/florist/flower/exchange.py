@@ -136,9 +136,13 @@ class Exchange:
         communication, packed = self.federation.communication, upload.packed
         expected = communication.upload.codec.name if communication.upload is not None else "none"
         came = packed.codec.name if packed is not None else "none"
-        if came != expected or (packed is not None and upload.adapter):
+        if came != expected:
             raise InvalidUpdateError(
                 f"expected factors packed by the codec {expected}, got {came}; send what was asked"
+            )
+        if packed is not None and upload.adapter:
+            raise InvalidUpdateError(
+                f"expected factors packed by the codec {expected} and nothing beside them, got both"
             )
         factor_bytes = self.federation.aggregator.work.sent_bytes(upload.adapter)
         adapter = upload.adapter

@@ -44,19 +44,22 @@ class HeldBack:
         """
         return cls({counted: before, round_number: after})
 
-    def save(self, memory: RecordDict) -> None:
-        """Put the residuals into the memory that the SuperNode keeps, in the place of earlier ones."""
+    def save(self, memory: RecordDict, client_id: str) -> None:
+        """Put the residuals of a client into the memory that its SuperNode keeps, in the place of earlier ones."""
         rounds = sorted(self.by_round)
-        memory[_ROUNDS] = ConfigRecord({"rounds": rounds})
+        memory[_ROUNDS] = ConfigRecord({"client_id": client_id, "rounds": rounds})
         for place, round_number in enumerate(rounds):
             residual = self.by_round[round_number]
             memory[f"{_ADAPTER}.{place}"] = adapter_to_arrays(residual.adapter)
             memory[f"{_SAVED}.{place}"] = tensors_to_arrays(residual.saved_parameters)
 
     @classmethod
-    def load(cls, memory: RecordDict) -> "HeldBack":
-        """Take the residuals from that memory; a memory without them is that of a client that never uploaded."""
-        if _ROUNDS not in memory:
+    def load(cls, memory: RecordDict, client_id: str) -> "HeldBack":
+        """Take the residuals of a client from that memory; where it has none of this client, it never uploaded.
+
+        A node may be started again as another client, with its memory kept.
+        """
+        if _ROUNDS not in memory or memory.config_records[_ROUNDS]["client_id"] != client_id:
             return cls()
         rounds = memory.config_records[_ROUNDS]["rounds"]
         arrays: Mapping[str, ArrayRecord] = memory.array_records
