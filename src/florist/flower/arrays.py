@@ -88,7 +88,8 @@ def arrays_to_packed(arrays: ArrayRecord) -> tuple[PackedAdapter, ...]:
     names = [str(place) for place in range(len(arrays))]
     if set(arrays) != set(names):
         raise InvalidUpdateError(f"expected packed adapters numbered from 0, got {sorted(arrays)}; send them again")
-    return tuple(PackedAdapter.described(_metadata(arrays[name]), _tensors(name, arrays[name])) for name in names)
+    read = [(arrays[name], _tensors(name, arrays[name])) for name in names]
+    return tuple(PackedAdapter.described(_metadata(array), tensors) for array, tensors in read)
 
 
 def unpacked(packed: PackedAdapter, rows: Rows | None = None) -> AdapterState:
