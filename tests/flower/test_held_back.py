@@ -18,15 +18,17 @@ from florist.compression.packed import PackedAdapter, PackedFactor
 from florist.compression.residual import NOTHING_OWED, Residual
 from florist.errors import ConfigurationError
 from florist.federation.communication import Communication
+from florist.federation.local_init import LocalStart
 from florist.federation.records import RoundRecord
 from florist.files import strict_json
 from florist.flower import FloristStrategy, Journal
 from florist.flower.held_back import HeldBack, misfit
-from florist.flower.messages import TRAIN, Upload
+from florist.flower.messages import TRAIN, Assignment, Upload
+from florist.flower.participant import TrainedLocally
 from florist.flower.protocol import read_reply, write_reply
 from florist.flower.upload_terms import UploadTerms
 from florist.ranks import ByteBudget, EnergyThreshold, FixedRank
-from florist.rounds import Broadcast, ClientUpdate, ClientWork
+from florist.rounds import Broadcast, ClientUpdate, ClientWork, SavedParameters
 from florist.seeding import derive_seed
 from tests.builders import SHAPES, adapter, dense_sum, relative_error
 from tests.flower.grids import MemoryGrid
@@ -297,6 +299,29 @@ def test_saved_parameters_in_another_type_than_agreed_on_are_refused() -> None:
     assert names(line) == list("bcd")
     assert "head: expected torch.float16, as the codec sends it, got torch.float32" in line.dropped[0].reason
     assert strategy.state.saved_parameters["head"].dtype == torch.float32
+
+
+@dataclass
+class Diverging(Light):
+    """A client whose training in round 2 gives no numbers."""
+
+    def train(self, start: LocalStart, saved_parameters: SavedParameters, assignment: Assignment) -> TrainedLocally:
+        outcome = super().train(start, saved_parameters, assignment)
+        if assignment.round_number != 2:
+            return outcome
+        return replace(outcome, adapter=outcome.adapter.map(lambda factor: factor.scaled(float("nan"))))
+
+
+@pytest.mark.parametrize("sending", [communication(), Communication(upload=Compression(codec_named("int8")))])
+def test_a_training_that_diverged_leaves_what_was_held_back_as_it_was(sending: Communication) -> None:
+    clients = {**four(), 7: Diverging("a")}
+    strategy, grid = play(clients, rounds=3, communication=sending)
+    assert [names(line) for line in strategy.records] == [list("abcd"), list("bcd"), list("abcd")]
+    (drop,) = strategy.records[1].dropped
+    assert "NonFiniteUpdateError" in drop.reason
+    assert FIRST in drop.reason
+    feedback = sending.upload is not None and sending.upload.feedback is not None
+    assert sorted(HeldBack.load(grid.contexts[7].state, "a").by_round) == ([1, 3] if feedback else [0])
 
 
 # --- bytes

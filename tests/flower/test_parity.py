@@ -91,7 +91,7 @@ def test_the_same_with_what_is_held_back(tiny_llama: Path, toy_data: Path, tmp_p
     assert all(client.held_back > 0 for line in records for client in line.clients)
 
 
-@pytest.mark.parametrize("start", ["warm", "fresh"])
+@pytest.mark.parametrize("start", ["warm", pytest.param("fresh", marks=pytest.mark.slow)])
 def test_the_same_from_another_start(start: str, tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:
     extra = f'local_init = "{start}"\n{COMPACT}'
     assert_same_federation(configure(tmp_path, tiny_llama, toy_data, extra=extra), tmp_path)
@@ -106,7 +106,7 @@ def test_the_same_where_half_of_the_clients_are_asked(
     assert {line.clients[0].client_id for line in records} == {"client_0", "client_1"}
 
 
-@pytest.mark.parametrize("method", ["fedit", "ffa", "flexlora", "fedex", "flora"])
+@pytest.mark.parametrize("method", ["ffa", "fedex", *MORE])
 def test_the_same_through_a_codec_alone(method: str, tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:
     extra = f'[aggregation]\nmethod = "{method}"\n{CODES}'
     assert_same_federation(configure(tmp_path, tiny_llama, toy_data, extra=extra), tmp_path)
@@ -118,7 +118,7 @@ def test_the_same_by_a_budget(tiny_llama: Path, toy_data: Path, tmp_path: Path) 
     assert all(client.upload_bytes <= 4000 for line in records for client in line.clients)
 
 
-@pytest.mark.parametrize("communication", [COMPACT, CODES])
+@pytest.mark.parametrize("communication", [COMPACT, pytest.param(CODES, marks=pytest.mark.slow)])
 def test_the_same_with_a_head(communication: str, tiny_bert: Path, toy_data: Path, tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     text = FAST.format(model=tiny_bert, data=toy_data, steps=4, rounds=3, extra="")

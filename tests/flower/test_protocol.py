@@ -293,7 +293,8 @@ def test_a_message_of_somebody_else_is_refused() -> None:
         ({"upload.codec": 4}, "Assignment.upload.codec: Input should be a valid string, got 4"),
         ({"upload.cut": None}, "Assignment.upload.cut: Field required"),
         ({"upload.limit": -0.5}, "Assignment.upload.limit: Input should be greater than or equal to 0"),
-        ({"upload.limit": math.nan}, "Assignment.upload.limit: Input should be greater than or equal to 0, got nan"),
+        ({"upload.limit": math.nan}, "Assignment.upload.limit: Input should be a finite number"),
+        ({"upload.rank_factor": math.inf}, "Assignment.upload.rank_factor: Input should be a finite number"),
         ({"upload.feedback": 1}, "Assignment.upload.feedback: Input should be a valid boolean"),
     ],
 )

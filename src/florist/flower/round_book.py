@@ -76,6 +76,7 @@ class RoundBook:
                 "relative_error": record.relative_error,
                 "upload_bytes": record.upload_bytes,
                 "broadcast_bytes": record.broadcast_bytes,
+                "held_back": float(record.held_back),
             }
         )
 

@@ -168,6 +168,7 @@ class FloristStrategy(Strategy):
         """Log what runs."""
         rules = self._members.rules
         LOG.info("\t├──> %s, %s", rules.aggregator, rules.local_init)
+        LOG.info("\t├──> %s", rules.communication)
         LOG.info("\t└──> %d clients: %s", len(rules.client_ranks), ", ".join(sorted(rules.client_ranks)))
 
     @override

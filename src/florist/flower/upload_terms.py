@@ -1,8 +1,9 @@
 """How clients are to send their updates, in names and numbers that an assignment can carry."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from pydantic import NonNegativeFloat
+from pydantic import Field
 
 from florist.compression.codecs import FloatCodec, codec_named
 from florist.compression.feedback import Compression, Feedback
@@ -11,6 +12,7 @@ from florist.federation.communication import Communication
 from florist.ranks import ByteBudget, EnergyThreshold, RankRule
 
 _WHOLE, _TAU, _BUDGET = "whole", "tau", "budget"
+_Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +30,9 @@ class UploadTerms:
 
     codec: str
     cut: str
-    limit: NonNegativeFloat
+    limit: _Amount
     feedback: bool
-    rank_factor: NonNegativeFloat
+    rank_factor: _Amount
     saved_codec: str
 
     @classmethod
