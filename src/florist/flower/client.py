@@ -13,7 +13,6 @@ from florist.errors import InvalidUpdateError
 from florist.flower import protocol
 from florist.flower.arrays import Rows
 from florist.flower.client_state import ClientState
-from florist.flower.held_back import HeldBack, misfit
 from florist.flower.messages import (
     EVALUATE,
     PROTOCOL,
@@ -26,6 +25,7 @@ from florist.flower.messages import (
     Upload,
 )
 from florist.flower.participant import Participant
+from florist.flower.pending_residuals import PendingResiduals, misfit
 from florist.rounds import NO_ADAPTER, ClientUpdate, ClientWork
 from florist.seeding import random_rows
 
@@ -130,7 +130,7 @@ def _train(participant: Participant, state: ClientState, instruction: Instructio
         max_rank=participant.rank,
     )
     if assignment.upload.feedback:
-        HeldBack.either(assignment.counted, owed, assignment.round_number, sent.owed).save(
+        PendingResiduals.either(assignment.counted, owed, assignment.round_number, sent.owed).save(
             memory, participant.client_id
         )
     report = Report(
@@ -153,7 +153,7 @@ def _owed(participant: Participant, assignment: Assignment, memory: RecordDict) 
     """What the client holds back as training begins, and why that is nothing where it should be something."""
     if not assignment.upload.feedback:
         return NOTHING_OWED, ""
-    owed = HeldBack.load(memory, participant.client_id).since(assignment.counted)
+    owed = PendingResiduals.load(memory, participant.client_id).since(assignment.counted)
     if owed is None:
         return NOTHING_OWED, f"it has not kept what it held back after round {assignment.counted}"
     reason = misfit(owed, participant.shapes, participant.saved_parameters)

@@ -18,7 +18,7 @@ _ROUNDS, _ADAPTER, _SAVED = "florist.held_back", "florist.held_back.adapter", "f
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class HeldBack:
+class PendingResiduals:
     """The residuals of a client.
 
     Attributes:
@@ -33,7 +33,7 @@ class HeldBack:
         return self.by_round.get(counted)
 
     @classmethod
-    def either(cls, counted: int, before: Residual, round_number: int, after: Residual) -> "HeldBack":
+    def either(cls, counted: int, before: Residual, round_number: int, after: Residual) -> "PendingResiduals":
         """Keep what was held back before an update, and what is if it counts.
 
         Args:
@@ -54,7 +54,7 @@ class HeldBack:
             memory[f"{_SAVED}.{place}"] = tensors_to_arrays(residual.saved_parameters)
 
     @classmethod
-    def load(cls, memory: RecordDict, client_id: str) -> "HeldBack":
+    def load(cls, memory: RecordDict, client_id: str) -> "PendingResiduals":
         """Take the residuals of a client from that memory; where it has none of this client, it never uploaded.
 
         A node may be started again as another client, with its memory kept.

@@ -22,9 +22,9 @@ from florist.federation.local_init import LocalStart
 from florist.federation.records import RoundRecord
 from florist.files import strict_json
 from florist.flower import FloristStrategy, Journal
-from florist.flower.held_back import HeldBack, misfit
 from florist.flower.messages import TRAIN, Assignment, Upload
 from florist.flower.participant import TrainedLocally
+from florist.flower.pending_residuals import PendingResiduals, misfit
 from florist.flower.protocol import read_reply, write_reply
 from florist.flower.upload_terms import UploadTerms
 from florist.ranks import ByteBudget, EnergyThreshold, FixedRank
@@ -54,7 +54,7 @@ def four() -> dict[int, Light]:
 def held_by(grid: MemoryGrid, node: int, client: Light, records: Sequence[RoundRecord]) -> Residual:
     """What a client holds back by the server's records of what counted."""
     counted = [line.round for line in records if line.aggregated and client.client_id in names(line)]
-    found = HeldBack.load(grid.contexts[node].state, client.client_id).since(max(counted, default=0))
+    found = PendingResiduals.load(grid.contexts[node].state, client.client_id).since(max(counted, default=0))
     return found if found is not None else NOTHING_OWED
 
 
@@ -266,8 +266,8 @@ def test_what_is_not_packed_as_it_was_asked_for_costs_one_update(
     assert drop.client_id == "a"
     assert telling in drop.reason
     # What it held back before the round was held back still, and went into the third.
-    assert sorted(HeldBack.load(grid.contexts[7].state, "a").by_round) == [1, 3]
-    assert sorted(HeldBack.load(grid.contexts[8].state, "b").by_round) == [2, 3]
+    assert sorted(PendingResiduals.load(grid.contexts[7].state, "a").by_round) == [1, 3]
+    assert sorted(PendingResiduals.load(grid.contexts[8].state, "b").by_round) == [2, 3]
 
 
 def test_factors_that_a_codec_packed_are_refused_where_none_is_agreed_on() -> None:
@@ -318,10 +318,9 @@ def test_a_training_that_diverged_leaves_what_was_held_back_as_it_was(sending: C
     strategy, grid = play(clients, rounds=3, communication=sending)
     assert [names(line) for line in strategy.records] == [list("abcd"), list("bcd"), list("abcd")]
     (drop,) = strategy.records[1].dropped
-    assert "NonFiniteUpdateError" in drop.reason
-    assert FIRST in drop.reason
+    assert "expected finite" in drop.reason
     feedback = sending.upload is not None and sending.upload.feedback is not None
-    assert sorted(HeldBack.load(grid.contexts[7].state, "a").by_round) == ([1, 3] if feedback else [0])
+    assert sorted(PendingResiduals.load(grid.contexts[7].state, "a").by_round) == ([1, 3] if feedback else [0])
 
 
 # --- bytes
@@ -414,7 +413,7 @@ def test_a_residual_of_another_model_is_left_behind(
 ) -> None:
     strategy, grid = between(four(), communication=communication())
     strategy.start(grid, num_rounds=1)
-    HeldBack({1: strange}).save(grid.contexts[7].state, "a")
+    PendingResiduals({1: strange}).save(grid.contexts[7].state, "a")
     strategy.start(grid, num_rounds=2)
     assert names(strategy.records[1]) == list("abcd")
     assert f"round 2: a begins with nothing held back: {telling}" in caplog.messages
@@ -430,22 +429,22 @@ def test_a_residual_of_a_saved_parameter_has_its_shape() -> None:
 
 def test_a_node_that_is_started_as_another_client_does_not_send_what_the_other_held_back() -> None:
     memory = RecordDict()
-    HeldBack({0: NOTHING_OWED, 3: Residual(adapter(1, 1))}).save(memory, "a")
-    assert sorted(HeldBack.load(memory, "a").by_round) == [0, 3]
-    found = HeldBack.load(memory, "b")
+    PendingResiduals({0: NOTHING_OWED, 3: Residual(adapter(1, 1))}).save(memory, "a")
+    assert sorted(PendingResiduals.load(memory, "a").by_round) == [0, 3]
+    found = PendingResiduals.load(memory, "b")
     assert found.since(3) is None
     assert found.since(0) == NOTHING_OWED
 
 
 def test_what_is_held_back_comes_back_from_memory() -> None:
     memory = RecordDict()
-    HeldBack({2: Residual(adapter(1, 1), {"head": torch.ones(2)}), 5: NOTHING_OWED}).save(memory, "a")
-    found = HeldBack.load(memory, "a").since(2)
+    PendingResiduals({2: Residual(adapter(1, 1), {"head": torch.ones(2)}), 5: NOTHING_OWED}).save(memory, "a")
+    found = PendingResiduals.load(memory, "a").since(2)
     assert found is not None
     assert all(torch.equal(found.adapter[name].B, factor.B) for name, factor in adapter(1, 1).items())
     assert torch.equal(found.saved_parameters["head"], torch.ones(2))
-    HeldBack({7: Residual(adapter(2, 2))}).save(memory, "a")
-    again = HeldBack.load(memory, "a")
+    PendingResiduals({7: Residual(adapter(2, 2))}).save(memory, "a")
+    again = PendingResiduals.load(memory, "a")
     assert list(again.by_round) == [7]
     assert again.by_round[7].adapter.total_rank == 2 * len(SHAPES)
 
