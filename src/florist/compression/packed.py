@@ -13,7 +13,7 @@ from florist.errors import InvalidUpdateError, NonFiniteUpdateError
 from florist.factors import AdapterState, FactorSpec, LoraFactor
 from florist.rounds import Trained
 
-_Size = Annotated[int, Field(ge=0, strict=True)]
+_Size = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 _FACTORS = TypeAdapter(dict[str, tuple[_Size, _Size, _Size]])
 
 
