@@ -112,7 +112,7 @@ class Played:
         self.held[client_id] = plus(before, dense(download.adapter), *arrived)
 
     def play(self, asked: tuple[str, ...], *, lost: tuple[str, ...] = (), refused: tuple[str, ...] = ()) -> ClosedRound:
-        """One round. Clients in `lost` die with all that they did in it; those in `refused` answer for another round."""
+        """One round. Clients in `lost` die with all that they did; those in `refused` answer for another round."""
         number = self.state.round_number + 1
         sent: dict[str, SentUpdate] = {}
         new: dict[str, AdapterState] = {}
@@ -299,7 +299,7 @@ def test_without_a_codec_nothing_is_touched(aggregator: Aggregator, saved: bool)
             assert each.update.adapter is mine.adapter
             assert each.update.sent_bytes == mine.nbytes
         closed = plain.close_round(state, [each.update for each in given])
-        expected = aggregator([plain._change(each, state) for each in updates])  # noqa: SLF001  # the only oracle of bits
+        expected = aggregator([plain._change(each, state) for each in updates])  # the only oracle of bits
         assert closed.broadcast is not None
         for found, wanted in (
             (closed.broadcast.shared, expected.shared),
@@ -417,7 +417,7 @@ def test_methods_that_continue_train_on_from_decoded_values(aggregator: Aggregat
         closed = federation.close_round(state, [each.update for each in sent])
         assert not closed.dropped
         assert closed.broadcast is not None
-        aggregated = aggregator([federation._change(each.update, state) for each in sent])  # noqa: SLF001
+        aggregated = aggregator([federation._change(each.update, state) for each in sent])
         for name, factor in aggregated.continued.items():
             decoded = PackedAdapter.of(AdapterState.of({name: factor}), codec, trained).unpacked(aggregated.continued)
             assert torch.equal(closed.state.continued[name].B, decoded[name].B)

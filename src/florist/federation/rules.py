@@ -205,15 +205,22 @@ class Federation:
         whose = () if self.shared_init or work.shared_rows else (client_id,)
         return derive_seed(self.seed, "local adapter", *when, *whose)
 
-    def close_round(self, state: ServerState, updates: Sequence[ClientUpdate]) -> ClosedRound:
+    def close_round(
+        self, state: ServerState, updates: Sequence[ClientUpdate], unsent: Sequence[Drop] = ()
+    ) -> ClosedRound:
         """Check the updates, aggregate those that can be used, and move the state on by one round.
 
         A round with too few usable updates keeps the global adapter as it was. The clients whose updates count are
         sent the broadcast of the round, and hold the new global adapter afterwards.
+
+        Args:
+            state: the state before the round.
+            updates: what arrived.
+            unsent: the clients that had nothing to send, and why.
         """
         round_number = state.round_number + 1
         counted: dict[str, ClientUpdate] = {}
-        dropped: list[Drop] = []
+        dropped = list(unsent)
         for update in updates:
             reason = self._refusal(update, state, counted)
             if reason is None:

@@ -131,17 +131,21 @@ class StateFolder:
         """The state after the last round.
 
         Raises:
-            OSError, KeyError, SafetensorError: a file of it cannot be read.
+            OSError, KeyError, SafetensorError, InvalidUpdateError, UnknownCodecError: a file of it cannot be read.
         """
         folder = self._folder(last.round)
         files = {number: self._folder(number) / "broadcast.safetensors" for number in last.broadcasts}
         packed = {number: found for number, file in files.items() if (found := _load_packed(file)) is not None}
-        packed_continued = folder / "packed_continued.safetensors"
+        continued = _load_adapter(folder / "continued.safetensors")
+        file_of_packed = folder / "packed_continued.safetensors"
+        packed_continued = _load_packed(file_of_packed) if file_of_packed.exists() else None
+        if packed_continued is not None:
+            packed_continued.unpacked(continued)  # a broken one is found now, and not by the clients
         owed = [folder / name for name in _OWED]
         return ServerState(
             round_number=last.round,
             cumulative=_load_adapter(folder / "cumulative.safetensors"),
-            continued=_load_adapter(folder / "continued.safetensors"),
+            continued=continued,
             saved_parameters=load_file(folder / "saved_parameters.safetensors"),
             broadcasts=Broadcasts(
                 {
@@ -152,7 +156,7 @@ class StateFolder:
                 packed,
             ),
             holds=last.holds,
-            packed_continued=_load_packed(packed_continued) if packed_continued.exists() else None,
+            packed_continued=packed_continued,
             owed=_load_residual(*owed) if last.owed else NOTHING_OWED,
         )
 
