@@ -256,7 +256,7 @@ def test_bytes_are_those_of_what_is_packed(codec: Codec) -> None:
         assert closed.broadcast is not None
         shared = PackedAdapter.of(closed.broadcast.shared, codec)
         assert closed.broadcast.certificate.bytes_out == shared.nbytes
-        for client_id, delivery in closed.deliveries.items():
+        for delivery in closed.deliveries.values():
             assert (
                 delivery.nbytes
                 == shared.nbytes

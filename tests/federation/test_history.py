@@ -533,7 +533,7 @@ def test_residuals_of_a_round_that_was_not_made_current_are_not_those_of_the_run
 
 
 def spoil_metadata(file: Path) -> None:
-    save_file(load_file(file), file, metadata={"codec": "int5", "factors": "{}"})
+    save_file(load_file(file), file, metadata={"packed": '{"codec": "int5", "factors": "{}"}'})
 
 
 def spoil_codes(file: Path) -> None:

@@ -59,6 +59,9 @@ class LastRound:
 
 
 _LAST_ROUND = TypeAdapter(LastRound)
+_DESCRIBED = TypeAdapter(dict[str, str])
+_DESCRIPTION = "packed"
+"""The entry in the header of a file that has what a codec packed."""
 _OWED = ("owed.safetensors", "owed_parameters.safetensors")
 _LAST_ALONE = (
     "cumulative.safetensors",
@@ -218,14 +221,18 @@ def _load_residual(adapter: Path, saved_parameters: Path) -> Residual:
 
 
 def _save_packed(packed: PackedAdapter, file: Path) -> None:
-    save_file(dict(packed.tensors()), file, metadata=dict(packed.description()))
+    # One entry: several come in any order, and a run that goes on has to end with the same bytes.
+    metadata = {_DESCRIPTION: strict_json.encode(dict(packed.description()))}
+    save_file(dict(packed.tensors()), file, metadata=metadata)
 
 
 def _load_packed(file: Path) -> PackedAdapter | None:
     """Read what a codec packed; None where the file has an adapter as it is."""
     with safe_open(file, "pt") as opened:
-        description = opened.metadata()
-    return PackedAdapter.described(description, load_file(file)) if description else None
+        metadata = opened.metadata()
+    if not metadata:
+        return None
+    return PackedAdapter.described(_DESCRIBED.validate_json(metadata[_DESCRIPTION]), load_file(file))
 
 
 def _save_adapter(adapter: AdapterState, file: Path) -> None:
