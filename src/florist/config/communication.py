@@ -94,6 +94,12 @@ def contradictions(method: str, section: Any) -> list[str]:
     return wrong
 
 
+def dropped(before: Any, after: Any) -> list[str]:
+    """The keys for exact sums that one section sets and another, of a method that cannot use them, does not."""
+    unset = {key: field.default for key, field in type(before).model_fields.items()}
+    return [key for key in FOR_EXACT_SUMS if getattr(before, key) != unset[key] and getattr(after, key) == unset[key]]
+
+
 def aggregator_of(config: "Config", largest_rank: int) -> "Aggregator":
     """The method of a configuration, which leaves to the communication what that cuts.
 
