@@ -40,6 +40,7 @@ def rounds_table(initial: Mapping[str, float], records: Sequence[RoundRecord]) -
     heads = ["clients", "rank", "FLoRA rank", "KB up", "FLoRA up", "KB down", "FLoRA down"]
     heads += [*(["held back"] if with_feedback else []), "s"]
     table = plain_table("round", *names, *heads, words=())
+    table.columns[1 + len(names)].no_wrap = True
     table.add_row("0", *(f"{value:.3f}" for value in initial.values()), *[""] * len(heads))
     for record in records:
         table.add_row(
