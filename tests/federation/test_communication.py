@@ -394,6 +394,40 @@ def test_what_is_not_finite_is_not_sent(name: str) -> None:
         federation.sent_update(ServerState.initial(), update("client_5", broken))
 
 
+@pytest.mark.parametrize(
+    ("aggregator", "feedback"),
+    [(Flora(), None), (Flora(), WIDE), (FedIt(), None), (FedEx(), None)],
+    ids=["flora", "flora with feedback", "fedit", "fedex"],
+)
+@pytest.mark.parametrize(("name", "value"), [("float16", 1e5), ("int4", 8e18), ("int2", 2e18)])
+def test_an_update_that_no_broadcast_could_carry_costs_the_round_no_more_than_itself(
+    name: str, value: float, aggregator: Aggregator, feedback: Feedback | None
+) -> None:
+    download = Compression(CODECS[name], None, feedback)
+    federation = rules(Communication(download=download), aggregator=aggregator)
+    huge = adapter(2, 1, dtype=torch.float32).map(lambda f: type(f)(f.B, torch.zeros_like(f.A)))
+    huge["layers.1.up"].B[0, 0] = value
+    bad, good = update("client_1", huge), update("client_5", adapter(8, 1, dtype=torch.float32))
+    closed = federation.close_round(ServerState.initial(), [bad, good])
+    assert [drop.client_id for drop in closed.dropped] == ["client_1"]
+    assert "layers.1.up: expected norms below" in closed.dropped[0].reason
+    assert [each.client_id for each in closed.counted] == ["client_5"]
+    assert closed.broadcast is not None
+
+
+def test_a_head_that_no_broadcast_could_carry_is_dropped() -> None:
+    federation = rules(Communication(saved_download=FloatCodec(torch.float16)))
+    state = ServerState.initial({"head.weight": torch.zeros(2)})
+    sent = [
+        ClientUpdate(name, adapter(2, 1, dtype=torch.float32), 1, 1, {"head.weight": torch.full((2,), value)})
+        for name, value in (("client_1", 1e5), ("client_5", 2.0))
+    ]
+    closed = federation.close_round(state, sent)
+    (drop,) = closed.dropped
+    assert (drop.client_id, drop.reason) == ("client_1", "head.weight: expected numbers below 3.3e+04, got 1.0e+05")
+    assert closed.broadcast is not None
+
+
 # --- methods that continue
 
 

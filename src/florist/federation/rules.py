@@ -337,6 +337,8 @@ class Federation:
             saved_parameters=state.saved_parameters,
             trained=self.aggregator.work.trained,
             rows=lambda name: random_rows(rows_seed, name, self.max_rank, self.shapes[name][1]),
+            largest_norm=self.communication.largest_norm,
+            largest_number=self.communication.largest_number,
         )
         reason = expected.refusal(update)
         if reason is None and update.client_id in counted:
