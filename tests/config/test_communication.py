@@ -165,6 +165,12 @@ def test_an_override_of_the_method_drops_what_it_cannot_use_and_keeps_the_codec(
     assert "upload_tau" not in told
 
 
+def test_an_override_by_what_is_no_method_is_refused_as_such(tmp_path: Path) -> None:
+    for value in ("[1]", "5", "fedti"):
+        told = refusal(tmp_path, with_communication("feedback = true"), [f"aggregation.method={value}"])
+        assert "--set aggregation.method=" in told
+
+
 @pytest.mark.parametrize("method", ["florist", "flora"])
 def test_an_override_by_a_method_that_adds_keeps_all(tmp_path: Path, method: str) -> None:
     lines = ('download = "int8"', "upload_tau = 0.8", "feedback = true")

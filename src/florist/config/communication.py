@@ -49,7 +49,7 @@ def with_preset(given: Mapping[str, Any], method: str) -> Mapping[str, Any]:
 
 
 def without_replaced(
-    settings: Mapping[str, Any], overrides: Mapping[str, Any], method: str | None = None
+    settings: Mapping[str, Any], overrides: Mapping[str, Any], method: object = None
 ) -> dict[str, Any]:
     """What overrides of ``[communication]`` leave of the settings that they change.
 
@@ -60,14 +60,15 @@ def without_replaced(
     Args:
         settings: keys and values before.
         overrides: keys and values on top of them.
-        method: the name of the method where overrides change it.
+        method: what overrides give as the name of the method; None where they do not.
     """
     gone: set[str] = set()
     if "preset" in overrides:
         gone.update(key for preset in PRESETS.values() for key in preset)
     if "preset" in overrides or overrides.keys() & set(HOW_MUCH):
         gone.update(HOW_MUCH)
-    if method in METHODS and not METHODS[method].adds_exact_sum:
+    known = METHODS.get(str(method))
+    if known is not None and not known.adds_exact_sum:
         gone.update(FOR_EXACT_SUMS)
     return {key: value for key, value in settings.items() if key not in gone}
 
