@@ -18,6 +18,7 @@ import torch
 
 from florist.compression.codecs import Codec
 from florist.compression.packed import PackedAdapter
+from florist.errors import NonFiniteUpdateError
 from florist.factors import AdapterState, LoraFactor, stack
 from florist.linalg import ThinSvd, WeightedFactor, decompose
 from florist.linalg.parallel import in_order
@@ -161,7 +162,8 @@ class Compression:
             if self.feedback is None:
                 let_go = (cut_error**2 + codec_error**2) ** 0.5
                 return withheld[name].leading(0), ModuleAccount(due, cut_error, codec_error, 0.0, let_go)
-            new_rank = (update if name in update.specs else owed).specs[name].rank
+            # Where nothing is new, there is no reason to let go of what is owed.
+            new_rank = (update if name in update.specs and update.specs[name].rank else owed).specs[name].rank
             held, let_go = self.feedback.residual(withheld[name], kept[name], decoded[name], new_rank)
             return held, ModuleAccount(due, cut_error, codec_error, max(0.0, held.energy()) ** 0.5, let_go)
 
@@ -218,4 +220,7 @@ def difference_norm(exact: LoraFactor, near: LoraFactor) -> float:
 def _due(update: AdapterState, owed: AdapterState, module: str, *, energy: float) -> ThinSvd:
     holders = [adapter for adapter in (update, owed) if module in adapter.specs]
     parts = [WeightedFactor(1.0, each.specs[module], partial(each.__getitem__, module)) for each in holders]
-    return decompose(parts, energy=energy)
+    try:
+        return decompose(parts, energy=energy)
+    except NonFiniteUpdateError as error:
+        raise NonFiniteUpdateError(f"{module}: {error}") from error
