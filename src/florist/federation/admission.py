@@ -3,6 +3,7 @@
 No aggregation method fails on an update that passes, so that one bad client costs a round no more than its own update.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -30,6 +31,8 @@ class Expected:
         saved_parameters: the parameters that travel whole, as they were before the round.
         trained: what the method trains. Where that is B alone, A has to be what was drawn.
         rows: gives the rows of A that were drawn for the client in a module, at least as many as `rank`.
+        largest_norm: the largest norm of a half, and of the product of both, that a broadcast can carry.
+        largest_number: the largest number of a parameter that travels whole that a broadcast can carry.
     """
 
     round_number: int
@@ -38,6 +41,8 @@ class Expected:
     saved_parameters: SavedParameters
     trained: Trained
     rows: Callable[[str], Tensor]
+    largest_norm: float = LARGEST_NORM
+    largest_number: float = math.inf
 
     def refusal(self, update: ClientUpdate) -> str | None:
         """The reason why an update cannot count; None where it can. Every factor is read once."""
@@ -66,8 +71,8 @@ class Expected:
         if not (factor.B.isfinite().all() and factor.A.isfinite().all()):
             return f"{name} holds NaN or inf"
         B, A = (float(torch.linalg.vector_norm(half, dtype=torch.float64)) for half in (factor.B, factor.A))
-        if max(B, A, B * A) > LARGEST_NORM:
-            return f"{name}: expected norms below {LARGEST_NORM:.1e}, got {B:.1e} of B and {A:.1e} of A"
+        if max(B, A, B * A) > self.largest_norm:
+            return f"{name}: expected norms below {self.largest_norm:.1e}, got {B:.1e} of B and {A:.1e} of A"
         if self.trained == Trained.B:
             drawn = self.rows(name)[: factor.rank].to(factor.A.device)
             if not torch.equal(factor.A.double(), drawn.double()):
@@ -85,4 +90,7 @@ class Expected:
                 return f"{name}: expected {before.dtype}, got {tensor.dtype}"
             if not tensor.isfinite().all():
                 return f"{name} holds NaN or inf"
+            largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+            if largest > self.largest_number:
+                return f"{name}: expected numbers below {self.largest_number:.1e}, got {largest:.1e}"
         return None
