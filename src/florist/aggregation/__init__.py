@@ -11,6 +11,7 @@ from florist.aggregation.flora import Flora
 from florist.aggregation.florist import Florist
 from florist.aggregation.full import FullFineTuning
 from florist.aggregation.weighted_sum import decompose_module, lossless_sum
+from florist.aggregation.whole_sum import WholeSum
 
 __all__ = [
     "FedEx",
@@ -20,6 +21,7 @@ __all__ = [
     "Flora",
     "Florist",
     "FullFineTuning",
+    "WholeSum",
     "decompose_module",
     "lossless_sum",
 ]

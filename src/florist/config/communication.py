@@ -25,6 +25,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 """Keys of ``[communication]`` by the name of a preset."""
 
+SERVER_RANK_FACTOR = 0.5
+"""The rank of what the server holds back of a module, over the sum of the clients' ranks. The whole of it would make
+the next decomposition twice as dear, and holds little more (docs/communication.md)."""
+
 HOW_MUCH = ("upload_tau", "upload_budget")
 """The keys that say how much a client uploads. At most one of them is set."""
 
@@ -124,7 +128,7 @@ def communication_of(config: "Config") -> "Communication":
     download: Compression | None = None
     upload: Compression | None = None
     if section.feedback_at_server:
-        download = Compression(_codec(section.download), _download_rule(config), Feedback())
+        download = Compression(_codec(section.download), _download_rule(config), Feedback(SERVER_RANK_FACTOR))
     elif section.download != "float32":
         download = Compression(_codec(section.download))
     feedback = Feedback() if section.feedback_at_clients else None
