@@ -200,13 +200,14 @@ class IntegerCodec:
                 f"expected scales from 0 to {LARGEST_SCALE:.0e}, got {float(scales[~sound][0]):.1e}; send them again"
             )
         offset = unpack_codes(parts["codes"], self.bits, count * length).view(count, length)
-        if bool((offset == 0).any()):
+        if offset.numel() and int(offset.amin()) == 0:
             raise InvalidUpdateError(
                 f"expected codes from {-self.largest_code} to {self.largest_code}, got {-self.largest_code - 1}; send "
                 "them again"
             )
         codes = offset.float().sub_(self.largest_code + 1)
-        if bool(((scales == 0) & (codes != 0).any(dim=1)).any()):
+        unscaled = scales == 0
+        if bool(unscaled.any()) and bool(codes[unscaled].any()):
             raise InvalidUpdateError("expected codes of 0 where the scale is 0, got others; send them again")
         return codes.mul_(scales[:, None])
 
