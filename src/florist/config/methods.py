@@ -58,6 +58,7 @@ class Method:
         keys: the other keys of ``[aggregation]`` that it takes.
         adds_exact_sum: whether clients add the exact sum of what they trained, so that what is not sent of it can be
             sent later.
+        preset: how its updates and broadcasts travel by default, as a preset of ``[communication]``.
         not_one_shot: why it cannot combine saved adapters, with the method as the subject; None where it can.
     """
 
@@ -68,6 +69,7 @@ class Method:
     make: "Callable[[Use], Aggregator]"
     keys: tuple[str, ...] = ()
     adds_exact_sum: bool = False
+    preset: str = "plain"
     not_one_shot: str | None = None
 
 
@@ -80,6 +82,7 @@ _METHODS = (
         make=lambda use: _whole_sum() if use.whole_sum else florist.Florist(_rule(use)),
         keys=("tau", "scope", "budget", "rank", "max_rank"),
         adds_exact_sum=True,
+        preset="compact",
     ),
     Method(
         name="fedit",
