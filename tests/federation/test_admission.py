@@ -77,7 +77,7 @@ def test_who_changes_rows_that_nobody_trains_is_dropped_and_nobody_else(liar: st
     ]
     closed = rules(FfaLora()).close_round(ServerState.initial(), sent)
     assert [drop.client_id for drop in closed.dropped] == [liar]
-    assert "expected A as it was drawn from the seed, since B alone is trained" in closed.dropped[0].reason
+    assert "expected A as the client was given it, since B alone is trained" in closed.dropped[0].reason
     kept = [u for u in updates if u.client_id != liar]
     for module in SHAPES:
         assert relative_error(closed.state.continued[module].delta_weight(), dense_sum(kept, module)) < 1e-12

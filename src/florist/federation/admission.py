@@ -28,8 +28,10 @@ class Expected:
         rank: the largest rank that the client may send.
         shapes: (out_features, in_features) of every module that may be trained.
         saved_parameters: the parameters that travel whole, as they were before the round.
-        trained: what the method trains. Where that is B alone, A has to be what was drawn.
-        rows: gives the rows of A that were drawn for the client in a module, at least as many as `rank`.
+        trained: what the method trains. Where that is B alone, A has to be what the client was given.
+        rows: gives the rows of A that the client was given in a module, at least as many as `rank`.
+        rows_tolerance: how far a row may be from the one that was given, as a fraction of its norm. It is 0 unless the
+            client computes its rows, whose rounding depends on the machine.
     """
 
     round_number: int
@@ -38,6 +40,7 @@ class Expected:
     saved_parameters: SavedParameters
     trained: Trained
     rows: Callable[[str], Tensor]
+    rows_tolerance: float = 0.0
 
     def refusal(self, update: ClientUpdate) -> str | None:
         """The reason why an update cannot count; None where it can. Every factor is read once."""
@@ -69,9 +72,9 @@ class Expected:
         if max(B, A, B * A) > LARGEST_NORM:
             return f"{name}: expected norms below {LARGEST_NORM:.1e}, got {B:.1e} of B and {A:.1e} of A"
         if self.trained == Trained.B:
-            drawn = self.rows(name)[: factor.rank].to(factor.A.device)
-            if not torch.equal(factor.A.double(), drawn.double()):
-                return f"{name}: expected A as it was drawn from the seed, since B alone is trained, and it differs"
+            given = self.rows(name)[: factor.rank].to(factor.A.device)
+            if not _close(factor.A.double(), given.double(), self.rows_tolerance):
+                return f"{name}: expected A as the client was given it, since B alone is trained, and it differs"
         return None
 
     def _refusal_of_saved(self, parameters: SavedParameters) -> str | None:
@@ -86,3 +89,11 @@ class Expected:
             if not tensor.isfinite().all():
                 return f"{name} holds NaN or inf"
         return None
+
+
+def _close(rows: Tensor, given: Tensor, tolerance: float) -> bool:
+    """Whether each row is as given, up to a fraction of its norm."""
+    if tolerance == 0:
+        return torch.equal(rows, given)
+    off = torch.linalg.vector_norm(rows - given, dim=1)
+    return bool((off <= tolerance * torch.linalg.vector_norm(given, dim=1)).all())

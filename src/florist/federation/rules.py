@@ -5,16 +5,18 @@ that over Flower drive the same steps.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import torch
+from torch import Tensor
 
 from florist.aggregation import lossless_sum
 from florist.errors import ConfigurationError
-from florist.factors import AdapterState
+from florist.factors import AdapterState, LoraFactor
 from florist.federation.admission import Expected
-from florist.federation.local_init import Aligned, Continued, LocalInit, LocalStart, change
+from florist.federation.local_init import Agreed, Aligned, Continued, LocalInit, LocalStart, change
 from florist.federation.records import Drop
 from florist.federation.state import ServerState
 from florist.rounds import (
@@ -28,6 +30,9 @@ from florist.rounds import (
     weight_name,
 )
 from florist.seeding import derive_seed, generator, random_rows
+
+ROWS_TOLERANCE = 1e-4
+"""How far a row of A that a client derives may be from the server's, as a fraction of its norm."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,8 +166,8 @@ class Federation:
         of_base = () if state.broadcasts else {weight_name(module) for module in self.shapes}
         whole = {name: tensor for name, tensor in state.saved_parameters.items() if name not in of_base}
         # The sum of several no longer shows the last of them.
-        hidden = several and self._init(state).needs_last
-        directions = self.start(state, client_id).local if hidden else NO_ADAPTER
+        start = self._init(state, client_id)
+        directions = start.directions(state, self.client_ranks[client_id]) if several else NO_ADAPTER
         return replace(self._download(client_id, added, state.continued, whole, directions), replaces=replaces)
 
     def with_holds(self, state: ServerState, told: Mapping[str, int | None]) -> ServerState:
@@ -179,7 +184,27 @@ class Federation:
 
     def start(self, state: ServerState, client_id: str) -> LocalStart:
         """What a client begins the next round with, once it has downloaded what it lacked."""
-        return self._init(state)(state, self.client_ranks[client_id])
+        return self._init(state, client_id)(state, self.client_ranks[client_id])
+
+    def rows(self, state: ServerState, client_id: str) -> Callable[[str], Tensor]:
+        """The rows of A that a client begins the next round with, by module; at least as many as its rank.
+
+        The result raises KeyError for a module that does not exist. It computes the start when it is first called.
+        """
+        seed, rank = self.local_seed(state.round_number + 1, client_id), self.client_ranks[client_id]
+
+        @cache
+        def local() -> AdapterState:
+            return self.start(state, client_id).local
+
+        def rows_of(module: str) -> Tensor:
+            if module in local() and local()[module].rank >= rank:
+                return local()[module].A
+            drawn = random_rows(seed, module, self.max_rank, self.shapes[module][1])
+            given = local()[module].A if module in local() else drawn[:0]
+            return torch.cat([given, drawn[given.shape[0] :]])
+
+        return rows_of
 
     def local_seed(self, round_number: int, client_id: str) -> int:
         """The seed of a client's random rows of A. It draws as many as `max_rank` and takes the first of them."""
@@ -228,12 +253,23 @@ class Federation:
         }
         return ClosedRound(moved, broadcast, usable, upload_bytes, deliveries, tuple(dropped))
 
-    def _init(self, state: ServerState) -> LocalInit:
-        return Continued() if state.continued else self.local_init
+    def _init(self, state: ServerState, client_id: str) -> LocalInit:
+        if state.continued:
+            return Continued()
+        if self.aggregator.work.agreed_rows:
+            return Agreed(self.local_seed(state.round_number + 1, client_id), self.max_rank, self.shapes)
+        return self.local_init
 
     def _change(self, update: ClientUpdate, state: ServerState) -> ClientUpdate:
-        given = self._init(state).given(state, self.client_ranks[update.client_id])
-        return replace(update, adapter=change(update.adapter, given))
+        adapter = update.adapter
+        if self.aggregator.work.agreed_rows:
+            # The client's own differ by rounding, and the sum needs one A.
+            rows = self.rows(state, update.client_id)
+            adapter = AdapterState.of(
+                {name: LoraFactor(f.B, rows(name)[: f.rank].to(f.B)) for name, f in adapter.items()}
+            )
+        given = self._init(state, update.client_id).given(state, self.client_ranks[update.client_id])
+        return replace(update, adapter=change(adapter, given))
 
     def _download(
         self,
@@ -246,21 +282,21 @@ class Federation:
         rank = self.client_ranks[client_id]
         own = continued.map(lambda factor: factor.leading(rank))
         rows = sum(factor.A.nbytes for factor in directions.values())
-        nbytes = added.nbytes + self.aggregator.work.sent_bytes(own) + saved_bytes(saved_parameters) + rows
+        nbytes = added.nbytes + self.aggregator.work.continued_bytes(own) + saved_bytes(saved_parameters) + rows
         return Download(added, own, saved_parameters, directions, nbytes)
 
     def _refusal(self, update: ClientUpdate, state: ServerState, counted: Mapping[str, ClientUpdate]) -> str | None:
         if update.client_id not in self.client_ranks:
             return "not a client of this federation"
-        round_number = state.round_number + 1
-        rows_seed = self.local_seed(round_number, update.client_id)
+        work = self.aggregator.work
         expected = Expected(
-            round_number=round_number,
+            round_number=state.round_number + 1,
             rank=self.client_ranks[update.client_id],
             shapes=self.shapes,
             saved_parameters=state.saved_parameters,
-            trained=self.aggregator.work.trained,
-            rows=lambda name: random_rows(rows_seed, name, self.max_rank, self.shapes[name][1]),
+            trained=work.trained,
+            rows=self.rows(state, update.client_id),
+            rows_tolerance=ROWS_TOLERANCE if work.agreed_rows else 0.0,
         )
         reason = expected.refusal(update)
         if reason is None and update.client_id in counted:
