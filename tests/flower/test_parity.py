@@ -16,7 +16,7 @@ from tests.flower.grids import MemoryGrid
 MORE = [pytest.param(method, marks=pytest.mark.slow) for method in ("flora", "fedit", "flexlora")]
 
 
-@pytest.mark.parametrize("method", ["florist", "ffa", "fedex", *MORE])
+@pytest.mark.parametrize("method", ["florist", "ffa", "fedex", "linear", "fedsvd", *MORE])
 def test_the_same_adapter_bit_for_bit(method: str, tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:
     file = configure(tmp_path, tiny_llama, toy_data, rounds=3, extra=f'[aggregation]\nmethod = "{method}"')
     inside = run(file, tmp_path / "inside")

@@ -187,19 +187,17 @@ class Federation:
         return self._init(state, client_id)(state, self.client_ranks[client_id])
 
     def rows(self, state: ServerState, client_id: str) -> Callable[[str], Tensor]:
-        """The rows of A that a client begins the next round with, by module; at least as many as its rank.
+        """The rows of A that a client begins the next round with, by module, and more up to `max_rank`.
 
         The result raises KeyError for a module that does not exist. It computes the start when it is first called.
         """
-        seed, rank = self.local_seed(state.round_number + 1, client_id), self.client_ranks[client_id]
+        seed = self.local_seed(state.round_number + 1, client_id)
 
         @cache
         def local() -> AdapterState:
             return self.start(state, client_id).local
 
         def rows_of(module: str) -> Tensor:
-            if module in local() and local()[module].rank >= rank:
-                return local()[module].A
             drawn = random_rows(seed, module, self.max_rank, self.shapes[module][1])
             given = local()[module].A if module in local() else drawn[:0]
             return torch.cat([given, drawn[given.shape[0] :]])

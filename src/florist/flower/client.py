@@ -104,7 +104,7 @@ def _follow(participant: Participant, message: Message, context: Context) -> Mes
 
 def _train(participant: Participant, state: ClientState, instruction: Instruction) -> Upload:
     outcome = participant.train(
-        state.start(instruction, participant.rank), state.saved_parameters, instruction.assignment
+        state.start(instruction, participant.rank, participant.shapes), state.saved_parameters, instruction.assignment
     )
     report = Report(
         client_id=participant.client_id,

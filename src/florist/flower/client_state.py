@@ -73,12 +73,14 @@ class ClientState:
             saved_parameters={**before.saved_parameters, **instruction.saved_parameters},
         )
 
-    def start(self, instruction: Instruction, rank: int) -> LocalStart:
+    def start(self, instruction: Instruction, rank: int, shapes: Mapping[str, tuple[int, int]]) -> LocalStart:
         """What the client begins to train with: the same as the server's `Federation.start`, from this state."""
-        begin = Continued() if self.continued else instruction.assignment.start
-        if self.directions:
+        assignment = instruction.assignment
+        begin = Continued() if self.continued else assignment.start(shapes)
+        if self.directions and not assignment.agreed_rows:
             return LocalStart(self.cumulative, self.directions)
-        last = Broadcasts({self.round_number: self.last} if self.round_number > 0 else {})
+        # Agreed rows need no more of the last broadcast than its rows.
+        last = Broadcasts({self.round_number: self.directions or self.last} if self.round_number > 0 else {})
         return begin(ServerState(self.round_number, self.cumulative, self.continued, NOTHING, last, {}), rank)
 
     @property

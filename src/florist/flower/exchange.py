@@ -1,17 +1,17 @@
 """One round's messages with the clients: what each is sent, and what of its reply can be used."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flwr.app import RecordDict
-from torch import Tensor
 
 from florist.federation.rules import Download, Federation
 from florist.federation.state import ServerState
 from florist.flower import messages, protocol
+from florist.flower.arrays import Rows
 from florist.flower.messages import Assignment, Evaluation, Instruction, Introduction, OutOfStep, Upload
 from florist.rounds import ClientUpdate
-from florist.seeding import derive_seed, random_rows
+from florist.seeding import derive_seed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +44,7 @@ class Exchange:
         Raises:
             FloristError: the content is no reply, or damaged.
         """
-        return protocol.read_reply(content, self._rows(client_id, self.state.round_number + 1))
+        return protocol.read_reply(content, self._rows(client_id))
 
     def contradiction(self, client_id: str, answer: Upload | OutOfStep | Evaluation) -> str | None:
         """Where a reply contradicts what the client introduced itself with; None where it does not.
@@ -90,7 +90,7 @@ class Exchange:
         )
 
     def _instruction(self, client_id: str, round_number: int) -> tuple[RecordDict, Download]:
-        download = self.federation.download(self.state, client_id)
+        download, work = self.federation.download(self.state, client_id), self.federation.aggregator.work
         assignment = Assignment(
             round_number=round_number,
             since=self.state.holds.get(client_id, -1),
@@ -100,19 +100,16 @@ class Exchange:
             seed=derive_seed(self.federation.seed, "training", round_number, client_id),
             rows_seed=self.federation.local_seed(round_number, client_id),
             max_rank=self.federation.max_rank,
-            trained=self.federation.aggregator.work.trained.value,
+            trained=work.trained.value,
             local_init=messages.name_of(self.federation.local_init),
+            agreed_rows=work.agreed_rows,
         )
         directions = messages.directions_of(download.directions)
         instruction = Instruction(
             assignment, download.adapter, download.continued, directions, download.saved_parameters
         )
-        return protocol.write_instruction(instruction), download
+        return protocol.write_instruction(instruction, work.continued), download
 
-    def _rows(self, client_id: str, round_number: int) -> Callable[[str, int], Tensor]:
-        seed, federation = self.federation.local_seed(round_number, client_id), self.federation
-
-        def rows(module: str, rank: int) -> Tensor:
-            return random_rows(seed, module, federation.max_rank, federation.shapes[module][1])[:rank]
-
-        return rows
+    def _rows(self, client_id: str) -> Rows:
+        rows = self.federation.rows(self.state, client_id)
+        return lambda module, rank: rows(module)[:rank]

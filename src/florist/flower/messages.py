@@ -9,11 +9,11 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from florist.config.methods import LOCAL_INITS
 from florist.errors import InvalidUpdateError
 from florist.factors import AdapterState, LoraFactor
-from florist.federation.local_init import LocalInit
+from florist.federation.local_init import Agreed, LocalInit
 from florist.flower.client_texts import Name
 from florist.rounds import SavedParameters, Trained
 
-PROTOCOL = 2
+PROTOCOL = 3
 """The version of the messages, raised when a peer of an older one could not read a message any more."""
 
 HELLO, SAVED_PARAMETERS, TRAIN, EVALUATE = "query.hello", "query.saved_parameters", "train", "evaluate"
@@ -71,6 +71,7 @@ class Assignment:
         max_rank: how many rows are drawn.
         trained: a value of `rounds.Trained`.
         local_init: the name of the start of the local adapter, as in a configuration.
+        agreed_rows: whether the local adapter starts along rows of A that everybody derives instead.
     """
 
     round_number: NonNegativeInt
@@ -82,10 +83,11 @@ class Assignment:
     max_rank: PositiveInt
     trained: int
     local_init: str
+    agreed_rows: bool = False
 
     @property
     def travels(self) -> Trained:
-        """What is trained, and therefore travels.
+        """What is trained, and therefore travels to the server.
 
         Raises:
             InvalidUpdateError: this version does not know the value.
@@ -98,9 +100,11 @@ class Assignment:
                 f"{self.trained}; client and server need the same version of florist"
             ) from None
 
-    @property
-    def start(self) -> LocalInit:
+    def start(self, shapes: Mapping[str, tuple[int, int]]) -> LocalInit:
         """How the local adapter starts.
+
+        Args:
+            shapes: (out_features, in_features) of the client's modules.
 
         Raises:
             InvalidUpdateError: this version does not know the name.
@@ -110,7 +114,7 @@ class Assignment:
                 f"expected a local_init of {', '.join(LOCAL_INITS)}, got {self.local_init!r}; client and server need "
                 "the same version of florist"
             )
-        return LOCAL_INITS[self.local_init]()
+        return Agreed(self.rows_seed, self.max_rank, shapes) if self.agreed_rows else LOCAL_INITS[self.local_init]()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
