@@ -51,9 +51,9 @@ class ClientWork:
     moved_rows: bool = False
 
     @property
-    def continued(self) -> Trained:
-        """The halves of a continued adapter that travel to a client."""
-        return Trained.FACTORS if self.moved_rows else self.trained
+    def broadcast(self) -> Trained:
+        """The halves that travel to a client."""
+        return Trained.FACTORS if self.agreed_rows or self.moved_rows else self.trained
 
     def sent_bytes(self, adapter: AdapterState) -> int:
         """The bytes of the halves that travel to the server."""
@@ -61,7 +61,7 @@ class ClientWork:
 
     def continued_bytes(self, adapter: AdapterState) -> int:
         """The bytes of the halves of a continued adapter that travel to a client."""
-        return _bytes_of(adapter, self.continued)
+        return _bytes_of(adapter, self.broadcast)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

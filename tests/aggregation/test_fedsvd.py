@@ -36,7 +36,7 @@ def test_where_the_mean_has_a_smaller_rank_its_rows_complete_the_space_of_a() ->
 
 
 def test_both_halves_travel_down_and_b_alone_travels_up() -> None:
-    assert (FedSvd().work.trained, FedSvd().work.continued) == (Trained.B, Trained.FACTORS)
+    assert (FedSvd().work.trained, FedSvd().work.broadcast) == (Trained.B, Trained.FACTORS)
     updates = [update(f"c{k}", with_shared_rows(3, k, dtype=torch.float32)) for k in range(2)]
     certificate = FedSvd()(updates).certificate
     assert certificate.bytes_in == 2 * 3 * 4 * sum(m for m, _ in SHAPES.values())

@@ -254,7 +254,7 @@ def test_bytes_are_those_of_the_halves_that_travel(method: Case) -> None:
     travels_A = Trained.A in method.aggregator.work.trained
     assert broadcast.certificate.bytes_in == sum(4 * 6 * (m + n * travels_A) for m, n in SHAPES.values())
     held = sum(f.B.nbytes + f.A.nbytes for f in broadcast.shared.values())
-    travels_down = Trained.A in method.aggregator.work.continued
+    travels_down = Trained.A in method.aggregator.work.broadcast
     held += sum(f.B.nbytes + f.A.nbytes * travels_down for f in broadcast.continued.values())
     assert broadcast.certificate.bytes_out == held
 

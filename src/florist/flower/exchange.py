@@ -108,7 +108,7 @@ class Exchange:
         instruction = Instruction(
             assignment, download.adapter, download.continued, directions, download.saved_parameters
         )
-        return protocol.write_instruction(instruction, work.continued), download
+        return protocol.write_instruction(instruction, work.broadcast), download
 
     def _rows(self, client_id: str) -> Rows:
         rows = self.federation.rows(self.state, client_id)
