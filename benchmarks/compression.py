@@ -1,34 +1,99 @@
-"""What a server pays for codec and feedback at LLaMA-7B shapes, beside FLoRIST without them, and what travels.
+"""What a server's round costs with codec and feedback at LLaMA-7B shapes, beside a round without them.
 
-    python benchmarks/compression.py [--modules 4] [--rounds 3] [--threads 1]
+    python benchmarks/compression.py [--modules 2] [--rounds 7] [--threads 1] [--shape 4096 4096]
 
-Eight clients of ranks 64, 32, 16, 16, 8, 8, 4, 4 upload factors as a first training step leaves them. Without
-compression the server decomposes their sum and cuts it (tau 0.9). With it, the server stacks them with what it held
-back, cuts (tau 0.7), packs, decodes, and keeps the rest. The first round owes nothing, the later ones do.
+Eight clients of ranks 64, 32, 16, 16, 8, 8, 4, 4 upload factors as a first training step leaves them. A plain round
+decomposes their sum, cuts it (tau 0.9), and adds it to the global adapter. A compensated round stacks them with what
+the server held back, cuts (tau 0.7), packs, decodes, keeps the rest, and adds what arrives. Its clients upload in
+float32 as well, or cut (tau 0.8) in 4 bits with feedback of their own; to unpack these counts as the server's time. The
+rounds of both kinds take turns. The first round owes nothing; the last line has the median of the ratios of the later
+half, where the residual is full.
 """
 
 import argparse
 import os
 import platform
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
+from statistics import median
+from typing import TypeVar
 
 import torch
 
-from florist.aggregation import Flora, Florist
+from florist.aggregation import Florist, lossless_sum
 from florist.compression.codecs import Codec, FloatCodec, IntegerCodec
-from florist.compression.feedback import Compression, Feedback
-from florist.factors import AdapterState, LoraFactor
+from florist.compression.feedback import Compression, Feedback, Sent
+from florist.factors import AdapterState, LoraFactor, stack
 from florist.ranks import EnergyThreshold
 from florist.rounds import NO_ADAPTER, ClientUpdate
 
 RANKS = (64, 32, 16, 16, 8, 8, 4, 4)
-SHAPE = (4096, 4096)
+CLIENT = Compression(IntegerCodec(4), EnergyThreshold(0.8), Feedback())
+Result = TypeVar("Result")
 
 
-def uploads(modules: int, round_number: int) -> list[ClientUpdate]:
-    """Updates whose A is shared and whose B is small, as after a few steps."""
-    m, n = SHAPE
+class Server:
+    """One kind of round, with all that it keeps from one to the next.
+
+    Args:
+        compression: what becomes of the broadcast; None for a plain round.
+        cut_uploads: whether clients cut and pack what they upload.
+    """
+
+    def __init__(self, compression: Compression | None, *, cut_uploads: bool = False) -> None:
+        self.compression, self.cut_uploads = compression, cut_uploads
+        self.cumulative, self.owed = NO_ADAPTER, NO_ADAPTER
+        self.client_owed = [NO_ADAPTER] * len(RANKS)
+        self.held = 0.0
+        self.let_go = 0.0
+
+    def round(self, updates: list[ClientUpdate]) -> tuple[float, float, int, int]:
+        """Run a round; return the seconds with and without the sum of all rounds, the rank sent, and the bytes."""
+        if self.compression is None:
+            seconds, broadcast = timed(lambda: Florist(EnergyThreshold(0.9))(updates).shared)
+            sent_bytes = broadcast.nbytes
+        else:
+            uploads = self._uploads(updates) if self.cut_uploads else None
+            seconds, sent = timed(lambda: self._compensated(updates, uploads))
+            self.owed, broadcast, sent_bytes = sent.held_back, sent.decoded, sent.packed.nbytes
+            due = sum(account.due**2 for account in sent.accounts.values()) ** 0.5
+            self.held = sum(account.held_back**2 for account in sent.accounts.values()) ** 0.5 / due
+            self.let_go = sum(account.let_go**2 for account in sent.accounts.values()) ** 0.5 / due
+        of_sum, self.cumulative = timed(lambda: lossless_sum([self.cumulative, broadcast]))
+        return seconds + of_sum, seconds, broadcast.total_rank, sent_bytes
+
+    def _uploads(self, updates: list[ClientUpdate]) -> list[Sent]:
+        uploads: list[Sent] = []
+        for client, update in enumerate(updates):
+            uploads.append(CLIENT(update.adapter, self.client_owed[client], max_rank=RANKS[client]))
+            self.client_owed[client] = uploads[-1].held_back
+        return uploads
+
+    def _compensated(self, updates: list[ClientUpdate], uploads: list[Sent] | None) -> Sent:
+        if self.compression is None:
+            raise ValueError("expected a compression")
+        if uploads is not None:
+            arrived = [upload.packed.unpacked() for upload in uploads]
+            updates = [replace(update, adapter=adapter) for update, adapter in zip(updates, arrived, strict=True)]
+        weight = 1 / len(updates)
+        stacked = AdapterState.of(
+            {name: stack([update.adapter[name].scaled(weight) for update in updates]) for name in updates[0].adapter}
+        )
+        return self.compression(stacked, self.owed)
+
+
+def timed(function: Callable[[], Result]) -> tuple[float, Result]:
+    """Return the seconds that a call takes, and its result."""
+    begun = time.perf_counter()
+    result = function()
+    return time.perf_counter() - begun, result
+
+
+def made_updates(modules: int, shape: tuple[int, int], round_number: int) -> list[ClientUpdate]:
+    """Return updates whose A is shared and whose B is small, as after a few steps."""
+    m, n = shape
     found: list[ClientUpdate] = []
     for client, rank in enumerate(RANKS):
         factors: dict[str, LoraFactor] = {}
@@ -43,36 +108,51 @@ def uploads(modules: int, round_number: int) -> list[ClientUpdate]:
 
 
 def main() -> None:
-    """Print seconds and bytes of every round for each codec, and the ratio to FLoRIST without compression."""
+    """Print milliseconds and bytes a module of every round, and the ratios to a plain round."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--modules", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--modules", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--shape", type=int, nargs=2, default=(4096, 4096), metavar=("OUT", "IN"))
+    parser.add_argument("--rank-factor", type=float, default=Feedback().rank_factor, help="the bound on the residual")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f"{platform.machine()}, {os.cpu_count()} cores, {args.threads} torch threads, torch {version('torch')}")
-    print(f"{args.modules} modules of {SHAPE} in float32, clients of ranks {RANKS}")
-    codecs: dict[str, Codec] = {"float16": FloatCodec(torch.float16), "int8": IntegerCodec(8), "int4": IntegerCodec(4)}
-    plain, stacked = Florist(EnergyThreshold(0.9)), Flora()
-    owed = dict.fromkeys(codecs, NO_ADAPTER)
-    print("round  codec    seconds  to plain  MB sent  to plain  held back / due")
+    print(f"{args.modules} modules of {tuple(args.shape)} in float32, clients of ranks {RANKS}")
+    feedback = Feedback(args.rank_factor)
+
+    def compensated(codec: Codec, *, cut_uploads: bool) -> Server:
+        return Server(Compression(codec, EnergyThreshold(0.7), feedback), cut_uploads=cut_uploads)
+
+    servers = {
+        "plain": Server(None),
+        "float32 feedback": compensated(FloatCodec(), cut_uploads=False),
+        "int8 feedback": compensated(IntegerCodec(8), cut_uploads=False),
+        "int4 feedback": compensated(IntegerCodec(4), cut_uploads=False),
+        "int4 both ways": compensated(IntegerCodec(4), cut_uploads=True),
+    }
+    ratios: dict[str, list[float]] = {name: [] for name in servers}
+    print(
+        "round  kind                ms a module  of it sum  to plain  rank sent  MB sent  to plain  held back  let go"
+    )
     for number in range(1, args.rounds + 1):
-        updates = uploads(args.modules, number)
-        begun = time.perf_counter()
-        broadcast = plain(updates)
-        plain_seconds, plain_bytes = time.perf_counter() - begun, broadcast.shared.nbytes
-        print(f"{number:>5}  {'plain':<7}  {plain_seconds:7.3f}  {1:8.2f}  {plain_bytes / 1e6:7.2f}  {1:8.3f}")
-        for name, codec in codecs.items():
-            compression = Compression(codec, EnergyThreshold(0.7), Feedback())
-            begun = time.perf_counter()
-            sent = compression(stacked(updates).shared, owed[name])
-            seconds = time.perf_counter() - begun
-            owed[name] = sent.held_back
-            held = sum(account.held_back**2 for account in sent.accounts.values()) ** 0.5
-            due = sum(account.due**2 for account in sent.accounts.values()) ** 0.5
-            time_ratio, byte_ratio = seconds / plain_seconds, sent.packed.nbytes / plain_bytes
-            sizes = f"{sent.packed.nbytes / 1e6:7.2f}  {byte_ratio:8.3f}"
-            print(f"{number:>5}  {name:<7}  {seconds:7.3f}  {time_ratio:8.2f}  {sizes}  {held / due:.3f}")
+        updates = made_updates(args.modules, tuple(args.shape), number)
+        plain_seconds, plain_bytes = 1.0, 1
+        for name, server in servers.items():
+            seconds, of_aggregation, rank, sent_bytes = server.round(updates)
+            if server.compression is None:
+                plain_seconds, plain_bytes = seconds, sent_bytes
+            ratios[name].append(seconds / plain_seconds)
+            each = 1e3 / args.modules
+            print(
+                f"{number:>5}  {name:<18}  {each * seconds:11.1f}  {each * (seconds - of_aggregation):9.1f}  "
+                f"{seconds / plain_seconds:8.2f}  {rank / args.modules:9.1f}  {sent_bytes / 1e6:7.2f}  "
+                f"{sent_bytes / plain_bytes:8.3f}  {server.held:9.3f}  {server.let_go:6.3f}"
+            )
+    print("time to plain, median of the later half:", end="")
+    for name, found in ratios.items():
+        print(f"  {name} {median(found[len(found) // 2 :]):.2f}", end="")
+    print()
 
 
 if __name__ == "__main__":

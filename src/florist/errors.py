@@ -38,6 +38,10 @@ class InvalidUpdateError(FloristError, ValueError):
     """A client's update cannot be counted: it has no examples, is of another round, or was counted before."""
 
 
+class UnknownCodecError(FloristError, ValueError):
+    """A codec is named that this version of florist does not have."""
+
+
 class ConfigurationError(FloristError, ValueError):
     """Some keys of a configuration are unknown or wrong, or contradict each other; all of them are listed."""
 

@@ -4,6 +4,7 @@ Energy is the sum of squared singular values. A rule sees all modules at once, s
 them.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -172,8 +173,9 @@ class ByteBudget:
     one direction, and gets that direction.
 
     Args:
-        nbytes: bytes of all factors together, as they are stored.
-        itemsize: bytes of one stored number.
+        nbytes: bytes of all factors together, as they are stored or sent.
+        itemsize: bytes of one number.
+        overhead: bytes of one direction beside its numbers, for the scales of a codec.
 
     Raises:
         ConfigurationError: not even rank 1 fits in every module. The rule raises it when it is called.
@@ -185,7 +187,8 @@ class ByteBudget:
     """
 
     nbytes: int
-    itemsize: int = 4
+    itemsize: float = 4
+    overhead: int = 0
 
     @property
     def required_energy(self) -> float:
@@ -202,7 +205,10 @@ class ByteBudget:
 
         Cost: O(K log K) for K directions of all modules.
         """
-        prices = {name: sum(spectrum.shape) * self.itemsize for name, spectrum in spectra.items()}
+        prices = {
+            name: sum(math.ceil(length * self.itemsize) for length in spectrum.shape) + self.overhead
+            for name, spectrum in spectra.items()
+        }
         left = self.nbytes - sum(prices.values())
         if left < 0:
             raise ConfigurationError(

@@ -74,6 +74,8 @@ class ClientUpdate:
         num_examples: how many training examples are behind the update. Its weight is this number over the sum of all.
         round_number: the round that asked for the update, counted from 1.
         saved_parameters: the trained values, not differences, of the parameters that travel whole.
+        sent_bytes: the bytes that really travelled, where a codec made them fewer; None where the tensors did.
+        held_back: the norm of what the client held back and sends later.
 
     >>> import torch
     >>> from florist.factors import LoraFactor
@@ -88,6 +90,8 @@ class ClientUpdate:
     num_examples: int
     round_number: int
     saved_parameters: SavedParameters = field(default_factory=lambda: NOTHING)
+    sent_bytes: int | None = None
+    held_back: float = 0.0
 
     @property
     def nbytes(self) -> int:
@@ -108,7 +112,10 @@ class ModuleCertificate:
         norm: ``||dW||_F`` of the exact weighted sum.
         error: ``||dW - dW_g||_F``, where ``dW_g`` is what the broadcast makes of the uploads. It is the square root of
             the discarded energy for a cut, and the aggregation noise for a mean of the halves.
+            With feedback the norm is that of what was due, and the error that of what has not been sent yet.
         absent_from: the clients that sent nothing for the module; each counts as a zero update.
+        codec_error: the part of the error that the codec made.
+        held_back: the part of the error that the server keeps and sends later.
     """
 
     shape: tuple[int, int]
@@ -118,6 +125,8 @@ class ModuleCertificate:
     norm: float
     error: float
     absent_from: tuple[str, ...] = ()
+    codec_error: float = 0.0
+    held_back: float = 0.0
 
     @property
     def relative_error(self) -> float:
@@ -161,6 +170,16 @@ class Certificate:
         norm = math.hypot(*(module.norm for module in self.modules.values()))
         error = math.hypot(*(module.error for module in self.modules.values()))
         return error / norm if norm else 0.0
+
+    @property
+    def codec_error(self) -> float:
+        """The codec's error of all modules together."""
+        return math.hypot(*(module.codec_error for module in self.modules.values()))
+
+    @property
+    def held_back(self) -> float:
+        """The norm of what the server keeps and sends later, of all modules together."""
+        return math.hypot(*(module.held_back for module in self.modules.values()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from florist.compression.codecs import Codec
-from florist.compression.feedback import Compression, Feedback, difference_norm
-from florist.factors import AdapterState
+from florist.compression.feedback import Compression, Feedback
+from florist.compression.held_back import difference, product_norm
+from florist.factors import AdapterState, stack
 from florist.ranks import EnergyThreshold
 from tests.builders import SHAPES, adapter
 from tests.compression.test_codecs import CODECS
@@ -54,11 +55,45 @@ def test_what_the_bound_lets_go_is_certified(seed: int, bound: float, bits: str)
         account = outcome.accounts[name]
         lost = T - dense(outcome.decoded, name) - dense(outcome.held_back, name)
         assert float(T.norm()) == pytest.approx(account.due, rel=1e-6)
-        assert float(lost.norm()) == pytest.approx(account.let_go, rel=1e-4, abs=1e-6 * account.due)
+        assert float(lost.norm()) <= account.let_go * (1 + 1e-4) + 1e-6 * account.due
+        assert account.let_go <= 1.05 * float(lost.norm()) + 1e-6 * account.due
         assert float(dense(outcome.held_back, name).norm()) == pytest.approx(account.held_back, rel=1e-4, abs=1e-9)
         assert outcome.held_back.specs[name].rank <= round(3 * bound)
         kept = outcome.packed.factors[name].rank
         assert account.cut_error == pytest.approx(float(torch.linalg.svdvals(T)[kept:].norm()), rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bound", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("name", ["int2", "int4", "int8", "float16"])
+def test_every_round_of_large_modules_adds_up(name: str, bound: float, dtype: torch.dtype) -> None:
+    shapes = {"wide": (260, 400), "tall": (400, 240)}
+    compression, owed = Compression(CODECS[name], EnergyThreshold(0.7), Feedback(bound)), NOTHING
+    for number in range(5):
+        update = adapter(16, number, shapes=shapes, dtype=dtype)
+        outcome = compression(update, owed)
+        for module, shape in shapes.items():
+            T, D, E = (
+                state[module].to(dtype=torch.float64).delta_weight() if module in state.specs else torch.zeros(shape)
+                for state in (stacked(update, owed), outcome.decoded, outcome.held_back)
+            )
+            account, lost = outcome.accounts[module], float((T - D - E).norm())
+            assert float(T.norm()) == pytest.approx(account.due, rel=1e-5)
+            assert float(E.norm()) == pytest.approx(account.held_back, rel=1e-4)
+            # In float32 rounding itself is lost; else nothing is that the account does not tell.
+            assert lost <= account.let_go * (1 + 1e-3) + 2e-5 * account.due
+            assert account.let_go <= (1.5 if name == "int2" else 1.3) * lost + 2e-4 * account.due
+            assert outcome.held_back.specs[module].rank <= round(16 * bound)
+            if name != "int2":  # errors of two bits are as large as what is sent, and overlap
+                best = float(torch.linalg.svdvals(T - D)[round(16 * bound) :].norm())
+                assert lost <= 1.25 * best + 2e-4 * account.due
+        owed = outcome.held_back
+
+
+def stacked(update: AdapterState, owed: AdapterState) -> AdapterState:
+    return AdapterState.of(
+        {name: stack([state[name] for state in (update, owed) if name in state.specs]) for name in update}
+    )
 
 
 def test_without_feedback_what_is_not_sent_is_let_go() -> None:
@@ -91,4 +126,4 @@ def test_a_module_that_is_owed_alone_is_sent() -> None:
 def test_the_norm_of_a_difference_needs_no_product() -> None:
     one, other = adapter(4, 1)[min(SHAPES)], adapter(4, 2)[min(SHAPES)]
     expected = float((one.delta_weight() - other.delta_weight()).norm())
-    assert difference_norm(one, other) == pytest.approx(expected, rel=1e-12)
+    assert product_norm(difference(one, other)) == pytest.approx(expected, rel=1e-12)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from florist.compression.packing import pack_codes, packed_length, unpack_codes
-from florist.errors import InvalidUpdateError, NonFiniteUpdateError
+from florist.errors import InvalidUpdateError, NonFiniteUpdateError, UnknownCodecError
 
 LARGEST_SCALE = 1e18
 """A scale above this is absurd: the squares of what it decodes to would overflow float32."""
@@ -18,6 +18,21 @@ LARGEST_SCALE = 1e18
 @runtime_checkable
 class Codec(Protocol):
     """Turns the rows of a matrix into tensors that travel, and back. It holds settings, never state."""
+
+    @property
+    def name(self) -> str:
+        """The name by which both sides know it, as `CODECS` lists it."""
+        ...
+
+    @property
+    def itemsize(self) -> float:
+        """The bytes of one number."""
+        ...
+
+    @property
+    def row_overhead(self) -> int:
+        """The bytes of a row beside its numbers."""
+        ...
 
     def pack(self, rows: Float[Tensor, "count length"]) -> Mapping[str, Tensor]:
         """Return what is sent of the rows, by the names of its parts.
@@ -35,6 +50,10 @@ class Codec(Protocol):
         """
         ...
 
+    def leading(self, parts: Mapping[str, Tensor], shape: tuple[int, int], count: int) -> Mapping[str, Tensor]:
+        """Return what is sent of the first `count` rows, from the parts of a matrix of that shape."""
+        ...
+
     def packed_bytes(self, shape: tuple[int, int]) -> int:
         """Return the bytes of all parts of a matrix of that shape, without packing one."""
         ...
@@ -49,6 +68,21 @@ class FloatCodec:
     """
 
     dtype: torch.dtype = torch.float32
+
+    @property
+    def name(self) -> str:
+        """The name of the dtype."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def itemsize(self) -> float:
+        """The bytes of one number."""
+        return self.dtype.itemsize
+
+    @property
+    def row_overhead(self) -> int:
+        """A row has nothing beside its numbers."""
+        return 0
 
     def pack(self, rows: Float[Tensor, "count length"]) -> Mapping[str, Tensor]:
         """Return the rows in `dtype`.
@@ -76,6 +110,10 @@ class FloatCodec:
             raise InvalidUpdateError("expected finite values, got NaN or infinity; send them again")
         return values.float()
 
+    def leading(self, parts: Mapping[str, Tensor], shape: tuple[int, int], count: int) -> Mapping[str, Tensor]:  # noqa: ARG002  # the values know it
+        """Return the first `count` rows."""
+        return {"values": parts["values"][:count].contiguous()}
+
     def packed_bytes(self, shape: tuple[int, int]) -> int:
         """Return the bytes of a matrix of that shape."""
         return shape[0] * shape[1] * self.dtype.itemsize
@@ -95,6 +133,21 @@ class IntegerCodec:
     """
 
     bits: int
+
+    @property
+    def name(self) -> str:
+        """The name says how many bits a number has."""
+        return f"int{self.bits}"
+
+    @property
+    def itemsize(self) -> float:
+        """The bytes of one number."""
+        return self.bits / 8
+
+    @property
+    def row_overhead(self) -> int:
+        """The bytes of the scale."""
+        return torch.bfloat16.itemsize
 
     @property
     def largest_code(self) -> int:
@@ -132,15 +185,24 @@ class IntegerCodec:
                 f"expected scales from 0 to {LARGEST_SCALE:.0e}, got {float(scales[~sound][0]):.1e}; send them again"
             )
         offset = unpack_codes(parts["codes"], self.bits, count * length).view(count, length)
-        if bool((offset == 0).any()):
+        if offset.numel() and int(offset.amin()) == 0:
             raise InvalidUpdateError(
                 f"expected codes from {-self.largest_code} to {self.largest_code}, got {-self.largest_code - 1}; send "
                 "them again"
             )
         codes = offset.float().sub_(self.largest_code + 1)
-        if bool(((scales == 0) & (codes != 0).any(dim=1)).any()):
+        unscaled = scales == 0
+        if bool(unscaled.any()) and bool(codes[unscaled].any()):
             raise InvalidUpdateError("expected codes of 0 where the scale is 0, got others; send them again")
         return codes.mul_(scales[:, None])
+
+    def leading(self, parts: Mapping[str, Tensor], shape: tuple[int, int], count: int) -> Mapping[str, Tensor]:
+        """Return the codes and scales of the first `count` rows, with zeros after the last code."""
+        bits = min(count, shape[0]) * shape[1] * self.bits
+        codes = parts["codes"][: packed_length(bits, 1)].clone()
+        if bits % 8:
+            codes[-1] &= 2 ** (bits % 8) - 1
+        return {"codes": codes, "scales": parts["scales"][:count].clone()}
 
     def packed_bytes(self, shape: tuple[int, int]) -> int:
         """Return the bytes of codes and scales."""
@@ -158,6 +220,33 @@ class IntegerCodec:
         near = exact.to(torch.bfloat16)
         above = torch.nextafter(near, torch.full_like(near, torch.inf))
         return torch.where(near.to(exact.dtype) < exact, above, near)
+
+
+CODECS: Mapping[str, Codec] = {
+    codec.name: codec
+    for codec in (
+        FloatCodec(torch.float32),
+        FloatCodec(torch.float16),
+        FloatCodec(torch.bfloat16),
+        *(IntegerCodec(bits) for bits in (8, 4, 3, 2)),
+    )
+}
+"""The codecs that both sides may agree on, by name."""
+
+
+def codec_named(name: str) -> Codec:
+    """Return the codec of a name.
+
+    Raises:
+        UnknownCodecError: there is none.
+    """
+    codec = CODECS.get(name)
+    if codec is None:
+        raise UnknownCodecError(
+            f"expected one of the codecs {', '.join(CODECS)}, got {name!r}; use one of them on both sides, or install "
+            "a version of florist that has it"
+        )
+    return codec
 
 
 def _require_parts(parts: Mapping[str, Tensor], wanted: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> None:

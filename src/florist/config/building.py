@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from florist.config.methods import LOCAL_INITS, make_aggregator
+from florist.config.communication import aggregator_of, communication_of
+from florist.config.methods import LOCAL_INITS
 from florist.config.metrics import metric_names, metrics
 from florist.config.sections import Config
 from florist.config.splits import Splits, read_splits
@@ -89,7 +90,7 @@ def load(config: Config, splits: Splits, encoded: RecentEncodings | None = None)
     base = fingerprint(task.base)
     target, ranks = config.lora.target_modules, config.lora.ranks
     largest = max(ranks) if isinstance(ranks, tuple) else ranks
-    aggregator = make_aggregator(config.aggregation, largest)
+    aggregator = aggregator_of(config, largest)
     model = FederatedModel(
         task.base,
         target if isinstance(target, str) else list(target),
@@ -130,6 +131,7 @@ def build(config: Config, splits: Splits | None = None, encoded: RecentEncodings
         shared_init=federation.shared_init,
         fraction=federation.fraction,
         min_replies=federation.min_replies,
+        communication=communication_of(config),
     )
     rules.require_possible()
     in_rounds, at_the_end = loaded.metrics(splits)
@@ -142,6 +144,7 @@ def build(config: Config, splits: Splits | None = None, encoded: RecentEncodings
         final_metrics=at_the_end,
         rounds=federation.rounds,
         evaluate_every=config.evaluation.every,
+        flush=config.communication.flush,
     )
 
 

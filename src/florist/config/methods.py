@@ -33,12 +33,16 @@ class Use:
     Attributes:
         section: a validated one, which names the method.
         largest_rank: the largest rank that any client trains.
-        itemsize: bytes of one number of the broadcast as it is stored; a budget counts them.
+        itemsize: bytes of one number of the broadcast as it is stored or sent; a budget counts them.
+        overhead: bytes of one direction beside its numbers; a budget counts them as well.
+        whole_sum: whether the broadcast is cut after the aggregation, which then hands over the whole sum.
     """
 
     section: "AggregationSection"
     largest_rank: int
-    itemsize: int
+    itemsize: float = 4
+    overhead: int = 0
+    whole_sum: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,8 @@ class Method:
         summary: what is sent and what becomes of it, in one or two sentences.
         make: the object, for a use of the method.
         keys: the other keys of ``[aggregation]`` that it takes.
+        adds_exact_sum: whether clients add the exact sum of what they trained, so that what is not sent of it can be
+            sent later.
         not_one_shot: why it cannot combine saved adapters, with the method as the subject; None where it can.
     """
 
@@ -61,6 +67,7 @@ class Method:
     summary: str
     make: "Callable[[Use], Aggregator]"
     keys: tuple[str, ...] = ()
+    adds_exact_sum: bool = False
     not_one_shot: str | None = None
 
 
@@ -70,8 +77,10 @@ _METHODS = (
         title="FLoRIST",
         arxiv="2506.09199",
         summary="The server sends the exact sum, cut by a rank rule. Clients add it.",
-        make=lambda use: florist.Florist(rank_rule(use.section, use.itemsize)),
+        # Feedback joins what is due before it cuts, and all that is due is the stack that FLoRA sends.
+        make=lambda use: florist.Flora() if use.whole_sum else florist.Florist(_rule(use)),
         keys=("tau", "scope", "budget", "rank", "max_rank"),
+        adds_exact_sum=True,
     ),
     Method(
         name="fedit",
@@ -96,6 +105,7 @@ _METHODS = (
         arxiv="2409.05976",
         summary="The server sends the exact sum, as the stack of all factors. Clients add it.",
         make=lambda _: florist.Flora(),
+        adds_exact_sum=True,
     ),
     Method(
         name="flexlora",
@@ -120,7 +130,7 @@ _METHODS = (
         arxiv=None,
         summary="Clients train B alone, along rows of A that everybody derives from the last broadcast. "
         "The server sends the exact sum, cut by a rank rule. Clients add it.",
-        make=lambda use: florist.LinearRounds(rank_rule(use.section, use.itemsize)),
+        make=lambda use: florist.LinearRounds(florist.EnergyThreshold(1.0) if use.whole_sum else _rule(use)),
         keys=("tau", "scope", "budget", "rank", "max_rank"),
         not_one_shot="it sums B along one A that nobody has trained, and saved adapters have trained theirs",
     ),
@@ -161,23 +171,33 @@ LOCAL_INITS: "Mapping[str, Callable[[], LocalInit]]" = {
 }
 
 
-def make_aggregator(section: "AggregationSection", largest_rank: int, itemsize: int = 4) -> "Aggregator":
+def make_aggregator(
+    section: "AggregationSection",
+    largest_rank: int,
+    itemsize: float = 4,
+    overhead: int = 0,
+    *,
+    whole_sum: bool = False,
+) -> "Aggregator":
     """The method of a section.
 
     Args:
         section: a validated one.
         largest_rank: the largest rank that any client trains.
-        itemsize: bytes of one number of the broadcast as it is stored; a budget counts them.
+        itemsize: bytes of one number of the broadcast as it is stored or sent; a budget counts them.
+        overhead: bytes of one direction beside its numbers; a budget counts them as well.
+        whole_sum: whether the broadcast is cut after the aggregation.
     """
-    return METHODS[section.method].make(Use(section, largest_rank, itemsize))
+    return METHODS[section.method].make(Use(section, largest_rank, itemsize, overhead, whole_sum))
 
 
-def rank_rule(section: "AggregationSection", itemsize: int = 4) -> "RankRule":
+def rank_rule(section: "AggregationSection", itemsize: float = 4, overhead: int = 0) -> "RankRule":
     """The rank rule of a section.
 
     Args:
         section: a validated one, which sets exactly one of tau, budget and rank if its method takes them.
-        itemsize: bytes of one stored number; a budget counts them.
+        itemsize: bytes of one stored or sent number; a budget counts them.
+        overhead: bytes of one direction beside its numbers; a budget counts them as well.
 
     Raises:
         ConfigurationError: the method of the section takes no rank rule.
@@ -186,7 +206,7 @@ def rank_rule(section: "AggregationSection", itemsize: int = 4) -> "RankRule":
     if section.tau is not None:
         rule = (florist.GlobalEnergyThreshold if section.scope == "global" else florist.EnergyThreshold)(section.tau)
     elif section.budget is not None:
-        rule = florist.ByteBudget(int(section.budget), itemsize)
+        rule = florist.ByteBudget(int(section.budget), itemsize, overhead)
     elif section.rank is not None:
         rule = florist.FixedRank(section.rank)
     else:
@@ -194,6 +214,10 @@ def rank_rule(section: "AggregationSection", itemsize: int = 4) -> "RankRule":
             f"expected one of {', '.join(HOW_MUCH)}, which method = {section.method!r} does not take"
         )
     return florist.Capped(rule, section.max_rank) if section.max_rank is not None else rule
+
+
+def _rule(use: Use) -> "RankRule":
+    return rank_rule(use.section, use.itemsize, use.overhead)
 
 
 def one_shot_methods() -> list[str]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, model_validator
 
+from florist.config.communication import CODEC_NAMES, PRESETS, contradictions
 from florist.config.methods import (
     DEFAULT_LOCAL_INIT,
     DEFAULT_METHOD,
@@ -270,6 +271,55 @@ class AggregationSection(Section):
         return self
 
 
+class CommunicationSection(Section):
+    """``[communication]``: how updates and broadcasts travel. By default they do as they are, in float32."""
+
+    preset: Annotated[str, _one_of(PRESETS)] | None = None
+    """Settings by one name, which the other keys change: ``paper`` sends float32, cuts no upload and forgets what it
+    cuts; ``compact`` is what florist was measured best with."""
+    download: Annotated[str, _one_of(CODEC_NAMES)] = "float32"
+    """How the numbers of a broadcast travel."""
+    upload: Annotated[str, _one_of(CODEC_NAMES)] = "float32"
+    """How the numbers of an upload travel. The parameters that travel whole have 16 bits at least."""
+    upload_tau: Annotated[float, _fraction("the energy")] | None = None
+    """The fraction of its energy that a client uploads in each module; all of it by default."""
+    upload_budget: Annotated[ByteSize, Field(gt=0)] | None = None
+    """The bytes of a client's factors in a round, as ``"200kB"``: the most energy that fits is uploaded."""
+    feedback: bool | Literal["server", "clients"] = False
+    """Whether the server and the clients keep what they did not send, and send it later; or only one of them."""
+    flush: bool = True
+    """Whether the final adapter has what the server still holds back at the end."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, given: Any) -> Any:
+        preset = PRESETS.get(str(given.get("preset"))) if isinstance(given, Mapping) else None
+        if preset is None:
+            return given  # which has none, or one that is refused with a reason
+        ways = {"upload_tau", "upload_budget"}
+        apart = {key: value for key, value in preset.items() if key not in ways or not given.keys() & ways}
+        return {**apart, **given}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "CommunicationSection":
+        if self.upload_tau is not None and self.upload_budget is not None:
+            raise ValueError(
+                f"upload_tau = {self.upload_tau} and upload_budget = {self.upload_budget} contradict each other: each "
+                "says how much a client uploads; set one"
+            )
+        return self
+
+    @property
+    def feedback_at_server(self) -> bool:
+        """Whether the server keeps what it did not send."""
+        return self.feedback is True or self.feedback == "server"
+
+    @property
+    def feedback_at_clients(self) -> bool:
+        """Whether clients keep what they did not send."""
+        return self.feedback is True or self.feedback == "clients"
+
+
 class EvaluationSection(Section):
     """``[evaluation]``: what is measured on the held-out examples."""
 
@@ -340,6 +390,7 @@ class Config(Section):
     training: TrainingSection = TrainingSection()
     federation: FederationSection = FederationSection()
     aggregation: AggregationSection = AggregationSection()
+    communication: CommunicationSection = CommunicationSection()
     evaluation: EvaluationSection = EvaluationSection()
     flower: FlowerSection = FlowerSection()
 
@@ -360,6 +411,7 @@ class Config(Section):
             )
         if self.task.kind == CLASSIFICATION and (self.evaluation.harness_tasks or self.data.chat_template is True):
             wrong.append(f"evaluation.harness_tasks and data.chat_template are for task.kind = {LANGUAGE_MODELLING!r}")
+        wrong.extend(contradictions(self.aggregation.method, self.communication))
         if self.evaluation.split == "validation" and not self.has_validation:
             wrong.append("evaluation.split = 'validation' needs data.validation or data.validation_fraction")
         if self.task.kind == LANGUAGE_MODELLING and self.data.label_field is not None:

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from florist.aggregation import lossless_sum
+from florist.compression.packed import PackedAdapter
 from florist.factors import AdapterState
 from florist.linalg import ThinSvd, WeightedFactor, decompose
 from florist.rounds import NO_ADAPTER
@@ -22,13 +23,20 @@ class Broadcasts(Mapping[int, AdapterState]):
     Args:
         kept: the adapters, by round.
         forgotten: the last round whose broadcast was let go; 0 where none was.
+        packed: the adapters as they were sent, by round, where a codec packed them.
     """
 
-    def __init__(self, kept: Mapping[int, AdapterState] = MappingProxyType({}), forgotten: int = 0) -> None:
+    def __init__(
+        self,
+        kept: Mapping[int, AdapterState] = MappingProxyType({}),
+        forgotten: int = 0,
+        packed: Mapping[int, PackedAdapter] = MappingProxyType({}),
+    ) -> None:
         self._kept = dict(sorted(kept.items()))
         self._sums: dict[int, AdapterState] = {}
         self._computed: tuple[Hashable, object] = (None, None)
         self.forgotten = forgotten
+        self.packed = packed
 
     def __getitem__(self, round_number: int) -> AdapterState:
         return self._kept[round_number]
@@ -78,6 +86,13 @@ class Broadcasts(Mapping[int, AdapterState]):
             return None
         return [adapter for number, adapter in self._kept.items() if number > round_number]
 
+    def packed_since(self, round_number: int) -> tuple[PackedAdapter, ...] | None:
+        """What came after a round as it was sent, in order; None where some of it was forgotten or was not packed."""
+        missed = [number for number in self._kept if number > round_number]
+        if round_number < self.forgotten or not set(missed) <= self.packed.keys():
+            return None
+        return tuple(self.packed[number] for number in missed)
+
     def sum_since(self, round_number: int) -> AdapterState:
         """The sum of what came after a round: a single broadcast as it is, several decomposed without loss.
 
@@ -97,7 +112,9 @@ class Broadcasts(Mapping[int, AdapterState]):
             self._sums[round_number] = lossless_sum(missed)
         return self._sums[round_number]
 
-    def followed_by(self, round_number: int, adapter: AdapterState, lacked_since: int) -> "Broadcasts":
+    def followed_by(
+        self, round_number: int, adapter: AdapterState, lacked_since: int, packed: PackedAdapter | None = None
+    ) -> "Broadcasts":
         """These broadcasts and the next one, without those that no client may lack any more.
 
         Args:
@@ -105,7 +122,11 @@ class Broadcasts(Mapping[int, AdapterState]):
             adapter: what it adds.
             lacked_since: the earliest round that a client holds which is to be caught up. Broadcasts up to it are
                 forgotten.
+            packed: what it adds, as it is sent; None where it is sent as it is.
         """
         kept = {number: added for number, added in self._kept.items() if number > lacked_since}
         forgotten = max((number for number in self._kept if number <= lacked_since), default=self.forgotten)
-        return Broadcasts({**kept, round_number: adapter}, forgotten)
+        sent = {number: each for number, each in self.packed.items() if number in kept}
+        if packed is not None:
+            sent[round_number] = packed
+        return Broadcasts({**kept, round_number: adapter}, forgotten, sent)

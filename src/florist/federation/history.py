@@ -6,8 +6,11 @@
     RUN/rounds.jsonl         one record a round
     RUN/state/current.json   the last whole round: its number, who holds what, which broadcasts are kept, its record
     RUN/state/round-0003/    the tensors of round 3: broadcast.safetensors, as long as a client may lack it; and of the
-                             last round cumulative.safetensors (all that was ever added), continued.safetensors and
-                             saved_parameters.safetensors
+                             last round cumulative.safetensors (all that was ever added), continued.safetensors,
+                             saved_parameters.safetensors, and what the server holds back: owed.safetensors and
+                             owed_parameters.safetensors. What clients hold back is in owed-by-ID.safetensors and
+                             owed-parameters-by-ID.safetensors of the last round that changed it, where ID is a hash of
+                             the client's name. What a codec packed is written as it is sent.
     RUN/.lock                held by the process that plays the rounds, which RUN/.lock-holder names
     RUN/test.json            metrics that only the final adapter has, and which way each gets better
     RUN/adapter/             the final adapter, as PEFT writes it; none where no round had enough usable updates
@@ -31,6 +34,7 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError
 
 from florist.errors import DamagedRunError, MissingInputError, OtherVersionError
+from florist.federation.client_residuals import ClientResiduals
 from florist.federation.records import FinalTest, RoundRecord
 from florist.federation.state import ServerState
 from florist.federation.state_folder import LastRound, StateFolder
@@ -154,15 +158,21 @@ class RunDirectory:
         if self.adapter.exists():
             self.adapter.rename(self.path / f"adapter-round-{round_number:04d}")
 
-    def save(self, state: ServerState, record: RoundRecord) -> None:
+    def save(self, state: ServerState, record: RoundRecord, owed: ClientResiduals | None = None) -> None:
         """Make a closed round permanent.
+
+        Args:
+            state: the state of the server after it.
+            record: what is written down of it.
+            owed: what the clients hold back after it, where they are in this process.
 
         Raises:
             DamagedRunError: the rounds before cannot be read.
         """
         with _damage(self.path):
             before = self._state.last_round()
-        last = self._state.save(state, record, before.line_ends if before is not None else 0)
+        begins = before.line_ends if before is not None else 0
+        last = self._state.save(state, record, begins, owed if owed is not None else ClientResiduals())
         self._write_line(last)
         self._state.remove_all_but(last)
 
@@ -176,7 +186,17 @@ class RunDirectory:
             before = self._state.last_round()
         if before is None:
             raise _damaged(self.path, "there is no round to amend")
-        self._write_line(self._state.make_current(state, record, before.line_begins))
+        self._write_line(self._state.make_current(state, record, before.line_begins, before.client_residuals))
+
+    def client_residuals(self) -> ClientResiduals:
+        """What the clients of a simulation held back after the last whole round.
+
+        Raises:
+            DamagedRunError: a file is missing or cannot be read.
+        """
+        with _damage(self.path):
+            last = self._state.last_round()
+            return self._state.client_residuals(last) if last is not None else ClientResiduals()
 
     def records(self) -> list[RoundRecord]:
         """The records of all whole rounds.

@@ -44,6 +44,7 @@ def round_record(
             download_bytes=work[update.client_id].download_bytes + sent.get(update.client_id, 0),
             loss=work[update.client_id].loss,
             seconds=work[update.client_id].seconds,
+            held_back=update.held_back,
         )
         for update in closed.counted
     )
@@ -67,4 +68,6 @@ def round_record(
         clients=clients,
         dropped=closed.dropped,
         seconds=seconds,
+        codec_error=certificate.codec_error if certificate else 0.0,
+        held_back=closed.state.owed.norm,
     )

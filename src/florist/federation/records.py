@@ -18,6 +18,7 @@ class ClientRecord:
         download_bytes: what was sent to it: all that it lacked at the start, and the round's broadcast.
         loss: the mean training loss.
         seconds: how long it trained.
+        held_back: the norm of what it holds back and sends later.
     """
 
     client_id: str
@@ -27,6 +28,7 @@ class ClientRecord:
     download_bytes: int
     loss: Number
     seconds: Number
+    held_back: Number = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class RoundRecord:
             are trained themselves.
         input_rank: the total rank of the uploads, which FLoRA would broadcast.
         cumulative_rank: the total rank of the global adapter after the round, continued part included.
-        relative_error: how far the broadcast is from the exact weighted sum.
+        relative_error: how far the broadcast is from the exact weighted sum; with feedback, from all that was due.
         ranks: the rank of the broadcast, by module.
         upload_bytes: what all clients sent.
         download_bytes: what was sent to all clients, catch-up included.
@@ -58,6 +60,8 @@ class RoundRecord:
         clients: the clients that count.
         dropped: the clients that do not.
         seconds: the duration of every phase.
+        codec_error: the norm of what the codec made of the broadcast, less what it was.
+        held_back: the norm of what the server holds back and sends later.
     """
 
     round: int
@@ -75,6 +79,8 @@ class RoundRecord:
     clients: tuple[ClientRecord, ...]
     dropped: tuple[Drop, ...]
     seconds: Mapping[str, Number]
+    codec_error: Number = 0.0
+    held_back: Number = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from florist.aggregation import lossless_sum
+from florist.compression.packed import PackedAdapter
+from florist.compression.residual import NOTHING_OWED, Residual
 from florist.errors import ConfigurationError
 from florist.factors import AdapterState, LoraFactor
 from florist.federation.admission import Expected
+from florist.federation.communication import Communication, SentUpdate, saved_parameter_bytes
 from florist.federation.local_init import Agreed, Aligned, Continued, LocalInit, LocalStart, change
 from florist.federation.records import Drop
 from florist.federation.state import ServerState
@@ -40,10 +43,13 @@ class Download:
     """What the server sends to one client.
 
     Attributes:
-        adapter: what the client adds to its global adapter: what it missed, or the broadcast of a round.
+        adapter: what the client adds to its global adapter: what it missed, or the broadcast of a round. It is empty
+            where `packed` has that.
         continued: the first components of the continued adapter, as many as the client's rank, to train on from.
         saved_parameters: the current values of the parameters that travel whole; empty where the client has them.
         directions: the first rows of A to start from, under B = 0, where the client cannot tell them from `adapter`.
+        packed: the broadcasts that the client adds one after the other, where a codec packed them.
+        packed_continued: `continued` as it is sent, where a codec packed it.
         nbytes: the bytes of all that is sent. A half of `continued` that nobody trains is not, nor are the zeros of
             `directions`.
         replaces: whether `adapter` is the whole global adapter, bit for bit, and takes the place of the client's.
@@ -55,6 +61,8 @@ class Download:
     directions: AdapterState
     nbytes: int
     replaces: bool = False
+    packed: tuple[PackedAdapter, ...] = ()
+    packed_continued: PackedAdapter | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,6 +103,7 @@ class Federation:
         min_replies: how many usable updates a round needs; by default half of the asked clients, rounded up.
         catch_up_rounds: for how many rounds broadcasts are kept. A client that was away for longer is sent the whole
             global adapter in the place of what it missed.
+        communication: how updates and broadcasts travel; by default as they are, in float32.
     """
 
     client_ranks: Mapping[str, int]
@@ -106,6 +115,7 @@ class Federation:
     fraction: float = 1.0
     min_replies: int | None = None
     catch_up_rounds: int = 16
+    communication: Communication = field(default_factory=Communication)
 
     @property
     def max_rank(self) -> int:
@@ -151,8 +161,9 @@ class Federation:
 
         Several broadcasts are summed without loss, so that a client that was away is not sent each of them. A client
         that holds nothing, or was away for more than `catch_up_rounds`, is sent the global adapter itself. Of
-        continued adapters only the latest counts. Every client has the base model, so that weights of adapted modules
-        are not sent before a round has changed them; a head, which starts at random, is.
+        continued adapters only the latest counts. Broadcasts that a codec packed are sent again as they were, since
+        their sum would take more bytes than they do. Every client has the base model, so that weights of adapted
+        modules are not sent before a round has changed them; a head, which starts at random, is.
 
         Cost: at most one `lossless_sum` for all clients that lack the same rounds.
         """
@@ -160,15 +171,21 @@ class Federation:
         if holds is not None and holds >= state.latest:
             return Download(NO_ADAPTER, NO_ADAPTER, NOTHING, NO_ADAPTER, 0)
         missed = state.broadcasts.missed_since(holds or 0)
-        several = missed is None or len(missed) > 1
+        packed = state.broadcasts.packed_since(holds or 0)
+        several = (missed is None or len(missed) > 1) and packed is None
         replaces = several and (missed is None or holds is None)
-        added = state.cumulative if replaces else state.broadcasts.sum_since(holds or 0)
+        if packed is not None:
+            added = NO_ADAPTER
+        else:
+            added = state.cumulative if replaces else state.broadcasts.sum_since(holds or 0)
         of_base = () if state.broadcasts else {weight_name(module) for module in self.shapes}
         whole = {name: tensor for name, tensor in state.saved_parameters.items() if name not in of_base}
         # The sum of several no longer shows the last of them.
         start = self._init(state, client_id)
         directions = start.directions(state, self.client_ranks[client_id]) if several else NO_ADAPTER
-        return replace(self._download(client_id, added, state.continued, whole, directions), replaces=replaces)
+        return self._download(
+            client_id, state, added, whole, packed=packed or (), directions=directions, replaces=replaces
+        )
 
     def with_holds(self, state: ServerState, told: Mapping[str, int | None]) -> ServerState:
         """The state with what clients say they hold, since an engine may lose a delivery, and a client what it had.
@@ -227,26 +244,31 @@ class Federation:
             else:
                 dropped.append(Drop(update.client_id, reason))
         usable = tuple(counted[client_id] for client_id in sorted(counted))
-        upload_bytes = {
-            update.client_id: self.aggregator.work.sent_bytes(update.adapter) + saved_bytes(update.saved_parameters)
-            for update in usable
-        }
+        upload_bytes = {update.client_id: self._sent_bytes(update) for update in usable}
         if len(usable) < self.required_replies:
             unchanged = replace(state, round_number=round_number)
             return ClosedRound(unchanged, None, usable, upload_bytes, {}, tuple(dropped))
-        broadcast = self.aggregator([self._change(update, state) for update in usable])
+        aggregated = self.aggregator([self._change(update, state) for update in usable])
+        sent = self.communication.sent_broadcast(aggregated, state.owed, self.aggregator.work)
+        certificate = replace(sent.broadcast.certificate, bytes_in=sum(upload_bytes.values()))
+        broadcast = replace(sent.broadcast, certificate=certificate)
         holds = {**state.holds, **dict.fromkeys(counted, round_number)}
-        lacked_since = max(min(holds.values()), round_number - self.catch_up_rounds)
+        # Whoever holds nothing yet is caught up from the first broadcast where that is cheap, which packed ones are.
+        held = holds.values() if sent.shared is None else [holds.get(client_id, 0) for client_id in self.client_ranks]
+        lacked_since = max(min(held), round_number - self.catch_up_rounds)
         moved = ServerState(
             round_number=round_number,
             cumulative=lossless_sum([state.cumulative, broadcast.shared]),
             continued=broadcast.continued,
             saved_parameters=broadcast.saved_parameters,
-            broadcasts=state.broadcasts.followed_by(round_number, broadcast.shared, lacked_since),
+            broadcasts=state.broadcasts.followed_by(round_number, broadcast.shared, lacked_since, sent.shared),
             holds=holds,
+            packed_continued=sent.continued,
+            owed=sent.owed,
         )
+        added, packed = (broadcast.shared, ()) if sent.shared is None else (NO_ADAPTER, (sent.shared,))
         deliveries = {
-            client_id: self._download(client_id, broadcast.shared, broadcast.continued, broadcast.saved_parameters)
+            client_id: self._download(client_id, moved, added, broadcast.saved_parameters, packed=packed)
             for client_id in counted
         }
         return ClosedRound(moved, broadcast, usable, upload_bytes, deliveries, tuple(dropped))
@@ -258,7 +280,29 @@ class Federation:
             return Agreed(self.local_seed(state.round_number + 1, client_id), self.max_rank, self.shapes)
         return self.local_init
 
+    def sent_update(self, state: ServerState, update: ClientUpdate, owed: Residual = NOTHING_OWED) -> SentUpdate:
+        """What a client sends of what it trained, and what it holds back.
+
+        Args:
+            state: the state before the round.
+            update: as it was trained.
+            owed: what the client held back before.
+
+        Raises:
+            NonFiniteUpdateError, InvalidUpdateError, IncompatibleAdaptersError: as `Communication.sent_update`.
+        """
+        rank = self.client_ranks[update.client_id]
+        given = self._init(state, update.client_id).given(state, rank)
+        return self.communication.sent_update(update, owed, self.aggregator.work, given=given, max_rank=rank)
+
+    def _sent_bytes(self, update: ClientUpdate) -> int:
+        if update.sent_bytes is not None:
+            return update.sent_bytes
+        return self.aggregator.work.sent_bytes(update.adapter) + saved_bytes(update.saved_parameters)
+
     def _change(self, update: ClientUpdate, state: ServerState) -> ClientUpdate:
+        if self.communication.uploads_changes:
+            return update
         adapter = update.adapter
         if self.aggregator.work.agreed_rows:
             # The client's own differ by rounding, and the sum needs one A.
@@ -272,16 +316,27 @@ class Federation:
     def _download(
         self,
         client_id: str,
+        state: ServerState,
         added: AdapterState,
-        continued: AdapterState,
         saved_parameters: SavedParameters,
+        *,
+        packed: tuple[PackedAdapter, ...] = (),
         directions: AdapterState = NO_ADAPTER,
+        replaces: bool = False,
     ) -> Download:
         rank = self.client_ranks[client_id]
-        own = continued.map(lambda factor: factor.leading(rank))
-        rows = sum(factor.A.nbytes for factor in directions.values())
-        nbytes = added.nbytes + self.aggregator.work.continued_bytes(own) + saved_bytes(saved_parameters) + rows
-        return Download(added, own, saved_parameters, directions, nbytes)
+        own = state.continued.map(lambda factor: factor.leading(rank))
+        packed_own = state.packed_continued.leading(rank) if state.packed_continued is not None else None
+        # Before the first broadcast the parameters are those of the base, which no codec has rounded.
+        codec = self.communication.saved_download if state.broadcasts else None
+        nbytes = (
+            added.nbytes
+            + sum(each.nbytes for each in packed)
+            + (packed_own.nbytes if packed_own is not None else self.aggregator.work.continued_bytes(own))
+            + saved_parameter_bytes(saved_parameters, codec)
+            + sum(factor.A.nbytes for factor in directions.values())
+        )
+        return Download(added, own, saved_parameters, directions, nbytes, replaces, packed, packed_own)
 
     def _refusal(self, update: ClientUpdate, state: ServerState, counted: Mapping[str, ClientUpdate]) -> str | None:
         if update.client_id not in self.client_ranks:

@@ -14,6 +14,8 @@ from florist.checkpoint import encode, write_adapter
 from florist.data import EncodedExamples
 from florist.evaluation import Measurements, Metric
 from florist.factors import AdapterState
+from florist.federation.client_residuals import ClientResiduals
+from florist.federation.communication import SentUpdate
 from florist.federation.history import RunDirectory, RunFacts
 from florist.federation.recording import LocalWork, round_record
 from florist.federation.records import FinalTest, RoundRecord
@@ -74,6 +76,7 @@ class Simulation:
         rounds: how many rounds are played.
         final_metrics: what is measured of the final adapter once, on examples that no choice was made by.
         evaluate_every: how many rounds lie between evaluations; the last round is always evaluated.
+        flush: whether the final adapter, and its test, have what the server still holds back.
     """
 
     model: FederatedModel
@@ -84,6 +87,7 @@ class Simulation:
     rounds: int
     final_metrics: tuple[Metric, ...] = ()
     evaluate_every: int = 1
+    flush: bool = True
 
     @property
     def initial_state(self) -> ServerState:
@@ -146,21 +150,25 @@ class Simulation:
 
     def _play(self, directory: RunDirectory, observer: Observer) -> list[RoundRecord]:
         state, records = directory.load(self.initial_state)
+        owed = directory.client_residuals()
         if state.round_number < self.rounds:
             directory.set_aside_result(state.round_number)
         while state.round_number < self.rounds:
-            state, latest = self._round(state, observer)
-            directory.save(state, latest)
+            state, owed, latest = self._round(state, owed, observer)
+            directory.save(state, latest, owed)
             records.append(latest)
             observer.closed(latest)
         if self.final_metrics and directory.tested is None:
             observer.evaluating(self.rounds)
-            self._show(state.global_adapter, state.saved_parameters)
+            self._show(self._final(state), state.saved_parameters)
             found = self._measure(self.final_metrics)
             directory.save_tested(FinalTest(dict(found), dict(found.lower_is_better)))
         if state.broadcasts and not directory.adapter.exists():
             self._export(state, directory)  # last: a run that has an adapter is over
         return records
+
+    def _final(self, state: ServerState) -> AdapterState:
+        return state.flushed_adapter if self.flush else state.global_adapter
 
     def _show(self, adapter: AdapterState, saved_parameters: SavedParameters) -> None:
         self.model.set_global(adapter)
@@ -176,19 +184,25 @@ class Simulation:
         batch = client.examples.collate([*client.examples][: client.training.batch_size])
         return fastest_thread_count(self.model.peft, batch)
 
-    def _round(self, state: ServerState, observer: Observer) -> tuple[ServerState, RoundRecord]:
+    def _round(
+        self, state: ServerState, owed: ClientResiduals, observer: Observer
+    ) -> tuple[ServerState, ClientResiduals, RoundRecord]:
         started = time.perf_counter()
         round_number = state.round_number + 1
         asked = set(self.federation.participants(round_number))
-        updates: list[ClientUpdate] = []
+        sent: dict[str, SentUpdate] = {}
         work: dict[str, LocalWork] = {}
         for client in self.clients:
             if client.client_id in asked:
                 update, done = self._train(client, state, observer)
-                updates.append(update)
+                sent[client.client_id] = self.federation.sent_update(state, update, owed.of(client.client_id))
                 work[client.client_id] = done
         trained = time.perf_counter()
-        closed = self.federation.close_round(state, updates)
+        closed = self.federation.close_round(state, [each.update for each in sent.values()])
+        if closed.broadcast is not None:
+            # An update that does not count was not sent, as far as the sums go: its client owes what it owed before.
+            counted = {update.client_id: sent[update.client_id].owed for update in closed.counted}
+            owed = owed.followed_by(round_number, counted)
         aggregated = time.perf_counter()
         metrics: Mapping[str, float] = {}
         if round_number % self.evaluate_every == 0 or round_number == self.rounds:
@@ -201,7 +215,7 @@ class Simulation:
             "evaluate": ended - aggregated,
             "total": ended - started,
         }
-        return closed.state, round_record(closed, work, metrics, seconds)
+        return closed.state, owed, round_record(closed, work, metrics, seconds)
 
     def _train(self, client: Client, state: ServerState, observer: Observer) -> tuple[ClientUpdate, LocalWork]:
         round_number, seed = state.round_number + 1, self.federation.seed
@@ -235,7 +249,7 @@ class Simulation:
         return update, LocalWork(download_bytes, outcome.loss, outcome.seconds)
 
     def _export(self, state: ServerState, directory: RunDirectory) -> None:
-        adapter, saved_parameters = self.model.deliverable(state.global_adapter, state.saved_parameters)
+        adapter, saved_parameters = self.model.deliverable(self._final(state), state.saved_parameters)
         encoded = encode(
             adapter,
             saved_parameters=saved_parameters,

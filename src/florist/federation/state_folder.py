@@ -1,16 +1,21 @@
 """The folder ``state`` of a run directory: the tensors of the server's state, and what the last whole round was."""
 
+import hashlib
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from florist.compression.packed import PackedAdapter
+from florist.compression.residual import NOTHING_OWED, Residual
 from florist.factors import AdapterState, LoraFactor
 from florist.federation.broadcasts import Broadcasts
+from florist.federation.client_residuals import ClientResiduals
 from florist.federation.records import RoundRecord
 from florist.federation.state import ServerState
 from florist.files import strict_json
@@ -27,6 +32,8 @@ class LastRound:
         holds: the round whose global adapter a client has, by client id.
         broadcasts: the rounds whose broadcasts are kept.
         forgotten: the last round whose broadcast was let go; 0 where none was.
+        owed: whether the server holds something back.
+        client_residuals: the round whose folder has what a client holds back, by client id.
         line_begins: how many bytes of ``rounds.jsonl`` come before the line of the round.
         record: that line, as a document.
     """
@@ -37,6 +44,8 @@ class LastRound:
     forgotten: int
     line_begins: int
     record: dict[str, Any]
+    owed: bool = False
+    client_residuals: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @property
     def line(self) -> bytes:
@@ -50,6 +59,15 @@ class LastRound:
 
 
 _LAST_ROUND = TypeAdapter(LastRound)
+_OWED = ("owed.safetensors", "owed_parameters.safetensors")
+_LAST_ALONE = (
+    "cumulative.safetensors",
+    "continued.safetensors",
+    "packed_continued.safetensors",
+    "saved_parameters.safetensors",
+    *_OWED,
+)
+"""The files that only the last round needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,25 +90,37 @@ class StateFolder:
             return None
         return _LAST_ROUND.validate_python(strict_json.decode(self._current.read_bytes()))
 
-    def save(self, state: ServerState, record: RoundRecord, line_begins: int) -> LastRound:
+    def save(self, state: ServerState, record: RoundRecord, line_begins: int, owed: ClientResiduals) -> LastRound:
         """Write the tensors of a round and make it the last."""
         folder = self._folder(state.round_number)
         shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed before it said so in current.json
         with new_directory(folder) as draft:
             _save_adapter(state.cumulative, draft / "cumulative.safetensors")
             _save_adapter(state.continued, draft / "continued.safetensors")
-            if state.round_number in state.broadcasts:
+            if state.packed_continued is not None:
+                _save_packed(state.packed_continued, draft / "packed_continued.safetensors")
+            if state.round_number in state.broadcasts.packed:
+                _save_packed(state.broadcasts.packed[state.round_number], draft / "broadcast.safetensors")
+            elif state.round_number in state.broadcasts:
                 _save_adapter(state.broadcasts[state.round_number], draft / "broadcast.safetensors")
             _save_tensors(state.saved_parameters, draft / "saved_parameters.safetensors")
-        return self.make_current(state, record, line_begins)
+            _save_residual(state.owed, *(draft / name for name in _OWED))
+            for client_id, round_number in owed.rounds.items():
+                if round_number == state.round_number:
+                    _save_residual(owed[client_id], *(draft / name for name in _owed_by(client_id)))
+        return self.make_current(state, record, line_begins, owed.rounds)
 
-    def make_current(self, state: ServerState, record: RoundRecord, line_begins: int) -> LastRound:
+    def make_current(
+        self, state: ServerState, record: RoundRecord, line_begins: int, client_residuals: Mapping[str, int]
+    ) -> LastRound:
         """Make a round whose tensors are written the last one, or change what is said of it."""
         last = LastRound(
             round=state.round_number,
             holds=dict(state.holds),
             broadcasts=tuple(state.broadcasts),
             forgotten=state.broadcasts.forgotten,
+            owed=bool(state.owed),
+            client_residuals=dict(client_residuals),
             line_begins=line_begins,
             record=asdict(record),
         )
@@ -104,30 +134,60 @@ class StateFolder:
             OSError, KeyError, SafetensorError: a file of it cannot be read.
         """
         folder = self._folder(last.round)
-        broadcasts = {
-            number: _load_adapter(self._folder(number) / "broadcast.safetensors") for number in last.broadcasts
-        }
+        files = {number: self._folder(number) / "broadcast.safetensors" for number in last.broadcasts}
+        packed = {number: found for number, file in files.items() if (found := _load_packed(file)) is not None}
+        packed_continued = folder / "packed_continued.safetensors"
+        owed = [folder / name for name in _OWED]
         return ServerState(
             round_number=last.round,
             cumulative=_load_adapter(folder / "cumulative.safetensors"),
             continued=_load_adapter(folder / "continued.safetensors"),
             saved_parameters=load_file(folder / "saved_parameters.safetensors"),
-            broadcasts=Broadcasts(broadcasts, last.forgotten),
+            broadcasts=Broadcasts(
+                {
+                    number: packed[number].unpacked() if number in packed else _load_adapter(file)
+                    for number, file in files.items()
+                },
+                last.forgotten,
+                packed,
+            ),
             holds=last.holds,
+            packed_continued=_load_packed(packed_continued) if packed_continued.exists() else None,
+            owed=_load_residual(*owed) if last.owed else NOTHING_OWED,
         )
+
+    def client_residuals(self, last: LastRound) -> ClientResiduals:
+        """What the clients of a simulation held back after the last round.
+
+        Raises:
+            OSError, KeyError, SafetensorError: a file of it cannot be read.
+        """
+        kept = {
+            client_id: _load_residual(*(self._folder(number) / name for name in _owed_by(client_id)))
+            for client_id, number in last.client_residuals.items()
+        }
+        return ClientResiduals(kept, last.client_residuals)
 
     def remove_all_but(self, last: LastRound | None) -> None:
         """Remove what neither a later round nor a resumption needs."""
-        kept = {self._folder(number) for number in last.broadcasts} if last is not None else set[Path]()
-        current = self._folder(last.round) if last is not None else None
+        if last is None:
+            needed = set[Path]()
+        else:
+            folder = self._folder(last.round)
+            needed = {folder / name for name in _LAST_ALONE}
+            needed |= {self._folder(number) / "broadcast.safetensors" for number in last.broadcasts}
+            needed |= {
+                self._folder(number) / name
+                for client_id, number in last.client_residuals.items()
+                for name in _owed_by(client_id)
+            }
         for folder in self.path.glob("round-*"):
-            if folder == current:
-                continue
-            if folder not in kept:
+            if not any(file in needed for file in folder.iterdir()):
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
-            for name in ("cumulative", "continued", "saved_parameters"):
-                (folder / f"{name}.safetensors").unlink(missing_ok=True)
+            for file in folder.iterdir():
+                if file not in needed:
+                    file.unlink(missing_ok=True)
 
     @property
     def _current(self) -> Path:
@@ -135,6 +195,33 @@ class StateFolder:
 
     def _folder(self, round_number: int) -> Path:
         return self.path / f"round-{round_number:04d}"
+
+
+def _owed_by(client_id: str) -> tuple[str, str]:
+    """The names of a client's files. A client may be called what no file can be."""
+    short = hashlib.sha256(client_id.encode()).hexdigest()[:32]
+    return f"owed-by-{short}.safetensors", f"owed-parameters-by-{short}.safetensors"
+
+
+def _save_residual(residual: Residual, adapter: Path, saved_parameters: Path) -> None:
+    if residual:
+        _save_adapter(residual.adapter, adapter)
+        _save_tensors(residual.saved_parameters, saved_parameters)
+
+
+def _load_residual(adapter: Path, saved_parameters: Path) -> Residual:
+    return Residual(_load_adapter(adapter), load_file(saved_parameters))
+
+
+def _save_packed(packed: PackedAdapter, file: Path) -> None:
+    save_file(dict(packed.tensors()), file, metadata=dict(packed.description()))
+
+
+def _load_packed(file: Path) -> PackedAdapter | None:
+    """Read what a codec packed; None where the file has an adapter as it is."""
+    with safe_open(file, "pt") as opened:
+        description = opened.metadata()
+    return PackedAdapter.described(description, load_file(file)) if description else None
 
 
 def _save_adapter(adapter: AdapterState, file: Path) -> None:

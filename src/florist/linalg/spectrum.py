@@ -56,6 +56,12 @@ class Spectrum:
         """Return the first `rank` values; `tail_energy` has the energy of the others."""
         return Spectrum(self.S[:rank], self.resolution, self.shape, self.discarded_energy(rank))
 
+    def trailing(self, rank: int) -> "Spectrum":
+        """Return the values without the first `rank`; the noise stays where it was."""
+        S = self.S[rank:]
+        resolution = self.resolution * float(self.S[0] / S[0]) if S.numel() and S[0] > 0 else self.resolution
+        return Spectrum(S, resolution, self.shape, self.tail_energy)
+
 
 def rank_holding(squares: Float64[Tensor, " k"], *, energy: float, total_energy: float, resolution: float) -> int:
     """Return the smallest rank that holds a fraction of the energy, at most the numerical rank.

@@ -77,6 +77,16 @@ class ThinSvd:
             right=self.right if self.Y is not None else self.right[:rank],
         )
 
+    def trailing(self, rank: int) -> "ThinSvd":
+        """Return the directions without the first `rank`; nothing is copied."""
+        return ThinSvd(
+            spectrum=self.spectrum.trailing(rank),
+            left=self.left if self.X is not None else self.left[:, rank:],
+            X=None if self.X is None else self.X[:, rank:],
+            Y=None if self.Y is None else self.Y[rank:],
+            right=self.right if self.Y is not None else self.right[rank:],
+        )
+
     def formed(self, dtype: torch.dtype) -> "ThinSvd":
         """Return the decomposition in another precision, with ``U`` and ``Vh`` multiplied out.
 

@@ -1,0 +1,223 @@
+"""The measured tables of compression: what a codec, a cut and feedback cost and save, on Dolly, over five seeds.
+
+    python benchmarks/communication.py --data DIR                # all tables; goes on where an earlier call stopped
+    python benchmarks/communication.py --data DIR --only unlike  # one of them
+    python benchmarks/communication.py --data DIR --quick        # the same in small
+
+It makes the base model, unless it is there, and runs `florist compare` on `examples/dolly/causal-lm.toml`. 4% of the
+clients' examples are set apart, on which settings may be chosen; the loss is that of the final adapter on the test
+examples, with what the server still held back unless the line says otherwise. Differences are paired by seed with the
+first line of each table, which sends float32 and forgets what it cuts. What it prints is also in
+runs/communication/communication.md, with all numbers in communication.json, and a figure in communication.svg.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+from table import QUICK, WHOLE, Entry, compare, description, interval, machine, make_model
+
+from florist.files.outputs import replace_file
+
+SPLIT = ("data.validation_fraction=0.04", "evaluation.every=100")
+
+
+def compressed(bits: str, tau: float, upload_tau: float | None, feedback: str = "true") -> tuple[str, ...]:
+    """The keys of a line that sends `bits` both ways."""
+    cut = () if upload_tau is None else (f"communication.upload_tau={upload_tau}",)
+    return (
+        f"communication.download={bits}",
+        f"communication.upload={bits}",
+        f"communication.feedback={feedback}",
+        f"aggregation.tau={tau}",
+        *cut,
+    )
+
+
+def codec(bits: str) -> tuple[str, ...]:
+    """The keys of a line that only packs what is sent."""
+    return (f"communication.download={bits}", f"communication.upload={bits}")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One comparison.
+
+    Attributes:
+        title: its heading.
+        seeds: as `florist compare --seeds` takes them.
+        settings: what all lines have in common.
+        entries: the lines, with their learning rates; the first is what the others are compared with.
+    """
+
+    title: str
+    seeds: str
+    settings: tuple[str, ...]
+    entries: tuple[tuple[Entry, float], ...]
+
+
+PLAIN = Entry("plain 0.9", "florist")
+UNLIKE = "lora.ranks=[64,32,16,16,8,8,4,4]"
+SIXTEEN = (
+    "lora.ranks=[64,64,32,32,16,16,16,16,8,8,8,8,4,4,4,4]",
+    "data.partition=dirichlet",
+    "data.partition_field=category",
+    "federation.fraction=0.5",
+    "federation.rounds=10",
+)
+
+TABLES: Mapping[str, Table] = {
+    "unlike": Table(
+        "Ranks 64, 32, 16, 16, 8, 8, 4, 4",
+        "5",
+        (UNLIKE,),
+        (
+            (PLAIN, 3e-3),
+            (Entry("plain 0.99", "florist", ("aggregation.tau=0.99",)), 3e-3),
+            (Entry("flora", "flora"), 3e-3),
+            (Entry("int4 0.7, up 0.8", "florist", compressed("int4", 0.7, 0.8)), 3e-3),
+            (Entry("int4 0.9, up 0.9", "florist", compressed("int4", 0.9, 0.9)), 3e-3),
+            (Entry("int4 0.7, up 0.8, no feedback", "florist", compressed("int4", 0.7, 0.8, "false")), 3e-3),
+            (Entry("int4 0.7, up 0.8, server's feedback", "florist", compressed("int4", 0.7, 0.8, "server")), 3e-3),
+            (Entry("int4 0.7, up 0.8, clients' feedback", "florist", compressed("int4", 0.7, 0.8, "clients")), 3e-3),
+            (Entry("int8 0.9, up 0.9", "florist", compressed("int8", 0.9, 0.9)), 3e-3),
+            (Entry("int3 0.9, up 0.9", "florist", compressed("int3", 0.9, 0.9)), 3e-3),
+            (Entry("int2 0.9, up 0.9", "florist", compressed("int2", 0.9, 0.9)), 3e-3),
+            (Entry("linear", "linear", ("aggregation.tau=0.9",)), 3e-3),
+            (Entry("linear int4 0.7, feedback", "linear", compressed("int4", 0.7, None)), 3e-3),
+            (Entry("flexlora int8", "flexlora", codec("int8")), 3e-3),
+            (Entry("raflora", "raflora"), 3e-3),
+        ),
+    ),
+    "equal": Table(
+        "Every client with rank 16",
+        "5",
+        ("lora.ranks=16",),
+        (
+            (PLAIN, 1e-2),
+            (Entry("plain 0.99", "florist", ("aggregation.tau=0.99",)), 1e-2),
+            (Entry("flora", "flora"), 1e-2),
+            (Entry("fedex", "fedex"), 3e-3),
+            (Entry("int4 0.7, up 0.8", "florist", compressed("int4", 0.7, 0.8)), 1e-2),
+            (Entry("int4 0.9, up 0.9", "florist", compressed("int4", 0.9, 0.9)), 1e-2),
+            (Entry("int8 0.95, up 0.95", "florist", compressed("int8", 0.95, 0.95)), 1e-2),
+            (Entry("linear", "linear", ("aggregation.tau=0.9",)), 1e-2),
+            (Entry("linear int4 0.7, feedback", "linear", compressed("int4", 0.7, None)), 1e-2),
+            (Entry("fedit int8", "fedit", codec("int8")), 3e-3),
+            (Entry("fedsvd", "fedsvd"), 1e-2),
+        ),
+    ),
+    "sixteen": Table(
+        "Sixteen clients, half of them in each of ten rounds",
+        "3",
+        SIXTEEN,
+        (
+            (PLAIN, 3e-3),
+            (Entry("int4 0.7, up 0.8", "florist", compressed("int4", 0.7, 0.8)), 3e-3),
+            (Entry("int4 0.7, up 0.8, server's feedback", "florist", compressed("int4", 0.7, 0.8, "server")), 3e-3),
+        ),
+    ),
+    "twenty": Table(
+        "Ranks 64, 32, 16, 16, 8, 8, 4, 4 over twenty rounds",
+        "3",
+        (UNLIKE, "federation.rounds=20"),
+        (
+            (PLAIN, 3e-3),
+            (Entry("int4 0.7, up 0.8", "florist", compressed("int4", 0.7, 0.8)), 3e-3),
+        ),
+    ),
+}
+
+
+def markdown(document: Mapping[str, Any], rates: Mapping[str, float]) -> Iterator[str]:
+    """One table, line by line."""
+    yield "| | rate | loss | against plain 0.9 | | MB down | MB up | MB in all | times fewer |"
+    yield "|---|---:|---:|---:|---|---:|---:|---:|---:|"
+    plain = total(document["rows"][0])
+    for line in document["rows"]:
+        loss = line["metrics"].get("loss")
+        if loss is None:
+            yield f"| {line['name']} | {rates[line['name']]:g} | failed | | | | | | |"
+            continue
+        against = interval(loss["difference"], "+.4f") if loss["difference"] else ""
+        yield (
+            f"| {line['name']} | {rates[line['name']]:g} | {interval(loss, '.4f')} | {against} | "
+            f"{loss['verdict'] or ''} | {line['download_bytes'] / 1e6:.2f} | {line['upload_bytes'] / 1e6:.2f} | "
+            f"{total(line):.2f} | {plain / total(line):.1f} |"
+        )
+
+
+def total(line: Mapping[str, Any]) -> float:
+    """The megabytes that all clients sent and received in a run."""
+    return (line["download_bytes"] + line["upload_bytes"]) / 1e6
+
+
+def figure(documents: Mapping[str, Mapping[str, Any]], file: Path) -> None:
+    """Draw the loss against all bytes, a panel for each table, with 95% intervals over seeds."""
+    plt.rcParams["svg.hashsalt"] = "florist"
+    drawing, panels = plt.subplots(1, len(documents), figsize=(5.2 * len(documents), 4.2), squeeze=False)
+    for panel, (name, document) in zip(panels[0], documents.items(), strict=True):
+        for line in document["rows"]:
+            loss = line["metrics"].get("loss")
+            if loss is None:
+                continue
+            half = (loss["high"] - loss["low"]) / 2 if loss["high"] is not None else 0.0
+            panel.errorbar(total(line), loss["mean"], yerr=half, fmt="o", capsize=2, markersize=4)
+            panel.annotate(line["name"], (total(line), loss["mean"]), xytext=(4, 3), textcoords="offset points", size=6)
+        panel.set(title=TABLES[name].title, xscale="log", xlabel="MB of all clients, both ways", ylabel="test loss")
+        panel.margins(x=0.25)
+    drawing.tight_layout()
+    drawing.savefig(file, metadata={"Date": None})
+    plt.close(drawing)
+
+
+def play(out: Path, name: str, common: Sequence[str], seeds: str | None, jobs: int) -> dict[str, Any]:
+    """Begin the comparison of a table, or go on with it."""
+    table = TABLES[name]
+    (first, rate), *others = table.entries
+    own = (f"training.learning_rate={rate:g}", "communication.preset=plain")
+    variants = [first.variant(rate), *(entry.variant(rate) for entry, rate in others)]
+    return compare(out / name, [*common, *table.settings, *own], variants, seeds or table.seeds, jobs)
+
+
+def main() -> None:
+    """Make the model, then the tables and the figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--out", type=Path, help="directory; by default runs/communication, with -quick if that is asked"
+    )
+    parser.add_argument("--data", type=Path, help="folder of the Dolly clients; by default that of the example")
+    parser.add_argument("--only", action="append", choices=list(TABLES), help="one table; may be given several times")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once")
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    size = QUICK if args.quick else WHOLE
+    out = args.out or Path("runs", "communication-quick" if args.quick else "communication")
+    out.mkdir(parents=True, exist_ok=True)
+    make_model(out / "model", size.pretraining_steps)
+    common = [f"model.name_or_path={(out / 'model').resolve()}", "training.threads=1", *SPLIT, *size.settings]
+    if args.data is not None:
+        common.append(f"data.path={args.data.resolve()}")
+    started, facts = time.perf_counter(), machine()
+    names = args.only or list(TABLES)
+    documents = {name: play(out, name, common, size.seeds if args.quick else None, args.jobs) for name in names}
+    facts["seconds"] = time.perf_counter() - started
+    lines = [description(facts, out, documents)]
+    for name, document in documents.items():
+        rates = {entry.name: rate for entry, rate in TABLES[name].entries}
+        lines += ["", f"{TABLES[name].title}; {TABLES[name].seeds} seeds; loss on the {document['metric_source']}:", ""]
+        lines += markdown(document, rates)
+    text = "\n".join(lines)
+    print(text)
+    replace_file(out / "communication.md", text + "\n")
+    replace_file(out / "communication.json", json.dumps({"machine": facts, **documents}, indent=2) + "\n")
+    figure(documents, out / "communication.svg")
+
+
+if __name__ == "__main__":
+    main()
