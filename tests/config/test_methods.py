@@ -178,6 +178,22 @@ def test_what_is_written_of_a_method_is_read_back(tmp_path: Path, method: Method
     assert read_config(tmp_path / "written.toml") == config
 
 
+@pytest.mark.parametrize(
+    ("communication", "telling"),
+    [
+        ("upload_tau = 0.8", r"upload_tau = 0\.8 cuts what clients upload, and for Linear rounds that is B alone"),
+        ('upload_budget = "1MB"', "upload_budget = 1000000 cuts what clients upload"),
+        ("feedback = true", "feedback = True lets clients send later .*: set it to 'server'"),
+        ('preset = "compact"', r"(?s)upload_tau = 0\.8 .*set it to 'server'"),
+    ],
+)
+def test_b_alone_is_neither_cut_nor_sent_later(tmp_path: Path, communication: str, telling: str) -> None:
+    text = f"method = 'linear'\n[communication]\n{communication}"
+    with pytest.raises(ConfigurationError, match=telling):
+        read(tmp_path, text)
+    assert read(tmp_path, "method = 'linear'\n[communication]\nupload = 'int8'\nfeedback = 'server'")
+
+
 # --- overrides
 
 

@@ -58,6 +58,7 @@ class Method:
         keys: the other keys of ``[aggregation]`` that it takes.
         adds_exact_sum: whether clients add the exact sum of what they trained, so that what is not sent of it can be
             sent later.
+        uncut_uploads: whether clients upload B alone, which is no factor of its own that could be cut.
         not_one_shot: why it cannot combine saved adapters, with the method as the subject; None where it can.
     """
 
@@ -68,6 +69,7 @@ class Method:
     make: "Callable[[Use], Aggregator]"
     keys: tuple[str, ...] = ()
     adds_exact_sum: bool = False
+    uncut_uploads: bool = False
     not_one_shot: str | None = None
 
 
@@ -132,6 +134,8 @@ _METHODS = (
         "The server sends the exact sum, cut by a rank rule. Clients add it.",
         make=lambda use: florist.LinearRounds(florist.EnergyThreshold(1.0) if use.whole_sum else _rule(use)),
         keys=("tau", "scope", "budget", "rank", "max_rank"),
+        adds_exact_sum=True,
+        uncut_uploads=True,
         not_one_shot="it sums B along one A that nobody has trained, and saved adapters have trained theirs",
     ),
     Method(
