@@ -20,6 +20,7 @@ import florist.cli
 from florist.config.methods import METHODS
 from florist.files.locking import sole_process
 from tests.breaking import copied
+from tests.federation.test_simulation import weights
 
 from .running import COMMAND, ENVIRONMENT, Run, refused
 
@@ -181,14 +182,52 @@ def test_the_table_of_every_method_shows_what_it_sent(
     assert result.returncode == 0, result.stderr
     line = json.loads((tmp_path / "run" / "rounds.jsonl").read_text())
     row = next(row.split() for row in result.stdout.splitlines() if row.split()[:1] == ["1"])
-    sent = f"{line['broadcast_bytes'] / 1e3:.0f}"
+    up, down, stack = (f"{line[key] / 1e3:.0f}" for key in ("upload_bytes", "download_bytes", "stack_bytes"))
+    twice = f"{2 * line['stack_bytes'] / 1e3:.0f}"
     if method == "full":  # nothing has a rank, and FLoRA could stack nothing
-        assert row[3:-1] == ["2", sent]
-        assert "FLoRA's stacks" not in result.stdout
+        assert row[3:-1] == ["2", up, down]
+        assert "FLoRA" not in result.stdout.partition("all clients")[2]
     else:
-        assert row[3:-1] == ["2", str(line["total_rank"]), str(14 * (4 + 2)), sent, f"{line['stack_bytes'] / 1e3:.0f}"]
+        assert row[3:-1] == ["2", str(line["total_rank"]), str(14 * (4 + 2)), up, stack, down, twice]
+        sent, both = line["upload_bytes"] + line["download_bytes"], 3 * line["stack_bytes"]
+        assert f"FLoRA would take {both / 1e6:.2f} MB for both ({both / sent:.1f} times as much)" in result.stdout
         assert "FLoRA's stacks" in result.stdout
+    assert "held back" not in result.stdout
     assert json.loads((tmp_path / "run" / "run.json").read_text())["method"] == method
+
+
+def test_what_is_held_back_is_shown_and_flushed_where_asked(
+    florist: Run, tiny_llama: Path, toy_data: Path, tmp_path: Path
+) -> None:
+    config = simulation(tmp_path, tiny_llama, toy_data)
+    words = ("--set", "communication.preset=compact", "--set", "federation.rounds=2")
+    told = florist("simulate", config, *words, "-o", tmp_path / "run")
+    assert told.returncode == 0, told.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]
+    for line in lines:
+        row = next(row.split() for row in told.stdout.splitlines() if row.split()[:1] == [str(line["round"])])
+        # What FLoRA sends is not cut: both halves of every module, at each client's rank.
+        assert (line["input_rank"], line["stack_bytes"]) == (14 * (4 + 2), lines[0]["stack_bytes"])
+        assert row[-2] == f"{line['relative_error']:.0%}"
+        assert 0 < line["codec_error"] < line["held_back"]
+        assert all(client["held_back"] > 0 for client in line["clients"])
+        assert line["upload_bytes"] + line["download_bytes"] < 3 * line["stack_bytes"] / 5
+    tail = f"the server still holds back {lines[1]['relative_error']:.0%} of what was due in round 2; the final adapter"
+    assert f"{tail} has it" in told.stdout
+
+    first = weights(tmp_path / "run")
+    without = florist("simulate", config, *words, "--no-flush", "-o", tmp_path / "without")
+    assert f"{tail} does not have it" in without.stdout
+    assert weights(tmp_path / "without") != first
+    # A run that has ended can be told otherwise, and back.
+    assert florist("simulate", "--resume", tmp_path / "run", "--no-flush").returncode == 0
+    assert weights(tmp_path / "run") == weights(tmp_path / "without")
+    aside = tmp_path / "run" / "adapter-round-0002" / "adapter_model.safetensors"
+    assert aside.read_bytes() == first
+    assert florist("simulate", "--resume", tmp_path / "run").returncode == 0
+    assert weights(tmp_path / "run") == weights(tmp_path / "without")
+    assert florist("simulate", "--resume", tmp_path / "run", "--flush").returncode == 0
+    assert weights(tmp_path / "run") == first
 
 
 def test_simulate_names_its_own_run(
@@ -249,4 +288,4 @@ def test_a_run_that_another_process_plays_is_left_alone(
 def test_a_directory_that_is_no_run_cannot_be_resumed(florist: Run, tmp_path: Path) -> None:
     assert "run.json" in refused(florist("simulate", "--resume", tmp_path))
     told = refused(florist("simulate", "--resume", tmp_path, "-o", tmp_path / "other"))
-    assert "give no CONFIG and no -o; --set may change federation.rounds and evaluation" in told
+    assert "--set may change federation.rounds, evaluation and communication.flush" in told

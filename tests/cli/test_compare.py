@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from florist.config import read_config
+
 from .running import COMMAND, ENVIRONMENT, Run, refused
 
 
@@ -208,3 +210,39 @@ def test_processes_end_with_the_one_that_started_them(
     time.sleep(3)
     assert rounds() == before
     assert len(before) < 4
+
+
+def test_methods_that_continue_keep_the_codec_and_drop_the_feedback(florist: Run, config: Path, tmp_path: Path) -> None:
+    config.write_text(config.read_text() + '[communication]\nupload = "int8"\nupload_tau = 0.8\nfeedback = true\n')
+    out = tmp_path / "out"
+    told = florist("compare", config, "--methods", "florist,fedit,full", "--seeds", "1", "-o", out)
+    assert told.returncode == 0, told.stderr
+    note = "fedit, full: without communication.feedback and communication.upload_tau, since clients train on from what"
+    assert note in " ".join(told.stdout.split())
+    kept = {name: read_config(out / "cells" / name / "config.toml").communication for name in ("florist", "fedit")}
+    assert (kept["florist"].upload, kept["florist"].upload_tau, kept["florist"].feedback) == ("int8", 0.8, True)
+    assert (kept["fedit"].upload, kept["fedit"].upload_tau, kept["fedit"].feedback) == ("int8", None, False)
+
+
+def test_a_variant_may_have_its_own_communication(florist: Run, config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    compact = ("--variant", "compact: communication.preset=compact")
+    told = florist("compare", config, *compact, "--seeds", "1", "-o", out, "--json")
+    assert told.returncode == 0, told.stderr
+    assert "without communication" not in told.stderr
+    lines = {line["name"]: line for line in json.loads(told.stdout)["rows"]}
+    assert lines["compact"]["upload_bytes"] < lines["florist"]["upload_bytes"] / 5
+    assert lines["compact"]["download_bytes"] < lines["florist"]["download_bytes"] / 5
+    line = refused(
+        florist("compare", config, "--variant", "x: aggregation.method=fedit, communication.feedback=true", "-o", "y")
+    )
+    assert "x: " in line
+    assert "communication.feedback = True is for methods whose clients add the exact sum" in line
+
+
+def test_all_methods_take_what_they_can_of_a_preset(florist: Run, config: Path, tmp_path: Path) -> None:
+    words = ("--methods", "all", "--seeds", "1", "--set", "communication.preset=compact", "-o", tmp_path / "out")
+    told = florist("compare", config, *words)
+    assert told.returncode == 0, told.stderr
+    others = "fedit, ffa, flexlora, fedex, full: without communication.feedback and communication.upload_tau"
+    assert others in " ".join(told.stdout.split())

@@ -70,6 +70,13 @@ method = "florist"
 tau = 0.99
 scope = "global"
 max_rank = 64
+[communication]
+preset = "compact"
+download = "float16"
+upload = "int8"
+upload_tau = 0.95
+feedback = "server"
+flush = false
 [evaluation]
 metrics = ["loss", "multiple_choice"]
 every = 2
@@ -439,6 +446,7 @@ def test_every_key_has_been_tried() -> None:
         "training.steps",
         "aggregation.budget",
         "aggregation.rank",
+        "communication.upload_budget",
     }
     assert tried <= known
 

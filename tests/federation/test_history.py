@@ -10,11 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from florist.compression.codecs import CODECS
+from florist.compression.packed import PackedAdapter
+from florist.compression.residual import Residual
 from florist.errors import DamagedRunError, MissingInputError, OtherVersionError, OutputExistsError
 from florist.factors import AdapterState, LoraFactor
 from florist.federation.broadcasts import Broadcasts
+from florist.federation.client_residuals import ClientResiduals
 from florist.federation.history import RunDirectory, RunFacts
 from florist.federation.records import ClientRecord, Drop, FinalTest, RoundRecord
 from florist.federation.state import ServerState
@@ -70,7 +76,7 @@ def record(number: int) -> RoundRecord:
 
 def bits(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, tuple[int, ...], bytes]]:
     return {
-        name: (tensor.dtype, tuple(tensor.shape), tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        name: (tensor.dtype, tuple(tensor.shape), tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
         for name, tensor in tensors.items()
     }
 
@@ -433,3 +439,135 @@ def test_facts_that_lack_something_are_damage(content: str, tmp_path: Path) -> N
     (tmp_path / "run.json").write_text(content)
     with pytest.raises((DamagedRunError, OtherVersionError)):
         RunDirectory.open(tmp_path).facts  # noqa: B018  # the access is the test
+
+
+# --- what a codec packed, and what is held back
+
+
+def residual(seed: int, *, head: bool = True) -> Residual:
+    head_of = {"score.weight": torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))}
+    return Residual(adapter(5, seed, dtype=torch.float32), head_of if head else {})
+
+
+def compressed(number: int, codec: str = "int4") -> ServerState:
+    """What the server of a federation with feedback holds after a round: two broadcasts as they were sent."""
+    packed = {k: PackedAdapter.of(broadcast(k), CODECS[codec]) for k in range(max(1, number - 1), number + 1)}
+    continued = PackedAdapter.of(adapter(4, number, dtype=torch.float32), CODECS[codec])
+    return replace(
+        state(number),
+        continued=continued.unpacked(),
+        broadcasts=Broadcasts({k: each.unpacked() for k, each in packed.items()}, max(0, number - 2), packed),
+        packed_continued=continued,
+        owed=residual(300 + number),
+    )
+
+
+def residual_bits(held: Residual) -> object:
+    return adapter_bits(held.adapter), bits(held.saved_parameters)
+
+
+def packed_bits(packed: PackedAdapter | None) -> object:
+    return None if packed is None else (dict(packed.description()), bits(packed.tensors()))
+
+
+def owed_by(number: int, before: ClientResiduals) -> ClientResiduals:
+    """Client 0 takes part in every round, client é in the first, client 2 in the second and owes nothing after it."""
+    names = {1: ["client_0", "client_é"], 2: ["client_0", "../2"]}.get(number, ["client_0"])
+    return before.followed_by(
+        number, {name: residual(number * 10 + k) if name != "../2" else Residual() for k, name in enumerate(names)}
+    )
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_what_is_packed_and_held_back_comes_back_bit_for_bit(tmp_path: Path, codec: str) -> None:
+    run, owed = started(tmp_path), ClientResiduals()
+    for number in (1, 2, 3):
+        expected, owed = compressed(number, codec), owed_by(number, owed)
+        run.save(expected, record(number), owed)
+        found, _ = RunDirectory.open(run.path).load(ServerState.initial())
+        assert_equal(found, expected)
+        assert packed_bits(found.packed_continued) == packed_bits(expected.packed_continued)
+        assert residual_bits(found.owed) == residual_bits(expected.owed)
+        assert found.broadcasts.packed.keys() == expected.broadcasts.packed.keys()
+        for k in expected.broadcasts:
+            assert packed_bits(found.broadcasts.packed[k]) == packed_bits(expected.broadcasts.packed[k])
+        back = RunDirectory.open(run.path).client_residuals()
+        assert list(back) == ["client_0", "client_é"]
+        assert back.rounds == owed.rounds == {"client_0": number, "client_é": 1}
+        for name in back:
+            assert residual_bits(back[name]) == residual_bits(owed[name])
+        run.amend(found, replace(record(number), metrics={}))
+        assert RunDirectory.open(run.path).client_residuals().rounds == owed.rounds
+
+
+def test_only_what_is_still_held_back_takes_room(tmp_path: Path) -> None:
+    run, owed = started(tmp_path), ClientResiduals()
+    for number in range(1, 6):
+        owed = owed_by(number, owed)
+        run.save(compressed(number), record(number), owed)
+    found = {
+        f"{file.parent.name}/{file.name.partition('-by-')[0]}" for file in (run.path / "state").rglob("*.safetensors")
+    }
+    last = ("broadcast", "continued", "cumulative", "owed", "owed_parameters", "packed_continued", "saved_parameters")
+    assert found == {
+        *(f"round-000{number}/{name}" for number in (1, 5) for name in ("owed", "owed-parameters")),
+        "round-0004/broadcast.safetensors",
+        *(f"round-0005/{name}.safetensors" for name in last),
+    }
+    # Nothing is owed any more: all of it goes.
+    run.save(state(6), record(6), owed.followed_by(6, dict.fromkeys(owed, Residual())))
+    assert not list((run.path / "state").rglob("owed*"))
+    assert not run.client_residuals()
+    assert not run.load(ServerState.initial())[0].owed
+
+
+def test_residuals_of_a_round_that_was_not_made_current_are_not_those_of_the_run(tmp_path: Path) -> None:
+    run, first = started(tmp_path), owed_by(1, ClientResiduals())
+    run.save(compressed(1), record(1), first)
+    copy = RunDirectory(shutil.copytree(run.path, tmp_path / "copy"))
+    run.save(compressed(2), record(2), owed_by(2, first))
+    shutil.copytree(run.path / "state" / "round-0002", copy.path / "state" / "round-0002")
+    copy.load(ServerState.initial())
+    back = copy.client_residuals()
+    assert {name: residual_bits(back[name]) for name in back} == {name: residual_bits(first[name]) for name in first}
+
+
+def spoil_metadata(file: Path) -> None:
+    save_file(load_file(file), file, metadata={"packed": '{"codec": "int5", "factors": "{}"}'})
+
+
+def spoil_codes(file: Path) -> None:
+    with safe_open(file, "pt") as opened:
+        description = opened.metadata()
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith(".codes"))
+    save_file({**tensors, name: tensors[name][:-1].clone()}, file, metadata=description)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "spoil"),
+    [
+        ("owed.safetensors", Path.unlink),
+        ("owed_parameters.safetensors", Path.unlink),
+        ("owed.safetensors", lambda file: os.truncate(file, 30)),
+        ("packed_continued.safetensors", spoil_codes),
+        ("broadcast.safetensors", spoil_metadata),
+        ("broadcast.safetensors", spoil_codes),
+        ("owed-by-*", Path.unlink),
+        ("owed-parameters-by-*", lambda file: os.truncate(file, 3)),
+        ("owed-by-*", lambda file: save_file({"layer.B": torch.ones(2, 2)}, file)),
+    ],
+)
+def test_a_damaged_file_of_what_is_packed_or_held_back_is_said_to_be_one(
+    tmp_path: Path, pattern: str, spoil: Callable[[Path], object]
+) -> None:
+    run = started(tmp_path)
+    run.save(compressed(1), record(1), owed_by(1, ClientResiduals()))
+    spoil(min((run.path / "state" / "round-0001").glob(pattern)))
+    with pytest.raises(DamagedRunError, match=r"expected a whole run in .*restore the directory"):
+        read_all(run)
+
+
+def read_all(run: RunDirectory) -> None:
+    run.load(ServerState.initial())
+    run.client_residuals()

@@ -44,6 +44,8 @@ seed = 5
 local_init = "{local_init}"
 [aggregation]
 method = "{method}"
+[communication]
+preset = "{preset}"
 """
 KILLS = 10
 FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod"}
@@ -120,12 +122,16 @@ def contents(run: Path) -> dict[str, bytes]:
     return {str(file.relative_to(run)): file.read_bytes() for file in files}
 
 
-@pytest.mark.parametrize(("method", "local_init"), [("florist", "warm"), ("fedex", "fresh")])
+@pytest.mark.parametrize(
+    ("method", "local_init", "preset"),
+    [("florist", "warm", "paper"), ("fedex", "fresh", "paper"), ("florist", "aligned", "compact")],
+)
 def test_killed_at_random_moments_a_run_ends_as_if_it_never_was(
-    tiny_llama: Path, toy_data: Path, tmp_path: Path, method: str, local_init: str
+    tiny_llama: Path, toy_data: Path, tmp_path: Path, method: str, local_init: str, preset: str
 ) -> None:
     config = tmp_path / "config.toml"
-    config.write_text(CONFIG.format(model=tiny_llama, data=toy_data, method=method, local_init=local_init))
+    text = CONFIG.format(model=tiny_llama, data=toy_data, method=method, local_init=local_init, preset=preset)
+    config.write_text(text)
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     whole, killed = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
@@ -153,7 +159,7 @@ def test_killed_at_every_moment_of_its_end_a_run_has_its_adapter_whole_or_not_at
     tiny_llama: Path, toy_data: Path, tmp_path: Path
 ) -> None:
     config = tmp_path / "config.toml"
-    text = CONFIG.format(model=tiny_llama, data=toy_data, method="florist", local_init="fresh")
+    text = CONFIG.format(model=tiny_llama, data=toy_data, method="florist", local_init="fresh", preset="compact")
     config.write_text(text.replace("rounds = 6", "rounds = 1"))
     (tmp_path / "whole").mkdir()
     whole = tmp_path / "whole" / "run"

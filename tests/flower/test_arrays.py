@@ -9,14 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from florist.compression.codecs import codec_named
+from florist.compression.packed import PackedAdapter
 from florist.errors import FloristError, InvalidUpdateError
 from florist.factors import AdapterState, LoraFactor
 from florist.flower.arrays import (
     adapter_to_arrays,
     arrays_to_adapter,
+    arrays_to_packed,
     arrays_to_tensors,
     digest,
+    packed_to_arrays,
     tensors_to_arrays,
+    unpacked,
 )
 from florist.rounds import Trained
 from tests.builders import adapter
@@ -209,3 +214,66 @@ def test_the_digest_tells_name_dtype_shape_and_bytes_apart() -> None:
 def test_a_factor_of_rank_0_keeps_its_shape() -> None:
     sent = AdapterState.of({"q": LoraFactor(torch.zeros(4, 0), torch.zeros(0, 6))})
     assert arrays_to_adapter(adapter_to_arrays(sent)).specs["q"].shape == (4, 6)
+
+
+# --- what codecs packed
+
+
+def described(header: object, name: str = "0") -> ArrayRecord:
+    """An array whose metadata is what a stranger wrote."""
+    content = json.dumps({"__metadata__": header} if header is not None else {}).encode()
+    return one(packed(content, b""), name=name)
+
+
+@pytest.mark.parametrize(
+    ("record", "telling"),
+    [
+        (described({"codec": "int4", "factors": "{}"}, name="1"), "expected packed adapters numbered from 0, got .'1'"),
+        (described(None), "expected a description of packed tensors, got none"),
+        (described({}), "expected one of the codecs .* got 'none'"),
+        (described({"codec": "int5", "factors": "{}"}), "expected one of the codecs .* got 'int5'"),
+        (described({"codec": "int4"}), "expected the shape and rank of every packed module"),
+        (described({"codec": "int4", "factors": '{"q": [1, 2]}'}), "expected the shape and rank"),
+        (described({"codec": "int4", "factors": '{"q": [1, 2, -1]}'}), "expected the shape and rank"),
+        (one(GOOD, name="0"), "expected a description of packed tensors, got none"),
+        (one(b"", name="0"), "reading failed"),
+        (one((2**60).to_bytes(8, "little") + b"{}", name="0"), "reading failed"),
+        (one(GOOD, name="0", stype="pickle"), "expected the array '0' in 'safetensors', got 'pickle'"),
+    ],
+)
+def test_what_no_codec_packed_is_refused(record: ArrayRecord, telling: str) -> None:
+    with pytest.raises(FloristError, match=telling):
+        arrays_to_packed(record)
+
+
+def test_packed_adapters_keep_their_order() -> None:
+    sent = [PackedAdapter.of(adapter(1, seed), codec_named("int8")) for seed in range(12)]
+    found = arrays_to_packed(packed_to_arrays(sent))
+    assert len(found) == 12
+    for mine, its in zip(found, sent, strict=True):
+        assert mine.tensors().keys() == its.tensors().keys()
+        assert all(torch.equal(mine.tensors()[name], tensor) for name, tensor in its.tensors().items())
+    assert arrays_to_packed(packed_to_arrays([])) == ()
+
+
+def test_b_alone_is_decoded_with_the_rows_that_are_known() -> None:
+    own = adapter(2, 1, dtype=torch.float32)
+    sent = PackedAdapter.of(own, codec_named("int8"), Trained.B)
+    found = unpacked(sent, lambda module, rank: own[module].A[:rank])
+    assert all(torch.equal(found[name].A, own[name].A) for name in own)
+    assert all(torch.equal(found[name].B, sent.unpacked(own)[name].B) for name in own)
+    with pytest.raises(InvalidUpdateError, match="expected both halves, or a known factor of rank 2"):
+        unpacked(sent, lambda module, _rank: own[module].A[:1])
+    with pytest.raises(InvalidUpdateError, match="expected both halves"):
+        unpacked(sent)
+
+
+@given(data=st.binary(max_size=200), keep=st.integers(0, 400))
+@pytest.mark.usefixtures("without_shape_checks")
+def test_damage_of_what_was_packed_raises_nothing_else(data: bytes, keep: int) -> None:
+    whole = packed_to_arrays([PackedAdapter.of(adapter(1, 1, shapes={"q": (3, 4)}), codec_named("int4"))])["0"].data
+    try:
+        for each in arrays_to_packed(one(whole[:keep] + data, name="0")):
+            unpacked(each)
+    except FloristError as refusal:
+        assert "expected" in str(refusal)  # noqa: PT017  # good bytes are among those tried

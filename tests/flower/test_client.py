@@ -6,12 +6,25 @@ from florist.flower.arrays import arrays_to_tensors
 from florist.flower.client_state import ClientState
 from florist.flower.messages import EVALUATE, HELLO, TRAIN, Assignment, Evaluation, Instruction, OutOfStep, Upload
 from florist.flower.protocol import read_introduction, read_reply, write_instruction
+from florist.flower.upload_terms import AS_THEY_ARE
 from florist.rounds import NO_ADAPTER, Trained
 from tests.builders import SHAPES, adapter
 from tests.flower.grids import as_in_a_process, identified
 from tests.flower.participants import Light, app_of
 
-ASSIGNMENT = Assignment(1, -1, 0, replaces=False, seed=5, rows_seed=6, max_rank=4, trained=3, local_init="fresh")
+ASSIGNMENT = Assignment(
+    1,
+    -1,
+    0,
+    replaces=False,
+    seed=5,
+    rows_seed=6,
+    max_rank=4,
+    trained=3,
+    local_init="fresh",
+    counted=0,
+    upload=AS_THEY_ARE,
+)
 
 
 def ask(client: Light, content: RecordDict, kind: str, context: Context) -> RecordDict:
@@ -54,7 +67,19 @@ def test_it_trains_and_remembers() -> None:
 
 def test_it_says_what_it_holds_where_a_download_does_not_fit() -> None:
     context, client = node(), Light("a")
-    assignment = Assignment(3, 1, 2, replaces=False, seed=5, rows_seed=6, max_rank=4, trained=3, local_init="fresh")
+    assignment = Assignment(
+        3,
+        1,
+        2,
+        replaces=False,
+        seed=5,
+        rows_seed=6,
+        max_rank=4,
+        trained=3,
+        local_init="fresh",
+        counted=0,
+        upload=AS_THEY_ARE,
+    )
     assert answer(client, assignment, TRAIN, context) == OutOfStep("a", -1)
     assert client.starts == []
     assert not context.state
@@ -76,7 +101,17 @@ def test_a_message_of_another_server_is_refused() -> None:
 def test_random_rows_of_b_alone_are_those_of_the_assignment() -> None:
     client, context = Light("a", trained=Trained.B), node()
     assignment = Assignment(
-        1, -1, 0, replaces=False, seed=5, rows_seed=6, max_rank=4, trained=Trained.B.value, local_init="fresh"
+        1,
+        -1,
+        0,
+        replaces=False,
+        seed=5,
+        rows_seed=6,
+        max_rank=4,
+        trained=Trained.B.value,
+        local_init="fresh",
+        counted=0,
+        upload=AS_THEY_ARE,
     )
     content = ask(client, instruction(assignment), TRAIN, context)
     assert sorted(arrays_to_tensors(content.array_records["adapter"])) == sorted(f"{name}.B" for name in SHAPES)

@@ -8,8 +8,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from florist.aggregation import FedIt, Florist, LinearRounds
+from florist.compression.codecs import codec_named
+from florist.compression.feedback import Compression, Feedback
 from florist.errors import InvalidUpdateError
 from florist.factors import AdapterState, LoraFactor
+from florist.federation.communication import Communication
 from florist.federation.local_init import Aligned, Fresh, LocalInit, LocalStart, Warm
 from florist.federation.rules import Federation
 from florist.federation.state import ServerState
@@ -17,6 +20,7 @@ from florist.flower import messages, protocol
 from florist.flower.client_state import ClientState
 from florist.flower.exchange import Exchange
 from florist.flower.messages import Assignment, Instruction, Introduction
+from florist.flower.upload_terms import AS_THEY_ARE
 from florist.ranks import EnergyThreshold
 from florist.rounds import NO_ADAPTER, Aggregator
 from tests.builders import SHAPES, adapter, relative_error, update
@@ -25,7 +29,10 @@ NAME, RANK = "x", 2
 
 
 def rules(
-    local_init: LocalInit | None = None, aggregator: Aggregator | None = None, catch_up_rounds: int = 16
+    local_init: LocalInit | None = None,
+    aggregator: Aggregator | None = None,
+    catch_up_rounds: int = 16,
+    communication: Communication | None = None,
 ) -> Federation:
     return Federation(
         {NAME: RANK, "y": 4},
@@ -35,7 +42,13 @@ def rules(
         local_init or Aligned(),
         min_replies=1,
         catch_up_rounds=catch_up_rounds,
+        communication=communication or Communication(),
     )
+
+
+def packing(codec: str) -> Communication:
+    compression = Compression(codec_named(codec), EnergyThreshold(0.7), Feedback())
+    return Communication(compression, compression)
 
 
 class Conversation:
@@ -73,8 +86,9 @@ class Conversation:
             after = self.client_state.after(instruction, SHAPES)
         assert after is not None
         missed = [number for number in self.state.broadcasts if number > instruction.assignment.since]
-        # A sum of several broadcasts is rounded in another order than the server's; the whole adapter is none.
-        whole = instruction.assignment.since == -1 or instruction.assignment.replaces
+        # A sum of several broadcasts is rounded in another order than the server's; the whole adapter is none, and what
+        # was packed is added one after the other, as at the server.
+        whole = instruction.assignment.since == -1 or instruction.assignment.replaces or bool(instruction.packed)
         self.exact = whole or (self.exact and len(missed) <= 1)
         self.client_state = after
         if reply_arrives:
@@ -144,6 +158,22 @@ def test_a_client_derives_the_rows_of_the_server_whatever_happened(events: list[
         assert relative_error(found[name].A, expected[name].A) < 1e-6
         if not talk.client_state.directions:
             assert torch.equal(found[name].A, expected[name].A)
+
+
+@settings(deadline=None, max_examples=25)
+@given(events=EVENTS, local_init=st.sampled_from([Fresh(), Aligned(), Warm()]), bound=st.sampled_from([1, 2, 16]))
+def test_a_client_that_is_sent_what_was_packed_has_the_bits_of_the_server(
+    events: list[str], local_init: LocalInit, bound: int
+) -> None:
+    talk = Conversation(rules(local_init, catch_up_rounds=bound, communication=packing("int4")))
+    for event in events:
+        live(talk, event)
+    talk.attend()
+    assert talk.exact
+    talk.agree(talk.client_state.cumulative, talk.state.cumulative)
+    instruction = talk.instruction()
+    same_start(talk, talk.client_state.start(instruction, RANK, SHAPES), talk.federation.start(talk.state, NAME))
+    talk.agree(talk.client_state.given(instruction, RANK, SHAPES), local_init.given(talk.state, RANK))
 
 
 @settings(deadline=None, max_examples=25)
@@ -279,7 +309,19 @@ def test_a_later_save_replaces_all_of_an_earlier_one() -> None:
 
 
 def test_directions_of_another_model_are_refused() -> None:
-    task = Assignment(1, -1, 1, replaces=True, seed=0, rows_seed=0, max_rank=1, trained=3, local_init="aligned")
+    task = Assignment(
+        1,
+        -1,
+        1,
+        replaces=True,
+        seed=0,
+        rows_seed=0,
+        max_rank=1,
+        trained=3,
+        local_init="aligned",
+        counted=0,
+        upload=AS_THEY_ARE,
+    )
     with pytest.raises(InvalidUpdateError, match="q: expected rows of a module of this model"):
         ClientState().after(Instruction(task, NO_ADAPTER, NO_ADAPTER, {"q": torch.ones(1, 3)}, {}), SHAPES)
 

@@ -18,6 +18,7 @@ from florist.errors import ConfigurationError
 from florist.federation.history import RunDirectory
 from florist.flower import configured_client_app, configured_server_app
 from florist.flower.configured_client import _base, _participant, participant_of_node
+from florist.flower.final_adapter import write_global_adapter
 from florist.flower.overrides import overridden_config
 from tests.federation.test_simulation import configure, run
 from tests.flower.grids import MemoryGrid
@@ -238,6 +239,27 @@ def test_a_classifier_with_its_head_is_the_same_as_in_the_process(
     a, b = expected.global_adapter, found.global_adapter
     assert all(torch.equal(a[name].B, b[name].B) and torch.equal(a[name].A, b[name].A) for name in a)
     assert json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())["task_type"] == "SEQ_CLS"
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_the_final_adapter_has_what_the_server_holds_back_where_that_is_asked_for(
+    flush: bool, file: Path, tmp_path: Path
+) -> None:
+    file.write_text(f'{file.read_text()}\n[communication]\npreset = "compact"\nflush = {str(flush).lower()}\n')
+    inside = run(file, tmp_path / "inside")
+    serve(file, {"flower.run": str(tmp_path / "run"), "flower.evaluation": "none"})
+    directory = RunDirectory.open(tmp_path / "run")
+    config = read_config(file)
+    state, records = directory.load(build(config).initial_state)
+    assert records[-1].held_back == state.owed.norm > 0
+    for name, flushed in (("with", True), ("without", False)):
+        write_global_adapter(tmp_path / name, state, config.model.name_or_path, flush=flushed)
+    same, other = ("with", "without") if flush else ("without", "with")
+    found, of_simulation, expected, different = (
+        (folder / "adapter_model.safetensors").read_bytes()
+        for folder in (directory.adapter, inside.adapter, tmp_path / same, tmp_path / other)
+    )
+    assert found == of_simulation == expected != different
 
 
 @pytest.fixture

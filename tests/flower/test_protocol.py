@@ -10,10 +10,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from florist.errors import FloristError, InvalidUpdateError
+from florist.compression.codecs import IntegerCodec, codec_named
+from florist.compression.packed import PackedAdapter
+from florist.errors import FloristError, InvalidUpdateError, UnknownCodecError
 from florist.factors import AdapterState
 from florist.federation.local_init import Agreed, Aligned, Continued, Fresh, Warm
-from florist.flower.arrays import arrays_to_tensors, digest, tensors_to_arrays
+from florist.flower.arrays import arrays_to_tensors, digest, packed_to_arrays, tensors_to_arrays
 from florist.flower.messages import (
     PROTOCOL,
     Assignment,
@@ -37,6 +39,7 @@ from florist.flower.protocol import (
     write_reply,
     write_saved_parameters,
 )
+from florist.flower.upload_terms import AS_THEY_ARE, UploadTerms
 from florist.rounds import NO_ADAPTER, Trained
 from tests.builders import SHAPES, adapter
 
@@ -54,9 +57,19 @@ INTRODUCTION = Introduction(
     -1,
 )
 ASSIGNMENT = Assignment(
-    3, 1, 2, replaces=False, seed=5, rows_seed=6, max_rank=8, trained=Trained.FACTORS.value, local_init="warm"
+    3,
+    1,
+    2,
+    replaces=False,
+    seed=5,
+    rows_seed=6,
+    max_rank=8,
+    trained=Trained.FACTORS.value,
+    local_init="warm",
+    counted=0,
+    upload=AS_THEY_ARE,
 )
-REPORT = Report("berlin", 3, 10, "base", 2, 0.5, 1.5)
+REPORT = Report("berlin", 3, 10, "base", 2, 0.5, 1.5, 0.25, "")
 UPLOAD = Upload(REPORT, adapter(2, 1, dtype=torch.float32), {"head": torch.ones(3)})
 EVALUATION = Evaluation("berlin", 2, 10, ["loss"], [0.5])
 
@@ -106,6 +119,44 @@ def test_an_instruction_comes_back(travels: Trained) -> None:
     assert torch.equal(found.saved_parameters["head"], torch.ones(2, 2))
     assert f"{min(SHAPES)}.A" in arrays_to_tensors(content.array_records["added"])  # which no seed gives back
     assert (f"{min(SHAPES)}.A" in arrays_to_tensors(content.array_records["continued"])) == (travels == Trained.FACTORS)
+
+
+@pytest.mark.parametrize("travels", [Trained.FACTORS, Trained.B])
+@pytest.mark.parametrize("codec", ["int4", "float16"])
+def test_what_codecs_packed_comes_back(codec: str, travels: Trained) -> None:
+    own = adapter(2, 3, dtype=torch.float32)
+    added = tuple(PackedAdapter.of(adapter(rank, rank), codec_named(codec)) for rank in (3, 1))
+    continued = PackedAdapter.of(own, codec_named(codec), travels)
+    terms = UploadTerms("int3", "tau", 0.75, feedback=True, rank_factor=1.0, saved_codec="float16")
+    assignment = replace(ASSIGNMENT, trained=travels.value, counted=2, upload=terms)
+    content = write_instruction(Instruction(assignment, NO_ADAPTER, NO_ADAPTER, {}, {}, added, continued))
+    found = read_instruction(content, lambda _: lambda module, _rank: own[module].A)
+    assert found.assignment == assignment
+    assert same(found.continued, continued.unpacked(own))
+    assert [each.nbytes for each in found.packed] == [each.nbytes for each in added]
+    assert all(same(one.unpacked(), its.unpacked()) for one, its in zip(found.packed, added, strict=True))
+    reply = read_reply(write_reply(replace(UPLOAD, adapter=NO_ADAPTER, packed=added[0])), no_rows)
+    assert isinstance(reply, Upload)
+    assert reply.packed is not None
+    assert same(reply.packed.unpacked(), added[0].unpacked())
+    assert not reply.adapter
+
+
+def test_what_an_unknown_codec_packed_is_refused_by_name() -> None:
+    strange = PackedAdapter(IntegerCodec(5), {})
+    content = write_instruction(Instruction(ASSIGNMENT, NO_ADAPTER, NO_ADAPTER, {}, {}, (strange,)))
+    with pytest.raises(UnknownCodecError, match=r"expected one of the codecs float32, .*int2, got 'int5'"):
+        read_instruction(content, lambda _: no_rows)
+
+
+def test_an_upload_packs_one_adapter() -> None:
+    content = write_reply(UPLOAD)
+    content["packed"] = packed_to_arrays([PackedAdapter(codec_named("int4"), {})] * 2)
+    sealed = changed(
+        content, sha256=digest(content.array_records[n] for n in ("packed", "adapter", "saved_parameters"))
+    )
+    with pytest.raises(InvalidUpdateError, match="expected one packed adapter, got 2"):
+        read_reply(sealed, no_rows)
 
 
 def test_an_upload_comes_back() -> None:
@@ -243,6 +294,13 @@ def test_a_message_of_somebody_else_is_refused() -> None:
         ({"until": -1}, "Assignment.until: Input should be greater than or equal to 0"),
         ({"replaces": 1}, "Assignment.replaces: Input should be a valid boolean"),
         ({"seed": -1}, "Assignment.seed"),
+        ({"counted": -1}, "Assignment.counted: Input should be greater than or equal to 0"),
+        ({"upload.codec": 4}, "Assignment.upload.codec: Input should be a valid string, got 4"),
+        ({"upload.cut": None}, "Assignment.upload.cut: Field required"),
+        ({"upload.limit": -0.5}, "Assignment.upload.limit: Input should be greater than or equal to 0"),
+        ({"upload.limit": math.nan}, "Assignment.upload.limit: Input should be a finite number"),
+        ({"upload.rank_factor": math.inf}, "Assignment.upload.rank_factor: Input should be a finite number"),
+        ({"upload.feedback": 1}, "Assignment.upload.feedback: Input should be a valid boolean"),
     ],
 )
 def test_what_is_no_assignment_is_refused(fields: Mapping[str, Any], telling: str) -> None:
@@ -314,6 +372,9 @@ FIELDS = st.dictionaries(
             "round_number",
             "names",
             "values",
+            "held_back",
+            "begins_anew",
+            "loss.loss",
             "new",
         ]
     ),
@@ -321,7 +382,7 @@ FIELDS = st.dictionaries(
     max_size=6,
 )
 ARRAYS = st.dictionaries(
-    st.sampled_from(["tensors", "q.B", ""]),
+    st.sampled_from(["tensors", "0", "q.B", ""]),
     st.builds(
         Array,
         dtype=st.sampled_from(["float32", "bfloat16", "int64", "object", "complex64", "x"]),
@@ -344,18 +405,22 @@ ARRAYS = st.dictionaries(
 KINDS = [write_introduction(INTRODUCTION), write_reply(UPLOAD), write_reply(EVALUATION), write_reply(OutOfStep("x", 1))]
 
 
-@given(base=st.sampled_from(KINDS), fields=FIELDS, arrays=ARRAYS | st.none(), sealed=st.booleans())
-@example(base=KINDS[1], fields={}, arrays=ArrayRecord(), sealed=True)
+@given(
+    base=st.sampled_from(KINDS), fields=FIELDS, arrays=ARRAYS | st.none(), packed=st.booleans(), sealed=st.booleans()
+)
+@example(base=KINDS[1], fields={}, arrays=ArrayRecord(), packed=False, sealed=True)
 @pytest.mark.usefixtures("without_shape_checks")
 def test_anything_that_comes_is_read_or_refused(
-    base: RecordDict, fields: Mapping[str, Any], arrays: ArrayRecord | None, sealed: bool
+    base: RecordDict, fields: Mapping[str, Any], arrays: ArrayRecord | None, packed: bool, sealed: bool
 ) -> None:
     content = changed(base, **fields)
     if arrays is not None:
-        content["adapter"] = arrays
+        content["packed" if packed else "adapter"] = arrays
     if sealed:
         sent = [
-            content.array_records[name] for name in ("adapter", "saved_parameters") if name in content.array_records
+            content.array_records[name]
+            for name in ("packed", "adapter", "saved_parameters")
+            if name in content.array_records
         ]
         content = changed(content, sha256=digest(sent))
     for read in (read_introduction, lambda some: read_reply(some, lambda _, rank: torch.ones(rank, 9))):

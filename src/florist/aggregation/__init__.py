@@ -14,6 +14,7 @@ from florist.aggregation.full import FullFineTuning
 from florist.aggregation.linear import LinearRounds
 from florist.aggregation.raflora import RaFlora
 from florist.aggregation.weighted_sum import decompose_module, lossless_sum
+from florist.aggregation.whole_sum import WholeSum
 
 __all__ = [
     "FedEx",
@@ -26,6 +27,7 @@ __all__ = [
     "FullFineTuning",
     "LinearRounds",
     "RaFlora",
+    "WholeSum",
     "decompose_module",
     "lossless_sum",
 ]

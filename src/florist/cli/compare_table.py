@@ -1,6 +1,6 @@
 """What ``florist compare`` prints of a comparison."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -68,6 +68,19 @@ def notes(lines: Sequence[Line], path: Path) -> list[str]:
     if any(line.failures for line in lines):
         found.append(f"what broke off can be tried again: florist compare --resume {path}")
     return [*found, f"tables in {path}/table.csv, table.json and cells.csv; every run in {path}/cells"]
+
+
+def feedback_notes(entries: Mapping[str, Sequence[str]]) -> list[str]:
+    """Say which entries go without feedback and cuts that the configuration asks for.
+
+    Args:
+        entries: the names of entries, by the keys that they go without.
+    """
+    return [
+        f"{', '.join(names)}: without {keys}, since clients train on from what they are sent and nothing could be sent "
+        "later; the codecs are the same for all"
+        for keys, names in entries.items()
+    ]
 
 
 def _empty_table(*heads: str) -> Table:

@@ -7,12 +7,12 @@ from pathlib import Path
 import typer
 
 from florist.cli.compare_progress import CellsProgress
-from florist.cli.compare_table import COST, QUALITY, cost_table, notes, quality_table
+from florist.cli.compare_table import COST, QUALITY, cost_table, feedback_notes, notes, quality_table
 from florist.cli.libraries import load_training_libraries
 from florist.cli.output import Output
 from florist.cli.progress import Progress
 from florist.comparison.directory import ComparisonDirectory
-from florist.comparison.planning import Entry
+from florist.comparison.planning import Entry, without_feedback
 from florist.comparison.results import CellResult
 from florist.comparison.summary import reference, summarise
 from florist.comparison.tables import comparison_document, metric_source, write_tables
@@ -92,6 +92,7 @@ def report(directory: ComparisonDirectory, results: Sequence[CellResult], output
     write_tables(directory, whole, results)
     output.table(quality_table(lines, reference([line.name for line in lines])), heading=QUALITY.format(source=source))
     output.table(cost_table(lines), heading=COST)
-    output.lines(*notes(lines, directory.path))
+    configs = {cell.entry: directory.config(cell) for cell in directory.comparison.cells}
+    output.lines(*feedback_notes(without_feedback(directory.base, configs)), *notes(lines, directory.path))
     output.document(whole)
     return any(line.failures for line in lines)

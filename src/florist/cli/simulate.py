@@ -26,7 +26,16 @@ def simulate_command(
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Go on with the run in this directory; --set may change its rounds and its evaluation."),
+        typer.Option(
+            help="Go on with the run in this directory; --set may change its rounds and its evaluation, and --flush."
+        ),
+    ] = None,
+    flush: Annotated[
+        bool | None,
+        typer.Option(
+            help="Whether the final adapter has what the server still holds back; short for --set communication.flush.",
+            show_default=False,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and no table.")] = False,
 ) -> None:
@@ -38,20 +47,21 @@ def simulate_command(
     if resume is not None and (config_file is not None or out is not None):
         raise ConfigurationError(
             "--resume goes on with a run as it was configured: give no CONFIG and no -o; --set may change "
-            "federation.rounds and evaluation"
+            "federation.rounds, evaluation and communication.flush"
         )
 
     from florist.cli.output import Output  # noqa: PLC0415
     from florist.cli.progress import Progress  # noqa: PLC0415
 
+    changes = [*(overrides or ()), *([] if flush is None else [f"communication.flush={str(flush).lower()}"])]
     output = Output(as_json=as_json)
     with Progress(output.status, "loading the model") as progress:
         if resume is None:
-            run = _started(config_file, overrides or (), out, output, progress)
+            run = _started(config_file, changes, out, output, progress)
         else:
             from florist.cli.simulate_work import resume_run  # noqa: PLC0415  # torch takes seconds
 
-            run = resume_run(resume, overrides or (), output, progress)
+            run = resume_run(resume, changes, output, progress)
 
     from florist.cli.simulate_work import report  # noqa: PLC0415
 

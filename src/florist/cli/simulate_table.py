@@ -30,10 +30,18 @@ def examples_table(counted: LabelCounts) -> Table:
 
 
 def rounds_table(initial: Mapping[str, float], records: Sequence[RoundRecord]) -> Table:
-    """A line for the base model and one for every round."""
+    """A line for the base model and one for every round.
+
+    KB are those of all clients together, and those of FLoRA what it would send for the same updates. What the server
+    holds back is a fraction of the norm of what was due.
+    """
     names = [name.replace("_", " ") for name in initial]
-    table = plain_table("round", *names, "clients", "rank", "FLoRA rank", "KB", "FLoRA KB", "s", words=())
-    table.add_row("0", *(f"{value:.3f}" for value in initial.values()), *[""] * 6)
+    with_feedback = any(record.held_back for record in records)
+    heads = ["clients", "rank", "FLoRA rank", "KB up", "FLoRA up", "KB down", "FLoRA down"]
+    heads += [*(["held back"] if with_feedback else []), "s"]
+    table = plain_table("round", *names, *heads, words=())
+    table.columns[1 + len(names)].no_wrap = True
+    table.add_row("0", *(f"{value:.3f}" for value in initial.values()), *[""] * len(heads))
     for record in records:
         table.add_row(
             str(record.round),
@@ -41,20 +49,31 @@ def rounds_table(initial: Mapping[str, float], records: Sequence[RoundRecord]) -
             f"{len(record.clients)}" + (f" ({len(record.dropped)} dropped)" if record.dropped else ""),
             _rank(record),
             str(record.input_rank) if record.input_rank else "",
-            f"{record.broadcast_bytes / 1e3:.0f}",
-            f"{record.stack_bytes / 1e3:.0f}" if record.input_rank else "",
+            _kilobytes(record.upload_bytes),
+            _kilobytes(record.stack_bytes) if record.input_rank else "",
+            _kilobytes(record.download_bytes),
+            _kilobytes(record.stack_bytes * len(record.clients)) if record.input_rank else "",
+            *([_held_back(record)] if with_feedback else []),
             f"{record.seconds['total']:.1f}",
         )
     return table
 
 
-def totals(run: RunDirectory, records: Sequence[RoundRecord]) -> list[str]:
-    """What all rounds together sent, who was dropped and why, and where the files are."""
+def totals(run: RunDirectory, records: Sequence[RoundRecord], *, flushed: bool) -> list[str]:
+    """What all rounds together sent, who was dropped and why, and where the files are.
+
+    Args:
+        run: the run.
+        records: its round records.
+        flushed: whether the final adapter has what the server still holds back.
+    """
     up, down = sum(r.upload_bytes for r in records), sum(r.download_bytes for r in records)
     sent = sum(r.broadcast_bytes for r in records)
     # Without adapters there is nothing that FLoRA could stack.
     stacks = sum(r.stack_bytes for r in records if r.input_rank)
-    lines = [f"all clients together sent {up / 1e6:.2f} MB and received {down / 1e6:.2f} MB"]
+    both = sum(r.stack_bytes * (1 + len(r.clients)) for r in records if r.input_rank)
+    flora = f"; FLoRA would take {both / 1e6:.2f} MB for both ({both / (up + down):.1f} times as much)" if both else ""
+    lines = [f"all clients together sent {up / 1e6:.2f} MB and received {down / 1e6:.2f} MB{flora}"]
     if sent:
         flora = f"; FLoRA's stacks of the same updates: {stacks / 1e3:.0f} KB ({stacks / sent:.1f} times as much)"
         lines.append(f"the broadcasts of all rounds, one copy: {sent / 1e3:.0f} KB{flora if stacks else ''}")
@@ -63,12 +82,27 @@ def totals(run: RunDirectory, records: Sequence[RoundRecord]) -> list[str]:
         for record in records
         for drop in record.dropped
     ]
+    if records and records[-1].held_back:
+        has = "has it" if flushed else "does not have it"
+        lines.append(
+            f"the server still holds back {_held_back(records[-1])} of what was due in round {records[-1].round}; the "
+            f"final adapter {has}"
+        )
     adapter = (
         f"final adapter in {run.adapter}"
         if run.adapter.exists()
         else "no final adapter: no round had enough usable updates"
     )
     return [*lines, f"round records in {run.path}/rounds.jsonl; {adapter}"]
+
+
+def _kilobytes(nbytes: int) -> str:
+    return f"{nbytes / 1e3:.0f}"
+
+
+def _held_back(record: RoundRecord) -> str:
+    """The norm of what was not sent yet over the norm of what was due; empty where nothing was aggregated."""
+    return f"{record.relative_error:.0%}" if record.aggregated and record.held_back else ""
 
 
 def _rank(record: RoundRecord) -> str:

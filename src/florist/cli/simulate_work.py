@@ -59,11 +59,13 @@ def resume_run(path: Path, overrides: Sequence[str], output: Output, progress: P
         Exit: the run was interrupted.
     """
     run = RunDirectory.open(path)
-    config = read_config(run.config_file, overrides)
+    before, config = read_config(run.config_file), read_config(run.config_file, overrides)
     require_resumable(run, config, IN_ONE_PROCESS)
     simulation = _built(config, output)
     if overrides:
         with sole_process(path):
+            if config.communication.flush != before.communication.flush:
+                run.set_aside_result(len(run.records()))  # what was written has what the next one lacks, or lacks it
             run.save_config(to_toml(config))
     _play(simulation, run, RoundsProgress(progress))
     return run
@@ -76,7 +78,8 @@ def report(run: RunDirectory, output: Output) -> None:
     if tested is not None:
         values = ", ".join(f"{name} {value:.3f}" for name, value in tested.metrics.items())
         output.lines(f"the final adapter on the test examples: {values}")
-    output.lines(*totals(run, records))
+    flushed = read_config(run.config_file).communication.flush
+    output.lines(*totals(run, records, flushed=flushed))
     document: dict[str, Any] = {
         "run": str(run.path),
         "method": facts.method,

@@ -78,6 +78,15 @@ class ComparisonDirectory:
                 "file from a copy, or start the comparison anew"
             ) from error
 
+    @property
+    def base(self) -> Config:
+        """The common configuration.
+
+        Raises:
+            MissingInputError, ConfigurationError: as `read_config`.
+        """
+        return read_config(self.path / "base.toml")
+
     def config(self, cell: Cell) -> Config:
         """The configuration of one run.
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from florist.config.communication import dropped
+from florist.config.methods import METHODS
 from florist.config.reading import read_config
 from florist.config.sections import Config
 from florist.errors import ConfigurationError
@@ -101,6 +103,19 @@ def configure(
                 "set it for all with --set, and seeds with --seeds"
             )
     return base, configs
+
+
+def without_feedback(base: Config, configs: Mapping[Entry, Config]) -> dict[str, list[str]]:
+    """The entries whose method cannot use what the common configuration says of feedback and cuts, by those keys.
+
+    Their clients train on from what they are sent, so that nothing can be sent later: the codec alone stays.
+    """
+    found: dict[str, list[str]] = {}
+    for entry, config in configs.items():
+        keys = dropped(base.communication, config.communication)
+        if keys and not METHODS[config.aggregation.method].adds_exact_sum:
+            found.setdefault(" and ".join(f"communication.{key}" for key in keys), []).append(entry.name)
+    return found
 
 
 def seeds_from(text: str, first: int) -> tuple[int, ...]:

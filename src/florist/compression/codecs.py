@@ -34,6 +34,11 @@ class Codec(Protocol):
         """The bytes of a row beside its numbers."""
         ...
 
+    @property
+    def largest(self) -> float:
+        """The largest number that it can send."""
+        ...
+
     def pack(self, rows: Float[Tensor, "count length"]) -> Mapping[str, Tensor]:
         """Return what is sent of the rows, by the names of its parts.
 
@@ -83,6 +88,11 @@ class FloatCodec:
     def row_overhead(self) -> int:
         """A row has nothing beside its numbers."""
         return 0
+
+    @property
+    def largest(self) -> float:
+        """The largest number of the dtype."""
+        return torch.finfo(self.dtype).max
 
     def pack(self, rows: Float[Tensor, "count length"]) -> Mapping[str, Tensor]:
         """Return the rows in `dtype`.
@@ -148,6 +158,11 @@ class IntegerCodec:
     def row_overhead(self) -> int:
         """The bytes of the scale."""
         return torch.bfloat16.itemsize
+
+    @property
+    def largest(self) -> float:
+        """The largest code times the largest scale."""
+        return LARGEST_SCALE * self.largest_code
 
     @property
     def largest_code(self) -> int:

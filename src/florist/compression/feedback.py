@@ -19,6 +19,7 @@ import torch
 from florist.compression.codecs import Codec
 from florist.compression.held_back import Feedback, HeldBack, difference, product_norm
 from florist.compression.packed import PackedAdapter, PackedFactor
+from florist.errors import NonFiniteUpdateError
 from florist.factors import AdapterState, LoraFactor
 from florist.linalg import ThinSvd, WeightedFactor, decompose
 from florist.linalg.parallel import in_order
@@ -157,6 +158,12 @@ class Compression:
 
     def _due(self, update: AdapterState, owed: AdapterState, name: str) -> ThinSvd:
         """Return the decomposition of what is due for one module, with as many directions as can be used."""
+        try:
+            return self._decomposed(update, owed, name)
+        except NonFiniteUpdateError as error:
+            raise NonFiniteUpdateError(f"{name}: {error}") from error
+
+    def _decomposed(self, update: AdapterState, owed: AdapterState, name: str) -> ThinSvd:
         holders = [adapter for adapter in (update, owed) if name in adapter.specs]
         parts = [WeightedFactor(1.0, each.specs[name], partial(each.__getitem__, name)) for each in holders]
         required = 1.0 if self.rank_rule is None else self.rank_rule.required_energy
@@ -182,4 +189,5 @@ class Compression:
 
 
 def _new_rank(update: AdapterState, owed: AdapterState, name: str) -> int:
-    return (update if name in update.specs else owed).specs[name].rank
+    # Where nothing is new, there is no reason to let go of what is owed.
+    return (update if name in update.specs and update.specs[name].rank else owed).specs[name].rank

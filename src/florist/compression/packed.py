@@ -14,7 +14,7 @@ from florist.factors import AdapterState, FactorSpec, LoraFactor
 from florist.linalg.parallel import in_order
 from florist.rounds import NO_ADAPTER, Trained
 
-_Size = Annotated[int, Field(ge=0, strict=True)]
+_Size = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 _FACTORS = TypeAdapter(dict[str, tuple[_Size, _Size, _Size]])
 
 

@@ -25,6 +25,57 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 """Keys of ``[communication]`` by the name of a preset."""
 
+SERVER_RANK_FACTOR = 0.5
+"""The rank of what the server holds back of a module, over the sum of the clients' ranks. The whole of it would make
+the next decomposition twice as dear, and holds little more (docs/communication.md)."""
+
+HOW_MUCH = ("upload_tau", "upload_budget")
+"""The keys that say how much a client uploads. At most one of them is set."""
+
+FOR_EXACT_SUMS = ("feedback", *HOW_MUCH)
+"""The keys for methods whose clients add the exact sum: what is not sent now can be sent later."""
+
+
+def with_preset(given: Mapping[str, Any], method: str) -> Mapping[str, Any]:
+    """The keys of a section with those of its preset, as far as the method can use them.
+
+    Args:
+        given: keys and values, which go before those of the preset.
+        method: the name of the method; an unknown one is refused elsewhere.
+    """
+    preset = PRESETS.get(str(given.get("preset")))
+    if preset is None:
+        return given  # which has none, or one that is refused with a reason
+    unfit: set[str] = set(HOW_MUCH) if given.keys() & set(HOW_MUCH) else set()
+    if method in METHODS and not METHODS[method].adds_exact_sum:
+        unfit.update(FOR_EXACT_SUMS)
+    return {**{key: value for key, value in preset.items() if key not in unfit}, **given}
+
+
+def without_replaced(
+    settings: Mapping[str, Any], overrides: Mapping[str, Any], method: object = None
+) -> dict[str, Any]:
+    """What overrides of ``[communication]`` leave of the settings that they change.
+
+    An override of the preset replaces all that a preset says, and one of how much is uploaded what said it before. An
+    override of the method, by one whose clients train on from what they are sent, removes what that cannot use. What
+    the overrides set themselves is not checked.
+
+    Args:
+        settings: keys and values before.
+        overrides: keys and values on top of them.
+        method: what overrides give as the name of the method; None where they do not.
+    """
+    gone: set[str] = set()
+    if "preset" in overrides:
+        gone.update(key for preset in PRESETS.values() for key in preset)
+    if "preset" in overrides or overrides.keys() & set(HOW_MUCH):
+        gone.update(HOW_MUCH)
+    known = METHODS.get(str(method))
+    if known is not None and not known.adds_exact_sum:
+        gone.update(FOR_EXACT_SUMS)
+    return {key: value for key, value in settings.items() if key not in gone}
+
 
 def contradictions(method: str, section: Any) -> list[str]:
     """What of a section a method cannot use, each with what to do.
@@ -37,7 +88,7 @@ def contradictions(method: str, section: Any) -> list[str]:
     wrong: list[str] = []
     able = " or ".join(repr(other.name) for other in METHODS.values() if other.adds_exact_sum)
     if not known.adds_exact_sum:
-        for key in ("feedback", "upload_tau", "upload_budget"):
+        for key in FOR_EXACT_SUMS:
             value = getattr(section, key)
             if value is not None and value is not False:
                 wrong.append(
@@ -58,6 +109,12 @@ def contradictions(method: str, section: Any) -> list[str]:
                 f"rows of A that {known.title} no longer have then: set it to 'server', or to false"
             )
     return wrong
+
+
+def dropped(before: Any, after: Any) -> list[str]:
+    """The keys for exact sums that one section sets and another, of a method that cannot use them, does not."""
+    unset = {key: field.default for key, field in type(before).model_fields.items()}
+    return [key for key in FOR_EXACT_SUMS if getattr(before, key) != unset[key] and getattr(after, key) == unset[key]]
 
 
 def aggregator_of(config: "Config", largest_rank: int) -> "Aggregator":
@@ -83,7 +140,7 @@ def communication_of(config: "Config") -> "Communication":
     download: Compression | None = None
     upload: Compression | None = None
     if section.feedback_at_server:
-        download = Compression(_codec(section.download), _download_rule(config), Feedback())
+        download = Compression(_codec(section.download), _download_rule(config), Feedback(SERVER_RANK_FACTOR))
     elif section.download != "float32":
         download = Compression(_codec(section.download))
     feedback = Feedback() if section.feedback_at_clients else None

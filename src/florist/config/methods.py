@@ -79,8 +79,7 @@ _METHODS = (
         title="FLoRIST",
         arxiv="2506.09199",
         summary="The server sends the exact sum, cut by a rank rule. Clients add it.",
-        # Feedback joins what is due before it cuts, and all that is due is the stack that FLoRA sends.
-        make=lambda use: florist.Flora() if use.whole_sum else florist.Florist(_rule(use)),
+        make=lambda use: _whole_sum() if use.whole_sum else florist.Florist(_rule(use)),
         keys=("tau", "scope", "budget", "rank", "max_rank"),
         adds_exact_sum=True,
     ),
@@ -106,7 +105,7 @@ _METHODS = (
         title="FLoRA",
         arxiv="2409.05976",
         summary="The server sends the exact sum, as the stack of all factors. Clients add it.",
-        make=lambda _: florist.Flora(),
+        make=lambda use: _whole_sum() if use.whole_sum else florist.Flora(),
         adds_exact_sum=True,
     ),
     Method(
@@ -218,6 +217,12 @@ def rank_rule(section: "AggregationSection", itemsize: float = 4, overhead: int 
             f"expected one of {', '.join(HOW_MUCH)}, which method = {section.method!r} does not take"
         )
     return florist.Capped(rule, section.max_rank) if section.max_rank is not None else rule
+
+
+def _whole_sum() -> "Aggregator":
+    from florist.aggregation import WholeSum  # noqa: PLC0415  # it loads torch
+
+    return WholeSum()
 
 
 def _rule(use: Use) -> "RankRule":

@@ -12,7 +12,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from florist.config.methods import without_replaced
+from florist.config import communication, methods
 from florist.config.sections import Config, Section
 from florist.errors import ConfigurationError, MissingInputError
 
@@ -52,8 +52,8 @@ def read_config(path: Path, *layers: Sequence[str], option: str = "--set") -> Co
     """Read a TOML file and apply overrides.
 
     A relative path in the file is relative to the file, and one in an override to the current directory. An override of
-    the aggregation method, or of how much it keeps, also removes what the file or an earlier layer says to the contrary
-    (`methods.without_replaced`).
+    the aggregation method, of how much it keeps, or of a preset, also removes what the file or an earlier layer says to
+    the contrary (`methods.without_replaced`, `communication.without_replaced`).
 
     Args:
         path: The path of the file.
@@ -135,11 +135,15 @@ def _apply(tables: dict[str, Any], overrides: Sequence[str]) -> dict[str, str]:
         given.setdefault(section, {})[key] = value
         texts[f"{section}.{key}"] = override.strip()
     _anchor(given, Path.cwd())
+    if isinstance(before := tables.get("communication"), dict):
+        method = given.get("aggregation", {}).get("method")
+        changes = given.get("communication", {})
+        tables["communication"] = communication.without_replaced(before, changes, method)
     for section, table in given.items():
         if not isinstance(tables.setdefault(section, {}), dict):
             raise ConfigurationError(f"expected a table [{section}], got {tables[section]!r}")
         if section == "aggregation":
-            tables[section] = without_replaced(tables[section], table)
+            tables[section] = methods.without_replaced(tables[section], table)
         tables[section].update(table)
     return texts
 

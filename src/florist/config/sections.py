@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, model_validator
 
-from florist.config.communication import CODEC_NAMES, PRESETS, contradictions
+from florist.config.communication import CODEC_NAMES, PRESETS, contradictions, with_preset
 from florist.config.methods import (
     DEFAULT_LOCAL_INIT,
     DEFAULT_METHOD,
@@ -290,16 +290,6 @@ class CommunicationSection(Section):
     flush: bool = True
     """Whether the final adapter has what the server still holds back at the end."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _with_preset(cls, given: Any) -> Any:
-        preset = PRESETS.get(str(given.get("preset"))) if isinstance(given, Mapping) else None
-        if preset is None:
-            return given  # which has none, or one that is refused with a reason
-        ways = {"upload_tau", "upload_budget"}
-        apart = {key: value for key, value in preset.items() if key not in ways or not given.keys() & ways}
-        return {**apart, **given}
-
     @model_validator(mode="after")
     def _consistent(self) -> "CommunicationSection":
         if self.upload_tau is not None and self.upload_budget is not None:
@@ -393,6 +383,16 @@ class Config(Section):
     communication: CommunicationSection = CommunicationSection()
     evaluation: EvaluationSection = EvaluationSection()
     flower: FlowerSection = FlowerSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, given: Any) -> Any:
+        communication = given.get("communication") if isinstance(given, Mapping) else None
+        if not isinstance(communication, Mapping):
+            return given
+        aggregation = given.get("aggregation")
+        chosen = aggregation.get("method") if isinstance(aggregation, Mapping) else None
+        return {**given, "communication": with_preset(communication, str(chosen or DEFAULT_METHOD))}
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":

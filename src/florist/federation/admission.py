@@ -3,6 +3,7 @@
 No aggregation method fails on an update that passes, so that one bad client costs a round no more than its own update.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -32,6 +33,8 @@ class Expected:
         rows: gives the rows of A that the client was given in a module, at least as many as `rank`.
         rows_tolerance: how far a row may be from the one that was given, as a fraction of its norm. It is 0 unless the
             client computes its rows, whose rounding depends on the machine.
+        largest_norm: the largest norm of a half, and of the product of both, that a broadcast can carry.
+        largest_number: the largest number of a parameter that travels whole that a broadcast can carry.
     """
 
     round_number: int
@@ -41,6 +44,8 @@ class Expected:
     trained: Trained
     rows: Callable[[str], Tensor]
     rows_tolerance: float = 0.0
+    largest_norm: float = LARGEST_NORM
+    largest_number: float = math.inf
 
     def refusal(self, update: ClientUpdate) -> str | None:
         """The reason why an update cannot count; None where it can. Every factor is read once."""
@@ -69,8 +74,8 @@ class Expected:
         if not (factor.B.isfinite().all() and factor.A.isfinite().all()):
             return f"{name} holds NaN or inf"
         B, A = (float(torch.linalg.vector_norm(half, dtype=torch.float64)) for half in (factor.B, factor.A))
-        if max(B, A, B * A) > LARGEST_NORM:
-            return f"{name}: expected norms below {LARGEST_NORM:.1e}, got {B:.1e} of B and {A:.1e} of A"
+        if max(B, A, B * A) > self.largest_norm:
+            return f"{name}: expected norms below {self.largest_norm:.1e}, got {B:.1e} of B and {A:.1e} of A"
         if self.trained == Trained.B:
             given = self.rows(name)[: factor.rank].to(factor.A.device)
             if not _close(factor.A.double(), given.double(), self.rows_tolerance):
@@ -88,6 +93,9 @@ class Expected:
                 return f"{name}: expected {before.dtype}, got {tensor.dtype}"
             if not tensor.isfinite().all():
                 return f"{name} holds NaN or inf"
+            largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+            if largest > self.largest_number:
+                return f"{name}: expected numbers below {self.largest_number:.1e}, got {largest:.1e}"
         return None
 
 

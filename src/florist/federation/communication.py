@@ -12,6 +12,7 @@ from florist.compression.packed import PackedAdapter
 from florist.compression.residual import NOTHING_OWED, Residual
 from florist.compression.saved import send_parameters
 from florist.factors import AdapterState
+from florist.federation.admission import LARGEST_NORM
 from florist.federation.local_init import change
 from florist.rounds import (
     NO_ADAPTER,
@@ -77,6 +78,19 @@ class Communication:
     def uploads_changes(self) -> bool:
         """Whether clients upload what training changed, which is what can be cut and sent later."""
         return self.upload is not None and self.upload.recuts
+
+    @property
+    def largest_norm(self) -> float:
+        """The largest norm of an update, of its halves and of their product, that a broadcast of it can carry.
+
+        A weighted sum of such updates is no larger. Half of what the codec takes leaves room for what is held back.
+        """
+        return LARGEST_NORM if self.download is None else min(LARGEST_NORM, self.download.codec.largest / 2)
+
+    @property
+    def largest_number(self) -> float:
+        """The largest number of a parameter that travels whole that a broadcast can carry."""
+        return math.inf if self.saved_download is None else self.saved_download.largest / 2
 
     def sent_update(
         self,

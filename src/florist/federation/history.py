@@ -14,7 +14,8 @@
     RUN/.lock                held by the process that plays the rounds, which RUN/.lock-holder names
     RUN/test.json            metrics that only the final adapter has, and which way each gets better
     RUN/adapter/             the final adapter, as PEFT writes it; none where no round had enough usable updates
-    RUN/adapter-round-0003/  the adapter of a run that had ended after round 3 and went on; its test is beside it
+    RUN/adapter-round-0003/  the adapter of a run that had ended after round 3 and went on, or was written with
+                             or without what the server holds back; its test is beside it
 
 A round becomes visible by one replacement of ``state/current.json``, after its tensors are on disk; its line in
 ``rounds.jsonl`` follows, and then what nobody needs any more is removed. A run that is killed at any point resumes from
@@ -24,6 +25,7 @@ which is missing is written and anything more is cut. A number that is not finit
 """
 
 import os
+import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -151,12 +153,15 @@ class RunDirectory:
     def set_aside_result(self, round_number: int) -> None:
         """Rename the final adapter and its metrics, where there are any, after the round that they are of.
 
-        A run that has ended and is to go on would otherwise be taken for one that is over.
+        A run that has ended and is to go on would otherwise be taken for one that is over. An earlier adapter of that
+        round makes room: it differs in what the server holds back alone, and can be written again.
         """
         if self._tests.exists():
-            self._tests.rename(self.path / f"test-round-{round_number:04d}.json")
+            self._tests.replace(self.path / f"test-round-{round_number:04d}.json")
         if self.adapter.exists():
-            self.adapter.rename(self.path / f"adapter-round-{round_number:04d}")
+            aside = self.path / f"adapter-round-{round_number:04d}"
+            shutil.rmtree(aside, ignore_errors=True)
+            self.adapter.rename(aside)
 
     def save(self, state: ServerState, record: RoundRecord, owed: ClientResiduals | None = None) -> None:
         """Make a closed round permanent.

@@ -50,21 +50,19 @@ def round_record(
     )
     counted = {client.client_id for client in clients}
     lost = sum(done.download_bytes for client_id, done in work.items() if client_id not in counted)
-    # What clients uploaded, which is not what was aggregated where their start was subtracted.
-    updates = closed.counted if certificate else ()
     return RoundRecord(
         round=closed.state.round_number,
         aggregated=certificate is not None,
         metrics=metrics,
         total_rank=certificate.total_rank if certificate else 0,
-        input_rank=sum(update.adapter.total_rank for update in updates),
+        input_rank=closed.stack_rank if certificate else 0,
         cumulative_rank=closed.state.global_adapter.total_rank,
         relative_error=certificate.relative_error if certificate else 0.0,
         ranks={name: module.rank for name, module in certificate.modules.items()} if certificate else {},
         upload_bytes=sum(client.upload_bytes for client in clients),
         download_bytes=sum(client.download_bytes for client in clients) + lost,
         broadcast_bytes=certificate.bytes_out if certificate else 0,
-        stack_bytes=sum(update.nbytes for update in updates),
+        stack_bytes=closed.stack_bytes if certificate else 0,
         clients=clients,
         dropped=closed.dropped,
         seconds=seconds,

@@ -49,14 +49,14 @@ class RoundRecord:
         metrics: what the global adapter measured after the round; empty where the round was not evaluated.
         total_rank: the rank of the broadcast to a client of the largest rank, summed over the modules; 0 where weights
             are trained themselves.
-        input_rank: the total rank of the uploads, which FLoRA would broadcast.
+        input_rank: the total rank of what the clients trained, before any cut, which FLoRA would broadcast.
         cumulative_rank: the total rank of the global adapter after the round, continued part included.
         relative_error: how far the broadcast is from the exact weighted sum; with feedback, from all that was due.
         ranks: the rank of the broadcast, by module.
         upload_bytes: what all clients sent.
         download_bytes: what was sent to all clients, catch-up included.
         broadcast_bytes: one copy of the broadcast, to a client of the largest rank.
-        stack_bytes: one copy of both halves of the uploads, which FLoRA would broadcast.
+        stack_bytes: one copy of both halves of what the clients trained, in float32, which FLoRA would broadcast.
         clients: the clients that count.
         dropped: the clients that do not.
         seconds: the duration of every phase.

@@ -76,6 +76,8 @@ class ClosedRound:
         upload_bytes: the bytes of each of them, by client id.
         deliveries: what each of their clients is sent now, by client id; empty where nothing changed.
         dropped: the clients whose updates were refused, and the reasons.
+        stack_rank: the total rank of what their clients trained, before any cut, which FLoRA would broadcast.
+        stack_bytes: the bytes of it, as no codec made them fewer, with the parameters that travel whole.
     """
 
     state: ServerState
@@ -84,6 +86,8 @@ class ClosedRound:
     upload_bytes: Mapping[str, int]
     deliveries: Mapping[str, Download]
     dropped: tuple[Drop, ...]
+    stack_rank: int
+    stack_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,15 +232,22 @@ class Federation:
         whose = () if self.shared_init or work.shared_rows else (client_id,)
         return derive_seed(self.seed, "local adapter", *when, *whose)
 
-    def close_round(self, state: ServerState, updates: Sequence[ClientUpdate]) -> ClosedRound:
+    def close_round(
+        self, state: ServerState, updates: Sequence[ClientUpdate], unsent: Sequence[Drop] = ()
+    ) -> ClosedRound:
         """Check the updates, aggregate those that can be used, and move the state on by one round.
 
         A round with too few usable updates keeps the global adapter as it was. The clients whose updates count are
         sent the broadcast of the round, and hold the new global adapter afterwards.
+
+        Args:
+            state: the state before the round.
+            updates: what arrived.
+            unsent: the clients that had nothing to send, and why.
         """
         round_number = state.round_number + 1
         counted: dict[str, ClientUpdate] = {}
-        dropped: list[Drop] = []
+        dropped = list(unsent)
         for update in updates:
             reason = self._refusal(update, state, counted)
             if reason is None:
@@ -245,9 +256,10 @@ class Federation:
                 dropped.append(Drop(update.client_id, reason))
         usable = tuple(counted[client_id] for client_id in sorted(counted))
         upload_bytes = {update.client_id: self._sent_bytes(update) for update in usable}
+        stack = self._stacked(usable)
         if len(usable) < self.required_replies:
             unchanged = replace(state, round_number=round_number)
-            return ClosedRound(unchanged, None, usable, upload_bytes, {}, tuple(dropped))
+            return ClosedRound(unchanged, None, usable, upload_bytes, {}, tuple(dropped), *stack)
         aggregated = self.aggregator([self._change(update, state) for update in usable])
         sent = self.communication.sent_broadcast(aggregated, state.owed, self.aggregator.work)
         certificate = replace(sent.broadcast.certificate, bytes_in=sum(upload_bytes.values()))
@@ -271,7 +283,7 @@ class Federation:
             client_id: self._download(client_id, moved, added, broadcast.saved_parameters, packed=packed)
             for client_id in counted
         }
-        return ClosedRound(moved, broadcast, usable, upload_bytes, deliveries, tuple(dropped))
+        return ClosedRound(moved, broadcast, usable, upload_bytes, deliveries, tuple(dropped), *stack)
 
     def _init(self, state: ServerState, client_id: str) -> LocalInit:
         if state.continued:
@@ -299,6 +311,15 @@ class Federation:
         if update.sent_bytes is not None:
             return update.sent_bytes
         return self.aggregator.work.sent_bytes(update.adapter) + saved_bytes(update.saved_parameters)
+
+    def _stacked(self, updates: Sequence[ClientUpdate]) -> tuple[int, int]:
+        """The total rank and the bytes of what clients trained, which an upload that was cut does not show."""
+        if not self.communication.uploads_changes:
+            return sum(update.adapter.total_rank for update in updates), sum(update.nbytes for update in updates)
+        ranks = sum(self.client_ranks[update.client_id] for update in updates)
+        numbers = ranks * sum(sum(shape) for shape in self.shapes.values())
+        saved = sum(saved_bytes(update.saved_parameters) for update in updates)
+        return ranks * len(self.shapes), numbers * torch.float32.itemsize + saved
 
     def _change(self, update: ClientUpdate, state: ServerState) -> ClientUpdate:
         if self.communication.uploads_changes:
@@ -350,6 +371,8 @@ class Federation:
             trained=work.trained,
             rows=self.rows(state, update.client_id),
             rows_tolerance=ROWS_TOLERANCE if work.agreed_rows else 0.0,
+            largest_norm=self.communication.largest_norm,
+            largest_number=self.communication.largest_number,
         )
         reason = expected.refusal(update)
         if reason is None and update.client_id in counted:

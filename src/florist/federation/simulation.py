@@ -12,13 +12,14 @@ import torch
 
 from florist.checkpoint import encode, write_adapter
 from florist.data import EncodedExamples
+from florist.errors import NonFiniteUpdateError
 from florist.evaluation import Measurements, Metric
 from florist.factors import AdapterState
 from florist.federation.client_residuals import ClientResiduals
 from florist.federation.communication import SentUpdate
 from florist.federation.history import RunDirectory, RunFacts
 from florist.federation.recording import LocalWork, round_record
-from florist.federation.records import FinalTest, RoundRecord
+from florist.federation.records import Drop, FinalTest, RoundRecord
 from florist.federation.rules import Federation
 from florist.federation.state import ServerState
 from florist.files.locking import sole_process
@@ -191,14 +192,18 @@ class Simulation:
         round_number = state.round_number + 1
         asked = set(self.federation.participants(round_number))
         sent: dict[str, SentUpdate] = {}
+        unsent: list[Drop] = []
         work: dict[str, LocalWork] = {}
         for client in self.clients:
             if client.client_id in asked:
                 update, done = self._train(client, state, observer)
-                sent[client.client_id] = self.federation.sent_update(state, update, owed.of(client.client_id))
                 work[client.client_id] = done
+                try:
+                    sent[client.client_id] = self.federation.sent_update(state, update, owed.of(client.client_id))
+                except NonFiniteUpdateError as error:
+                    unsent.append(Drop(client.client_id, f"its update cannot be sent: {error}"))
         trained = time.perf_counter()
-        closed = self.federation.close_round(state, [each.update for each in sent.values()])
+        closed = self.federation.close_round(state, [each.update for each in sent.values()], unsent)
         if closed.broadcast is not None:
             # An update that does not count was not sent, as far as the sums go: its client owes what it owed before.
             counted = {update.client_id: sent[update.client_id].owed for update in closed.counted}

@@ -59,6 +59,9 @@ class LastRound:
 
 
 _LAST_ROUND = TypeAdapter(LastRound)
+_DESCRIBED = TypeAdapter(dict[str, str])
+_DESCRIPTION = "packed"
+"""The entry in the header of a file that has what a codec packed."""
 _OWED = ("owed.safetensors", "owed_parameters.safetensors")
 _LAST_ALONE = (
     "cumulative.safetensors",
@@ -131,17 +134,21 @@ class StateFolder:
         """The state after the last round.
 
         Raises:
-            OSError, KeyError, SafetensorError: a file of it cannot be read.
+            OSError, KeyError, SafetensorError, InvalidUpdateError, UnknownCodecError: a file of it cannot be read.
         """
         folder = self._folder(last.round)
         files = {number: self._folder(number) / "broadcast.safetensors" for number in last.broadcasts}
         packed = {number: found for number, file in files.items() if (found := _load_packed(file)) is not None}
-        packed_continued = folder / "packed_continued.safetensors"
+        continued = _load_adapter(folder / "continued.safetensors")
+        file_of_packed = folder / "packed_continued.safetensors"
+        packed_continued = _load_packed(file_of_packed) if file_of_packed.exists() else None
+        if packed_continued is not None:
+            packed_continued.unpacked(continued)  # a broken one is found now, and not by the clients
         owed = [folder / name for name in _OWED]
         return ServerState(
             round_number=last.round,
             cumulative=_load_adapter(folder / "cumulative.safetensors"),
-            continued=_load_adapter(folder / "continued.safetensors"),
+            continued=continued,
             saved_parameters=load_file(folder / "saved_parameters.safetensors"),
             broadcasts=Broadcasts(
                 {
@@ -152,7 +159,7 @@ class StateFolder:
                 packed,
             ),
             holds=last.holds,
-            packed_continued=_load_packed(packed_continued) if packed_continued.exists() else None,
+            packed_continued=packed_continued,
             owed=_load_residual(*owed) if last.owed else NOTHING_OWED,
         )
 
@@ -214,14 +221,18 @@ def _load_residual(adapter: Path, saved_parameters: Path) -> Residual:
 
 
 def _save_packed(packed: PackedAdapter, file: Path) -> None:
-    save_file(dict(packed.tensors()), file, metadata=dict(packed.description()))
+    # One entry: several come in any order, and a run that goes on has to end with the same bytes.
+    metadata = {_DESCRIPTION: strict_json.encode(dict(packed.description()))}
+    save_file(dict(packed.tensors()), file, metadata=metadata)
 
 
 def _load_packed(file: Path) -> PackedAdapter | None:
     """Read what a codec packed; None where the file has an adapter as it is."""
     with safe_open(file, "pt") as opened:
-        description = opened.metadata()
-    return PackedAdapter.described(description, load_file(file)) if description else None
+        metadata = opened.metadata()
+    if not metadata:
+        return None
+    return PackedAdapter.described(_DESCRIBED.validate_json(metadata[_DESCRIPTION]), load_file(file))
 
 
 def _save_adapter(adapter: AdapterState, file: Path) -> None:

@@ -6,7 +6,8 @@ is known on both sides, and the reader puts it back.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from flwr.app import Array, ArrayRecord
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from florist.compression.packed import PackedAdapter
 from florist.errors import InvalidUpdateError
 from florist.factors import AdapterState, LoraFactor
 from florist.rounds import SavedParameters, Trained
@@ -71,16 +73,49 @@ def arrays_to_adapter(arrays: ArrayRecord, rows: Rows | None = None) -> AdapterS
     return AdapterState.of(factors)
 
 
+def packed_to_arrays(packed: Sequence[PackedAdapter]) -> ArrayRecord:
+    """Write what codecs packed, one array for each adapter in their order; the metadata describes the tensors."""
+    return ArrayRecord({str(place): _array(each.tensors(), each.description()) for place, each in enumerate(packed)})
+
+
+def arrays_to_packed(arrays: ArrayRecord) -> tuple[PackedAdapter, ...]:
+    """Read what `packed_to_arrays` wrote. Nothing is decoded yet.
+
+    Raises:
+        InvalidUpdateError: the arrays cannot be read, or are not numbered from 0.
+        UnknownCodecError: this version has no codec of that name.
+    """
+    names = [str(place) for place in range(len(arrays))]
+    if set(arrays) != set(names):
+        raise InvalidUpdateError(f"expected packed adapters numbered from 0, got {sorted(arrays)}; send them again")
+    read = [(arrays[name], _tensors(name, arrays[name])) for name in names]
+    return tuple(PackedAdapter.described(_metadata(array), tensors) for array, tensors in read)
+
+
+def unpacked(packed: PackedAdapter, rows: Rows | None = None) -> AdapterState:
+    """Decode what a codec packed.
+
+    Args:
+        packed: what came.
+        rows: gives A where B alone was sent.
+
+    Raises:
+        InvalidUpdateError: the parts are not what the codec sends, or halves are missing.
+    """
+    known: dict[str, LoraFactor] = {}
+    for name, factor in packed.factors.items():
+        if rows is not None and factor.A is None and factor.B is not None:
+            try:
+                A = rows(name, factor.rank)
+            except KeyError:
+                raise InvalidUpdateError(f"{name} is not a module that this federation trains") from None
+            known[name] = LoraFactor(A.new_zeros(0, A.shape[0]), A)  # B has come, and is not looked for here
+    return packed.unpacked(AdapterState.of(known))
+
+
 def tensors_to_arrays(tensors: SavedParameters) -> ArrayRecord:
     """Pack tensors by name into one array of bytes in the format of safetensors, or no array where there are none."""
-    # safetensors refuses two names for one memory, which tied parameters are.
-    copies = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
-    }
-    if not copies:
-        return ArrayRecord()
-    packed = save(copies)
-    return ArrayRecord({_PACKED: Array(dtype="uint8", shape=(len(packed),), stype=_SERIALISED, data=packed)})
+    return ArrayRecord({_PACKED: _array(tensors)}) if tensors else ArrayRecord()
 
 
 def arrays_to_tensors(arrays: ArrayRecord) -> SavedParameters:
@@ -94,11 +129,7 @@ def arrays_to_tensors(arrays: ArrayRecord) -> SavedParameters:
     if set(arrays) != {_PACKED} or arrays[_PACKED].stype != _SERIALISED:
         kinds = sorted({array.stype for array in arrays.values()})
         raise InvalidUpdateError(f"expected one array {_PACKED!r} in {_SERIALISED!r}, got {min(arrays)!r} in {kinds}")
-    try:
-        return load(arrays[_PACKED].data)
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise InvalidUpdateError(f"expected tensors as safetensors packs them, and reading failed: {reason}") from error
+    return _tensors(_PACKED, arrays[_PACKED])
 
 
 def digest(array_records: Iterable[ArrayRecord]) -> str:
@@ -110,3 +141,32 @@ def digest(array_records: Iterable[ArrayRecord]) -> str:
             found.update(array.data)
         found.update(b"\1")
     return found.hexdigest()
+
+
+def _array(tensors: SavedParameters, metadata: Mapping[str, str] | None = None) -> Array:
+    # safetensors refuses two names for one memory, which tied parameters are.
+    copies = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    data = save(copies, dict(metadata) if metadata is not None else None)
+    return Array(dtype="uint8", shape=(len(data),), stype=_SERIALISED, data=data)
+
+
+def _tensors(name: str, array: Array) -> SavedParameters:
+    if array.stype != _SERIALISED:
+        raise InvalidUpdateError(f"expected the array {name!r} in {_SERIALISED!r}, got {array.stype!r}")
+    try:
+        return load(array.data)
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InvalidUpdateError(f"expected tensors as safetensors packs them, and reading failed: {reason}") from error
+
+
+def _metadata(array: Array) -> Mapping[str, str]:
+    """The texts beside the tensors. safetensors gives them of files alone, and its format is a header in JSON."""
+    try:
+        length = int.from_bytes(array.data[:8], "little")
+        found = json.loads(array.data[8 : 8 + length])["__metadata__"]
+        return {str(name): str(text) for name, text in found.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InvalidUpdateError("expected a description of packed tensors, got none; send them again") from error

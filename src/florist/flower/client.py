@@ -1,12 +1,14 @@
 """Flower's ``ClientApp`` for a participant: it keeps what was downloaded, trains when asked, and answers."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from torch import Tensor
 
+from florist.compression.residual import NOTHING_OWED, Residual
 from florist.errors import InvalidUpdateError
 from florist.flower import protocol
 from florist.flower.arrays import Rows
@@ -23,6 +25,8 @@ from florist.flower.messages import (
     Upload,
 )
 from florist.flower.participant import Participant
+from florist.flower.pending_residuals import PendingResiduals, misfit
+from florist.rounds import NO_ADAPTER, ClientUpdate, ClientWork
 from florist.seeding import random_rows
 
 
@@ -93,32 +97,71 @@ def _follow(participant: Participant, message: Message, context: Context) -> Mes
 
     instruction = protocol.read_instruction(message.content, rows_of)
     before = ClientState.load(context.state)
-    state = before.after(instruction, shapes)
+    own = protocol.widened(instruction.saved_parameters, participant.saved_parameters)
+    state = before.after(replace(instruction, saved_parameters=own), shapes)
     if state is None:
         reply = OutOfStep(participant.client_id, before.round_number)
         return Message(protocol.write_reply(reply), reply_to=message)
     state.save(context.state)
-    act = _evaluate if message.metadata.message_type.partition(".")[0] == EVALUATE else _train
-    return Message(protocol.write_reply(act(participant, state, instruction), participant.trained), reply_to=message)
+    if message.metadata.message_type.partition(".")[0] == EVALUATE:
+        answer = _evaluate(participant, state)
+    else:
+        answer = _train(participant, state, instruction, context.state)
+    return Message(protocol.write_reply(answer, participant.trained), reply_to=message)
 
 
-def _train(participant: Participant, state: ClientState, instruction: Instruction) -> Upload:
-    outcome = participant.train(
-        state.start(instruction, participant.rank, participant.shapes), state.saved_parameters, instruction.assignment
+def _train(participant: Participant, state: ClientState, instruction: Instruction, memory: RecordDict) -> Upload:
+    """Train, and send what the terms of the assignment let through; the rest is held back in the memory."""
+    assignment = instruction.assignment
+    communication = assignment.upload.communication  # an unknown codec is refused before it costs a training
+    owed, begins_anew = _owed(participant, assignment, memory)
+    start = state.start(instruction, participant.rank, participant.shapes)
+    outcome = participant.train(start, state.saved_parameters, assignment)
+    sent = communication.sent_update(
+        ClientUpdate(
+            participant.client_id,
+            outcome.adapter,
+            participant.num_examples,
+            assignment.round_number,
+            outcome.saved_parameters,
+        ),
+        owed,
+        ClientWork(participant.trained),
+        given=state.given(instruction, participant.rank, participant.shapes),
+        max_rank=participant.rank,
     )
+    if assignment.upload.feedback:
+        PendingResiduals.either(assignment.counted, owed, assignment.round_number, sent.owed).save(
+            memory, participant.client_id
+        )
     report = Report(
         client_id=participant.client_id,
-        round_number=instruction.assignment.round_number,
+        round_number=assignment.round_number,
         num_examples=participant.num_examples,
         base=participant.base,
         holds=state.round_number,
         loss=outcome.loss,
         seconds=outcome.seconds,
+        held_back=sent.update.held_back,
+        begins_anew=begins_anew,
     )
-    return Upload(report, outcome.adapter, outcome.saved_parameters)
+    adapter = sent.update.adapter if sent.packed is None else NO_ADAPTER
+    saved = protocol.narrowed(sent.update.saved_parameters, communication.saved_upload)
+    return Upload(report, adapter, saved, sent.packed)
 
 
-def _evaluate(participant: Participant, state: ClientState, instruction: Instruction) -> Evaluation:  # noqa: ARG001  # as _train
+def _owed(participant: Participant, assignment: Assignment, memory: RecordDict) -> tuple[Residual, str]:
+    """What the client holds back as training begins, and why that is nothing where it should be something."""
+    if not assignment.upload.feedback:
+        return NOTHING_OWED, ""
+    owed = PendingResiduals.load(memory, participant.client_id).since(assignment.counted)
+    if owed is None:
+        return NOTHING_OWED, f"it has not kept what it held back after round {assignment.counted}"
+    reason = misfit(owed, participant.shapes, participant.saved_parameters)
+    return (NOTHING_OWED, reason) if reason is not None else (owed, "")
+
+
+def _evaluate(participant: Participant, state: ClientState) -> Evaluation:
     metrics = participant.evaluate(state.global_adapter, state.saved_parameters)
     names = sorted(metrics)
     return Evaluation(

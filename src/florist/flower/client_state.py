@@ -12,9 +12,15 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from florist.aggregation import lossless_sum
 from florist.factors import AdapterState
 from florist.federation.broadcasts import Broadcasts
-from florist.federation.local_init import Continued, LocalStart
+from florist.federation.local_init import Continued, LocalInit, LocalStart
 from florist.federation.state import ServerState
-from florist.flower.arrays import adapter_to_arrays, arrays_to_adapter, arrays_to_tensors, tensors_to_arrays
+from florist.flower.arrays import (
+    adapter_to_arrays,
+    arrays_to_adapter,
+    arrays_to_tensors,
+    tensors_to_arrays,
+    unpacked,
+)
 from florist.flower.messages import Instruction, adapter_along
 from florist.rounds import NO_ADAPTER, NOTHING, SavedParameters
 
@@ -50,9 +56,9 @@ class ClientState:
             shapes: (out_features, in_features) of the modules.
 
         Raises:
-            InvalidUpdateError: directions do not fit the modules.
+            InvalidUpdateError: directions do not fit the modules, or what was packed cannot be decoded.
 
-        Cost: one lossless sum of the client's global adapter and the added one.
+        Cost: one lossless sum of the client's global adapter and each added one.
         """
         assignment = instruction.assignment
         if assignment.since != -1 and self.round_number == assignment.until:
@@ -62,31 +68,47 @@ class ClientState:
         if assignment.since == assignment.until:
             return self
         before = self if assignment.since != -1 else ClientState()
-        # The sum is bit for bit what the server has, as long as a client misses no round.
-        added = instruction.added
+        # The sum is bit for bit what the server has, as long as a client misses no round or is sent what was packed.
+        cumulative, last = before.cumulative, instruction.added
+        if assignment.replaces:
+            cumulative = last
+        elif not instruction.packed:
+            cumulative = lossless_sum([cumulative, last])
+        for packed in instruction.packed:  # decoded one at a time, so that no more than one is held beside the sum
+            last = unpacked(packed)
+            cumulative = lossless_sum([cumulative, last])
         return ClientState(
             round_number=assignment.until,
-            cumulative=added if assignment.replaces else lossless_sum([before.cumulative, added]),
+            cumulative=cumulative,
             continued=instruction.continued,
-            last=added,
+            last=last,
             directions=adapter_along(instruction.directions, shapes),
             saved_parameters={**before.saved_parameters, **instruction.saved_parameters},
         )
 
     def start(self, instruction: Instruction, rank: int, shapes: Mapping[str, tuple[int, int]]) -> LocalStart:
         """What the client begins to train with: the same as the server's `Federation.start`, from this state."""
-        assignment = instruction.assignment
-        begin = Continued() if self.continued else assignment.start(shapes)
-        if self.directions and not assignment.agreed_rows:
+        if self.directions and not instruction.assignment.agreed_rows:
             return LocalStart(self.cumulative, self.directions)
-        # Agreed rows need no more of the last broadcast than its rows.
-        last = Broadcasts({self.round_number: self.directions or self.last} if self.round_number > 0 else {})
-        return begin(ServerState(self.round_number, self.cumulative, self.continued, NOTHING, last, {}), rank)
+        return self._begin(instruction, shapes)(self._as_at_the_server, rank)
+
+    def given(self, instruction: Instruction, rank: int, shapes: Mapping[str, tuple[int, int]]) -> AdapterState:
+        """The part of the global adapter that the client trains on from, which is not its own change."""
+        return self._begin(instruction, shapes).given(self._as_at_the_server, rank)
 
     @property
     def global_adapter(self) -> AdapterState:
         """What the global model adds to the base, with the client's own cut of a continued adapter."""
         return lossless_sum([self.cumulative, self.continued]) if self.continued else self.cumulative
+
+    def _begin(self, instruction: Instruction, shapes: Mapping[str, tuple[int, int]]) -> LocalInit:
+        return Continued() if self.continued else instruction.assignment.start(shapes)
+
+    @property
+    def _as_at_the_server(self) -> ServerState:
+        # Where directions were sent, they stand for the last broadcast: a start reads no more of it than its rows.
+        last = Broadcasts({self.round_number: self.directions or self.last} if self.round_number > 0 else {})
+        return ServerState(self.round_number, self.cumulative, self.continued, NOTHING, last, {})
 
     def save(self, memory: RecordDict) -> None:
         """Put the state into the memory that the SuperNode keeps."""

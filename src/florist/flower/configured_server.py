@@ -7,7 +7,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from florist.config import Config, to_toml
-from florist.config.methods import LOCAL_INITS, make_aggregator
+from florist.config.communication import aggregator_of, communication_of
+from florist.config.methods import LOCAL_INITS
 from florist.config.resuming import OVER_FLOWER, require_resumable
 from florist.config.sections import CLASSIFICATION
 from florist.errors import ConfigurationError, MissingDependencyError
@@ -43,7 +44,7 @@ def _serve(config: Config, grid: Grid, context: Context) -> None:
     settings, federation, ranks = config.flower, config.federation, config.lora.ranks
     method = config.aggregation.method
     largest = max(ranks) if isinstance(ranks, tuple) else ranks
-    aggregator = make_aggregator(config.aggregation, largest)
+    aggregator = aggregator_of(config, largest)
     evaluation = _server_evaluation(config) if settings.evaluation == "server" else None
     if evaluation is None and Trained.WEIGHTS in aggregator.work.trained:
         raise ConfigurationError(
@@ -70,6 +71,7 @@ def _serve(config: Config, grid: Grid, context: Context) -> None:
         evaluate_on_clients=settings.evaluation == "clients",
         reference=evaluation.agreement if evaluation is not None else None,
         journal=Journal(path, method, to_toml(config)),
+        communication=communication_of(config),
     )
     strategy.start(grid, num_rounds=federation.rounds, timeout=settings.round_timeout)
     adapter = path / "adapter"
@@ -80,7 +82,8 @@ def _serve(config: Config, grid: Grid, context: Context) -> None:
     deliverable = evaluation.deliverable if evaluation is not None else None
     # A run that was over and goes on with more rounds has an adapter already, the one of its earlier rounds.
     with sole_process(path):
-        strategy.export(adapter, config.model.name_or_path, task_type, deliverable, replace=True)
+        flush = config.communication.flush
+        strategy.export(adapter, config.model.name_or_path, task_type, deliverable, flush=flush, replace=True)
     LOG.info("the final adapter is in %s", adapter)
 
 

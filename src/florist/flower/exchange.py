@@ -1,16 +1,19 @@
 """One round's messages with the clients: what each is sent, and what of its reply can be used."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from flwr.app import RecordDict
 
+from florist.compression.packed import PackedAdapter
+from florist.errors import InvalidUpdateError
 from florist.federation.rules import Download, Federation
 from florist.federation.state import ServerState
 from florist.flower import messages, protocol
-from florist.flower.arrays import Rows
+from florist.flower.arrays import Rows, unpacked
 from florist.flower.messages import Assignment, Evaluation, Instruction, Introduction, OutOfStep, Upload
-from florist.rounds import ClientUpdate
+from florist.flower.upload_terms import UploadTerms
+from florist.rounds import NO_ADAPTER, ClientUpdate, saved_bytes
 from florist.seeding import derive_seed
 
 
@@ -23,12 +26,14 @@ class Exchange:
         state: what clients are brought up to.
         introductions: what clients introduced themselves with, by client id.
         max_examples: the largest count that a client may claim; None for no limit.
+        counted: the last round in which an update of a client counted, by client id; those without one are missing.
     """
 
     federation: Federation
     state: ServerState
     introductions: Mapping[str, Introduction]
     max_examples: int | None
+    counted: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def to_train(self, client_id: str) -> tuple[RecordDict, Download]:
         """The instruction to train in the round after `state`, and what is sent with it."""
@@ -39,12 +44,14 @@ class Exchange:
         return self._instruction(client_id, self.state.round_number)
 
     def read(self, client_id: str, content: RecordDict) -> Upload | OutOfStep | Evaluation:
-        """Read a client's reply.
+        """Read a client's reply, and decode it.
 
         Raises:
-            FloristError: the content is no reply, or damaged.
+            FloristError: the content is no reply, damaged, or not packed as the client was told.
         """
-        return protocol.read_reply(content, self._rows(client_id))
+        rows = self._rows(client_id)
+        answer = protocol.read_reply(content, rows)
+        return self._decoded(answer, rows) if isinstance(answer, Upload) else answer
 
     def contradiction(self, client_id: str, answer: Upload | OutOfStep | Evaluation) -> str | None:
         """Where a reply contradicts what the client introduced itself with; None where it does not.
@@ -86,7 +93,13 @@ class Exchange:
         """The update of an upload."""
         report = upload.report
         return ClientUpdate(
-            report.client_id, upload.adapter, report.num_examples, report.round_number, upload.saved_parameters
+            report.client_id,
+            upload.adapter,
+            report.num_examples,
+            report.round_number,
+            upload.saved_parameters,
+            upload.sent_bytes,
+            report.held_back,
         )
 
     def _instruction(self, client_id: str, round_number: int) -> tuple[RecordDict, Download]:
@@ -103,13 +116,62 @@ class Exchange:
             trained=work.trained.value,
             local_init=messages.name_of(self.federation.local_init),
             agreed_rows=work.agreed_rows,
+            counted=self.counted.get(client_id, 0),
+            upload=UploadTerms.of(self.federation.communication),
         )
-        directions = messages.directions_of(download.directions)
+        # Before the first broadcast the parameters are those of the base, which no codec has rounded.
+        codec = self.federation.communication.saved_download if self.state.broadcasts else None
         instruction = Instruction(
-            assignment, download.adapter, download.continued, directions, download.saved_parameters
+            assignment,
+            download.adapter,
+            download.continued if download.packed_continued is None else NO_ADAPTER,
+            messages.directions_of(download.directions),
+            protocol.narrowed(download.saved_parameters, codec),
+            download.packed,
+            download.packed_continued,
         )
         return protocol.write_instruction(instruction, work.broadcast), download
 
     def _rows(self, client_id: str) -> Rows:
         rows = self.federation.rows(self.state, client_id)
         return lambda module, rank: rows(module)[:rank]
+
+    def _decoded(self, upload: Upload, rows: Rows) -> Upload:
+        communication, packed = self.federation.communication, upload.packed
+        expected = communication.upload.codec.name if communication.upload is not None else "none"
+        came = packed.codec.name if packed is not None else "none"
+        if came != expected:
+            raise InvalidUpdateError(
+                f"expected factors packed by the codec {expected}, got {came}; send what was asked"
+            )
+        if packed is not None and upload.adapter:
+            raise InvalidUpdateError(
+                f"expected factors packed by the codec {expected} and nothing beside them, got both"
+            )
+        factor_bytes = self.federation.aggregator.work.sent_bytes(upload.adapter)
+        adapter = upload.adapter
+        if packed is not None:
+            self._require_shapes(packed)
+            factor_bytes, adapter = packed.nbytes, unpacked(packed, rows)
+        saved = upload.saved_parameters
+        if communication.saved_upload is not None:
+            protocol.require_dtype(saved, communication.saved_upload)
+            saved = protocol.widened(saved, self.state.saved_parameters)
+        return replace(
+            upload,
+            adapter=adapter,
+            saved_parameters=saved,
+            packed=None,
+            sent_bytes=factor_bytes + saved_bytes(upload.saved_parameters),
+        )
+
+    def _require_shapes(self, packed: PackedAdapter) -> None:
+        """Look at what is claimed before anything is decoded by it: numbers may be too large for any tensor."""
+        for name, factor in packed.factors.items():
+            if name not in self.federation.shapes:
+                raise InvalidUpdateError(f"{name} is not a module that this federation trains")
+            shape = self.federation.shapes[name]
+            if factor.shape != shape:
+                raise InvalidUpdateError(f"{name}: expected the shape {shape}, got {factor.shape}; both need one base")
+            if factor.rank > max(shape):
+                raise InvalidUpdateError(f"{name}: expected a rank of at most {max(shape)}, got {factor.rank}")

@@ -20,6 +20,7 @@ def write_global_adapter(
     task_type: str | None = "CAUSAL_LM",
     deliverable: Deliverable | None = None,
     *,
+    flush: bool = True,
     replace: bool = False,
 ) -> None:
     """Write the global adapter, all of it or nothing.
@@ -31,13 +32,14 @@ def write_global_adapter(
         task_type: PEFT's name of the task.
         deliverable: makes an adapter of weights that were trained themselves, as `FederatedModel.deliverable` does; it
             is needed for such methods alone.
+        flush: whether the adapter has what the server still holds back.
         replace: whether the adapter takes the place of one that is there.
 
     Raises:
         OutputExistsError: the path is taken, and nothing is to be replaced.
         InvalidAdapterError: nothing was aggregated yet.
     """
-    adapter, saved_parameters = state.global_adapter, state.saved_parameters
+    adapter, saved_parameters = state.flushed_adapter if flush else state.global_adapter, state.saved_parameters
     if deliverable is not None:
         adapter, saved_parameters = deliverable(adapter, saved_parameters)
     encoded = encode(adapter, saved_parameters=saved_parameters, base_model=base_model, task_type=task_type)

@@ -10,6 +10,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from florist.errors import ConfigurationError, DamagedRunError
+from florist.federation.communication import Communication
 from florist.federation.history import RunDirectory, RunFacts
 from florist.federation.records import RoundRecord
 from florist.federation.rules import Federation
@@ -31,8 +32,10 @@ class _Agreed:
 
 
 _AGREED = TypeAdapter(_Agreed)
-_SETTINGS = ("aggregator", "seed", "local_init", "shared_init", "fraction", "min_replies")
+_SETTINGS = ("aggregator", "seed", "local_init", "shared_init", "fraction", "min_replies", "communication")
 """Fields of `Federation` that make the result of a run."""
+_BEFORE = {"communication": repr(Communication())}
+"""What runs went by that were begun before they wrote it down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +132,7 @@ class Journal:
 
     def _require_same(self, rules: Federation) -> None:
         saved, now = self._agreed(), _settings(rules)
-        before = saved.settings if saved is not None else now  # the server was stopped before its first round
+        before = {**_BEFORE, **saved.settings} if saved is not None else now  # else it was stopped before round 1
         changed = [
             f"{name} = {now[name]}: expected {before.get(name)}" for name in now if now[name] != before.get(name)
         ]

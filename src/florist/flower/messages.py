@@ -6,11 +6,13 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from florist.compression.packed import PackedAdapter
 from florist.config.methods import LOCAL_INITS
 from florist.errors import InvalidUpdateError
 from florist.factors import AdapterState, LoraFactor
 from florist.federation.local_init import Agreed, LocalInit
 from florist.flower.client_texts import Name
+from florist.flower.upload_terms import UploadTerms
 from florist.rounds import SavedParameters, Trained
 
 PROTOCOL = 3
@@ -72,6 +74,8 @@ class Assignment:
         trained: a value of `rounds.Trained`.
         local_init: the name of the start of the local adapter, as in a configuration.
         agreed_rows: whether the local adapter starts along rows of A that everybody derives instead.
+        counted: the last round in which an update of this client counted; 0 where none did.
+        upload: how the client is to send its update.
     """
 
     round_number: NonNegativeInt
@@ -83,6 +87,8 @@ class Assignment:
     max_rank: PositiveInt
     trained: int
     local_init: str
+    counted: NonNegativeInt
+    upload: UploadTerms
     agreed_rows: bool = False
 
     @property
@@ -127,6 +133,8 @@ class Instruction:
         continued: the client's cut of the adapter that it trains on from; empty for methods that only add.
         directions: the first rows of A to start from, by module; empty where the client finds them itself.
         saved_parameters: the current values of the saved parameters; empty where the client has them.
+        packed: the adapters to add one after the other, where a codec packed them; `added` is empty then.
+        packed_continued: the client's cut of the continued adapter, where a codec packed it; `continued` is empty then.
     """
 
     assignment: Assignment
@@ -134,6 +142,8 @@ class Instruction:
     continued: AdapterState
     directions: SavedParameters
     saved_parameters: SavedParameters
+    packed: tuple[PackedAdapter, ...] = ()
+    packed_continued: PackedAdapter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +158,8 @@ class Report:
         holds: the round whose global adapter the client had while it trained.
         loss: the mean training loss.
         seconds: the wall time of local training.
+        held_back: the norm of what the client holds back if this update counts.
+        begins_anew: why the client had nothing to add of what it held back before; empty where it had.
     """
 
     client_id: Name
@@ -157,15 +169,27 @@ class Report:
     holds: Holds
     loss: float
     seconds: float
+    held_back: float
+    begins_anew: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Upload:
-    """A client's reply after training: the trained adapter, scaling folded in, and the trained saved parameters."""
+    """A client's reply after training.
+
+    Attributes:
+        report: the scalars.
+        adapter: the trained adapter, scaling folded in; empty as long as `packed` has it.
+        saved_parameters: the trained saved parameters.
+        packed: the adapter as a codec packed it; None where it travels as it is, and once it is decoded.
+        sent_bytes: the bytes of all tensors as they came; None where nobody has counted them.
+    """
 
     report: Report
     adapter: AdapterState
     saved_parameters: SavedParameters
+    packed: PackedAdapter | None = None
+    sent_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

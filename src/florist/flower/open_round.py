@@ -133,6 +133,9 @@ class OpenRound:
             elif answer is not None:
                 if isinstance(answer, Upload):
                     self.reported[client_id] = LocalWork(0, answer.report.loss, answer.report.seconds)
+                    if answer.report.begins_anew:
+                        why = one_line(answer.report.begins_anew)
+                        LOG.warning("round %d: %s begins with nothing held back: %s", self.number, client_id, why)
                 found.setdefault(client_id, []).append(answer)
                 self.holds[client_id] = self.exchange.state.latest
         for client_id in waiting:

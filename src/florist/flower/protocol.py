@@ -24,14 +24,19 @@ from typing import Any, TypeVar
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from pydantic import TypeAdapter, ValidationError
 
+from florist.compression.codecs import FloatCodec
+from florist.compression.packed import PackedAdapter
 from florist.errors import InvalidUpdateError
 from florist.flower.arrays import (
     Rows,
     adapter_to_arrays,
     arrays_to_adapter,
+    arrays_to_packed,
     arrays_to_tensors,
     digest,
+    packed_to_arrays,
     tensors_to_arrays,
+    unpacked,
 )
 from florist.flower.messages import (
     PROTOCOL,
@@ -49,7 +54,7 @@ Head = TypeVar("Head")
 """The scalars of a message."""
 
 _HEAD, _SAVED = "florist", "saved_parameters"
-_ARRAYS = ("added", "continued", "directions", "adapter", _SAVED)
+_ARRAYS = ("added", "packed", "continued", "packed_continued", "directions", "adapter", _SAVED)
 """The arrays of a message in the order in which they are digested: a RecordDict has none."""
 
 
@@ -94,7 +99,9 @@ def write_instruction(instruction: Instruction, continued: Trained = Trained.FAC
         instruction.assignment,
         {
             "added": adapter_to_arrays(instruction.added),
+            "packed": packed_to_arrays(instruction.packed),
             "continued": adapter_to_arrays(instruction.continued, continued),
+            "packed_continued": _one_to_arrays(instruction.packed_continued),
             "directions": tensors_to_arrays(instruction.directions),
             _SAVED: tensors_to_arrays(instruction.saved_parameters),
         },
@@ -102,7 +109,7 @@ def write_instruction(instruction: Instruction, continued: Trained = Trained.FAC
 
 
 def read_instruction(content: RecordDict, rows_of: Callable[[Assignment], Rows]) -> Instruction:
-    """Read an instruction.
+    """Read an instruction; `continued` is decoded where it was packed, and the adapters to add are left packed.
 
     Args:
         content: of the message.
@@ -111,15 +118,18 @@ def read_instruction(content: RecordDict, rows_of: Callable[[Assignment], Rows])
 
     Raises:
         InvalidUpdateError: the content is no instruction, or damaged.
+        UnknownCodecError: this version has no codec of that name.
     """
     assignment = _head(content, Assignment)
     rows = rows_of(assignment)
+    continued = _one_packed(_arrays(content, "packed_continued"))
     return Instruction(
         assignment,
         arrays_to_adapter(_arrays(content, "added")),
-        arrays_to_adapter(_arrays(content, "continued"), rows),
+        arrays_to_adapter(_arrays(content, "continued"), rows) if continued is None else unpacked(continued, rows),
         arrays_to_tensors(_arrays(content, "directions")),
         arrays_to_tensors(_arrays(content, _SAVED)),
+        arrays_to_packed(_arrays(content, "packed")),
     )
 
 
@@ -127,6 +137,7 @@ def write_reply(reply: Upload | OutOfStep | Evaluation, travels: Trained = Train
     """The content of a reply; the adapter of an upload is written as the halves that are trained."""
     if isinstance(reply, Upload):
         arrays = {
+            "packed": _one_to_arrays(reply.packed),
             "adapter": adapter_to_arrays(reply.adapter, travels),
             _SAVED: tensors_to_arrays(reply.saved_parameters),
         }
@@ -135,7 +146,7 @@ def write_reply(reply: Upload | OutOfStep | Evaluation, travels: Trained = Train
 
 
 def read_reply(content: RecordDict, rows: Rows) -> Upload | OutOfStep | Evaluation:
-    """Read a reply.
+    """Read a reply. What a codec packed is left packed, for whoever knows which codec is expected.
 
     Args:
         content: of the message, whoever sent it.
@@ -144,6 +155,7 @@ def read_reply(content: RecordDict, rows: Rows) -> Upload | OutOfStep | Evaluati
     Raises:
         InvalidUpdateError: the content is none of the three replies, or damaged.
         InvalidAdapterError: halves of a factor do not fit each other.
+        UnknownCodecError: this version has no codec of that name.
     """
     kind = _kind(content)
     if kind == OutOfStep.__name__:
@@ -157,7 +169,33 @@ def read_reply(content: RecordDict, rows: Rows) -> Upload | OutOfStep | Evaluati
         _head(content, Report),
         arrays_to_adapter(_arrays(content, "adapter"), rows),
         arrays_to_tensors(_arrays(content, _SAVED)),
+        _one_packed(_arrays(content, "packed")),
     )
+
+
+def narrowed(saved_parameters: SavedParameters, codec: FloatCodec | None) -> SavedParameters:
+    """The saved parameters as they travel: those that a codec has rounded lose nothing in its dtype."""
+    if codec is None:
+        return saved_parameters
+    return {name: tensor.to(codec.dtype) for name, tensor in saved_parameters.items()}
+
+
+def widened(saved_parameters: SavedParameters, before: SavedParameters) -> SavedParameters:
+    """The saved parameters that came, each in the dtype that it had before."""
+    return {
+        name: tensor.to(before[name].dtype) if name in before else tensor for name, tensor in saved_parameters.items()
+    }
+
+
+def require_dtype(saved_parameters: SavedParameters, codec: FloatCodec) -> None:
+    """Check that saved parameters came as a codec sends them.
+
+    Raises:
+        InvalidUpdateError: one has another dtype.
+    """
+    for name, tensor in saved_parameters.items():
+        if tensor.dtype != codec.dtype:
+            raise InvalidUpdateError(f"{name}: expected {codec.dtype}, as the codec sends it, got {tensor.dtype}")
 
 
 def write_saved_parameters(saved_parameters: SavedParameters) -> RecordDict:
@@ -175,8 +213,37 @@ def read_saved_parameters(content: RecordDict) -> SavedParameters:
 
 
 def _content(head: Any, arrays: Mapping[str, ArrayRecord]) -> RecordDict:
-    fields = {"kind": type(head).__name__, **asdict(head), "sha256": digest(arrays.values())}
+    fields = {"kind": type(head).__name__, **_flat(asdict(head)), "sha256": digest(arrays.values())}
     return RecordDict({_HEAD: ConfigRecord(fields), **arrays})
+
+
+def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields with those of a dataclass among them as ``name.field``: Flower's records hold no dictionaries."""
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        inner = {f"{name}.{each}": one for each, one in value.items()} if isinstance(value, dict) else {name: value}
+        flat |= inner
+    return flat
+
+
+def _nested(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `_flat`."""
+    nested: dict[str, Any] = {name: value for name, value in fields.items() if "." not in name}
+    for name, value in fields.items():
+        outer, dot, inner = name.partition(".")
+        if dot:
+            nested[outer] = {**(nested[outer] if isinstance(nested.get(outer), dict) else {}), inner: value}
+    return nested
+
+
+def _one_to_arrays(packed: PackedAdapter | None) -> ArrayRecord:
+    return packed_to_arrays([packed] if packed is not None else [])
+
+
+def _one_packed(arrays: ArrayRecord) -> PackedAdapter | None:
+    if len(arrays) > 1:
+        raise InvalidUpdateError(f"expected one packed adapter, got {len(arrays)}; send one")
+    return next(iter(arrays_to_packed(arrays)), None)
 
 
 def _kind(content: RecordDict) -> str:
@@ -200,7 +267,7 @@ def _head(content: RecordDict, kind: type[Head]) -> Head:
         )
     try:
         # By way of JSON, whose strict mode takes an object for a dataclass.
-        return _reader(kind).validate_json(json.dumps(fields), strict=True)
+        return _reader(kind).validate_json(json.dumps(_nested(fields)), strict=True)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         where = ".".join(map(str, (kind.__name__, *problem["loc"])))

@@ -58,6 +58,13 @@ class RoundBook:
         self.records[-1] = replace(self.records[-1], metrics=metrics)
         self._save_last(state)
 
+    def last_counted(self) -> Mapping[str, int]:
+        """The last round in which an update of a client counted, by client id.
+
+        A client commits what it holds back by this. It follows from the records, so that a resumed run knows it too.
+        """
+        return {client.client_id: line.round for line in self.records if line.aggregated for client in line.clients}
+
     @staticmethod
     def summary(record: RoundRecord) -> MetricRecord:
         """The numbers of a record that Flower logs and keeps."""
@@ -69,6 +76,7 @@ class RoundBook:
                 "relative_error": record.relative_error,
                 "upload_bytes": record.upload_bytes,
                 "broadcast_bytes": record.broadcast_bytes,
+                "held_back": float(record.held_back),
             }
         )
 

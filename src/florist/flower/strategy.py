@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from typing_extensions import override
 
 from florist.errors import ConfigurationError
+from florist.federation.communication import Communication
 from florist.federation.local_init import Aligned, LocalInit
 from florist.federation.records import RoundRecord
 from florist.federation.rules import ClosedRound, Federation
@@ -32,6 +33,7 @@ from florist.flower.messages import EVALUATE, TRAIN, Evaluation, Upload, name_of
 from florist.flower.open_round import OpenRound
 from florist.flower.roster import LOG
 from florist.flower.round_book import RoundBook
+from florist.flower.upload_terms import UploadTerms
 from florist.rounds import Aggregator
 
 
@@ -59,9 +61,11 @@ class FloristStrategy(Strategy):
             round.
         reference: what clients must agree on; by default what most of the first ones say.
         journal: where every round is saved, and resumed from.
+        communication: how updates and broadcasts travel; by default as they are, in float32.
 
     Raises:
         InvalidUpdateError: `local_init` is not one that clients know by name.
+        ConfigurationError, UnknownCodecError: clients cannot be told how to send their updates; see `UploadTerms.of`.
     """
 
     def __init__(
@@ -80,10 +84,15 @@ class FloristStrategy(Strategy):
         evaluate_on_clients: bool = True,
         reference: Agreement | None = None,
         journal: Journal | None = None,
+        communication: Communication | None = None,
     ) -> None:
         start = local_init if local_init is not None else Aligned()
+        sending = communication if communication is not None else Communication()
         name_of(start)
-        federation = Federation({}, aggregator, {}, seed, start, shared_init, fraction, min_replies)
+        UploadTerms.of(sending)
+        federation = Federation(
+            {}, aggregator, {}, seed, start, shared_init, fraction, min_replies, communication=sending
+        )
         self._members = Membership(federation, min_clients, wait)
         self._max_examples = max_examples
         self._evaluate, self._evaluate_on_clients = evaluate, evaluate_on_clients
@@ -159,6 +168,7 @@ class FloristStrategy(Strategy):
         """Log what runs."""
         rules = self._members.rules
         LOG.info("\t├──> %s, %s", rules.aggregator, rules.local_init)
+        LOG.info("\t├──> %s", rules.communication)
         LOG.info("\t└──> %d clients: %s", len(rules.client_ranks), ", ".join(sorted(rules.client_ranks)))
 
     @override
@@ -171,7 +181,7 @@ class FloristStrategy(Strategy):
         connected, self.state = self._members.for_round(grid, self.state)
         rules, roster = self._members.rules, self._members.roster
         self._round = OpenRound(
-            Exchange(rules, self.state, dict(roster.members), self._max_examples),
+            Exchange(rules, self.state, dict(roster.members), self._max_examples, self._book.last_counted()),
             self.state.round_number + 1,
             dict(roster.nodes),
             self._timeout,
@@ -254,10 +264,11 @@ class FloristStrategy(Strategy):
         task_type: str | None = "CAUSAL_LM",
         deliverable: Deliverable | None = None,
         *,
+        flush: bool = True,
         replace: bool = False,
     ) -> None:
         """Write the global adapter as PEFT reads it, all of it or nothing; see `write_global_adapter`."""
-        write_global_adapter(Path(path), self.state, base_model, task_type, deliverable, replace=replace)
+        write_global_adapter(Path(path), self.state, base_model, task_type, deliverable, flush=flush, replace=replace)
 
     @property
     def _underway(self) -> OpenRound:
