@@ -7,7 +7,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from florist.aggregation import FedEx, FedIt, FfaLora, FlexLora, Flora, Florist, FullFineTuning
+    from florist.aggregation import (
+        FedEx,
+        FedIt,
+        FedSvd,
+        FfaLora,
+        FlexLora,
+        Flora,
+        Florist,
+        FullFineTuning,
+        LinearRounds,
+        RaFlora,
+    )
     from florist.checkpoint import Export, open_adapter
     from florist.errors import FloristError
     from florist.factors import AdapterState, LoraFactor
@@ -31,6 +42,7 @@ __all__ = [
     "Export",
     "FedEx",
     "FedIt",
+    "FedSvd",
     "FfaLora",
     "FixedRank",
     "FlexLora",
@@ -40,7 +52,9 @@ __all__ = [
     "Fresh",
     "FullFineTuning",
     "GlobalEnergyThreshold",
+    "LinearRounds",
     "LoraFactor",
+    "RaFlora",
     "Warm",
     "aggregate",
     "open_adapter",
@@ -59,6 +73,7 @@ _HOMES = {
     "Export": "florist.checkpoint",
     "FedEx": "florist.aggregation",
     "FedIt": "florist.aggregation",
+    "FedSvd": "florist.aggregation",
     "FfaLora": "florist.aggregation",
     "FixedRank": "florist.ranks",
     "FlexLora": "florist.aggregation",
@@ -68,7 +83,9 @@ _HOMES = {
     "Fresh": "florist.federation.local_init",
     "FullFineTuning": "florist.aggregation",
     "GlobalEnergyThreshold": "florist.ranks",
+    "LinearRounds": "florist.aggregation",
     "LoraFactor": "florist.factors",
+    "RaFlora": "florist.aggregation",
     "Warm": "florist.federation.local_init",
     "aggregate": "florist.one_shot",
     "open_adapter": "florist.checkpoint",

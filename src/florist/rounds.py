@@ -38,19 +38,30 @@ class ClientWork:
         shared_rows: whether all clients of a round have to draw the same random rows of A, without which averaging
             the halves apart has no meaning.
         constant_rows: whether rows of A are drawn once for the whole run instead of anew in every round.
+        agreed_rows: whether everybody derives orthogonal rows of A from the last broadcast and the seed of the round.
+            Such rows are neither trained nor sent.
+        moved_rows: whether the server changes rows of A that clients do not train. Both halves of a continued adapter
+            then travel down, though fewer travel up.
     """
 
     trained: Trained = Trained.FACTORS
     shared_rows: bool = False
     constant_rows: bool = False
+    agreed_rows: bool = False
+    moved_rows: bool = False
+
+    @property
+    def broadcast(self) -> Trained:
+        """The halves that travel to a client."""
+        return Trained.FACTORS if self.agreed_rows or self.moved_rows else self.trained
 
     def sent_bytes(self, adapter: AdapterState) -> int:
-        """The bytes of the halves that travel."""
-        B, A = Trained.B in self.trained, Trained.A in self.trained
-        return sum(
-            spec.rank * (B * spec.out_features + A * spec.in_features) * spec.dtype.itemsize
-            for spec in adapter.specs.values()
-        )
+        """The bytes of the halves that travel to the server."""
+        return _bytes_of(adapter, self.trained)
+
+    def continued_bytes(self, adapter: AdapterState) -> int:
+        """The bytes of the halves of a continued adapter that travel to a client."""
+        return _bytes_of(adapter, self.broadcast)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -224,3 +235,11 @@ def weight_name(module: str) -> str:
 def saved_bytes(parameters: SavedParameters) -> int:
     """The bytes of parameters that travel whole."""
     return sum(tensor.nbytes for tensor in parameters.values())
+
+
+def _bytes_of(adapter: AdapterState, halves: Trained) -> int:
+    B, A = Trained.B in halves, Trained.A in halves
+    return sum(
+        spec.rank * (B * spec.out_features + A * spec.in_features) * spec.dtype.itemsize
+        for spec in adapter.specs.values()
+    )

@@ -29,5 +29,5 @@ def test_clients_whose_rows_differ_in_one_bit_are_refused() -> None:
         InvalidUpdateError, match=r"layers\.1\.up: expected every client to hold the same rows of A, and 'b' and 'a'"
     ):
         FfaLora()([update("a", held), update("b", AdapterState.of(moved))])
-    with pytest.raises(InvalidUpdateError, match="draw it from one seed"):
+    with pytest.raises(InvalidUpdateError, match="give all clients the same"):
         FfaLora()([update("a", adapter(2, 1)), update("b", adapter(2, 2))])

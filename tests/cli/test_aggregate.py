@@ -43,7 +43,7 @@ def test_aggregate_json_is_all_of_stdout(process: Run, saved_adapters: list[Path
     assert "times smaller" in result.stderr
 
 
-@pytest.mark.parametrize("method", ["florist", "fedit", "flora", "flexlora", "fedex"])
+@pytest.mark.parametrize("method", ["florist", "fedit", "flora", "flexlora", "fedex", "raflora"])
 def test_every_method_says_who_it_is(florist: Run, saved_adapters: list[Path], tmp_path: Path, method: str) -> None:
     result = florist("aggregate", *saved_adapters, "-o", tmp_path / "out", "--method", method, "--json")
     assert result.returncode == 0, result.stderr
@@ -52,7 +52,7 @@ def test_every_method_says_who_it_is(florist: Run, saved_adapters: list[Path], t
     assert document["tau"] == (0.9 if method == "florist" else None)
     assert json.loads((tmp_path / "out" / "florist.json").read_text()) == document
     assert open_adapter(tmp_path / "out").adapter.total_rank == document["total_rank"]
-    if method in {"fedit", "flexlora"}:
+    if method in {"fedit", "flexlora", "raflora"}:
         assert max(module["rank"] for module in document["modules"].values()) == 8
 
 
@@ -127,7 +127,7 @@ def test_a_file_that_is_no_adapter_is_refused_by_its_name(
             "--pad-rank-to to be at least the largest rank, 5, got 4; pad to 5 or more, or keep fewer directions with",
         ),
         (["--rank", "0"], "rank: expected a number greater than 0"),
-        (["--method", "average"], "--method average: expected one of florist, fedit, flora, flexlora, fedex"),
+        (["--method", "average"], "--method average: expected one of florist, fedit, flora, flexlora, fedex, raflora"),
         (["--method", "ffa"], "saved adapters have trained theirs. Choose one of these, or run ffa in rounds"),
         (["--method", "full"], "saved adapters hold factors. Choose one of these, or run full in rounds"),
         (

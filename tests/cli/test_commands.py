@@ -17,6 +17,7 @@ from types import ModuleType
 import pytest
 
 import florist.cli
+from florist.config.methods import METHODS
 from florist.files.locking import sole_process
 from tests.breaking import copied
 from tests.federation.test_simulation import weights
@@ -172,7 +173,7 @@ def test_a_loss_that_is_no_number_is_null_in_strict_json(
     assert json.loads(result.stdout, parse_constant=pytest.fail)["initial"] == {"metrics": {"loss": None}}
 
 
-@pytest.mark.parametrize("method", ["florist", "fedit", "ffa", "flora", "flexlora", "fedex", "full"])
+@pytest.mark.parametrize("method", METHODS)
 def test_the_table_of_every_method_shows_what_it_sent(
     florist: Run, tiny_llama: Path, toy_data: Path, tmp_path: Path, method: str
 ) -> None:

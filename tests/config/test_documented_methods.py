@@ -35,13 +35,13 @@ def line_of(method: Method) -> str:
     name = type(make_aggregator(AggregationSection(method=method.name), 8)).__name__
     keys = ", ".join(f"`{key}`" for key in method.keys) or "none"
     one_shot = "yes" if method.not_one_shot is None else f"no: {method.not_one_shot}"
-    paper = f"[{method.title}](https://arxiv.org/abs/{method.arxiv})"
+    paper = f"[{method.title}](https://arxiv.org/abs/{method.arxiv})" if method.arxiv else "florist's own"
     return f"| `{method.name}` | `{name}(…)` | {method.summary} | {keys} | {one_shot} | {paper} |"
 
 
 def test_the_table_of_methods_is_that_of_the_records() -> None:
     written = re.findall(r"^\| `\w+` \| `[A-Z]\w+\(.*$", METHODS_PAGE, re.MULTILINE)
-    in_the_table = [line for line in written if "arxiv.org" in line]
+    in_the_table = [line for line in written if line.endswith((") |", "florist's own |"))]
     assert [re.sub(r"\([\w, ]*\)`", "(…)`", line, count=1) for line in in_the_table] == [
         line_of(method) for method in METHODS.values()
     ]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import florist
-from florist.aggregation import FlexLora
+from florist.aggregation import FlexLora, RaFlora
 from florist.config import Config, read_config, to_toml
 from florist.config.methods import (
     DEFAULT_TAU,
@@ -99,8 +99,9 @@ def test_a_method_without_a_rule_has_none() -> None:
 
 
 @pytest.mark.parametrize(("max_rank", "kept"), [(None, 8), (3, 3), (20, 8)])
-def test_flexlora_keeps_no_more_than_its_largest_client_and_than_max_rank(max_rank: int | None, kept: int) -> None:
-    assert make_aggregator(AggregationSection(method="flexlora", max_rank=max_rank), 8) == FlexLora(kept)
+def test_no_more_is_sent_than_the_largest_client_takes_and_than_max_rank(max_rank: int | None, kept: int) -> None:
+    for name, make in (("flexlora", FlexLora), ("raflora", RaFlora)):
+        assert make_aggregator(AggregationSection(method=name, max_rank=max_rank), 8) == make(kept)
 
 
 @pytest.mark.parametrize("module", ["florist.config", "florist.config.methods"])
@@ -150,8 +151,9 @@ def test_a_refusal_names_every_key_and_every_method_that_takes_them() -> None:
         ValueError, match=r"got scope = 'global' and max_rank = 4: remove scope and max_rank, or choose"
     ):
         AggregationSection(method="fedit", scope="global", max_rank=4)
+    takers = [method.name for method in METHODS.values() if "max_rank" in method.keys]
     with pytest.raises(
-        ValueError, match=r"remove max_rank, or choose method = 'florist', or choose method = 'flexlora'"
+        ValueError, match="remove max_rank" + "".join(f", or choose method = '{name}'" for name in takers)
     ):
         AggregationSection(method="fedit", max_rank=4)
 
@@ -174,6 +176,22 @@ def test_what_is_written_of_a_method_is_read_back(tmp_path: Path, method: Method
     config = read(tmp_path, f"method = {method.name!r}")
     (tmp_path / "written.toml").write_text(to_toml(config))
     assert read_config(tmp_path / "written.toml") == config
+
+
+@pytest.mark.parametrize(
+    ("communication", "telling"),
+    [
+        ("upload_tau = 0.8", r"upload_tau = 0\.8 cuts what clients upload, and for Linear rounds that is B alone"),
+        ('upload_budget = "1MB"', "upload_budget = 1000000 cuts what clients upload"),
+        ("feedback = true", "feedback = True lets clients send later .*: set it to 'server'"),
+        ('preset = "compact"', r"(?s)upload_tau = 0\.8 .*set it to 'server'"),
+    ],
+)
+def test_b_alone_is_neither_cut_nor_sent_later(tmp_path: Path, communication: str, telling: str) -> None:
+    text = f"method = 'linear'\n[communication]\n{communication}"
+    with pytest.raises(ConfigurationError, match=telling):
+        read(tmp_path, text)
+    assert read(tmp_path, "method = 'linear'\n[communication]\nupload = 'int8'\nfeedback = 'server'")
 
 
 # --- overrides

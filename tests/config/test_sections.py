@@ -133,7 +133,7 @@ def test_contradictions_in_several_tables_are_told_at_once(tmp_path: Path) -> No
         ("training", "batch_size = [4, 0]", "training.batch_size: expected a number greater than 0, got 0"),
         ("training", "steps = []", "training.steps: Tuple should have at least 1 item"),
         ("evaluation", 'split = "train"', "evaluation.split: Input should be 'validation' or 'test', got 'train'"),
-        ("aggregation", 'method = "flrist"', "'flexlora', 'fedex' or 'full', got 'flrist'"),
+        ("aggregation", 'method = "flrist"', "'raflora' or 'full', got 'flrist'"),
         ("federation", 'local_init = "cold"', "federation.local_init: Input should be 'fresh', 'aligned' or 'warm'"),
         ("task", 'kind = "lm"', "task.kind: Input should be 'causal-lm' or 'sequence-classification', got 'lm'"),
     ],

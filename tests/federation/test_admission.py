@@ -5,7 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from florist.aggregation import FedEx, FedIt, FfaLora, FlexLora, Flora, Florist, FullFineTuning
+from florist.aggregation import (
+    FedEx,
+    FedIt,
+    FfaLora,
+    FlexLora,
+    Flora,
+    Florist,
+    FullFineTuning,
+    LinearRounds,
+    RaFlora,
+)
 from florist.factors import AdapterState, LoraFactor
 from florist.federation.admission import LARGEST_NORM
 from florist.federation.local_init import Fresh, LocalInit, Warm
@@ -23,6 +33,7 @@ METHODS = {
     "fedit": FedIt(),
     "flexlora": FlexLora(8),
     "fedex": FedEx(),
+    "raflora": RaFlora(8),
 }
 every_method = pytest.mark.parametrize("aggregator", METHODS.values(), ids=METHODS)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -77,10 +88,42 @@ def test_who_changes_rows_that_nobody_trains_is_dropped_and_nobody_else(liar: st
     ]
     closed = rules(FfaLora()).close_round(ServerState.initial(), sent)
     assert [drop.client_id for drop in closed.dropped] == [liar]
-    assert "expected A as it was drawn from the seed, since B alone is trained" in closed.dropped[0].reason
+    assert "expected A as the client was given it, since B alone is trained" in closed.dropped[0].reason
     kept = [u for u in updates if u.client_id != liar]
     for module in SHAPES:
         assert relative_error(closed.state.continued[module].delta_weight(), dense_sum(kept, module)) < 1e-12
+
+
+@pytest.mark.parametrize(("off", "counts"), [(1e-6, True), (1e-3, False), (1.0, False)])
+def test_rows_that_clients_derive_may_differ_by_rounding_and_the_sum_is_along_the_servers(
+    off: float, counts: bool
+) -> None:
+    federation, state = rules(LinearRounds(EnergyThreshold(1.0))), ServerState.initial()
+    for number in (1, 2):
+        starts = {name: federation.start(state, name).local for name in RANKS}
+        own = {
+            name: AdapterState.of({m: LoraFactor(adapter(rank, k)[m].B, starts[name][m].A.double()) for m in SHAPES})
+            for k, (name, rank) in enumerate(RANKS.items())
+        }
+        sent = [update(name, held, num_examples=3, round_number=number) for name, held in own.items()]
+        sent[2] = update("client_2", one_row_turned(own["client_2"], off), num_examples=3, round_number=number)
+        closed = federation.close_round(state, sent)
+        assert [drop.client_id for drop in closed.dropped] == ([] if counts else ["client_2"])
+        kept = [update(u.client_id, own[u.client_id], num_examples=3) for u in sent if counts or u != sent[2]]
+        assert closed.broadcast is not None
+        for module in SHAPES:
+            found = closed.broadcast.shared[module].delta_weight()
+            assert relative_error(found, dense_sum(kept, module)) < 1e-12
+        state = closed.state
+
+
+def one_row_turned(held: AdapterState, off: float) -> AdapterState:
+    def turned(factor: LoraFactor) -> LoraFactor:
+        A = factor.A.clone()
+        A[0] += off * A[1]  # of equal norms
+        return LoraFactor(factor.B, A)
+
+    return held.map(turned)
 
 
 def test_liars_who_agree_are_no_majority() -> None:

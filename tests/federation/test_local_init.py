@@ -7,7 +7,7 @@ from torch import Tensor
 from florist.aggregation import lossless_sum
 from florist.factors import AdapterState, LoraFactor
 from florist.federation.broadcasts import Broadcasts
-from florist.federation.local_init import FRESH_ROW_NORM, Aligned, Continued, Fresh, LocalInit, Warm, change
+from florist.federation.local_init import FRESH_ROW_NORM, Agreed, Aligned, Continued, Fresh, LocalInit, Warm, change
 from florist.federation.state import ServerState
 from florist.rounds import NO_ADAPTER
 from tests.builders import SHAPES, adapter, relative_error
@@ -81,6 +81,60 @@ def test_warm_takes_the_best_part_of_the_global_adapter() -> None:
         assert relative_error(start.local[module].delta_weight(), (U[:, :3] * S[:3]) @ Vh[:3]) < 1e-10
         assert start.frozen[module].rank == held.cumulative[module].rank - 3
         assert torch.equal(Warm().given(held, 3)[module].B, start.local[module].B)
+
+
+@pytest.mark.parametrize("max_rank", [1, 2, 8, 9, 16])
+@pytest.mark.parametrize("begun", [False, True])
+def test_agreed_rows_are_orthogonal_at_the_norm_of_fresh_ones_and_a_smaller_rank_takes_the_first(
+    max_rank: int, begun: bool
+) -> None:
+    init, held = Agreed(5, max_rank, SHAPES), state() if begun else ServerState.initial()
+    whole = init(held, max_rank)
+    assert whole.frozen is held.cumulative
+    assert not init.given(held, max_rank)
+    for module, (_, n) in SHAPES.items():
+        A = whole.local[module].A
+        count = min(max_rank, n)
+        torch.testing.assert_close(A[:count] @ A[:count].T, torch.eye(count, dtype=A.dtype) / 3, atol=1e-6, rtol=0)
+        assert A.shape == (max_rank, n)
+        assert not A[count:].any()  # there are no more orthogonal rows
+        assert not whole.local[module].B.any()
+        for rank in range(1, max_rank):
+            assert torch.equal(init(held, rank).local[module].A, A[:rank])
+    other = Agreed(6, max_rank, SHAPES)(held, max_rank).local
+    assert all(torch.equal(whole.local[m].A, other[m].A) == (begun and max_rank <= 2) for m in SHAPES)
+
+
+def test_the_first_agreed_rows_span_the_first_rows_of_the_last_broadcast() -> None:
+    held = state()
+    last = lossless_sum([held.broadcasts[2]])
+    A = Agreed(5, 4, SHAPES)(state(broadcasts=Broadcasts({2: last})), 4).local
+    for module in SHAPES:
+        Vh = torch.linalg.svd(last[module].delta_weight(), full_matrices=False).Vh[:2]
+        torch.testing.assert_close(A[module].A[:2] @ Vh.T, (A[module].A[:2] @ Vh.T).diagonal().diag())
+        torch.testing.assert_close((A[module].A[:2] @ Vh.T).abs().diagonal(), torch.full((2,), 3**-0.5).double())
+
+
+def test_agreed_rows_pass_over_rows_of_a_broadcast_that_are_zero() -> None:
+    # A codec may send a component whose row was rounded to nothing.
+    plain = adapter(2, 1)
+    holed = plain.map(lambda f: LoraFactor(torch.cat([f.B[:, :1], f.B], 1), torch.cat([0 * f.A[:1], f.A])))
+    found = (Agreed(5, 4, SHAPES)(state(broadcasts=Broadcasts({1: last})), 3).local for last in (plain, holed))
+    expected, passed_over = found
+    assert all(torch.equal(expected[m].A, passed_over[m].A) for m in SHAPES)
+    shown = Agreed(5, 4, SHAPES).directions(state(broadcasts=Broadcasts({1: holed})), 1)
+    assert all(torch.equal(shown[m].A, plain[m].A[:1]) for m in SHAPES)
+
+
+def test_agreed_rows_are_made_once_for_all_clients_of_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    held, made = state(), list[int]()
+    qr = torch.linalg.qr
+    monkeypatch.setattr(torch.linalg, "qr", lambda A: made.append(1) or qr(A))
+    for rank in (1, 2, 3):
+        Agreed(5, 3, SHAPES)(held, rank)
+    assert len(made) == len(SHAPES)
+    Agreed(6, 3, SHAPES)(held, 3)
+    assert len(made) == 2 * len(SHAPES)
 
 
 def test_continued_takes_the_first_components_beside_all_that_was_added() -> None:

@@ -45,8 +45,11 @@ every = 2
 """
 
 ADDED = [(method, init) for method in ("florist", "flora") for init in ("fresh", "aligned", "warm")]
-CONTINUED = [(method, "fresh") for method in ("fedit", "ffa", "flexlora", "fedex")]
-every_combination = pytest.mark.parametrize(("method", "local_init"), [*ADDED, *CONTINUED, ("full", "fresh")])
+CONTINUED = [(method, "fresh") for method in ("fedit", "ffa", "flexlora", "fedex", "fedsvd", "raflora")]
+ONLY_B_UP = {"ffa", "fedsvd", "linear"}
+every_combination = pytest.mark.parametrize(
+    ("method", "local_init"), [*ADDED, *CONTINUED, ("linear", "aligned"), ("full", "fresh")]
+)
 
 
 class KilledError(Exception):
@@ -134,7 +137,7 @@ def test_bytes_and_ranks_are_those_of_what_was_sent(
     both, halves_of_B = sum(m + n for m, n in shapes.values()), sum(m for m, _ in shapes.values())
     weights = 4 * sum(m * n for m, n in shapes.values())
     own = {
-        client_id: weights if method == "full" else 4 * rank * (halves_of_B if method == "ffa" else both)
+        client_id: weights if method == "full" else 4 * rank * (halves_of_B if method in ONLY_B_UP else both)
         for client_id, rank in ranks.items()
     }
     for record in records:
@@ -149,17 +152,18 @@ def test_bytes_and_ranks_are_those_of_what_was_sent(
         assert record.download_bytes == sum(client.download_bytes for client in record.clients)
     # In the first round there is nothing to catch up with: the round's broadcast and nothing else.
     first = {client.client_id: client.download_bytes for client in records[0].clients}
-    if (method, local_init) in ADDED:
+    if (method, local_init) in ADDED or method == "linear":
         assert set(first.values()) == {records[0].broadcast_bytes}
     elif method == "fedex":
         assert all(sent > own[client_id] for client_id, sent in first.items())
         assert max(first.values()) == records[0].broadcast_bytes
     else:
-        assert first == {client_id: own[client_id] for client_id in first}
+        down = {client_id: 4 * ranks[client_id] * both for client_id in first} if method == "fedsvd" else own
+        assert first == {client_id: down[client_id] for client_id in first}
         assert max(first.values()) == records[0].broadcast_bytes
 
 
-@pytest.mark.parametrize("method", ["florist", "flora", "fedit", "ffa", "flexlora", "fedex"])
+@pytest.mark.parametrize("method", ["florist", "flora", "fedit", "ffa", "flexlora", "fedex", "linear", "fedsvd"])
 @pytest.mark.parametrize("local_init", ["fresh"])
 def test_the_base_stays_pristine(prepared: Path, tiny_llama: Path, tmp_path: Path, method: str) -> None:
     simulation, directory = start(prepared, tmp_path / "run")

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from florist.aggregation import FedIt, Florist
+from florist.aggregation import FedIt, Florist, LinearRounds
 from florist.compression.codecs import codec_named
 from florist.compression.feedback import Compression, Feedback
 from florist.errors import InvalidUpdateError
-from florist.factors import AdapterState
+from florist.factors import AdapterState, LoraFactor
 from florist.federation.communication import Communication
 from florist.federation.local_init import Aligned, Fresh, LocalInit, LocalStart, Warm
 from florist.federation.rules import Federation
@@ -64,6 +64,9 @@ class Conversation:
         """A round of client y; without it nothing is aggregated."""
         number = self.state.round_number + 1
         own = adapter(4, number, dtype=torch.float32)
+        if self.federation.aggregator.work.agreed_rows:
+            given = self.federation.start(self.state, "y").local
+            own = AdapterState.of({name: LoraFactor(own[name].B, given[name].A) for name in own})
         self.state = self.federation.close_round(
             self.state, [update("y", own, round_number=number)] if usable else []
         ).state
@@ -135,8 +138,26 @@ def test_a_client_holds_what_the_server_has_whatever_happened(
     talk.attend()
     talk.agree(talk.client_state.cumulative, talk.state.cumulative)
     assert talk.client_state.round_number == talk.state.latest
-    found, expected = talk.client_state.start(talk.instruction(), RANK), talk.federation.start(talk.state, NAME)
+    found, expected = talk.client_state.start(talk.instruction(), RANK, SHAPES), talk.federation.start(talk.state, NAME)
     same_start(talk, found, expected)
+
+
+@settings(deadline=None, max_examples=25)
+@given(events=EVENTS, bound=st.sampled_from([1, 2, 16]), tau=st.sampled_from([0.3, 1.0]))
+def test_a_client_derives_the_rows_of_the_server_whatever_happened(events: list[str], bound: int, tau: float) -> None:
+    talk = Conversation(rules(aggregator=LinearRounds(EnergyThreshold(tau)), catch_up_rounds=bound))
+    for event in events:
+        live(talk, event)
+    talk.attend()
+    talk.agree(talk.client_state.cumulative, talk.state.cumulative)
+    found = talk.client_state.start(talk.instruction(), RANK, SHAPES).local
+    expected = talk.federation.start(talk.state, NAME).local
+    assert found.specs == expected.specs
+    for name in SHAPES:
+        assert not found[name].B.any()
+        assert relative_error(found[name].A, expected[name].A) < 1e-6
+        if not talk.client_state.directions:
+            assert torch.equal(found[name].A, expected[name].A)
 
 
 @settings(deadline=None, max_examples=25)
@@ -151,8 +172,8 @@ def test_a_client_that_is_sent_what_was_packed_has_the_bits_of_the_server(
     assert talk.exact
     talk.agree(talk.client_state.cumulative, talk.state.cumulative)
     instruction = talk.instruction()
-    same_start(talk, talk.client_state.start(instruction, RANK), talk.federation.start(talk.state, NAME))
-    talk.agree(talk.client_state.given(instruction, RANK), local_init.given(talk.state, RANK))
+    same_start(talk, talk.client_state.start(instruction, RANK, SHAPES), talk.federation.start(talk.state, NAME))
+    talk.agree(talk.client_state.given(instruction, RANK, SHAPES), local_init.given(talk.state, RANK))
 
 
 @settings(deadline=None, max_examples=25)
@@ -162,7 +183,7 @@ def test_a_client_trains_on_from_its_cut_whatever_happened(events: list[str]) ->
     for event in events:
         live(talk, event)
     talk.attend()
-    found, expected = talk.client_state.start(talk.instruction(), RANK), talk.federation.start(talk.state, NAME)
+    found, expected = talk.client_state.start(talk.instruction(), RANK, SHAPES), talk.federation.start(talk.state, NAME)
     same_start(talk, found, expected)
     assert bool(found.local) == bool(talk.state.broadcasts)
     if talk.state.continued:
@@ -192,8 +213,8 @@ def test_a_failed_round_takes_nothing_away() -> None:
         for _ in range(3):
             talk.close(usable=False)
         talk.attend()
-        same = talk.client_state.start(talk.instruction(), RANK)
-        assert same.local.total_rank == before.start(talk.instruction(), RANK).local.total_rank > 0
+        same = talk.client_state.start(talk.instruction(), RANK, SHAPES)
+        assert same.local.total_rank == before.start(talk.instruction(), RANK, SHAPES).local.total_rank > 0
         assert talk.client_state.round_number == 1
         assert talk.instruction().added == NO_ADAPTER
 

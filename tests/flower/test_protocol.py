@@ -14,7 +14,7 @@ from florist.compression.codecs import IntegerCodec, codec_named
 from florist.compression.packed import PackedAdapter
 from florist.errors import FloristError, InvalidUpdateError, UnknownCodecError
 from florist.factors import AdapterState
-from florist.federation.local_init import Aligned, Continued, Fresh, Warm
+from florist.federation.local_init import Agreed, Aligned, Continued, Fresh, Warm
 from florist.flower.arrays import arrays_to_tensors, digest, packed_to_arrays, tensors_to_arrays
 from florist.flower.messages import (
     PROTOCOL,
@@ -110,7 +110,7 @@ def test_an_instruction_comes_back(travels: Trained) -> None:
     directions = directions_of(adapter(2, 3))
     assignment = replace(ASSIGNMENT, trained=travels.value)
     sent = Instruction(assignment, added, continued, directions, {"head": torch.ones(2, 2)})
-    content = write_instruction(sent)
+    content = write_instruction(sent, travels)
     found = read_instruction(content, lambda _: lambda module, _rank: continued[module].A)
     assert found.assignment == assignment
     assert same(found.added, added)
@@ -186,7 +186,12 @@ def test_saved_parameters_come_back() -> None:
 
 @pytest.mark.parametrize("start", [Fresh(), Aligned(), Warm()])
 def test_a_start_is_told_by_name(start: Fresh | Aligned | Warm) -> None:
-    assert replace(ASSIGNMENT, local_init=name_of(start)).start == start
+    assert replace(ASSIGNMENT, local_init=name_of(start)).start(SHAPES) == start
+
+
+def test_rows_that_everybody_derives_take_the_place_of_a_named_start() -> None:
+    start = replace(ASSIGNMENT, agreed_rows=True).start(SHAPES)
+    assert start == Agreed(ASSIGNMENT.rows_seed, ASSIGNMENT.max_rank, SHAPES)
 
 
 def test_a_start_without_a_name_cannot_be_told() -> None:
@@ -312,7 +317,7 @@ def test_what_no_version_trains_is_refused(trained: int) -> None:
 
 def test_an_unknown_start_is_refused() -> None:
     with pytest.raises(InvalidUpdateError, match=r"local_init of fresh, aligned, warm, got 'cold'; .*same version"):
-        replace(ASSIGNMENT, local_init="cold").start  # noqa: B018  # reading it is what raises
+        replace(ASSIGNMENT, local_init="cold").start(SHAPES)
 
 
 @pytest.mark.parametrize(

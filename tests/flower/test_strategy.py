@@ -9,7 +9,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
-from florist.aggregation import FedIt, FfaLora, Florist
+from florist.aggregation import FedIt, FedSvd, FfaLora, Florist, LinearRounds
 from florist.errors import ConfigurationError, DirectoryInUseError, InvalidUpdateError, TooFewClientsError
 from florist.factors import AdapterState, LoraFactor
 from florist.federation.local_init import Aligned, Continued, Fresh, Warm
@@ -23,9 +23,10 @@ from florist.flower.messages import EVALUATE, HELLO, SAVED_PARAMETERS, TRAIN, Ev
 from florist.flower.protocol import read_reply, write_reply
 from florist.ranks import EnergyThreshold
 from florist.rounds import Aggregator, Trained
+from florist.seeding import derive_seed
 from tests.builders import SHAPES, adapter, relative_error
 from tests.flower.grids import MemoryGrid, unavailable
-from tests.flower.participants import Light, app_of, between, dense, expected_sum, play
+from tests.flower.participants import Light, app_of, between, dense, expected_sum, play, trained_adapter
 
 Change = Callable[[Upload], Upload | Evaluation | OutOfStep]
 
@@ -98,7 +99,11 @@ def test_warm_clients_train_on_from_the_global_adapter() -> None:
     assert given.total_rank == 2 * len(SHAPES)
 
 
-@pytest.mark.parametrize("aggregator", [Florist(EnergyThreshold(1.0)), FedIt(), FfaLora()])
+@pytest.mark.parametrize(
+    "aggregator",
+    [Florist(EnergyThreshold(1.0)), FedIt(), FfaLora(), LinearRounds(EnergyThreshold(1.0)), FedSvd()],
+    ids=lambda method: type(method).__name__,
+)
 @pytest.mark.parametrize("on_clients", [True, False])
 def test_clients_start_as_in_the_process(aggregator: Aggregator, on_clients: bool) -> None:
     """`Federation.start` is what the in-process engine gives; the grid's clients find the same bits."""
@@ -463,6 +468,29 @@ def test_who_was_away_is_sent_what_it_missed_as_one_adapter(on_clients: bool) ->
     other = clients[9].starts[-2][1].local
     for module in SHAPES:
         assert relative_error(start.local[module].A, other[module].A[:2]) < 1e-5
+
+
+def test_in_linear_rounds_who_was_away_or_joins_derives_the_rows_of_the_others() -> None:
+    clients = {7: Light("a", 2), 8: Light("b", 3), 9: Light("c", 5)}
+    for client in clients.values():
+        client.trained = Trained.B
+    strategy, grid = between(clients, aggregator=LinearRounds(EnergyThreshold(1.0)), evaluate_on_clients=False)
+    absent_in({2, 3, 4}, 7, strategy, grid, 6)
+    assert [len(line.clients) for line in strategy.records] == [3, 2, 2, 2, 3, 3]
+    assert not any(drop.client_id != "a" for line in strategy.records for drop in line.dropped)
+    rounds = {name: {at: start.local for at, start in clients[node].starts} for node, name in ((7, "a"), (9, "c"))}
+    for number in (5, 6):
+        for module in SHAPES:
+            assert relative_error(rounds["a"][number][module].A, rounds["c"][number][module].A[:2]) < 1e-6
+    # What is added in a round is the weighted sum of B along the rows of the client that has the most of them.
+    total = torch.zeros(SHAPES["layers.1.up"], dtype=torch.float64)
+    for number in range(1, 7):
+        there = [clients[node] for node in (7, 8, 9) if not (node == 7 and number in {2, 3, 4})]
+        A = rounds["c"][number]["layers.1.up"].A.double()
+        for client in there:
+            B = trained_adapter(client, derive_seed(0, "training", number, client.client_id))["layers.1.up"].B
+            total += B.double() @ A[: client.rank] / len(there)
+    assert relative_error(dense(strategy.state.cumulative, "layers.1.up"), total) < 1e-5
 
 
 def test_who_lost_its_memory_is_asked_once_more() -> None:

@@ -80,7 +80,7 @@ def certified_broadcast(
     certificate = Certificate(
         modules=modules,
         bytes_in=sum(work.sent_bytes(update.adapter) + saved_bytes(update.saved_parameters) for update in updates),
-        bytes_out=shared.nbytes + work.sent_bytes(continued) + saved_bytes(saved_parameters),
+        bytes_out=shared.nbytes + work.continued_bytes(continued) + saved_bytes(saved_parameters),
     )
     return Broadcast(shared, certificate, continued, saved_parameters)
 

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
+from florist.aggregation.along_rows import sum_along_rows
 from florist.aggregation.certifying import certified_broadcast, certify_error, frobenius_norm
-from florist.aggregation.updates import accepted_updates, module_names, weighted_factors
-from florist.errors import InvalidUpdateError
+from florist.aggregation.updates import accepted_updates, module_names
 from florist.factors import AdapterState, LoraFactor
 from florist.rounds import Broadcast, ClientUpdate, ClientWork, ModuleCertificate, Trained
 
@@ -52,27 +50,11 @@ class FfaLora:
         factors: dict[str, LoraFactor] = {}
         modules: dict[str, ModuleCertificate] = {}
         for name in module_names(accepted):
-            weighted = weighted_factors(accepted, name)
-            A = _common_rows(accepted, name, [factor for _, factor in weighted])
-            B = sum(
-                (weight * factor.padded(A.shape[0]).B.double() for weight, factor in weighted),
-                start=torch.zeros(weighted[0][1].B.shape[0], A.shape[0], dtype=torch.float64),
-            )
-            factors[name] = LoraFactor(B.to(A.dtype), A)
+            factors[name], B = sum_along_rows(accepted, name)
+            A = factors[name].A
             exact = LoraFactor(B, A.double())
             rounding = LoraFactor(B - factors[name].B.double(), A.double())
             modules[name] = certify_error(
                 accepted, name, A.shape[0], norm=frobenius_norm(exact), error=frobenius_norm(rounding)
             )
         return certified_broadcast(self.work, accepted, modules, continued=AdapterState.of(factors))
-
-
-def _common_rows(updates: Sequence[ClientUpdate], module: str, factors: Sequence[LoraFactor]) -> torch.Tensor:
-    longest = max(range(len(factors)), key=lambda k: factors[k].rank)
-    for update, factor in zip(updates, factors, strict=True):
-        if not torch.equal(factor.A, factors[longest].A[: factor.rank]):
-            raise InvalidUpdateError(
-                f"{module}: expected every client to hold the same rows of A, and {update.client_id!r} and "
-                f"{updates[longest].client_id!r} differ; leave A untrained, and draw it from one seed"
-            )
-    return factors[longest].A

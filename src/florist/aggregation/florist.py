@@ -1,18 +1,16 @@
 """FLoRIST: the exact weighted sum, cut to the rank that a rule chooses."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from florist.aggregation.certifying import certified_broadcast, certify_cut
+from florist.aggregation.cutting import cut_by_rule
 from florist.aggregation.updates import accepted_updates, module_names
 from florist.aggregation.weighted_sum import decompose_module
 from florist.factors import AdapterState, LoraFactor
-from florist.linalg.parallel import in_order
-from florist.linalg.spectrum import Spectrum
 from florist.ranks import RankRule
 from florist.rounds import Broadcast, ClientUpdate, ClientWork, ModuleCertificate
-
-_Compressed = tuple[str, Spectrum, LoraFactor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,33 +52,10 @@ class Florist:
             NonFiniteUpdateError: a factor holds NaN or infinity. The message names the client and the module.
         """
         accepted = accepted_updates(updates)
-        compress = self._one_by_one if self.rank_rule.per_module else self._all_together
         factors: dict[str, LoraFactor] = {}
         modules: dict[str, ModuleCertificate] = {}
-        for name, seen, factor in compress(accepted, module_names(accepted)):
+        decompose = partial(decompose_module, accepted)
+        for name, seen, factor in cut_by_rule(self.rank_rule, module_names(accepted), decompose):
             factors[name] = factor
             modules[name] = certify_cut(accepted, name, seen, factor.rank)
         return certified_broadcast(self.work, accepted, modules, shared=AdapterState.of(factors))
-
-    def _one_by_one(self, updates: Sequence[ClientUpdate], names: Sequence[str]) -> Iterator[_Compressed]:
-        def compress(name: str) -> _Compressed:
-            svd = decompose_module(updates, name, self.rank_rule.required_energy)
-            return name, svd.spectrum, svd.factor(self.rank_rule({name: svd.spectrum})[name])
-
-        return in_order(compress, names)
-
-    def _all_together(self, updates: Sequence[ClientUpdate], names: Sequence[str]) -> Iterator[_Compressed]:
-        # The rule needs every spectrum before it names a rank. The singular vectors of all modules could take more
-        # memory than all inputs until then; decomposing twice takes twice the time and the memory of one module.
-        energy = self.rank_rule.required_energy
-
-        def look(name: str) -> Spectrum:
-            return decompose_module(updates, name, energy).spectrum
-
-        spectra = dict(zip(names, in_order(look, names), strict=True))
-        ranks = self.rank_rule(spectra)
-
-        def compress(name: str) -> _Compressed:
-            return name, spectra[name], decompose_module(updates, name, energy).factor(ranks[name])
-
-        return in_order(compress, names)

@@ -35,6 +35,18 @@ def decompose_module(updates: Sequence[ClientUpdate], module: str, energy: float
         raise _overflow(module, error) from error
 
 
+def decompose_factor(factor: LoraFactor, module: str, energy: float) -> ThinSvd:
+    """The SVD of one factor, which may be a sum already.
+
+    Raises:
+        NonFiniteUpdateError: the product overflows. The message names the module.
+    """
+    try:
+        return decompose([WeightedFactor(1.0, factor.spec, lambda: factor)], energy=energy)
+    except OverflowingSumError as error:
+        raise _overflow(module, error) from error
+
+
 def lossless_sum(adapters: Sequence[AdapterState]) -> AdapterState:
     """The sum of adapters, with each module at its numerical rank, so that nothing is lost but rounding.
 

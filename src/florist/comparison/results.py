@@ -20,7 +20,7 @@ class CellResult:
     Attributes:
         cell: the cell that was run.
         method: the name of the aggregation method.
-        sent: what the method sends of the factors.
+        sent: what the server sends of the factors.
         records: the round records, as many as rounds were played.
         metrics: the metrics on the test examples: those of the last round, or those of the final adapter if the rounds
             were measured on validation examples.
@@ -111,7 +111,7 @@ def read_result(directory: ComparisonDirectory, cell: Cell, failure: str | None 
     return CellResult(
         cell=cell,
         method=config.aggregation.method,
-        sent=make_aggregator(config.aggregation, largest_rank=1).work.trained,
+        sent=make_aggregator(config.aggregation, largest_rank=1).work.broadcast,
         records=records,
         metrics=metrics,
         validation=in_rounds if apart else {},

@@ -132,6 +132,18 @@ def contradictions(method: str, section: Any) -> list[str]:
                     f"trained, and {known.title} lets them train on from what it sends: remove it, or choose "
                     f"aggregation.method = {able}"
                 )
+    if known.adds_exact_sum and known.uncut_uploads:
+        wrong.extend(
+            f"communication.{key} = {getattr(section, key)!r} cuts what clients upload, and for {known.title} that is "
+            "B alone, along rows of A that all share: remove it"
+            for key in ("upload_tau", "upload_budget")
+            if getattr(section, key) is not None
+        )
+        if section.feedback_at_clients:
+            wrong.append(
+                f"communication.feedback = {section.feedback!r} lets clients send later what they held back, along "
+                f"rows of A that {known.title} no longer have then: set it to 'server', or to false"
+            )
     return wrong
 
 

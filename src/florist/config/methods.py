@@ -52,24 +52,26 @@ class Method:
     Attributes:
         name: what ``[aggregation] method`` and ``--method`` call it.
         title: what its paper calls it.
-        arxiv: the number of the paper.
+        arxiv: the number of the paper; None for florist's own.
         summary: what is sent and what becomes of it, in one or two sentences.
         make: the object, for a use of the method.
         keys: the other keys of ``[aggregation]`` that it takes.
         adds_exact_sum: whether clients add the exact sum of what they trained, so that what is not sent of it can be
             sent later.
         preset: how its updates and broadcasts travel by default, as a preset of ``[communication]``.
+        uncut_uploads: whether clients upload B alone, which is no factor of its own that could be cut.
         not_one_shot: why it cannot combine saved adapters, with the method as the subject; None where it can.
     """
 
     name: str
     title: str
-    arxiv: str
+    arxiv: str | None
     summary: str
     make: "Callable[[Use], Aggregator]"
     keys: tuple[str, ...] = ()
     adds_exact_sum: bool = False
     preset: str = "plain"
+    uncut_uploads: bool = False
     not_one_shot: str | None = None
 
 
@@ -125,6 +127,35 @@ _METHODS = (
         summary="The server sends FedIT's means, and what they lack of the exact sum. "
         "Clients train on from the means and add the rest.",
         make=lambda _: florist.FedEx(),
+    ),
+    Method(
+        name="linear",
+        title="Linear rounds",
+        arxiv=None,
+        summary="Clients train B alone, along rows of A that everybody derives from the last broadcast. "
+        "The server sends the exact sum, cut by a rank rule. Clients add it.",
+        make=lambda use: florist.LinearRounds(florist.EnergyThreshold(1.0) if use.whole_sum else _rule(use)),
+        keys=("tau", "scope", "budget", "rank", "max_rank"),
+        adds_exact_sum=True,
+        uncut_uploads=True,
+        not_one_shot="it sums B along one A that nobody has trained, and saved adapters have trained theirs",
+    ),
+    Method(
+        name="fedsvd",
+        title="FedSVD",
+        arxiv="2505.12805",
+        summary="Clients train B alone. The server sends the mean of B along A, which is exact, decomposed so that "
+        "the rows of A are orthonormal. Clients train on from it.",
+        make=lambda _: florist.FedSvd(),
+        not_one_shot="it averages B over one A that nobody has trained, and saved adapters have trained theirs",
+    ),
+    Method(
+        name="raflora",
+        title="raFLoRA",
+        arxiv="2602.13486",
+        summary="As FlexLoRA, but each component is averaged over the clients that have it alone.",
+        make=lambda use: florist.RaFlora(min(use.section.max_rank or use.largest_rank, use.largest_rank)),
+        keys=("max_rank",),
     ),
     Method(
         name="full",
@@ -228,7 +259,8 @@ def require_one_shot(name: str, given: Collection[str]) -> None:
     foreign = foreign_keys(method, given)
     if foreign:
         takes = ", ".join(map(_flag, method.keys)) or "none of these options"
-        others = "".join(f", or use --method {other}" for other in _methods_with(foreign))
+        takers = [other for other in _methods_with(foreign) if other in one_shot_methods()]
+        others = "".join(f", or use --method {other}" for other in takers)
         raise ConfigurationError(
             f"--method {name} takes {takes}, got {', '.join(map(_flag, foreign))}: leave that out{others}"
         )

@@ -29,8 +29,10 @@ class Expected:
         rank: the largest rank that the client may send.
         shapes: (out_features, in_features) of every module that may be trained.
         saved_parameters: the parameters that travel whole, as they were before the round.
-        trained: what the method trains. Where that is B alone, A has to be what was drawn.
-        rows: gives the rows of A that were drawn for the client in a module, at least as many as `rank`.
+        trained: what the method trains. Where that is B alone, A has to be what the client was given.
+        rows: gives the rows of A that the client was given in a module, at least as many as `rank`.
+        rows_tolerance: how far a row may be from the one that was given, as a fraction of its norm. It is 0 unless the
+            client computes its rows, whose rounding depends on the machine.
         largest_norm: the largest norm of a half, and of the product of both, that a broadcast can carry.
         largest_number: the largest number of a parameter that travels whole that a broadcast can carry.
     """
@@ -41,6 +43,7 @@ class Expected:
     saved_parameters: SavedParameters
     trained: Trained
     rows: Callable[[str], Tensor]
+    rows_tolerance: float = 0.0
     largest_norm: float = LARGEST_NORM
     largest_number: float = math.inf
 
@@ -74,9 +77,9 @@ class Expected:
         if max(B, A, B * A) > self.largest_norm:
             return f"{name}: expected norms below {self.largest_norm:.1e}, got {B:.1e} of B and {A:.1e} of A"
         if self.trained == Trained.B:
-            drawn = self.rows(name)[: factor.rank].to(factor.A.device)
-            if not torch.equal(factor.A.double(), drawn.double()):
-                return f"{name}: expected A as it was drawn from the seed, since B alone is trained, and it differs"
+            given = self.rows(name)[: factor.rank].to(factor.A.device)
+            if not _close(factor.A.double(), given.double(), self.rows_tolerance):
+                return f"{name}: expected A as the client was given it, since B alone is trained, and it differs"
         return None
 
     def _refusal_of_saved(self, parameters: SavedParameters) -> str | None:
@@ -94,3 +97,11 @@ class Expected:
             if largest > self.largest_number:
                 return f"{name}: expected numbers below {self.largest_number:.1e}, got {largest:.1e}"
         return None
+
+
+def _close(rows: Tensor, given: Tensor, tolerance: float) -> bool:
+    """Whether each row is as given, up to a fraction of its norm."""
+    if tolerance == 0:
+        return torch.equal(rows, given)
+    off = torch.linalg.vector_norm(rows - given, dim=1)
+    return bool((off <= tolerance * torch.linalg.vector_norm(given, dim=1)).all())

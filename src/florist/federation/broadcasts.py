@@ -1,14 +1,17 @@
 """The broadcasts that clients may still lack, and what is computed from them once for all clients."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import cached_property, partial
 from types import MappingProxyType
+from typing import TypeVar
 
 from florist.aggregation import lossless_sum
 from florist.compression.packed import PackedAdapter
 from florist.factors import AdapterState
 from florist.linalg import ThinSvd, WeightedFactor, decompose
 from florist.rounds import NO_ADAPTER
+
+Computed = TypeVar("Computed")
 
 
 class Broadcasts(Mapping[int, AdapterState]):
@@ -31,6 +34,7 @@ class Broadcasts(Mapping[int, AdapterState]):
     ) -> None:
         self._kept = dict(sorted(kept.items()))
         self._sums: dict[int, AdapterState] = {}
+        self._computed: tuple[Hashable, object] = (None, None)
         self.forgotten = forgotten
         self.packed = packed
 
@@ -64,6 +68,17 @@ class Broadcasts(Mapping[int, AdapterState]):
             name: decompose([WeightedFactor(1.0, spec, partial(last.__getitem__, name))])
             for name, spec in last.specs.items()
         }
+
+    def once(self, key: Hashable, compute: Callable[[], Computed]) -> Computed:
+        """What `compute` makes of these broadcasts, computed again only where another key was asked for since.
+
+        Args:
+            key: tells apart what is computed; not None.
+            compute: gives the same for the same key.
+        """
+        if self._computed[0] != key:
+            self._computed = (key, compute())
+        return self._computed[1]  # pyright: ignore[reportReturnType]  # what the same key gave before
 
     def missed_since(self, round_number: int) -> list[AdapterState] | None:
         """What came after a round, in order; None where some of it was forgotten."""

@@ -157,14 +157,14 @@ class Communication:
                 for name, account in sent.accounts.items():
                     modules[name] = self._certified(modules.get(name), account, sent.decoded, name)
             if continued:
-                again = Compression(self.download.codec)(continued, trained=work.trained)
+                again = Compression(self.download.codec)(continued, trained=work.broadcast)
                 continued, packed_continued = again.decoded, again.packed
                 for name, account in again.accounts.items():
                     modules[name] = _with_codec_error(modules[name], account.codec_error)
         saved, rounding = self._saved(broadcast.saved_parameters, owed, self.saved_download, self.download)
         bytes_out = (
             (packed_shared.nbytes if packed_shared is not None else shared.nbytes)
-            + (packed_continued.nbytes if packed_continued is not None else work.sent_bytes(continued))
+            + (packed_continued.nbytes if packed_continued is not None else work.continued_bytes(continued))
             + saved_parameter_bytes(saved, self.saved_download)
         )
         certificate = Certificate(modules, broadcast.certificate.bytes_in, bytes_out)

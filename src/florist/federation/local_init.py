@@ -1,18 +1,24 @@
 """How a client's next local adapter starts, and what its upload is then measured from.
 
-Where a method sends a continued adapter, clients start from that (`Continued`). Where a method only adds, a `LocalInit`
-chooses the start: fresh, as in the papers; aligned to the last global update; or warm, from the global adapter.
+Where a method sends a continued adapter, clients start from that (`Continued`). Where it trains B along rows of A that
+everybody derives, they start from these (`Agreed`). For other methods a `LocalInit` is chosen: fresh, as in the papers;
+aligned to the last global update; or warm, from the global adapter.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from florist.factors import AdapterState, LoraFactor, stack
 from florist.federation.state import ServerState
 from florist.linalg import ThinSvd
+from florist.linalg.parallel import in_order
 from florist.rounds import NO_ADAPTER
+from florist.seeding import random_rows
 
 FRESH_ROW_NORM = 3**-0.5
 """The root mean square norm of a fresh row of A, which has n numbers uniform in ``+-1/sqrt(n)``; n does not matter."""
@@ -36,9 +42,11 @@ class LocalStart:
 class LocalInit(Protocol):
     """Chooses the start of a local adapter. Before training, the client's function is that of the global model."""
 
-    @property
-    def needs_last(self) -> bool:
-        """Whether the start depends on the last broadcast, and not on the global adapter alone."""
+    def directions(self, state: ServerState, rank: int, /) -> AdapterState:
+        """What the start needs of the last broadcast, as rows of A under zero B; empty where it needs nothing.
+
+        They are sent to a client of this rank that lacks several broadcasts, since their sum does not show the last.
+        """
         ...
 
     def __call__(self, state: ServerState, rank: int, /) -> LocalStart:
@@ -64,10 +72,9 @@ class Fresh:
     (2, [])
     """
 
-    @property
-    def needs_last(self) -> bool:
+    def directions(self, state: ServerState, rank: int, /) -> AdapterState:  # noqa: ARG002  # never any
         """The start needs no broadcast by itself."""
-        return False
+        return NO_ADAPTER
 
     def __call__(self, state: ServerState, rank: int, /) -> LocalStart:  # noqa: ARG002  # the same for every rank
         """The start is the whole global adapter, frozen, and nothing but random rows."""
@@ -91,20 +98,17 @@ class Aligned:
     0
     """
 
-    @property
-    def needs_last(self) -> bool:
-        """The start follows the last broadcast."""
-        return True
-
-    def __call__(self, state: ServerState, rank: int, /) -> LocalStart:
-        """The start has as many directions as the last update, at most `rank`.
+    def directions(self, state: ServerState, rank: int, /) -> AdapterState:
+        """As many leading directions as the last update has, at most `rank`.
 
         Cost: one decomposition of the last update for all clients of a round, and a thin product for each.
         """
         decomposed = state.broadcasts.last_decomposed
-        return LocalStart(
-            state.cumulative, AdapterState.of({name: _directions(svd, rank) for name, svd in decomposed.items()})
-        )
+        return AdapterState.of({name: _directions(svd, rank) for name, svd in decomposed.items()})
+
+    def __call__(self, state: ServerState, rank: int, /) -> LocalStart:
+        """The start has as many directions as the last update, at most `rank`."""
+        return LocalStart(state.cumulative, self.directions(state, rank))
 
     def given(self, state: ServerState, rank: int, /) -> AdapterState:  # noqa: ARG002  # never anything
         """The client is given nothing, so that its whole upload counts."""
@@ -128,10 +132,9 @@ class Warm:
     (1, tensor([[3., 0.]]))
     """
 
-    @property
-    def needs_last(self) -> bool:
+    def directions(self, state: ServerState, rank: int, /) -> AdapterState:  # noqa: ARG002  # never any
         """The start needs no broadcast by itself."""
-        return False
+        return NO_ADAPTER
 
     def __call__(self, state: ServerState, rank: int, /) -> LocalStart:
         """The start has the first `rank` components, since `ServerState.cumulative` has them in descending order."""
@@ -143,6 +146,62 @@ class Warm:
 
 
 @dataclass(frozen=True, slots=True)
+class Agreed:
+    """A client starts with orthogonal rows of A, which everybody derives, and zero B.
+
+    The first rows are those of the last broadcast, which are its right singular vectors, and the others are random.
+    All are made orthogonal in this order, and each has the norm of a fresh row. Nobody trains or sends them: whoever
+    has the last broadcast and the seed finds them, but for the rounding of the machine. They follow from the broadcast
+    as it was sent, without a decomposition, since equal singular values would leave their vectors to chance.
+
+    A client takes the first rows, as many as its rank. A module with fewer inputs than that has no more orthogonal
+    rows: the others are zero there, so that their components never train.
+
+    Source: florist's own.
+
+    Args:
+        seed: the seed of the random rows in this round.
+        max_rank: how many rows are made.
+        shapes: (out_features, in_features) of every module.
+
+    >>> start = Agreed(seed=1, max_rank=3, shapes={"layer": (2, 8)})(ServerState.initial(), 2)
+    >>> A = start.local["layer"].A
+    >>> torch.allclose(A @ A.T, torch.eye(2) / 3, atol=1e-6), start.local["layer"].B.count_nonzero().item()
+    (True, 0)
+    """
+
+    seed: int
+    max_rank: int
+    shapes: Mapping[str, tuple[int, int]]
+
+    def directions(self, state: ServerState, rank: int, /) -> AdapterState:
+        """The first rows of the last broadcast, as they were sent."""
+        return state.broadcasts.last.map(lambda factor: _along(_nonzero_rows(factor.A)[:rank], factor.B.shape[0]))
+
+    def __call__(self, state: ServerState, rank: int, /) -> LocalStart:
+        """The start has `rank` rows in every module.
+
+        Cost: one QR of n x `max_rank` a module, in float64, for all clients of a round.
+        """
+        last = state.broadcasts.last
+
+        def rows_of(name: str) -> Tensor:
+            drawn = random_rows(self.seed, name, self.max_rank, self.shapes[name][1])
+            return _orthogonal_rows(_nonzero_rows(last[name].A) if name in last else drawn[:0], drawn)
+
+        def all_rows() -> Mapping[str, Tensor]:
+            return dict(zip(self.shapes, in_order(rows_of, self.shapes), strict=True))
+
+        rows = state.broadcasts.once((type(self), self.seed, self.max_rank), all_rows)
+        own = {name: _along(A[:rank], self.shapes[name][0]) for name, A in rows.items()}
+        return LocalStart(state.cumulative, AdapterState.of(own))
+
+    def given(self, state: ServerState, rank: int, /) -> AdapterState:  # noqa: ARG002  # never anything
+        """The client is given nothing, so that its whole upload counts."""
+        return NO_ADAPTER
+
+
+@dataclass(frozen=True, slots=True)
 class Continued:
     """A client trains on from the first components of the continued adapter.
 
@@ -150,10 +209,9 @@ class Continued:
     send such an adapter average the adapter itself and not its change.
     """
 
-    @property
-    def needs_last(self) -> bool:
+    def directions(self, state: ServerState, rank: int, /) -> AdapterState:  # noqa: ARG002  # never any
         """The start needs no broadcast by itself."""
-        return False
+        return NO_ADAPTER
 
     def __call__(self, state: ServerState, rank: int, /) -> LocalStart:
         """The start has the first `rank` components, beside all that was ever added."""
@@ -176,7 +234,31 @@ def change(upload: AdapterState, given: AdapterState) -> AdapterState:
 
 def _directions(svd: ThinSvd, rank: int) -> LoraFactor:
     A = svd.leading(min(rank, svd.spectrum.numerical_rank)).Vh
-    return LoraFactor(torch.zeros(svd.spectrum.shape[0], A.shape[0], dtype=A.dtype), FRESH_ROW_NORM * A)
+    return _along(FRESH_ROW_NORM * A, svd.spectrum.shape[0])
+
+
+def _along(A: Float[Tensor, "rank in_features"], out_features: int) -> LoraFactor:
+    """The factor that has these rows of A under zero B."""
+    return LoraFactor(A.new_zeros(out_features, A.shape[0]), A)
+
+
+def _nonzero_rows(A: Float[Tensor, "rank in_features"]) -> Float[Tensor, "fewer in_features"]:
+    return A[A.count_nonzero(dim=1) > 0]
+
+
+def _orthogonal_rows(
+    given: Float[Tensor, "some in_features"], drawn: Float[Tensor, "rank in_features"]
+) -> Float[Tensor, "rank in_features"]:
+    """As many rows as were drawn, orthogonal and of the norm of a fresh one; the given ones take the first places.
+
+    A row keeps its direction, less what lies along the rows before it. Rows beyond `in_features` are zero.
+    """
+    rank, in_features = drawn.shape
+    rows = torch.cat([given, drawn[given.shape[0] :]])[: min(rank, in_features)].double()
+    Q, R = torch.linalg.qr((rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)).T)
+    signs = torch.where(R.diagonal() < 0, -1.0, 1.0)  # LAPACK leaves them open
+    found = (FRESH_ROW_NORM * signs * Q).T.to(given.dtype)
+    return torch.cat([found, found.new_zeros(rank - found.shape[0], in_features)])
 
 
 def _difference(upload: LoraFactor, given: LoraFactor) -> LoraFactor:

@@ -5,19 +5,21 @@ that over Flower drive the same steps.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import torch
+from torch import Tensor
 
 from florist.aggregation import lossless_sum
 from florist.compression.packed import PackedAdapter
 from florist.compression.residual import NOTHING_OWED, Residual
 from florist.errors import ConfigurationError
-from florist.factors import AdapterState
+from florist.factors import AdapterState, LoraFactor
 from florist.federation.admission import Expected
 from florist.federation.communication import Communication, SentUpdate, saved_parameter_bytes
-from florist.federation.local_init import Aligned, Continued, LocalInit, LocalStart, change
+from florist.federation.local_init import Agreed, Aligned, Continued, LocalInit, LocalStart, change
 from florist.federation.records import Drop
 from florist.federation.state import ServerState
 from florist.rounds import (
@@ -31,6 +33,9 @@ from florist.rounds import (
     weight_name,
 )
 from florist.seeding import derive_seed, generator, random_rows
+
+ROWS_TOLERANCE = 1e-4
+"""How far a row of A that a client derives may be from the server's, as a fraction of its norm."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -180,8 +185,8 @@ class Federation:
         of_base = () if state.broadcasts else {weight_name(module) for module in self.shapes}
         whole = {name: tensor for name, tensor in state.saved_parameters.items() if name not in of_base}
         # The sum of several no longer shows the last of them.
-        hidden = several and self._init(state).needs_last
-        directions = self.start(state, client_id).local if hidden else NO_ADAPTER
+        start = self._init(state, client_id)
+        directions = start.directions(state, self.client_ranks[client_id]) if several else NO_ADAPTER
         return self._download(
             client_id, state, added, whole, packed=packed or (), directions=directions, replaces=replaces
         )
@@ -200,7 +205,25 @@ class Federation:
 
     def start(self, state: ServerState, client_id: str) -> LocalStart:
         """What a client begins the next round with, once it has downloaded what it lacked."""
-        return self._init(state)(state, self.client_ranks[client_id])
+        return self._init(state, client_id)(state, self.client_ranks[client_id])
+
+    def rows(self, state: ServerState, client_id: str) -> Callable[[str], Tensor]:
+        """The rows of A that a client begins the next round with, by module, and more up to `max_rank`.
+
+        The result raises KeyError for a module that does not exist. It computes the start when it is first called.
+        """
+        seed = self.local_seed(state.round_number + 1, client_id)
+
+        @cache
+        def local() -> AdapterState:
+            return self.start(state, client_id).local
+
+        def rows_of(module: str) -> Tensor:
+            drawn = random_rows(seed, module, self.max_rank, self.shapes[module][1])
+            given = local()[module].A if module in local() else drawn[:0]
+            return torch.cat([given, drawn[given.shape[0] :]])
+
+        return rows_of
 
     def local_seed(self, round_number: int, client_id: str) -> int:
         """The seed of a client's random rows of A. It draws as many as `max_rank` and takes the first of them."""
@@ -262,8 +285,12 @@ class Federation:
         }
         return ClosedRound(moved, broadcast, usable, upload_bytes, deliveries, tuple(dropped), *stack)
 
-    def _init(self, state: ServerState) -> LocalInit:
-        return Continued() if state.continued else self.local_init
+    def _init(self, state: ServerState, client_id: str) -> LocalInit:
+        if state.continued:
+            return Continued()
+        if self.aggregator.work.agreed_rows:
+            return Agreed(self.local_seed(state.round_number + 1, client_id), self.max_rank, self.shapes)
+        return self.local_init
 
     def sent_update(self, state: ServerState, update: ClientUpdate, owed: Residual = NOTHING_OWED) -> SentUpdate:
         """What a client sends of what it trained, and what it holds back.
@@ -277,7 +304,7 @@ class Federation:
             NonFiniteUpdateError, InvalidUpdateError, IncompatibleAdaptersError: as `Communication.sent_update`.
         """
         rank = self.client_ranks[update.client_id]
-        given = self._init(state).given(state, rank)
+        given = self._init(state, update.client_id).given(state, rank)
         return self.communication.sent_update(update, owed, self.aggregator.work, given=given, max_rank=rank)
 
     def _sent_bytes(self, update: ClientUpdate) -> int:
@@ -297,8 +324,15 @@ class Federation:
     def _change(self, update: ClientUpdate, state: ServerState) -> ClientUpdate:
         if self.communication.uploads_changes:
             return update
-        given = self._init(state).given(state, self.client_ranks[update.client_id])
-        return replace(update, adapter=change(update.adapter, given))
+        adapter = update.adapter
+        if self.aggregator.work.agreed_rows:
+            # The client's own differ by rounding, and the sum needs one A.
+            rows = self.rows(state, update.client_id)
+            adapter = AdapterState.of(
+                {name: LoraFactor(f.B, rows(name)[: f.rank].to(f.B)) for name, f in adapter.items()}
+            )
+        given = self._init(state, update.client_id).given(state, self.client_ranks[update.client_id])
+        return replace(update, adapter=change(adapter, given))
 
     def _download(
         self,
@@ -319,7 +353,7 @@ class Federation:
         nbytes = (
             added.nbytes
             + sum(each.nbytes for each in packed)
-            + (packed_own.nbytes if packed_own is not None else self.aggregator.work.sent_bytes(own))
+            + (packed_own.nbytes if packed_own is not None else self.aggregator.work.continued_bytes(own))
             + saved_parameter_bytes(saved_parameters, codec)
             + sum(factor.A.nbytes for factor in directions.values())
         )
@@ -328,15 +362,15 @@ class Federation:
     def _refusal(self, update: ClientUpdate, state: ServerState, counted: Mapping[str, ClientUpdate]) -> str | None:
         if update.client_id not in self.client_ranks:
             return "not a client of this federation"
-        round_number = state.round_number + 1
-        rows_seed = self.local_seed(round_number, update.client_id)
+        work = self.aggregator.work
         expected = Expected(
-            round_number=round_number,
+            round_number=state.round_number + 1,
             rank=self.client_ranks[update.client_id],
             shapes=self.shapes,
             saved_parameters=state.saved_parameters,
-            trained=self.aggregator.work.trained,
-            rows=lambda name: random_rows(rows_seed, name, self.max_rank, self.shapes[name][1]),
+            trained=work.trained,
+            rows=self.rows(state, update.client_id),
+            rows_tolerance=ROWS_TOLERANCE if work.agreed_rows else 0.0,
             largest_norm=self.communication.largest_norm,
             largest_number=self.communication.largest_number,
         )

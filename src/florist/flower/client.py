@@ -115,7 +115,8 @@ def _train(participant: Participant, state: ClientState, instruction: Instructio
     assignment = instruction.assignment
     communication = assignment.upload.communication  # an unknown codec is refused before it costs a training
     owed, begins_anew = _owed(participant, assignment, memory)
-    outcome = participant.train(state.start(instruction, participant.rank), state.saved_parameters, assignment)
+    start = state.start(instruction, participant.rank, participant.shapes)
+    outcome = participant.train(start, state.saved_parameters, assignment)
     sent = communication.sent_update(
         ClientUpdate(
             participant.client_id,
@@ -126,7 +127,7 @@ def _train(participant: Participant, state: ClientState, instruction: Instructio
         ),
         owed,
         ClientWork(participant.trained),
-        given=state.given(instruction, participant.rank),
+        given=state.given(instruction, participant.rank, participant.shapes),
         max_rank=participant.rank,
     )
     if assignment.upload.feedback:

@@ -86,27 +86,28 @@ class ClientState:
             saved_parameters={**before.saved_parameters, **instruction.saved_parameters},
         )
 
-    def start(self, instruction: Instruction, rank: int) -> LocalStart:
+    def start(self, instruction: Instruction, rank: int, shapes: Mapping[str, tuple[int, int]]) -> LocalStart:
         """What the client begins to train with: the same as the server's `Federation.start`, from this state."""
-        if self.directions:
+        if self.directions and not instruction.assignment.agreed_rows:
             return LocalStart(self.cumulative, self.directions)
-        return self._begin(instruction)(self._as_at_the_server, rank)
+        return self._begin(instruction, shapes)(self._as_at_the_server, rank)
 
-    def given(self, instruction: Instruction, rank: int) -> AdapterState:
+    def given(self, instruction: Instruction, rank: int, shapes: Mapping[str, tuple[int, int]]) -> AdapterState:
         """The part of the global adapter that the client trains on from, which is not its own change."""
-        return self._begin(instruction).given(self._as_at_the_server, rank)
+        return self._begin(instruction, shapes).given(self._as_at_the_server, rank)
 
     @property
     def global_adapter(self) -> AdapterState:
         """What the global model adds to the base, with the client's own cut of a continued adapter."""
         return lossless_sum([self.cumulative, self.continued]) if self.continued else self.cumulative
 
-    def _begin(self, instruction: Instruction) -> LocalInit:
-        return Continued() if self.continued else instruction.assignment.start
+    def _begin(self, instruction: Instruction, shapes: Mapping[str, tuple[int, int]]) -> LocalInit:
+        return Continued() if self.continued else instruction.assignment.start(shapes)
 
     @property
     def _as_at_the_server(self) -> ServerState:
-        last = Broadcasts({self.round_number: self.last} if self.round_number > 0 else {})
+        # Where directions were sent, they stand for the last broadcast: a start reads no more of it than its rows.
+        last = Broadcasts({self.round_number: self.directions or self.last} if self.round_number > 0 else {})
         return ServerState(self.round_number, self.cumulative, self.continued, NOTHING, last, {})
 
     def save(self, memory: RecordDict) -> None:

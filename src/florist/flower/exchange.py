@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from flwr.app import RecordDict
-from torch import Tensor
 
 from florist.compression.packed import PackedAdapter
 from florist.errors import InvalidUpdateError
@@ -15,7 +14,7 @@ from florist.flower.arrays import Rows, unpacked
 from florist.flower.messages import Assignment, Evaluation, Instruction, Introduction, OutOfStep, Upload
 from florist.flower.upload_terms import UploadTerms
 from florist.rounds import NO_ADAPTER, ClientUpdate, saved_bytes
-from florist.seeding import derive_seed, random_rows
+from florist.seeding import derive_seed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +49,7 @@ class Exchange:
         Raises:
             FloristError: the content is no reply, damaged, or not packed as the client was told.
         """
-        rows = self._rows(client_id, self.state.round_number + 1)
+        rows = self._rows(client_id)
         answer = protocol.read_reply(content, rows)
         return self._decoded(answer, rows) if isinstance(answer, Upload) else answer
 
@@ -104,7 +103,7 @@ class Exchange:
         )
 
     def _instruction(self, client_id: str, round_number: int) -> tuple[RecordDict, Download]:
-        download = self.federation.download(self.state, client_id)
+        download, work = self.federation.download(self.state, client_id), self.federation.aggregator.work
         assignment = Assignment(
             round_number=round_number,
             since=self.state.holds.get(client_id, -1),
@@ -114,8 +113,9 @@ class Exchange:
             seed=derive_seed(self.federation.seed, "training", round_number, client_id),
             rows_seed=self.federation.local_seed(round_number, client_id),
             max_rank=self.federation.max_rank,
-            trained=self.federation.aggregator.work.trained.value,
+            trained=work.trained.value,
             local_init=messages.name_of(self.federation.local_init),
+            agreed_rows=work.agreed_rows,
             counted=self.counted.get(client_id, 0),
             upload=UploadTerms.of(self.federation.communication),
         )
@@ -130,7 +130,11 @@ class Exchange:
             download.packed,
             download.packed_continued,
         )
-        return protocol.write_instruction(instruction), download
+        return protocol.write_instruction(instruction, work.broadcast), download
+
+    def _rows(self, client_id: str) -> Rows:
+        rows = self.federation.rows(self.state, client_id)
+        return lambda module, rank: rows(module)[:rank]
 
     def _decoded(self, upload: Upload, rows: Rows) -> Upload:
         communication, packed = self.federation.communication, upload.packed
@@ -171,11 +175,3 @@ class Exchange:
                 raise InvalidUpdateError(f"{name}: expected the shape {shape}, got {factor.shape}; both need one base")
             if factor.rank > max(shape):
                 raise InvalidUpdateError(f"{name}: expected a rank of at most {max(shape)}, got {factor.rank}")
-
-    def _rows(self, client_id: str, round_number: int) -> Rows:
-        seed, federation = self.federation.local_seed(round_number, client_id), self.federation
-
-        def rows(module: str, rank: int) -> Tensor:
-            return random_rows(seed, module, federation.max_rank, federation.shapes[module][1])[:rank]
-
-        return rows

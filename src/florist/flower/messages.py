@@ -10,7 +10,7 @@ from florist.compression.packed import PackedAdapter
 from florist.config.methods import LOCAL_INITS
 from florist.errors import InvalidUpdateError
 from florist.factors import AdapterState, LoraFactor
-from florist.federation.local_init import LocalInit
+from florist.federation.local_init import Agreed, LocalInit
 from florist.flower.client_texts import Name
 from florist.flower.upload_terms import UploadTerms
 from florist.rounds import SavedParameters, Trained
@@ -73,6 +73,7 @@ class Assignment:
         max_rank: how many rows are drawn.
         trained: a value of `rounds.Trained`.
         local_init: the name of the start of the local adapter, as in a configuration.
+        agreed_rows: whether the local adapter starts along rows of A that everybody derives instead.
         counted: the last round in which an update of this client counted; 0 where none did.
         upload: how the client is to send its update.
     """
@@ -88,10 +89,11 @@ class Assignment:
     local_init: str
     counted: NonNegativeInt
     upload: UploadTerms
+    agreed_rows: bool = False
 
     @property
     def travels(self) -> Trained:
-        """What is trained, and therefore travels.
+        """What is trained, and therefore travels to the server.
 
         Raises:
             InvalidUpdateError: this version does not know the value.
@@ -104,9 +106,11 @@ class Assignment:
                 f"{self.trained}; client and server need the same version of florist"
             ) from None
 
-    @property
-    def start(self) -> LocalInit:
+    def start(self, shapes: Mapping[str, tuple[int, int]]) -> LocalInit:
         """How the local adapter starts.
+
+        Args:
+            shapes: (out_features, in_features) of the client's modules.
 
         Raises:
             InvalidUpdateError: this version does not know the name.
@@ -116,7 +120,7 @@ class Assignment:
                 f"expected a local_init of {', '.join(LOCAL_INITS)}, got {self.local_init!r}; client and server need "
                 "the same version of florist"
             )
-        return LOCAL_INITS[self.local_init]()
+        return Agreed(self.rows_seed, self.max_rank, shapes) if self.agreed_rows else LOCAL_INITS[self.local_init]()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

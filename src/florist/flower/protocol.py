@@ -88,14 +88,19 @@ def read_introduction(content: RecordDict) -> Introduction:
     return introduction
 
 
-def write_instruction(instruction: Instruction) -> RecordDict:
-    """The content of an instruction; `continued` is written as the halves that are trained."""
+def write_instruction(instruction: Instruction, continued: Trained = Trained.FACTORS) -> RecordDict:
+    """The content of an instruction.
+
+    Args:
+        instruction: what to write.
+        continued: the halves of its continued adapter that travel; the client knows the others.
+    """
     return _content(
         instruction.assignment,
         {
             "added": adapter_to_arrays(instruction.added),
             "packed": packed_to_arrays(instruction.packed),
-            "continued": adapter_to_arrays(instruction.continued, instruction.assignment.travels),
+            "continued": adapter_to_arrays(instruction.continued, continued),
             "packed_continued": _one_to_arrays(instruction.packed_continued),
             "directions": tensors_to_arrays(instruction.directions),
             _SAVED: tensors_to_arrays(instruction.saved_parameters),
@@ -108,7 +113,7 @@ def read_instruction(content: RecordDict, rows_of: Callable[[Assignment], Rows])
 
     Args:
         content: of the message.
-        rows_of: gives, for the assignment, the rows of A where B alone travels; see `arrays.arrays_to_adapter`. It is
+        rows_of: gives, for the assignment, the rows of A where B alone came; see `arrays.arrays_to_adapter`. It is
             called before the arrays are read, and may refuse the assignment.
 
     Raises:
