@@ -91,7 +91,8 @@ def test_a_preset_gives_every_method_what_it_can_use(tmp_path: Path, method: str
     if method in CONTINUES:
         assert (found["feedback"], found["upload_tau"]) == (False, None)
     else:
-        assert found == {**EVERYTHING, **PRESETS[preset]}
+        cut = {"upload_tau": None} if METHODS[method].uncut_uploads else {}
+        assert found == {**EVERYTHING, **PRESETS[preset], **cut}
     again = read(tmp_path, to_toml(config))
     assert again == config
     assert communication_of(again) == communication_of(config)
@@ -209,8 +210,8 @@ def test_with_feedback_the_communication_cuts_and_the_method_hands_over_the_whol
     config = read(tmp_path, with_communication('preset = "compact"'), ["aggregation.tau=0.7", "aggregation.max_rank=9"])
     assert aggregator_of(config, 8) == WholeSum()
     assert communication_of(config) == Communication(
-        upload=Compression(IntegerCodec(4), EnergyThreshold(0.8), Feedback()),
-        download=Compression(IntegerCodec(4), Capped(EnergyThreshold(0.7), 9), Feedback()),
+        upload=Compression(IntegerCodec(4), EnergyThreshold(0.75), Feedback()),
+        download=Compression(IntegerCodec(4), Capped(EnergyThreshold(0.7), 9), Feedback(SERVER_RANK_FACTOR)),
         saved_upload=FloatCodec(torch.float16),
         saved_download=FloatCodec(torch.float16),
     )

@@ -12,11 +12,8 @@ Source: florist's own.
 
 import torch
 
-from florist.compression.codecs import Codec
-from florist.compression.packed import PackedAdapter
 from florist.errors import InvalidUpdateError
 from florist.factors import AdapterState, LoraFactor
-from florist.rounds import Trained
 
 
 def with_expressible(update: AdapterState, owed: AdapterState) -> tuple[AdapterState, dict[str, LoraFactor]]:
@@ -48,14 +45,3 @@ def with_expressible(update: AdapterState, owed: AdapterState) -> tuple[AdapterS
         due[name] = LoraFactor(factor.B + (held.B.double() @ coordinates).to(factor.B.dtype), factor.A)
         beyond[name] = LoraFactor(held.B, (held_rows - coordinates @ rows).to(held.A.dtype))
     return AdapterState.of(due), beyond
-
-
-def codec_residual(due: LoraFactor, decoded: LoraFactor) -> LoraFactor:
-    """What a codec took from B, along the rows."""
-    return LoraFactor(due.B - decoded.B.to(due.B.dtype), due.A)
-
-
-def packed_along(due: AdapterState, codec: Codec) -> tuple[PackedAdapter, AdapterState]:
-    """What travels of an adapter whose rows both sides know, and what arrives."""
-    packed = PackedAdapter.of(due, codec, Trained.B)
-    return packed, packed.unpacked(due)

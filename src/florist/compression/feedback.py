@@ -10,17 +10,19 @@ Source: florist's own. Error feedback is known from gradient compression (1-bit 
 arXiv:2106.05203); here the compressor is a spectral cut with a quantiser, and the residual never leaves factor space.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
+from florist.compression.along_rows import with_expressible
 from florist.compression.codecs import Codec
 from florist.compression.held_back import Feedback, HeldBack, difference, product_norm
 from florist.compression.packed import PackedAdapter, PackedFactor
 from florist.errors import NonFiniteUpdateError
-from florist.factors import AdapterState, LoraFactor
+from florist.factors import AdapterState, LoraFactor, stack
 from florist.linalg import ThinSvd, WeightedFactor, decompose
 from florist.linalg.parallel import in_order
 from florist.linalg.spectrum import Spectrum
@@ -114,6 +116,8 @@ class Compression:
         """
         if not self.recuts:
             return self._sent_as_it_is(update, trained)
+        if self.feedback is not None and trained == Trained.B:
+            return self._sent_along_rows(update, owed, self.feedback)
         names = sorted({*update, *owed})
         ranks = self._joint_ranks(update, owed, names)
 
@@ -140,6 +144,37 @@ class Compression:
             decoded=AdapterState.of({name: decoded for name, (_, decoded, _, _) in outcomes.items()}),
             held_back=AdapterState.of({name: held for name, held in held_back.items() if held.rank}),
             accounts={name: account for name, (_, _, _, account) in outcomes.items()},
+        )
+
+    def _sent_along_rows(self, update: AdapterState, owed: AdapterState, feedback: Feedback) -> Sent:
+        due, beyond = with_expressible(update, owed)
+        packed = PackedAdapter.of(due, self.codec, Trained.B)
+        decoded = packed.unpacked(due)
+
+        def hold(name: str) -> tuple[LoraFactor, ModuleAccount]:
+            error = LoraFactor(due[name].B - decoded[name].B.to(due[name].B.dtype), due[name].A)
+            joined = stack([beyond[name], error]) if name in beyond else error
+            held, let_go = feedback.bounded(joined, due[name].rank)
+            rest = product_norm(beyond[name]) if name in beyond else 0.0
+            # What no row expresses is orthogonal to what is sent.
+            account = ModuleAccount(
+                due=math.hypot(product_norm(due[name]), rest),
+                cut_error=rest,
+                codec_error=product_norm(error),
+                held_back=product_norm(held),
+                let_go=let_go,
+            )
+            return held, account
+
+        outcomes = dict(zip(due, in_order(hold, list(due)), strict=True))
+        held_back = {name: held for name, (held, _) in outcomes.items()}
+        # A module that was not trained stays owed as it is.
+        held_back |= {name: factor for name, factor in beyond.items() if name not in held_back}
+        return Sent(
+            packed,
+            decoded,
+            AdapterState.of({name: held for name, held in sorted(held_back.items()) if held.rank}),
+            {name: account for name, (_, account) in outcomes.items()},
         )
 
     def _joint_ranks(self, update: AdapterState, owed: AdapterState, names: Sequence[str]) -> Mapping[str, int] | None:

@@ -73,6 +73,15 @@ class Feedback:
         overlap = min(_largest_overlap(cut, codec_error, left), cut_energy**0.5 * lost)
         return HeldBack(factor, product_norm(factor), (cut_energy + lost**2 + 2 * overlap) ** 0.5)
 
+    def bounded(self, factor: LoraFactor, new_rank: int) -> tuple[LoraFactor, float]:
+        """Return a factor at a bounded rank, and the norm of what that lets go.
+
+        Cost: one decomposition.
+        """
+        svd = decompose([WeightedFactor(1.0, factor.spec, lambda: factor)])
+        rank = min(svd.spectrum.rank_holding(1.0 - _NEGLIGIBLE), self.bound(new_rank))
+        return svd.factor(rank), svd.spectrum.discarded_energy(rank) ** 0.5
+
     def _decomposed(self, withheld: ThinSvd, codec_error: LoraFactor, new_rank: int) -> HeldBack:
         joined = stack([withheld.factor(withheld.S.numel()), codec_error])
         svd = decompose([WeightedFactor(1.0, joined.spec, lambda: joined)])

@@ -57,8 +57,7 @@ def with_preset(given: Mapping[str, Any], method: str) -> Mapping[str, Any]:
     if preset is None:
         return given  # which has none, or one that is refused with a reason
     unfit: set[str] = set(HOW_MUCH) if given.keys() & set(HOW_MUCH) else set()
-    if method in METHODS and not METHODS[method].adds_exact_sum:
-        unfit.update(FOR_EXACT_SUMS)
+    unfit.update(_unusable(method))
     return {**{key: value for key, value in preset.items() if key not in unfit}, **given}
 
 
@@ -107,10 +106,17 @@ def without_replaced(
         gone.update(key for preset in PRESETS.values() for key in preset)
     if "preset" in overrides or overrides.keys() & set(HOW_MUCH):
         gone.update(HOW_MUCH)
-    known = METHODS.get(str(method))
-    if known is not None and not known.adds_exact_sum:
-        gone.update(FOR_EXACT_SUMS)
+    gone.update(_unusable(str(method)))
     return {key: value for key, value in settings.items() if key not in gone}
+
+
+def _unusable(method: str) -> tuple[str, ...]:
+    known = METHODS.get(method)
+    if known is None:
+        return ()
+    if not known.adds_exact_sum:
+        return FOR_EXACT_SUMS
+    return HOW_MUCH if known.uncut_uploads else ()
 
 
 def contradictions(method: str, section: Any) -> list[str]:
@@ -139,11 +145,6 @@ def contradictions(method: str, section: Any) -> list[str]:
             for key in ("upload_tau", "upload_budget")
             if getattr(section, key) is not None
         )
-        if section.feedback_at_clients:
-            wrong.append(
-                f"communication.feedback = {section.feedback!r} lets clients send later what they held back, along "
-                f"rows of A that {known.title} no longer have then: set it to 'server', or to false"
-            )
     return wrong
 
 
