@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from florist.aggregation import FedIt, Flora, Florist
+from florist.aggregation import FedIt, Florist, WholeSum
 from florist.compression.codecs import CODECS, FloatCodec, IntegerCodec
 from florist.compression.feedback import Compression, Feedback
 from florist.config import Config, to_toml
-from florist.config.communication import CODEC_NAMES, PRESETS, aggregator_of, communication_of
+from florist.config.communication import CODEC_NAMES, PRESETS, SERVER_RANK_FACTOR, aggregator_of, communication_of
 from florist.config.methods import METHODS
 from florist.federation.communication import Communication
 from florist.ranks import ByteBudget, Capped, EnergyThreshold
@@ -23,6 +23,8 @@ CONTINUES = [method.name for method in METHODS.values() if not method.adds_exact
 
 
 def with_communication(*lines: str, method: str = "florist") -> str:
+    if not any(line.startswith("preset") for line in lines):
+        lines = ('preset = "plain"', *lines)
     return "\n".join([MINIMAL, "[communication]", *lines, "[aggregation]", f'method = "{method}"', ""])
 
 
@@ -38,11 +40,33 @@ def test_the_names_of_codecs_are_those_that_both_sides_know() -> None:
     assert tuple(CODECS) == CODEC_NAMES
 
 
-def test_by_default_all_travels_as_it_is(tmp_path: Path) -> None:
+def test_by_default_florist_sends_little_and_keeps_the_rest(tmp_path: Path) -> None:
     config = read(tmp_path)
+    assert config == read(tmp_path, MINIMAL + '[communication]\npreset = "compact"\n')
+    assert settings(config) == {**EVERYTHING, **PRESETS["compact"]}
+    assert config.aggregation.tau == 0.7
+    assert aggregator_of(config, 8) == WholeSum()
+    assert read(tmp_path, to_toml(config)) == config
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "florist"])
+def test_by_default_all_that_other_methods_send_travels_as_it_is(tmp_path: Path, method: str) -> None:
+    config = read(tmp_path, MINIMAL, [f"aggregation.method={method}"])
     assert settings(config) == EVERYTHING
     assert communication_of(config) == Communication()
-    assert aggregator_of(config, 8) == Florist(EnergyThreshold(0.9))
+
+
+@pytest.mark.parametrize(
+    ("preset", "tau", "start"), [("plain", 0.9, "aligned"), ("paper", 0.9, "fresh"), ("compact", 0.7, "aligned")]
+)
+def test_what_belongs_to_a_preset_in_other_sections_gives_way_to_what_is_set_there(
+    tmp_path: Path, preset: str, tau: float, start: str
+) -> None:
+    config = read(tmp_path, MINIMAL, [f"communication.preset={preset}"])
+    assert (config.aggregation.tau, config.federation.local_init) == (tau, start)
+    own = [f"communication.preset={preset}", "federation.local_init=warm", "aggregation.budget=100kB"]
+    changed = read(tmp_path, MINIMAL, own)
+    assert (changed.aggregation.tau, changed.federation.local_init) == (None, "warm")
 
 
 # --- presets
@@ -66,6 +90,9 @@ def test_a_preset_gives_every_method_what_it_can_use(tmp_path: Path, method: str
     }
     if method in CONTINUES:
         assert (found["feedback"], found["upload_tau"]) == (False, None)
+    elif METHODS[method].uncut_uploads:
+        server = PRESETS[preset]["feedback"] and "server"
+        assert found == {**EVERYTHING, **PRESETS[preset], "upload_tau": None, "feedback": server}
     else:
         assert found == {**EVERYTHING, **PRESETS[preset]}
     again = read(tmp_path, to_toml(config))
@@ -75,7 +102,7 @@ def test_a_preset_gives_every_method_what_it_can_use(tmp_path: Path, method: str
 
 def test_a_preset_that_there_is_not_is_refused(tmp_path: Path) -> None:
     told = refusal(tmp_path, with_communication('preset = "smallest"'))
-    assert "communication.preset: Input should be 'paper' or 'compact', got 'smallest'" in told
+    assert "communication.preset: Input should be 'plain', 'paper' or 'compact', got 'smallest'" in told
 
 
 # --- contradictions
@@ -183,7 +210,7 @@ def test_an_override_by_a_method_that_adds_keeps_all(tmp_path: Path, method: str
 
 def test_with_feedback_the_communication_cuts_and_the_method_hands_over_the_whole_sum(tmp_path: Path) -> None:
     config = read(tmp_path, with_communication('preset = "compact"'), ["aggregation.tau=0.7", "aggregation.max_rank=9"])
-    assert aggregator_of(config, 8) == Flora()
+    assert aggregator_of(config, 8) == WholeSum()
     assert communication_of(config) == Communication(
         upload=Compression(IntegerCodec(4), EnergyThreshold(0.8), Feedback()),
         download=Compression(IntegerCodec(4), Capped(EnergyThreshold(0.7), 9), Feedback()),
@@ -197,8 +224,10 @@ def test_feedback_at_one_side_alone(tmp_path: Path, side: str, where: str) -> No
     config = read(tmp_path, with_communication(f'feedback = "{side}"', 'download = "int8"', 'upload = "int8"'))
     found = communication_of(config)
     kept = {name: getattr(found, name).feedback for name in ("download", "upload")}
-    assert kept == {"download": None, "upload": None} | {where: Feedback()}
-    assert aggregator_of(config, 8) == (Flora() if side == "server" else Florist(EnergyThreshold(0.9)))
+    assert kept == {"download": None, "upload": None} | {
+        where: Feedback(SERVER_RANK_FACTOR) if side == "server" else Feedback()
+    }
+    assert aggregator_of(config, 8) == (WholeSum() if side == "server" else Florist(EnergyThreshold(0.9)))
 
 
 def test_a_budget_counts_the_bytes_of_the_codec(tmp_path: Path) -> None:
@@ -215,7 +244,7 @@ def test_a_budget_counts_the_bytes_of_the_codec(tmp_path: Path) -> None:
 
 def test_what_flora_sends_with_feedback_is_not_cut(tmp_path: Path) -> None:
     found = of(tmp_path, "feedback = true", 'download = "int8"', method="flora")
-    assert found.download == Compression(IntegerCodec(8), None, Feedback())
+    assert found.download == Compression(IntegerCodec(8), None, Feedback(SERVER_RANK_FACTOR))
 
 
 @pytest.mark.parametrize(

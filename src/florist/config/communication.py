@@ -6,7 +6,7 @@ The names can be read without torch, which is loaded when an object is made.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from florist.config.methods import METHODS, make_aggregator, rank_rule
+from florist.config.methods import DEFAULT_METHOD, METHODS, make_aggregator, rank_rule
 
 if TYPE_CHECKING:
     from florist.compression.codecs import Codec, FloatCodec
@@ -19,11 +19,21 @@ if TYPE_CHECKING:
 
 CODEC_NAMES = ("float32", "float16", "bfloat16", "int8", "int4", "int3", "int2")
 
+_PLAIN: Mapping[str, Any] = {"download": "float32", "upload": "float32", "feedback": False}
+
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "paper": {"download": "float32", "upload": "float32", "feedback": False},
-    "compact": {"download": "int4", "upload": "int4", "upload_tau": 0.8, "feedback": True},
+    "plain": _PLAIN,
+    "paper": _PLAIN,
+    "compact": {"download": "int4", "upload": "int4", "upload_tau": 0.75, "feedback": True},
 }
 """Keys of ``[communication]`` by the name of a preset."""
+
+BESIDE: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "plain": {},
+    "paper": {"federation": {"local_init": "fresh"}},
+    "compact": {"aggregation": {"tau": 0.7}},
+}
+"""Keys of other sections that belong to a preset. A tau is not set where something else says how much to keep."""
 
 SERVER_RANK_FACTOR = 0.5
 """The rank of what the server holds back of a module, over the sum of the clients' ranks. The whole of it would make
@@ -47,9 +57,39 @@ def with_preset(given: Mapping[str, Any], method: str) -> Mapping[str, Any]:
     if preset is None:
         return given  # which has none, or one that is refused with a reason
     unfit: set[str] = set(HOW_MUCH) if given.keys() & set(HOW_MUCH) else set()
-    if method in METHODS and not METHODS[method].adds_exact_sum:
+    known = METHODS.get(method)
+    if known is not None and not known.adds_exact_sum:
         unfit.update(FOR_EXACT_SUMS)
+    elif known is not None and known.uncut_uploads:
+        unfit.update(HOW_MUCH)
+        preset = {**preset, "feedback": preset["feedback"] and "server"}
     return {**{key: value for key, value in preset.items() if key not in unfit}, **given}
+
+
+def with_default_preset(tables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tables of a configuration with the preset of its method, where none is given, and what belongs to a preset.
+
+    Args:
+        tables: the sections as they were given; what is wrong in them is refused elsewhere.
+    """
+    aggregation, communication = (tables.get(name, {}) for name in ("aggregation", "communication"))
+    if not (isinstance(aggregation, Mapping) and isinstance(communication, Mapping)):
+        return tables
+    method = METHODS.get(str(aggregation.get("method", DEFAULT_METHOD)))
+    if method is None:
+        return tables
+    name = communication.get("preset", method.preset)
+    beside = BESIDE.get(str(name))
+    if beside is None:
+        return tables
+    filled = {**tables, "communication": {**communication, "preset": name}}
+    for section, keys in beside.items():
+        own = tables.get(section, {})
+        if section == "aggregation" and ("tau" not in method.keys or own.keys() & {"tau", "budget", "rank"}):
+            continue
+        if isinstance(own, Mapping):
+            filled[section] = {**keys, **own}
+    return filled
 
 
 def without_replaced(
@@ -58,7 +98,7 @@ def without_replaced(
     """What overrides of ``[communication]`` leave of the settings that they change.
 
     An override of the preset replaces all that a preset says, and one of how much is uploaded what said it before. An
-    override of the method, by one whose clients train on from what they are sent, removes what that cannot use. What
+    override of the method, by one that cannot use some of the settings, removes these. What
     the overrides set themselves is not checked.
 
     Args:
@@ -74,6 +114,8 @@ def without_replaced(
     known = METHODS.get(str(method))
     if known is not None and not known.adds_exact_sum:
         gone.update(FOR_EXACT_SUMS)
+    elif known is not None and known.uncut_uploads:
+        gone.update(HOW_MUCH if settings.get("feedback") in {False, "server"} else FOR_EXACT_SUMS)
     return {key: value for key, value in settings.items() if key not in gone}
 
 
@@ -100,7 +142,7 @@ def contradictions(method: str, section: Any) -> list[str]:
         wrong.extend(
             f"communication.{key} = {getattr(section, key)!r} cuts what clients upload, and for {known.title} that is "
             "B alone, along rows of A that all share: remove it"
-            for key in ("upload_tau", "upload_budget")
+            for key in HOW_MUCH
             if getattr(section, key) is not None
         )
         if section.feedback_at_clients:

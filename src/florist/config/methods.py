@@ -59,6 +59,7 @@ class Method:
         adds_exact_sum: whether clients add the exact sum of what they trained, so that what is not sent of it can be
             sent later.
         uncut_uploads: whether clients upload B alone, which is no factor of its own that could be cut.
+        preset: how its updates and broadcasts travel by default, as a preset of ``[communication]``.
         not_one_shot: why it cannot combine saved adapters, with the method as the subject; None where it can.
     """
 
@@ -70,6 +71,7 @@ class Method:
     keys: tuple[str, ...] = ()
     adds_exact_sum: bool = False
     uncut_uploads: bool = False
+    preset: str = "plain"
     not_one_shot: str | None = None
 
 
@@ -82,6 +84,7 @@ _METHODS = (
         make=lambda use: _whole_sum() if use.whole_sum else florist.Florist(_rule(use)),
         keys=("tau", "scope", "budget", "rank", "max_rank"),
         adds_exact_sum=True,
+        preset="compact",
     ),
     Method(
         name="fedit",
