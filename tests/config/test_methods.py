@@ -192,6 +192,14 @@ def test_b_alone_is_not_cut(tmp_path: Path, communication: str, telling: str) ->
     assert read(tmp_path, "method = 'linear'\n[communication]\nupload = 'int8'\nfeedback = true")
 
 
+def test_a_preset_and_an_override_of_the_method_leave_linear_rounds_what_they_can_use(tmp_path: Path) -> None:
+    preset = read(tmp_path, "method = 'linear'\n[communication]\npreset = 'compact'").communication
+    assert (preset.upload, preset.upload_tau, preset.feedback) == ("int4", None, True)
+    text = "[communication]\nupload = 'int8'\nupload_tau = 0.8\nfeedback = true"
+    found = read(tmp_path, text, ["aggregation.method=linear"]).communication
+    assert (found.upload, found.upload_tau, found.feedback) == ("int8", None, True)
+
+
 # --- overrides
 
 

@@ -93,7 +93,7 @@ def without_replaced(
     """What overrides of ``[communication]`` leave of the settings that they change.
 
     An override of the preset replaces all that a preset says, and one of how much is uploaded what said it before. An
-    override of the method, by one whose clients train on from what they are sent, removes what that cannot use. What
+    override of the method, by one that cannot use some of the settings, removes these. What
     the overrides set themselves is not checked.
 
     Args:
@@ -142,7 +142,7 @@ def contradictions(method: str, section: Any) -> list[str]:
         wrong.extend(
             f"communication.{key} = {getattr(section, key)!r} cuts what clients upload, and for {known.title} that is "
             "B alone, along rows of A that all share: remove it"
-            for key in ("upload_tau", "upload_budget")
+            for key in HOW_MUCH
             if getattr(section, key) is not None
         )
     return wrong
