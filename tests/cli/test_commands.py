@@ -178,7 +178,8 @@ def test_the_table_of_every_method_shows_what_it_sent(
     florist: Run, tiny_llama: Path, toy_data: Path, tmp_path: Path, method: str
 ) -> None:
     config = simulation(tmp_path, tiny_llama, toy_data)
-    result = florist("simulate", config, "--set", f"aggregation.method={method}", "-o", tmp_path / "run")
+    plain = ("--set", "communication.preset=plain", "--set", f"aggregation.method={method}")
+    result = florist("simulate", config, *plain, "-o", tmp_path / "run")
     assert result.returncode == 0, result.stderr
     line = json.loads((tmp_path / "run" / "rounds.jsonl").read_text())
     row = next(row.split() for row in result.stdout.splitlines() if row.split()[:1] == ["1"])

@@ -291,6 +291,7 @@ def test_a_language_model_simulation_is_what_was_configured(tiny_llama: Path, to
                 "local_init": "warm",
             },
             aggregation={"tau": 0.5},
+            communication={"preset": "plain"},
             evaluation={"metrics": ["exact_match", "loss", "exact_match"], "every": 2, "max_new_tokens": 3},
         )
     )
