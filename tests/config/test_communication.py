@@ -44,7 +44,7 @@ def test_by_default_florist_sends_little_and_keeps_the_rest(tmp_path: Path) -> N
     config = read(tmp_path)
     assert config == read(tmp_path, MINIMAL + '[communication]\npreset = "compact"\n')
     assert settings(config) == {**EVERYTHING, **PRESETS["compact"]}
-    assert config.aggregation.tau == 0.7
+    assert (config.aggregation.tau, config.federation.local_init) == (0.7, "warm")
     assert aggregator_of(config, 8) == WholeSum()
     assert read(tmp_path, to_toml(config)) == config
 
@@ -57,16 +57,16 @@ def test_by_default_all_that_other_methods_send_travels_as_it_is(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("preset", "tau", "start"), [("plain", 0.9, "aligned"), ("paper", 0.9, "fresh"), ("compact", 0.7, "aligned")]
+    ("preset", "tau", "start"), [("plain", 0.9, "aligned"), ("paper", 0.9, "fresh"), ("compact", 0.7, "warm")]
 )
 def test_what_belongs_to_a_preset_in_other_sections_gives_way_to_what_is_set_there(
     tmp_path: Path, preset: str, tau: float, start: str
 ) -> None:
     config = read(tmp_path, MINIMAL, [f"communication.preset={preset}"])
     assert (config.aggregation.tau, config.federation.local_init) == (tau, start)
-    own = [f"communication.preset={preset}", "federation.local_init=warm", "aggregation.budget=100kB"]
+    own = [f"communication.preset={preset}", "federation.local_init=aligned", "aggregation.budget=100kB"]
     changed = read(tmp_path, MINIMAL, own)
-    assert (changed.aggregation.tau, changed.federation.local_init) == (None, "warm")
+    assert (changed.aggregation.tau, changed.federation.local_init) == (None, "aligned")
 
 
 # --- presets
