@@ -291,7 +291,13 @@ def main() -> None:
     out = args.out or Path("runs", "table-quick" if args.quick else "table")
     out.mkdir(parents=True, exist_ok=True)
     make_model(out / "model", size.pretraining_steps)
-    common = [f"model.name_or_path={(out / 'model').resolve()}", "training.threads=1", *size.settings, *args.set]
+    common = [
+        f"model.name_or_path={(out / 'model').resolve()}",
+        "training.threads=1",
+        "communication.preset=plain",  # the methods themselves; benchmarks/communication.py measures what travels
+        *size.settings,
+        *args.set,
+    ]
     if args.data is not None:
         common.append(f"data.path={args.data.resolve()}")
     if args.rates:
