@@ -84,8 +84,8 @@ def adapters(directory: ComparisonDirectory) -> dict[str, bytes]:
     }
 
 
-def clients(record: RoundRecord) -> list[tuple[str, int]]:
-    return [(client.client_id, client.num_examples) for client in record.clients]
+def clients(record: RoundRecord) -> list[tuple[str, int, int]]:
+    return [(client.client_id, client.num_examples, client.rank) for client in record.clients]
 
 
 def test_every_cell_is_a_whole_run(played: ComparisonDirectory, results: dict[tuple[str, int], CellResult]) -> None:

@@ -38,7 +38,7 @@ def round_record(
     clients = tuple(
         ClientRecord(
             client_id=update.client_id,
-            rank=max((spec.rank for spec in update.adapter.specs.values()), default=0),
+            rank=closed.ranks[update.client_id],
             num_examples=update.num_examples,
             upload_bytes=closed.upload_bytes[update.client_id],
             download_bytes=work[update.client_id].download_bytes + sent.get(update.client_id, 0),

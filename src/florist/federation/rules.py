@@ -76,6 +76,7 @@ class ClosedRound:
         upload_bytes: the bytes of each of them, by client id.
         deliveries: what each of their clients is sent now, by client id; empty where nothing changed.
         dropped: the clients whose updates were refused, and the reasons.
+        ranks: the rank that each of their clients trained, before any cut, by client id.
         stack_rank: the total rank of what their clients trained, before any cut, which FLoRA would broadcast.
         stack_bytes: the bytes of it, as no codec made them fewer, with the parameters that travel whole.
     """
@@ -86,6 +87,7 @@ class ClosedRound:
     upload_bytes: Mapping[str, int]
     deliveries: Mapping[str, Download]
     dropped: tuple[Drop, ...]
+    ranks: Mapping[str, int]
     stack_rank: int
     stack_bytes: int
 
@@ -256,10 +258,11 @@ class Federation:
                 dropped.append(Drop(update.client_id, reason))
         usable = tuple(counted[client_id] for client_id in sorted(counted))
         upload_bytes = {update.client_id: self._sent_bytes(update) for update in usable}
+        ranks = {update.client_id: self._trained_rank(update) for update in usable}
         stack = self._stacked(usable)
         if len(usable) < self.required_replies:
             unchanged = replace(state, round_number=round_number)
-            return ClosedRound(unchanged, None, usable, upload_bytes, {}, tuple(dropped), *stack)
+            return ClosedRound(unchanged, None, usable, upload_bytes, {}, tuple(dropped), ranks, *stack)
         aggregated = self.aggregator([self._change(update, state) for update in usable])
         sent = self.communication.sent_broadcast(aggregated, state.owed, self.aggregator.work)
         certificate = replace(sent.broadcast.certificate, bytes_in=sum(upload_bytes.values()))
@@ -283,7 +286,7 @@ class Federation:
             client_id: self._download(client_id, moved, added, broadcast.saved_parameters, packed=packed)
             for client_id in counted
         }
-        return ClosedRound(moved, broadcast, usable, upload_bytes, deliveries, tuple(dropped), *stack)
+        return ClosedRound(moved, broadcast, usable, upload_bytes, deliveries, tuple(dropped), ranks, *stack)
 
     def _init(self, state: ServerState, client_id: str) -> LocalInit:
         if state.continued:
@@ -312,6 +315,11 @@ class Federation:
             return update.sent_bytes
         return self.aggregator.work.sent_bytes(update.adapter) + saved_bytes(update.saved_parameters)
 
+    def _trained_rank(self, update: ClientUpdate) -> int:
+        if self.communication.uploads_changes:
+            return self.client_ranks[update.client_id]
+        return max((spec.rank for spec in update.adapter.specs.values()), default=0)
+
     def _stacked(self, updates: Sequence[ClientUpdate]) -> tuple[int, int]:
         """The total rank and the bytes of what clients trained, which an upload that was cut does not show."""
         if not self.communication.uploads_changes:
@@ -322,8 +330,6 @@ class Federation:
         return ranks * len(self.shapes), numbers * torch.float32.itemsize + saved
 
     def _change(self, update: ClientUpdate, state: ServerState) -> ClientUpdate:
-        if self.communication.uploads_changes:
-            return update
         adapter = update.adapter
         if self.aggregator.work.agreed_rows:
             # The client's own differ by rounding, and the sum needs one A.
@@ -331,6 +337,8 @@ class Federation:
             adapter = AdapterState.of(
                 {name: LoraFactor(f.B, rows(name)[: f.rank].to(f.B)) for name, f in adapter.items()}
             )
+        if self.communication.uploads_changes:
+            return replace(update, adapter=adapter)
         given = self._init(state, update.client_id).given(state, self.client_ranks[update.client_id])
         return replace(update, adapter=change(adapter, given))
 
