@@ -8,7 +8,8 @@ It makes the base model, unless it is there, and runs `florist compare` on `exam
 clients' examples are set apart, on which settings may be chosen; the loss is that of the final adapter on the test
 examples, with what the server still held back unless the line says otherwise. Differences are paired by seed with the
 first line of each table, `florist` at tau 0.9, which sends float32 and forgets what it cuts. What it prints is also in
-runs/communication/communication.md, with all numbers in communication.json, and a figure in communication.svg.
+runs/communication/communication.md, with all numbers in communication.json, and a figure in communication.svg, which
+takes ``pip install matplotlib``.
 """
 
 import argparse
@@ -19,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 from table import QUICK, WHOLE, Entry, compare, description, interval, machine, make_model
 
 from florist.files.outputs import replace_file
@@ -147,6 +147,8 @@ def total(line: Mapping[str, Any]) -> float:
 
 def figure(documents: Mapping[str, Mapping[str, Any]], file: Path) -> None:
     """Draw the loss against all bytes, a panel for each table, with 95% intervals over seeds."""
+    import matplotlib.pyplot as plt  # noqa: PLC0415  # the figure alone needs it, and florist does not
+
     plt.rcParams["svg.hashsalt"] = "florist"
     drawing, panels = plt.subplots(1, len(documents), figsize=(5.2 * len(documents), 4.2), squeeze=False)
     for panel, (name, document) in zip(panels[0], documents.items(), strict=True):
