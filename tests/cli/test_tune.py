@@ -36,6 +36,8 @@ ranks = [4, 2]
 learning_rate = 1e-2
 steps = {steps}
 threads = 1
+[communication]
+preset = "plain"
 [federation]
 rounds = 1
 """

@@ -458,7 +458,7 @@ def test_defaults_are_written_out(tmp_path: Path) -> None:
         "fraction": 1.0,
         "seed": 0,
         "shared_init": True,
-        "local_init": "aligned",
+        "local_init": "warm",
     }
     assert written["training"]["learning_rate"] == 3e-4
 

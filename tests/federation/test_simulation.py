@@ -27,6 +27,8 @@ learning_rate = 1e-2
 batch_size = 4
 steps = {steps}
 threads = 1
+[communication]
+preset = "plain"
 [federation]
 rounds = {rounds}
 {extra}

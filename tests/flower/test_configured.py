@@ -185,6 +185,7 @@ def serve(file: Path, run_config: Values, nodes: Mapping[int, Values] | None = N
 
 @pytest.mark.parametrize("where", ["clients", "server"])
 def test_the_final_adapter_is_what_was_evaluated(where: str, file: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    file.write_text(file.read_text() + '\n[communication]\npreset = "plain"\n')
     serve(file, {"flower.run": str(tmp_path / "run"), "flower.evaluation": where})
     directory = RunDirectory.open(tmp_path / "run")
     records = directory.records()
