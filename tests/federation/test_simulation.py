@@ -27,8 +27,6 @@ learning_rate = 1e-2
 batch_size = 4
 steps = {steps}
 threads = 1
-[communication]
-preset = "plain"
 [federation]
 rounds = {rounds}
 {extra}
@@ -39,6 +37,9 @@ class Silent:
     def evaluating(self, round_number: int) -> None: ...
     def training(self, round_number: int, client_id: str, done: int, total: int) -> None: ...
     def closed(self, record: RoundRecord) -> None: ...
+
+
+PLAIN = "communication.preset=plain"
 
 
 def configure(path: Path, model: Path, data: Path, *, steps: int = 4, rounds: int = 2, extra: str = "") -> Path:
@@ -60,7 +61,7 @@ def weights(directory: Path) -> bytes:
 
 
 def test_two_clients_two_rounds(tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:
-    directory = run(configure(tmp_path, tiny_llama, toy_data, steps=15), tmp_path / "run")
+    directory = run(configure(tmp_path, tiny_llama, toy_data, steps=15), tmp_path / "run", PLAIN)
     records = [json.loads(line) for line in (directory.path / "rounds.jsonl").read_text().splitlines()]
     assert [line["round"] for line in records] == [1, 2]
     assert records[1]["metrics"]["loss"] < records[0]["metrics"]["loss"] < directory.facts.initial["loss"]
@@ -108,7 +109,7 @@ def test_a_classifier_with_its_head_in_the_round(tiny_bert: Path, toy_data: Path
     text = text.replace('prompt_template = "{instruction}\\n"', 'label_field = "category"')
     text = text.replace("ranks = [8, 4]", 'ranks = [8, 4]\ntarget_modules = ["query", "value"]')
     file.write_text(text + '\n[task]\nkind = "sequence-classification"\n')
-    directory = run(file, tmp_path / "run")
+    directory = run(file, tmp_path / "run", PLAIN)
     records = directory.records()
     assert records[-1].metrics["loss"] < directory.facts.initial["loss"]
     head_bytes = 4 * (3 * 32 + 3)
@@ -152,7 +153,7 @@ def test_the_final_adapter_is_tested_once_on_what_no_round_saw(
     tiny_llama: Path, toy_data: Path, tmp_path: Path
 ) -> None:
     config = configure(tmp_path, tiny_llama, toy_data)
-    directory = run(config, tmp_path / "run", "data.validation_fraction=0.2")
+    directory = run(config, tmp_path / "run", "data.validation_fraction=0.2", PLAIN)
     tested = json.loads((directory.path / "test.json").read_text())
     simulation = build(read_config(directory.config_file))
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), directory.adapter)
