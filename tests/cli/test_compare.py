@@ -217,7 +217,7 @@ def test_methods_that_continue_keep_the_codec_and_drop_the_feedback(florist: Run
     out = tmp_path / "out"
     told = florist("compare", config, "--methods", "florist,fedit,full", "--seeds", "1", "-o", out)
     assert told.returncode == 0, told.stderr
-    note = "fedit, full: without communication.feedback and communication.upload_tau, since clients train on from what"
+    note = "fedit, full: without communication.feedback and communication.upload_tau, which the method cannot use"
     assert note in " ".join(told.stdout.split())
     kept = {name: read_config(out / "cells" / name / "config.toml").communication for name in ("florist", "fedit")}
     assert (kept["florist"].upload, kept["florist"].upload_tau, kept["florist"].feedback) == ("int8", 0.8, True)

@@ -77,8 +77,7 @@ def feedback_notes(entries: Mapping[str, Sequence[str]]) -> list[str]:
         entries: the names of entries, by the keys that they go without.
     """
     return [
-        f"{', '.join(names)}: without {keys}, since clients train on from what they are sent and nothing could be sent "
-        "later; the codecs are the same for all"
+        f"{', '.join(names)}: without {keys}, which the method cannot use; the codecs are the same for all"
         for keys, names in entries.items()
     ]
 

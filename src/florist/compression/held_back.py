@@ -84,11 +84,9 @@ class Feedback:
 
     def _decomposed(self, withheld: ThinSvd, codec_error: LoraFactor, new_rank: int) -> HeldBack:
         joined = stack([withheld.factor(withheld.S.numel()), codec_error])
-        svd = decompose([WeightedFactor(1.0, joined.spec, lambda: joined)])
-        rank = min(svd.spectrum.rank_holding(1.0 - _NEGLIGIBLE), self.bound(new_rank))
-        factor = svd.factor(rank)
-        let_go = svd.spectrum.discarded_energy(rank) + withheld.spectrum.tail_energy
-        return HeldBack(factor, float(svd.S[:rank].norm()), let_go**0.5)
+        factor, lost = self.bounded(joined, new_rank)
+        let_go = math.hypot(lost, withheld.spectrum.tail_energy**0.5)
+        return HeldBack(factor, product_norm(factor), let_go)
 
 
 def difference(exact: LoraFactor, near: LoraFactor) -> LoraFactor:
