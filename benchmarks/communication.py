@@ -6,8 +6,10 @@
 
 It makes the base model, unless it is there, and runs `florist compare` on `examples/dolly/causal-lm.toml`. 4% of the
 clients' examples are set apart, on which settings may be chosen; the loss is that of the final adapter on the test
-examples, with what the server still held back unless the line says otherwise. Differences are paired by seed with the
-first line of each table, `florist` at tau 0.9, which sends float32 and forgets what it cuts. What it prints is also in
+examples, with what the server still held back unless the line says otherwise. Three tables have another task:
+`strings` has the eight of `starts.py`, `categories` takes the directory of an encoder (`--encoder`), and `chat` that of
+a language model with a chat template (`--language-model`). Differences are paired by seed with the first line of each
+table, `florist` at tau 0.9, which sends float32 and forgets what it cuts. What it prints is also in
 runs/communication/communication.md, with all numbers in communication.json, and a figure in communication.svg, which
 takes ``pip install matplotlib``.
 """
@@ -15,12 +17,13 @@ takes ``pip install matplotlib``.
 import argparse
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from table import QUICK, WHOLE, Entry, compare, description, interval, machine, make_model
+from starts import prepare
+from table import CONFIG, QUICK, ROOT, WHOLE, Entry, compare, description, interval, machine, make_model
 
 from florist.files.outputs import replace_file
 
@@ -53,12 +56,14 @@ class Table:
         seeds: as `florist compare --seeds` takes them.
         settings: what all lines have in common.
         entries: the lines, with their learning rates; the first is what the others are compared with.
+        task: what is learned, one of `TASKS`.
     """
 
     title: str
     seeds: str
     settings: tuple[str, ...]
     entries: tuple[tuple[Entry, float], ...]
+    task: str = "dolly"
 
 
 PLAIN = Entry("florist", "florist")
@@ -73,6 +78,9 @@ SIXTEEN = (
     "federation.fraction=0.5",
     "federation.rounds=10",
 )
+
+COMPACT = Entry("warm int4 0.7 up 0.75", "florist", (*compressed("int4", 0.7, 0.75), WARM))
+BUDGETS = ("aggregation.budget=60kB", "communication.upload_budget=25kB", "communication.feedback=true", *codec("int4"))
 
 TABLES: Mapping[str, Table] = {
     "unlike": Table(
@@ -111,10 +119,119 @@ TABLES: Mapping[str, Table] = {
         SIXTEEN,
         (
             (PLAIN, 5e-3),
-            (Entry("warm int4 0.7 up 0.75", "florist", (*compressed("int4", 0.7, 0.75), WARM)), 5e-3),
+            (COMPACT, 5e-3),
         ),
     ),
+    "neighbours": Table(
+        "Ranks 64, 32, 16, 16, 8, 8, 4, 4: neighbours, other codecs and a budget",
+        "3",
+        (UNLIKE,),
+        (
+            (PLAIN, 5e-3),
+            (COMPACT, 5e-3),
+            (Entry("float16 0.9", "florist", compressed("float16", 0.9, None)), 5e-3),
+            (Entry("warm int8 0.7 up 0.75", "florist", (*compressed("int8", 0.7, 0.75), WARM)), 5e-3),
+            (Entry("warm int4 60 kB up 25 kB", "florist", (*BUDGETS, WARM)), 5e-3),
+            (Entry("raflora", "raflora"), 3e-3),
+            (Entry("fedsvd", "fedsvd"), 1e-2),
+            (Entry("raflora int4", "raflora", codec("int4")), 3e-3),
+        ),
+    ),
+    "fedex": Table(
+        "Every client with rank 16: towards FedEx-LoRA's loss",
+        "3",
+        ("lora.ranks=16",),
+        (
+            (PLAIN, 5e-3),
+            (Entry("warm int4 0.99 up 0.99", "florist", (*compressed("int4", 0.99, 0.99), WARM)), 5e-3),
+            (Entry("warm int8 0.99 up 0.99", "florist", (*compressed("int8", 0.99, 0.99), WARM)), 5e-3),
+            (Entry("warm int4 0.97 up 0.97, rate 7e-3", "florist", (*compressed("int4", 0.97, 0.97), WARM)), 7e-3),
+        ),
+    ),
+    "twenty": Table(
+        "Ranks 64, 32, 16, 16, 8, 8, 4, 4, twenty rounds",
+        "3",
+        (UNLIKE, "federation.rounds=20"),
+        ((PLAIN, 5e-3), (COMPACT, 5e-3)),
+    ),
+    "strings": Table(
+        "Eight string tasks, ten rounds, ranks 32, 16, 16, 8, 8, 4, 4, 2",
+        "3",
+        (),
+        ((PLAIN, 3e-3), (COMPACT, 3e-3)),
+        task="strings",
+    ),
+    "categories": Table(
+        "Dolly's categories by an encoder, five rounds, ranks 64, 32, 16, 16, 8, 8, 4, 4",
+        "3",
+        ('evaluation.metrics=["loss","accuracy"]',),
+        ((PLAIN, 2e-3), (COMPACT, 2e-3)),
+        task="categories",
+    ),
+    "chat": Table(
+        "Dolly by a language model, two rounds of four steps of batch 4, ranks 64, 32, 16, 16, 8, 8, 4, 4",
+        "2",
+        (
+            "data.rows=::20",
+            "data.chat_template=true",
+            "data.prompt_template={instruction}\n{input}",
+            "data.max_length=128",
+            "training.steps=4",
+            "training.batch_size=4",
+            "federation.rounds=2",
+            'lora.target_modules=["q_proj","v_proj"]',
+            "evaluation.batch_size=16",
+        ),
+        ((PLAIN, 1e-3), (COMPACT, 1e-3)),
+        task="chat",
+    ),
 }
+
+
+def dolly(out: Path, args: argparse.Namespace) -> tuple[Path, Sequence[str]]:
+    """Dolly by a small Llama, which is made here."""
+    size = QUICK if args.quick else WHOLE
+    make_model(out / "model", size.pretraining_steps)
+    return CONFIG, (base(out / "model"), *size.settings, *given_data(args))
+
+
+def strings(out: Path, _: argparse.Namespace) -> tuple[Path, Sequence[str]]:
+    """The eight string tasks, by the embedded model."""
+    folder = out / "strings-task"
+    return folder / "starts.toml" if folder.exists() else prepare(folder, rounds=10), ()
+
+
+def categories(_: Path, args: argparse.Namespace) -> tuple[Path, Sequence[str]]:
+    """Dolly's categories, by the encoder of `--encoder`."""
+    if args.encoder is None:
+        raise SystemExit("the table 'categories' needs --encoder, the directory of an encoder such as all-MiniLM-L6-v2")
+    return ROOT / "examples" / "dolly" / "categories.toml", (base(args.encoder), *given_data(args))
+
+
+def chat(_: Path, args: argparse.Namespace) -> tuple[Path, Sequence[str]]:
+    """Dolly by the language model of `--language-model`."""
+    if args.language_model is None:
+        raise SystemExit("the table 'chat' needs --language-model, the directory of one that has a chat template")
+    return CONFIG, (base(args.language_model), *given_data(args))
+
+
+def base(model: Path) -> str:
+    """The key that names a base model."""
+    return f"model.name_or_path={model.resolve()}"
+
+
+def given_data(args: argparse.Namespace) -> tuple[str, ...]:
+    """The key for the folder of the Dolly clients, if one was given."""
+    return () if args.data is None else (f"data.path={args.data.resolve()}",)
+
+
+TASKS: Mapping[str, Callable[[Path, argparse.Namespace], tuple[Path, Sequence[str]]]] = {
+    "dolly": dolly,
+    "strings": strings,
+    "categories": categories,
+    "chat": chat,
+}
+"""What makes a configuration and the keys that it needs, by the name of a task."""
 
 
 def markdown(document: Mapping[str, Any], rates: Mapping[str, float]) -> Iterator[str]:
@@ -166,13 +283,20 @@ def figure(documents: Mapping[str, Mapping[str, Any]], file: Path) -> None:
     plt.close(drawing)
 
 
-def play(out: Path, name: str, common: Sequence[str], seeds: str | None, jobs: int) -> dict[str, Any]:
+def play(out: Path, name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Begin the comparison of a table, or go on with it."""
     table = TABLES[name]
+    config, settings = TASKS[table.task](out, args)
     (_, rate), *others = table.entries
-    own = (f"training.learning_rate={rate:g}", "communication.preset=plain", "aggregation.tau=0.9")
+    own = (
+        f"training.learning_rate={rate:g}",
+        "communication.preset=plain",
+        "aggregation.tau=0.9",
+        "training.threads=1",
+    )
     variants = [entry.variant(rate) for entry, rate in others]
-    return compare(out / name, [*common, *table.settings, *own], variants, seeds or table.seeds, jobs)
+    seeds = args.seeds or (QUICK.seeds if args.quick else table.seeds)
+    return compare(out / name, [*settings, *SPLIT, *table.settings, *own], variants, seeds, args.jobs, config=config)
 
 
 def main() -> None:
@@ -182,29 +306,32 @@ def main() -> None:
         "--out", type=Path, help="directory; by default runs/communication, with -quick if that is asked"
     )
     parser.add_argument("--data", type=Path, help="folder of the Dolly clients; by default that of the example")
-    parser.add_argument("--only", action="append", choices=list(TABLES), help="one table; may be given several times")
+    parser.add_argument("--encoder", type=Path, help="directory of an encoder, for the table 'categories'")
+    parser.add_argument("--language-model", type=Path, help="directory of a language model, for the table 'chat'")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=list(TABLES),
+        help="one table; may be given several times; by default all of Dolly",
+    )
+    parser.add_argument("--seeds", help="as `florist compare` takes them, in the place of a table's own")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
-    size = QUICK if args.quick else WHOLE
     out = args.out or Path("runs", "communication-quick" if args.quick else "communication")
     out.mkdir(parents=True, exist_ok=True)
-    make_model(out / "model", size.pretraining_steps)
-    common = [f"model.name_or_path={(out / 'model').resolve()}", "training.threads=1", *SPLIT, *size.settings]
-    if args.data is not None:
-        common.append(f"data.path={args.data.resolve()}")
     started, facts = time.perf_counter(), machine()
-    names = args.only or list(TABLES)
-    documents = {name: play(out, name, common, size.seeds if args.quick else None, args.jobs) for name in names}
+    names = args.only or [name for name, table in TABLES.items() if table.task == "dolly"]
+    documents = {name: play(out, name, args) for name in names}
     facts["seconds"] = time.perf_counter() - started
-    lines = [description(facts, out, documents)]
+    lines = []
     for name, document in documents.items():
         rates = {entry.name: rate for entry, rate in TABLES[name].entries}
-        lines += ["", f"{TABLES[name].title}; {TABLES[name].seeds} seeds; loss on the {document['metric_source']}:", ""]
-        lines += markdown(document, rates)
+        lines += [f"{TABLES[name].title}; loss on the {document['metric_source']}.", description(facts, document), ""]
+        lines += [*markdown(document, rates), ""]
     text = "\n".join(lines)
     print(text)
-    replace_file(out / "communication.md", text + "\n")
+    replace_file(out / "communication.md", text)
     replace_file(out / "communication.json", json.dumps({"machine": facts, **documents}, indent=2) + "\n")
     figure(documents, out / "communication.svg")
 

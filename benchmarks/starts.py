@@ -77,6 +77,16 @@ def write_examples(folder: Path) -> None:
     (folder / "test.jsonl").write_text("".join(lines[TRAIN:]))
 
 
+def prepare(out: Path, rounds: int) -> Path:
+    """Write data and configuration to `out`, a directory that is created, and return the file of the configuration."""
+    out.mkdir(parents=True)
+    write_examples(out)
+    model = Path(florist.__file__).parent / "demonstration" / "model"
+    config = out / "starts.toml"
+    config.write_text(CONFIG.format(model=model, rounds=rounds))
+    return config
+
+
 def main() -> None:
     """Prepare OUT and become `florist compare`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -85,13 +95,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()
-    args.out.mkdir(parents=True)
-    write_examples(args.out)
-    model = Path(florist.__file__).parent / "demonstration" / "model"
-    (args.out / "starts.toml").write_text(CONFIG.format(model=model, rounds=args.rounds))
+    config = prepare(args.out, args.rounds)
     starts = [f"--variant={start}: federation.local_init={start}" for start in ("fresh", "warm")]
     options = [*starts, f"--seeds={args.seeds}", f"--jobs={args.jobs}", f"--out={args.out / 'runs'}"]
-    command = [sys.executable, "-m", "florist.cli", "compare", str(args.out / "starts.toml"), *options]
+    command = [sys.executable, "-m", "florist.cli", "compare", str(config), *options]
     os.execv(command[0], command)  # noqa: S606  # no shell is wanted
 
 

@@ -149,7 +149,9 @@ def make_model(out: Path, steps: int) -> None:
         subprocess.run([sys.executable, script, "--output", out, "--steps", str(steps)], check=True)
 
 
-def compare(out: Path, common: Sequence[str], variants: Sequence[str], seeds: str, jobs: int) -> dict[str, Any]:
+def compare(
+    out: Path, common: Sequence[str], variants: Sequence[str], seeds: str, jobs: int, *, config: Path = CONFIG
+) -> dict[str, Any]:
     """Begin one comparison, or go on with it, and return its JSON document.
 
     Raises:
@@ -157,7 +159,7 @@ def compare(out: Path, common: Sequence[str], variants: Sequence[str], seeds: st
     """
     settings = [f"--set={setting}" for setting in common]
     options = [f"--variant={variant}" for variant in variants]
-    begin = [CONFIG, *settings, "--methods", ENTRIES[0].method, *options, "--seeds", seeds, "--out", out]
+    begin = [config, *settings, "--methods", ENTRIES[0].method, *options, "--seeds", seeds, "--out", out]
     arguments = ["--resume", out] if out.exists() else begin
     command = [sys.executable, "-m", "florist.cli", "compare", *map(str, arguments), "--jobs", str(jobs), "--json"]
     # Its tables are printed anew, as markdown; what it says while it runs is on stderr.
@@ -183,25 +185,26 @@ def machine() -> dict[str, Any]:
 def shapes(weights: Path) -> str:
     """The shapes of the adapted modules, each with how often it occurs."""
     with safe_open(weights, "pt") as tensors:
-        adapted = [tensors.get_slice(name).get_shape() for name in tensors.keys() if "_proj" in name]  # noqa: SIM118  # safe_open is no mapping
+        names = [name for name in tensors.keys() if re.search(r"(_proj|query|value)\.weight$", name)]  # noqa: SIM118  # safe_open is no mapping
+        adapted = [tensors.get_slice(name).get_shape() for name in names]
     unlike = dict.fromkeys(map(tuple, adapted))
     return ", ".join(f"{sum(tuple(shape) == each for shape in adapted)} of {each[0]} x {each[1]}" for each in unlike)
 
 
-def description(facts: Mapping[str, Any], out: Path, documents: Mapping[str, Mapping[str, Any]]) -> str:
-    """Say what was run where, for the head of the tables."""
-    document = next(iter(documents.values()))
+def description(facts: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+    """Say what was run where, for the head of a table."""
     config = read_config(Path(document["comparison"], "base.toml"))
     run = RunDirectory.open(Path(document["cells"][0]["run"]))
-    weights = out / "model" / "model.safetensors"
+    weights = Path(config.model.name_or_path, "model.safetensors")
     training, data = config.training, config.data
+    steps = f"{training.epochs} epochs" if training.steps is None else f"{training.steps} steps"
     return (
         f"{facts['processor']}, {facts['cpus']} CPUs, load average {facts['load_average']:.1f} at the start; "
         f"Python {facts['python']}, torch {facts['torch']}, {run.facts.threads} thread a run, {config.model.dtype}.\n"
         f"Base model {hashlib.sha256(weights.read_bytes()).hexdigest()[:12]}, loss {run.facts.initial['loss']:.3f}; "
-        f"adapted: {shapes(weights)}.\n"
-        f"{config.federation.rounds} rounds, 8 clients, {training.steps} steps of batch {training.batch_size}, "
-        f"{data.max_length} tokens, rows {data.rows}."
+        f"projections: {shapes(weights)}.\n"
+        f"{config.federation.rounds} rounds, {len(run.records()[0].clients)} clients in the first, {steps} of batch "
+        f"{training.batch_size}, {data.max_length} tokens, rows {data.rows}."
     )
 
 
@@ -264,7 +267,7 @@ def table(out: Path, common: Sequence[str], size: Size, jobs: int) -> bool:
     documents = {name: play(out, name, common, size.seeds, jobs) for name in FEDERATIONS}
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     facts |= {"seconds": time.perf_counter() - started, "core_seconds": used.ru_utime + used.ru_stime}
-    lines = [description(facts, out, documents)]
+    lines = [description(facts, next(iter(documents.values())))]
     for name, document in documents.items():
         federation = FEDERATIONS[name]
         lines += ["", f"Ranks {name}, {federation.ranks}; loss on the {document['metric_source']}:", ""]

@@ -35,8 +35,11 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 UNCOUNTED = 'evaluation = "none"'
+PLAIN = '[communication]\npreset = "plain"'
+COMPACT = '[communication]\npreset = "compact"'
 HEARTBEATS_LAPSE = 60.0
 """Seconds after which Flower gives up a node that is not heard of."""
+NAMES = ["client_0", "client_1"]
 LONG = 600.0
 """Seconds to wait for what must come, at most."""
 
@@ -134,7 +137,7 @@ def played(
 ) -> Played:
     """Four rounds in which everybody but one client fails in some way."""
     folder = tmp_path_factory.mktemp("faults")
-    file = configure(folder, tiny_llama, toy_data, rounds=4, extra=f"min_replies = 1\n[flower]\n{UNCOUNTED}")
+    file = configure(folder, tiny_llama, toy_data, rounds=4, extra=f"min_replies = 1\n{PLAIN}\n[flower]\n{UNCOUNTED}")
     directory, signals = folder / "run", Signals(folder / "signals")
     round_timeout = HEARTBEATS_LAPSE + 8 * seconds_to_start
     sites = [
@@ -222,10 +225,9 @@ def test_the_final_adapter_is_the_global_adapter(played: Played, tiny_llama: Pat
 
 
 def test_what_fails_at_the_server_changes_no_bit(app: Path, tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:
-    file = configure(tmp_path, tiny_llama, toy_data, rounds=3, extra=f"[flower]\n{UNCOUNTED}")
+    file = configure(tmp_path, tiny_llama, toy_data, rounds=3, extra=f"{PLAIN}\n[flower]\n{UNCOUNTED}")
     directory, programs, signals = tmp_path / "run", tmp_path / "programs", Signals(tmp_path / "signals")
-    names = ["client_0", "client_1"]
-    sites = [site(name, number, signals, {2: "wait", 3: "wait"}) for number, name in enumerate(names)]
+    sites = [site(name, number, signals, {2: "wait", 3: "wait"}) for number, name in enumerate(NAMES)]
     settings = {"config": str(file), "flower.run": str(directory), "flower.min_clients": 2}
 
     with deploy(programs, sites) as federation:
@@ -242,11 +244,33 @@ def test_what_fails_at_the_server_changes_no_bit(app: Path, tiny_llama: Path, to
         assert status.completed, federation.server_log(after)
         assert "resumed after round 2: 1 rounds to go" in federation.server_log(after)
         assert "round 3: asked to train: client_0, client_1" in federation.server_log(before)
+    assert_as_in_one_process(file, directory, programs)
+
+
+def test_what_clients_hold_back_survives_the_death_of_the_superlink(
+    app: Path, tiny_llama: Path, toy_data: Path, tmp_path: Path
+) -> None:
+    file = configure(tmp_path, tiny_llama, toy_data, rounds=3, extra=f"{COMPACT}\n[flower]\n{UNCOUNTED}")
+    directory, programs, signals = tmp_path / "run", tmp_path / "programs", Signals(tmp_path / "signals")
+    sites = [site(name, number, signals, {2: "wait"}) for number, name in enumerate(NAMES)]
+    with deploy(programs, sites) as federation:
+        number = federation.submit(app, {"config": str(file), "flower.run": str(directory), "flower.min_clients": 2})
+        signals.wait("client_0-2", "client_1-2")
+        federation.kill("superlink")
+        signals.go("client_0-2", "client_1-2")
+        federation.start("superlink")
+        status = federation.wait(number, LONG)
+        assert status.completed, federation.server_log(number)
+    assert all(client["held_back"] > 0 for line in lines(directory) for client in line["clients"])
+    assert_as_in_one_process(file, directory, programs)
+
+
+def assert_as_in_one_process(file: Path, directory: Path, programs: Path) -> None:
     assert called_with_files_of(programs) == []
     assert [line["round"] for line in lines(directory)] == [1, 2, 3]
-    assert [counted(line) for line in lines(directory)] == [names] * 3
+    assert [counted(line) for line in lines(directory)] == [NAMES] * 3
     assert all(line["dropped"] == [] for line in lines(directory))
-    assert weights(directory) == weights(run(file, tmp_path / "in-process").path)
+    assert weights(directory) == weights(run(file, directory.with_name("in-process")).path)
 
 
 def test_a_simulation_of_the_example_gives_the_bits_of_one_process(tmp_path: Path) -> None:
