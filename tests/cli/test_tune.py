@@ -215,7 +215,7 @@ def test_a_classifier_is_measured_with_its_head(florist: Run, tiny_bert: Path, t
         (["florist", "--weights", "1"], "are for ADAPTERs"),
         (["florist", "--baseline", "1", "--baseline-run", "full"], "contradict each other"),
         (["florist", "--taus", "a,b"], "as 0.8,0.9,1, got 'a,b'"),
-        (["florist", "--taus", "0.5,2"], "tau: expected a fraction of the energy in (0, 1], got 2.0"),
+        (["florist", "--taus", "0.5,2"], "--taus: expected a fraction of the energy in (0, 1], got 2.0"),
         (["florist", "--metric", "accuracy"], "one of ['loss', 'perplexity', 'exact_match'], got 'accuracy'"),
         (["florist", "--metric", "multiple_choice"], "count as a test"),
         (["florist", "--margin", "-1"], "expected a margin of 0 or more"),

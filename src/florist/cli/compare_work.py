@@ -25,7 +25,7 @@ def create_comparison(
     """Check that every entry can be built, and create the directory of the comparison.
 
     Args:
-        path: the directory to create, and the folder for it if there is none.
+        path: the directory to create.
         base: the common configuration.
         configs: the configuration of every entry.
         seeds: the seeds of every entry.
@@ -38,7 +38,6 @@ def create_comparison(
     from florist.comparison.running import plan  # noqa: PLC0415  # needs these libraries
 
     comparison = plan(configs, seeds, threads=base.training.threads, jobs=jobs)
-    path.parent.mkdir(exist_ok=True)
     return ComparisonDirectory.create(path, comparison, base, configs)
 
 

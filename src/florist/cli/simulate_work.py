@@ -27,7 +27,7 @@ def start_run(config: Config, path: Path, output: Output, progress: Progress) ->
 
     Args:
         config: the configuration.
-        path: the directory to create, and the folder for it if there is none.
+        path: the directory to create.
         output: where to print.
         progress: where to show how the run goes.
 
@@ -36,7 +36,6 @@ def start_run(config: Config, path: Path, output: Output, progress: Progress) ->
         Exit: the run was interrupted.
     """
     simulation = _built(config, output)
-    path.parent.mkdir(exist_ok=True)
     observer = RoundsProgress(progress)
     run = simulation.start(path, to_toml(config), config.aggregation.method, config.training.threads, observer)
     _play(simulation, run, observer)

@@ -128,5 +128,5 @@ def _thresholds(taus: str) -> list[float]:
     except ValueError as error:
         raise ConfigurationError(f"expected --taus as numbers with commas, as 0.8,0.9,1, got {taus!r}") from error
     for tau in given:
-        validated(AggregationSection, {"tau": tau})
+        validated(AggregationSection, {"tau": tau}, {"tau": "--taus"})
     return [*given, 1.0]  # the threshold that the others are compared with
