@@ -17,7 +17,13 @@ from torch import Tensor
 from florist.compression.codecs import CODECS
 from florist.compression.packed import PackedAdapter
 from florist.compression.residual import Residual
-from florist.errors import DamagedRunError, MissingInputError, OtherVersionError, OutputExistsError, UnwritableOutputError
+from florist.errors import (
+    DamagedRunError,
+    MissingInputError,
+    OtherVersionError,
+    OutputExistsError,
+    UnwritableOutputError,
+)
 from florist.factors import AdapterState, LoraFactor
 from florist.federation.broadcasts import Broadcasts
 from florist.federation.client_residuals import ClientResiduals

@@ -136,7 +136,7 @@ def _folders_for(path: Path, *, keep: bool) -> Generator[None, None, None]:
     try:
         for folder in reversed(path.absolute().parents):
             if _make_folder(folder, path):
-                made.append(folder)
+                made.append(folder)  # noqa: PERF401  # what was made before an error has to be known
         yield
         kept = keep
         for folder in made if kept else ():
@@ -156,7 +156,9 @@ def _make_folder(folder: Path, path: Path) -> bool:
         if os.path.isdir(folder):  # noqa: PTH112  # that of pathlib raises where a name is too long
             return False  # also where nothing may be made, as in the root of a read-only file system
         if isinstance(error, FileExistsError):
-            raise UnwritableOutputError(f"cannot write {path}: {folder} is no directory; choose another place") from None
+            raise UnwritableOutputError(
+                f"cannot write {path}: {folder} is no directory; choose another place"
+            ) from None
         raise UnwritableOutputError(_not_writable(path, folder.parent, error)) from error
     return True
 
