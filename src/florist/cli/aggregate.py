@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from florist.cli.options import AsJson, Quiet, Verbose
 from florist.cli.weights import parse_weights
 from florist.config.methods import DEFAULT_METHOD, DEFAULT_TAU, one_shot_methods, require_one_shot
 from florist.errors import ConfigurationError
@@ -79,8 +80,9 @@ def aggregate_command(
         bool, typer.Option("--average-full", help="Average the parameters that were trained whole, as a head.")
     ] = False,
     device: Annotated[str, typer.Option(help="Where to decompose: cpu, cuda, cuda:1.")] = "cpu",
-    verbose: Annotated[bool, typer.Option("--verbose", help="Print a line of the table for every module.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and no table.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    as_json: AsJson = False,
 ) -> None:
     """Combine LoRA adapters of unlike ranks into one, exactly but for what tau leaves out.
 
@@ -126,6 +128,5 @@ def aggregate_command(
         allow_base_mismatch=allow_base_mismatch,
         average_full=average_full,
         device=device,
-        every_module=verbose,
-        output=Output(as_json=as_json),
+        output=Output(as_json=as_json, quiet=quiet, verbose=verbose),
     )

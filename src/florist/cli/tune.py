@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from florist.cli.libraries import load_training_libraries
+from florist.cli.options import AsJson, Quiet, Verbose
 from florist.cli.weights import parse_weights
 from florist.errors import ConfigurationError
 
@@ -48,14 +49,15 @@ def tune_command(
     average_full: Annotated[
         bool, typer.Option("--average-full", help="Average the parameters of ADAPTERs that were trained whole.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and no table.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    as_json: AsJson = False,
 ) -> None:
     """Sweep tau on one decomposition and pick two: FLoRIST-O, the best, and FLoRIST-E, the lowest that still matches.
 
     What FLoRIST-E has to match is the baseline, or else tau = 1. Metrics are those of the validation examples.
     """
     from florist.cli.output import Output  # noqa: PLC0415
-    from florist.cli.progress import Progress  # noqa: PLC0415
     from florist.files.outputs import require_absent  # noqa: PLC0415
 
     if out is not None:
@@ -70,8 +72,8 @@ def tune_command(
         )
     thresholds, num_examples = _thresholds(taus), parse_weights(weights) if weights is not None else None
 
-    output = Output(as_json=as_json)
-    with Progress(output.status, "loading") as progress:
+    output = Output(as_json=as_json, quiet=quiet, verbose=verbose)
+    with output.progress("loading the libraries") as progress:
         load_training_libraries("tune")  # takes seconds: not before the arguments are known to be right
         from florist.cli import tune_work  # noqa: PLC0415  # needs these libraries
 

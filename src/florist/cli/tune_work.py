@@ -118,6 +118,7 @@ def tune(
     simulation = _simulation(config, metrics, whole, baselines)
     for note in (*_unlike_bases(whole, config), *whole.inputs.notes):
         output.note(note)
+    output.detail(*_decisions(config, metrics, metric, taus))
     progress.whole("evaluating")
     goal = _with_baseline(goal, simulation, baselines, progress)
     points = _points(whole, simulation, taus, goal, progress, bisecting=bisecting)
@@ -154,6 +155,16 @@ def report(tuned: Tuned, whole: AggregatedAdapter, out: Path | None, output: Out
     output.document(tuned.document())
     if out is not None and tuned.efficient is None:
         raise ConfigurationError(f"nothing was written to {out}: {tuned.out_of_reach}")
+
+
+def _decisions(config: Config, metrics: Sequence[str], metric: str | None, taus: Sequence[float]) -> list[str]:
+    why = "as --metric says" if metric is not None else "the first that the configuration can choose by"
+    measured = f", measured with {', '.join(metrics[1:])}" if metrics[1:] else ""
+    return [
+        f"{metrics[0]} decides, {why}{measured}; {'lower' if lower_is_better(metrics[0]) else 'higher'} is better",
+        f"thresholds: {', '.join(f'{tau:g}' for tau in sorted(set(taus)))}",
+        f"measured on {config.model.name_or_path} with {torch.get_num_threads()} torch threads",
+    ]
 
 
 def _use_threads(run: Path | None, config: Config) -> None:
@@ -194,6 +205,7 @@ def _with_baseline(
     """The goal with the best of the baselines that are to be measured, if any are."""
     values: list[float] = []
     for name, one in baselines.items():
+        progress.part(f"baseline {name}")
         values.append(simulation.measure(one.adapter, one.saved_parameters)[goal.metric])
         progress.line(f"baseline {name}: {goal.metric} {values[-1]:.4g}")
     return replace(goal, baseline=max(values, key=goal.gain)) if values else goal
@@ -209,6 +221,7 @@ def _points(
     bisecting: bool,
 ) -> list[Point]:
     def evaluate(cut: AdapterState) -> Mapping[str, float]:
+        progress.part(f"total rank {cut.total_rank}")
         return simulation.measure(cut, whole.saved_parameters)
 
     def tell(point: Point) -> None:
