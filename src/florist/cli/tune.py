@@ -27,7 +27,9 @@ def tune_command(
     weights: Annotated[
         str | None, typer.Option(help="The examples behind ADAPTERs, as 3,1,1; see aggregate --help.")
     ] = None,
-    taus: Annotated[str, typer.Option(help="The thresholds to try; 1 is always tried.")] = TAUS,
+    taus: Annotated[
+        str, typer.Option(help="The thresholds to try; 1 is always tried.", show_default="ten from 0.5 to 1")
+    ] = TAUS,
     metric: Annotated[
         str | None, typer.Option(help="The metric that decides; by default the configuration's first.")
     ] = None,
