@@ -37,7 +37,7 @@ def quality_table(lines: Sequence[Line], reference: str) -> Table:
     metrics = list(dict.fromkeys(name for line in lines for name in line.metrics))
     heads: list[str] = []
     for name in metrics:
-        heads += [name.replace("_", " "), f"against {reference}"]
+        heads += [words := name.replace("_", " "), f"{words} against {reference}"]
     table = _empty_table("seeds", *heads)
     for line in lines:
         cells: list[Text | str] = []
