@@ -65,7 +65,9 @@ TABLES: dict[str, Callable[[Output], Table]] = {
             for line in summarise(RESULTS)
         ]
     ),
-    "tune": lambda _: Tuned({}, Goal("loss", lower_is_better=True), (), False, (POINT,), POINT, POINT).table(),
+    "tune": lambda _: Tuned(
+        {}, Goal("loss", lower_is_better=True), (), False, (POINT,), POINT, POINT, "int4", {0.9: 234_567_890}
+    ).table(),
 }
 
 

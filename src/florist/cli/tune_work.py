@@ -12,6 +12,8 @@ from florist import one_shot
 from florist.cli.output import Output
 from florist.cli.progress import Progress
 from florist.cli.tune_table import Tuned
+from florist.compression.codecs import codec_named
+from florist.compression.packed import packed_factor_bytes
 from florist.config.choosing import (
     metrics_to_choose_by,
     require_same_validation,
@@ -113,8 +115,10 @@ def tune(
     metrics = metrics_to_choose_by(config, metric)
     goal = Goal(metrics[0], lower_is_better(metrics[0]), baseline, margin)
     _use_threads(source.run, config)
+    progress.whole("decomposing the adapter")
     baselines = {str(path): _final_adapter(path) for path in baseline_runs}
     whole = source.decompose()
+    progress.whole("loading the model")
     simulation = _simulation(config, metrics, whole, baselines)
     for note in (*_unlike_bases(whole, config), *whole.inputs.notes):
         output.note(note)
@@ -130,6 +134,8 @@ def tune(
         points=tuple(points),
         optimal=pick_optimal(points, goal),
         efficient=pick_efficient(points, goal),
+        codec=config.communication.download,
+        sent_bytes={point.tau: _sent_bytes(whole.adapter, point, config.communication.download) for point in points},
     )
     return tuned, whole
 
@@ -231,6 +237,13 @@ def _points(
     if bisecting:
         return bisect(whole.adapter, taus, evaluate, goal, layout=layout, on_point=tell)
     return sweep(whole.adapter, taus, evaluate, layout=layout, on_point=tell)
+
+
+def _sent_bytes(adapter: AdapterState, point: Point, codec: str) -> int:
+    """The bytes of the factors of a cut as a codec sends them."""
+    packing = codec_named(codec)
+    specs = (replace(adapter.specs[name], rank=rank) for name, rank in point.ranks.items())
+    return sum(packed_factor_bytes(packing, spec) for spec in specs)
 
 
 def _write(whole: AggregatedAdapter, point: Point, out: Path, beside: Mapping[str, str]) -> None:
