@@ -33,8 +33,8 @@ def test_aggregate_prints_a_table_and_writes_an_adapter(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_aggregate_json_is_all_of_stdout(process: Run, saved_adapters: list[Path], tmp_path: Path) -> None:
-    result = process("aggregate", *saved_adapters, "-o", tmp_path / "out", "--json")
+def test_aggregate_json_is_all_of_stdout(florist: Run, saved_adapters: list[Path], tmp_path: Path) -> None:
+    result = florist("aggregate", *saved_adapters, "-o", tmp_path / "out", "--json")
     document = json.loads(result.stdout)
     assert {"method", "tau", "total_rank", "input_rank", "bytes_in", "bytes_out", "modules"} <= document.keys()
     module = next(iter(document["modules"].values()))
@@ -216,8 +216,8 @@ def test_an_output_that_exists_is_refused_before_any_work(
     assert "already exists" in refused(florist("aggregate", tmp_path / "nothing", "-o", tmp_path / "out"))
 
 
-def test_an_adapter_that_is_not_there_is_refused(process: Run, tmp_path: Path) -> None:
-    assert "nothing" in refused(process("aggregate", tmp_path / "nothing", "-o", tmp_path / "out"))
+def test_an_adapter_that_is_not_there_is_refused(florist: Run, tmp_path: Path) -> None:
+    assert "nothing" in refused(florist("aggregate", tmp_path / "nothing", "-o", tmp_path / "out"))
 
 
 def test_two_levels_through_the_command_line_equal_one(
