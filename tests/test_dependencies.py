@@ -15,7 +15,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 
-# What may import more than `pip install florist` brings: the longest prefix of a module's name counts.
+# What may import more than an installation without extras brings: the longest prefix of a module's name counts.
 NEEDS = {
     "florist.cli.libraries": {"train"},
     "florist.config": {"train"},

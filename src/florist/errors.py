@@ -18,6 +18,20 @@ class FloristError(Exception):
     """
 
 
+def how_to_install(extras: str) -> str:
+    """Say how to install optional dependencies.
+
+    florist has no release yet, so that a package index may serve another package under its name.
+
+    Args:
+        extras: names of extras of pyproject.toml, with commas between them.
+
+    >>> how_to_install("eval")
+    'pip install -e ".[eval]" in a clone of florist'
+    """
+    return f'pip install -e ".[{extras}]" in a clone of florist'
+
+
 class InvalidAdapterError(FloristError, ValueError):
     """An adapter or a factor is not what PEFT writes: a half is missing, or a rank contradicts the config."""
 

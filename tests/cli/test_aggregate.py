@@ -33,8 +33,8 @@ def test_aggregate_prints_a_table_and_writes_an_adapter(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_aggregate_json_is_all_of_stdout(process: Run, saved_adapters: list[Path], tmp_path: Path) -> None:
-    result = process("aggregate", *saved_adapters, "-o", tmp_path / "out", "--json")
+def test_aggregate_json_is_all_of_stdout(florist: Run, saved_adapters: list[Path], tmp_path: Path) -> None:
+    result = florist("aggregate", *saved_adapters, "-o", tmp_path / "out", "--json")
     document = json.loads(result.stdout)
     assert {"method", "tau", "total_rank", "input_rank", "bytes_in", "bytes_out", "modules"} <= document.keys()
     module = next(iter(document["modules"].values()))
@@ -114,11 +114,11 @@ def test_a_file_that_is_no_adapter_is_refused_by_its_name(
         (["--weights", "3,1,0"], "C; leave that adapter out, or give it a positive weight"),
         (["--weights", "3,1,-2"], "a positive weight for every adapter, got -2 for "),
         (["--weights", "a,b,c"], "as 3,1,1"),
-        (["--tau", "0"], "tau: expected a fraction of the energy in (0, 1], got 0.0"),
-        (["--budget", "foo"], "budget: expected a size as 20MB or 300KB, got 'foo'"),
-        (["--tau", "1.5"], "tau: expected a fraction of the energy in (0, 1], got 1.5"),
-        (["--tau", "0.5", "--budget", "1MB"], "contradict each other"),
-        (["--scope", "global", "--rank", "3"], "goes with tau, not with rank"),
+        (["--tau", "0"], "--tau: expected a fraction of the energy in (0, 1], got 0.0"),
+        (["--budget", "foo"], "--budget: expected a size as 20MB or 300KB, got 'foo'"),
+        (["--tau", "1.5"], "--tau: expected a fraction of the energy in (0, 1], got 1.5"),
+        (["--tau", "0.5", "--budget", "1MB"], "--tau 0.5 and --budget 1000000 contradict each other"),
+        (["--scope", "global", "--rank", "3"], "--scope 'global' goes with --tau, not with --rank"),
         (["--budget", "1MB", "--export", "uniform"], "use --rank or --max-rank"),
         (["--budget", "100"], "rank 1 in each of the 14 modules"),
         (["--pad-rank-to", "16"], "--pad-rank-to is the rank of --export uniform"),
@@ -126,7 +126,8 @@ def test_a_file_that_is_no_adapter_is_refused_by_its_name(
             ["--export", "uniform", "--rank", "5", "--pad-rank-to", "4"],
             "--pad-rank-to to be at least the largest rank, 5, got 4; pad to 5 or more, or keep fewer directions with",
         ),
-        (["--rank", "0"], "rank: expected a number greater than 0"),
+        (["--max-rank", "0"], "--max-rank: expected a number greater than 0, got 0"),
+        (["--rank", "0"], "--rank: expected a number greater than 0"),
         (["--method", "average"], "--method average: expected one of florist, fedit, flora, flexlora, fedex, raflora"),
         (["--method", "ffa"], "saved adapters have trained theirs. Choose one of these, or run ffa in rounds"),
         (["--method", "full"], "saved adapters hold factors. Choose one of these, or run full in rounds"),
@@ -215,8 +216,8 @@ def test_an_output_that_exists_is_refused_before_any_work(
     assert "already exists" in refused(florist("aggregate", tmp_path / "nothing", "-o", tmp_path / "out"))
 
 
-def test_an_adapter_that_is_not_there_is_refused(process: Run, tmp_path: Path) -> None:
-    assert "nothing" in refused(process("aggregate", tmp_path / "nothing", "-o", tmp_path / "out"))
+def test_an_adapter_that_is_not_there_is_refused(florist: Run, tmp_path: Path) -> None:
+    assert "nothing" in refused(florist("aggregate", tmp_path / "nothing", "-o", tmp_path / "out"))
 
 
 def test_two_levels_through_the_command_line_equal_one(

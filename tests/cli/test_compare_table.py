@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from florist.cli.compare_progress import CellsProgress
-from florist.cli.compare_table import cost_table, notes, quality_table
+from florist.cli.compare_table import cost_table, notes, quality_heading, quality_table
 from florist.cli.progress import Progress
 from florist.comparison.directory import ComparisonDirectory
 from florist.comparison.summary import summarise
@@ -73,16 +73,42 @@ def test_tables_of_every_method_fit_a_narrow_terminal(tmp_path: Path) -> None:
     assert "lost, seed 0 failed: no memory" in notes(lines, tmp_path)
 
 
-def test_a_metric_of_unknown_direction_has_no_verdict_and_a_note(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("seeds", "row", "heading"),
+    [
+        (1, "flora 1 5.000 -2.000 1.000 +0.000", "need at least 3 seeds"),
+        (
+            2,
+            "flora 2 5.005 (5.000 to 5.010) -2.000 (-2.000 to -2.000) 1.000 (1.000 to 1.000) +0.000 (+0.000 to +0.000)",
+            "need at least 3 seeds",
+        ),
+        (3, "flora 3 5.010 ± 0.025 -2.000 ± 0.000 1.000 ± 0.000 +0.000 ± 0.000 tied", "95% interval"),
+    ],
+)
+def test_a_metric_of_unknown_direction_has_no_verdict_and_too_few_seeds_have_no_interval(
+    tmp_path: Path, seeds: int, row: str, heading: str
+) -> None:
     lines = summarise(
         [
             result(name, seed, {"odd/score": len(name) + 0.01 * seed, "loss": 1.0})
             for name in ("florist", "flora")
-            for seed in (0, 1)
+            for seed in range(seeds)
         ]
     )
     stream = StringIO()
-    Console(file=stream, width=100).print(quality_table(lines, "florist"))
+    Console(file=stream, width=120).print(quality_table(lines, "florist"))
     printed = [" ".join(line.split()) for line in stream.getvalue().splitlines()]
-    assert "flora 2 5.005 ± 0.064 -2.000 ± 0.000 1.000 ± 0.000 +0.000 ± 0.000 tied" in printed
+    assert row in printed
+    assert heading in quality_heading(lines, "test examples")
     assert notes(lines, tmp_path)[0] == "odd/score: nobody says which way it gets better, so that there is no verdict"
+
+
+def test_entries_with_too_few_seeds_beside_others_are_named(tmp_path: Path) -> None:
+    results = [
+        result(name, seed, {"loss": 1.0}) for name, seeds in (("florist", 3), ("cut", 2)) for seed in range(seeds)
+    ]
+    lines = summarise([*results, result("lost", 0, {}, failure="no memory")])
+    assert "95% interval" in quality_heading(lines, "test examples")
+    assert "cut: mean (lowest to highest): intervals, and what is better, need at least 3 seeds" in notes(
+        lines, tmp_path
+    )

@@ -13,8 +13,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from florist.checkpoint import open_adapter
+from florist.compression.codecs import codec_named
+from florist.compression.packed import PackedAdapter
 from florist.config import read_config, to_toml
 from florist.config.building import build
+from florist.factors import AdapterState
 from florist.federation.history import RunDirectory
 from florist.federation.records import RoundRecord
 from tests.breaking import copied, edit_config
@@ -121,10 +124,28 @@ def test_a_run_is_swept_and_the_picks_are_written(florist: Run, runs: Path, tiny
     assert before == {file: file.read_bytes() for file in sorted((runs / "florist").rglob("*")) if file.is_file()}
 
 
+def test_the_bytes_of_a_codec_are_those_that_it_sends(florist: Run, runs: Path, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text((runs / "florist" / "config.toml").read_text().replace('download = "float32"', 'download = "int4"'))
+    words = (runs / "florist" / "adapter", "--config", file, "--taus", "0.6,1", "--verbose")
+    document = tuned(florist, *words)
+    assert document["codec"] == "int4"
+    whole = open_adapter(runs / "florist" / "adapter").adapter
+    for point in document["points"]:
+        cut = AdapterState.of({name: factor.leading(point["ranks"][name]) for name, factor in whole.items()})
+        assert point["sent_bytes"] == PackedAdapter.of(cut, codec_named("int4")).nbytes < point["bytes"] / 5
+    told = florist("tune", *words)
+    assert "int4" in told.stdout
+    assert f"({document['florist_o']['sent_bytes'] / 1e6:.3g} in int4)" in told.stdout
+    assert "loss decides, the first that the configuration can choose by; lower is better" in told.stderr
+    assert "thresholds: 0.6, 1" in told.stderr
+
+
 def test_the_table_the_progress_and_the_csv(florist: Run, runs: Path, tmp_path: Path) -> None:
     result = florist("tune", runs / "florist", "--taus", "0.3,1", "-o", tmp_path / "out", "--metric", "perplexity")
     assert result.returncode == 0, result.stderr
     assert "tau 0.3: total rank" in result.stderr
+    assert "float32" not in result.stdout
     for told in ("relative error", "FLoRIST-O: tau", "FLoRIST-E: tau", "2 evaluations", "█", "written to"):
         assert told in result.stdout
     lines = list(csv.DictReader((tmp_path / "out" / "tune.csv").open()))
@@ -215,7 +236,7 @@ def test_a_classifier_is_measured_with_its_head(florist: Run, tiny_bert: Path, t
         (["florist", "--weights", "1"], "are for ADAPTERs"),
         (["florist", "--baseline", "1", "--baseline-run", "full"], "contradict each other"),
         (["florist", "--taus", "a,b"], "as 0.8,0.9,1, got 'a,b'"),
-        (["florist", "--taus", "0.5,2"], "tau: expected a fraction of the energy in (0, 1], got 2.0"),
+        (["florist", "--taus", "0.5,2"], "--taus: expected a fraction of the energy in (0, 1], got 2.0"),
         (["florist", "--metric", "accuracy"], "one of ['loss', 'perplexity', 'exact_match'], got 'accuracy'"),
         (["florist", "--metric", "multiple_choice"], "count as a test"),
         (["florist", "--margin", "-1"], "expected a margin of 0 or more"),

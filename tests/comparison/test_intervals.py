@@ -31,7 +31,7 @@ def test_the_interval_of_three_seeds() -> None:
     # Mean 2, standard deviation 1, 4.3027 / sqrt(3).
     found = estimate([1.0, 2.0, 3.0])
     assert found is not None
-    assert (found.mean, found.count) == (2.0, 3)
+    assert (found.mean, found.count, found.lowest, found.highest) == (2.0, 3, 1.0, 3.0)
     assert found.half_width == pytest.approx(2.48414, abs=1e-4)
     assert found.low == pytest.approx(2 - 2.48414, abs=1e-4)
     assert found.high == pytest.approx(2 + 2.48414, abs=1e-4)
@@ -39,8 +39,9 @@ def test_the_interval_of_three_seeds() -> None:
 
 
 def test_one_value_has_no_interval_and_none_no_estimate() -> None:
-    assert estimate([1.5]) == Estimate(1.5, None, 1)
-    assert Estimate(1.5, None, 1).low is Estimate(1.5, None, 1).high is Estimate(1.5, None, 1).sign is None
+    one = Estimate(1.5, None, 1, lowest=1.5, highest=1.5)
+    assert estimate([1.5]) == one
+    assert one.low is one.high is one.sign is None
     assert estimate([]) is None
 
 

@@ -12,7 +12,7 @@ from florist.evaluation.harness import measurements_from
 from florist.models.federated_model import FederatedModel
 
 installed = importlib.util.find_spec("lm_eval") is not None
-needs_harness = pytest.mark.skipif(not installed, reason="lm-evaluation-harness is not installed: florist[eval]")
+needs_harness = pytest.mark.skipif(not installed, reason="lm-evaluation-harness is not installed: the extra [eval]")
 
 TASK = """
 task: tiny_choice
@@ -133,5 +133,5 @@ def test_unknown_tasks_and_missing_folders_are_told(task_path: Path) -> None:
 @pytest.mark.skipif(installed, reason="lm-evaluation-harness is installed")
 def test_a_harness_that_is_not_there_is_named(tiny_llama: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    with pytest.raises(MissingDependencyError, match=r"which is not installed: pip install 'florist\[eval\]'"):
+    with pytest.raises(MissingDependencyError, match=r'not installed: pip install -e "\.\[eval\]" in a clone'):
         evaluate_tasks(None, tokenizer, ["arc_easy"])

@@ -17,7 +17,13 @@ from torch import Tensor
 from florist.compression.codecs import CODECS
 from florist.compression.packed import PackedAdapter
 from florist.compression.residual import Residual
-from florist.errors import DamagedRunError, MissingInputError, OtherVersionError, OutputExistsError
+from florist.errors import (
+    DamagedRunError,
+    MissingInputError,
+    OtherVersionError,
+    OutputExistsError,
+    UnwritableOutputError,
+)
 from florist.factors import AdapterState, LoraFactor
 from florist.federation.broadcasts import Broadcasts
 from florist.federation.client_residuals import ClientResiduals
@@ -152,8 +158,8 @@ def test_a_directory_that_holds_no_run_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "file", tmp_path / "none"):
         with pytest.raises(MissingInputError, match=r"expected the directory of a run at .*, found no run\.json in it"):
             RunDirectory.open(path)
-    with pytest.raises(MissingInputError, match="there is no directory"):
-        started(tmp_path / "none")
+    with pytest.raises(UnwritableOutputError, match="file is no directory"):
+        started(tmp_path / "file")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])

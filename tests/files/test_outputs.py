@@ -91,13 +91,42 @@ def test_an_existing_target_is_refused_before_the_block_and_kept(tmp_path: Path,
     assert names(tmp_path) == ["out"]
 
 
-@pytest.mark.parametrize("parent", ["absent", "file"])
-def test_a_missing_parent_is_refused_and_not_created(tmp_path: Path, parent: str) -> None:
+def test_folders_on_the_way_are_made_with_the_target_and_not_before(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "b" / "out"
+    require_absent(target)
+    assert names(tmp_path) == []
+    with new_directory(target) as draft:
+        (draft / "file").touch()
+    assert names(target) == ["file"]
+    assert names(target.parent) == ["out"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_folders_on_the_way_vanish_when_the_block_fails(tmp_path: Path, error: type[BaseException]) -> None:
+    (tmp_path / "old").mkdir()
+    with pytest.raises(error), new_directory(tmp_path / "old" / "a" / "b" / "out"):
+        raise error
+    assert names(tmp_path) == ["old"]
+    assert names(tmp_path / "old") == []
+
+
+def test_a_folder_on_the_way_stays_if_somebody_else_uses_it_meanwhile(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="told so"), new_directory(tmp_path / "a" / "b" / "out"):  # noqa: PT012  # the block is the test
+        (tmp_path / "a" / "theirs").touch()
+        raise ValueError("told so")
+    assert names(tmp_path / "a") == ["theirs"]
+
+
+def test_a_file_on_the_way_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(MissingInputError, match=f"there is no directory .*{parent}; create it first"):
-        require_absent(tmp_path / parent / "out")
-    with pytest.raises(MissingInputError), new_directory(tmp_path / parent / "out"):
-        pytest.fail("the block must not run")
+    for target in (tmp_path / "file" / "out", tmp_path / "file" / "deep" / "out"):
+        with pytest.raises(UnwritableOutputError, match="file is no directory; choose another place"):
+            require_absent(target)
+        with pytest.raises(UnwritableOutputError), new_directory(target):
+            pytest.fail("the block must not run")
+    # What was made before the obstacle was met does not stay.
+    with pytest.raises(UnwritableOutputError, match="name too long; choose another name or place"):
+        require_absent(tmp_path / "a" / ("x" * 300) / "out")
     assert names(tmp_path) == ["file"]
 
 

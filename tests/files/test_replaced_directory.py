@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from florist.errors import MissingInputError, OutputExistsError
+from florist.errors import OutputExistsError, UnwritableOutputError
 from florist.files.outputs import remove_drafts, replaced_directory, restore_replaced
 
 
@@ -90,5 +90,5 @@ def test_a_file_is_not_replaced_by_a_directory(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
     with pytest.raises(OutputExistsError):
         write(tmp_path / "out", "new")
-    with pytest.raises(MissingInputError):
-        write(tmp_path / "nowhere" / "out", "new")
+    with pytest.raises(UnwritableOutputError):
+        write(tmp_path / "out" / "deep", "new")

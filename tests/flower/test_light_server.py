@@ -51,7 +51,7 @@ try:
 except MissingDependencyError as error:
     print(error)
 """
-    assert run(script).endswith("which is not installed: pip install 'florist[flower,train]'")
+    assert run(script).endswith('which is not installed: pip install -e ".[flower,train]" in a clone of florist')
 
 
 SERVE = (
@@ -84,7 +84,7 @@ def test_a_configured_server_works_without_them_unless_it_evaluates(
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     if evaluation == "server":
-        assert "pip install 'florist[flower,train]' there, or leave the evaluation to the clients" in done.stdout
+        assert 'pip install -e ".[flower,train]" in a clone of florist there, or leave the evaluation' in done.stdout
     else:
         directory = RunDirectory.open(tmp_path / "run")
         assert [len(line.clients) for line in directory.records()] == [2, 2]

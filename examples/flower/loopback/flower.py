@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from florist.errors import how_to_install
+
 from . import commands
 
 Value = str | int | float | bool
@@ -99,7 +101,7 @@ def program(name: str) -> str:
     """
     path = Path(sysconfig.get_path("scripts"), name)
     if not path.exists():
-        raise FileNotFoundError(f"expected Flower's program at {path}: install it with pip install 'florist[flower]'")
+        raise FileNotFoundError(f"expected Flower's program at {path}: {how_to_install('flower')} brings it")
     return str(path)
 
 

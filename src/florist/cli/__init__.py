@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 import florist
 from florist.cli.aggregate import aggregate_command
 from florist.cli.compare import compare_command
+from florist.cli.examples import examples_of
 from florist.cli.inspect import inspect_command
 from florist.cli.simulate import simulate_command
 from florist.cli.tune import tune_command
@@ -32,15 +33,15 @@ app = typer.Typer(
     name="florist",
     cls=_Commands,
     help="Federated LoRA fine-tuning of language models: many adapters in, one compact adapter out.",
+    epilog=examples_of(""),
     invoke_without_command=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("aggregate")(aggregate_command)
-app.command("compare")(compare_command)
-app.command("inspect")(inspect_command)
-app.command("simulate")(simulate_command)
-app.command("tune")(tune_command)
+app.command("aggregate", epilog=examples_of("aggregate"))(aggregate_command)
+app.command("compare", epilog=examples_of("compare"))(compare_command)
+app.command("inspect", epilog=examples_of("inspect"))(inspect_command)
+app.command("simulate", epilog=examples_of("simulate"))(simulate_command)
+app.command("tune", epilog=examples_of("tune"))(tune_command)
 
 
 @app.callback()

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from florist.cli.options import AsJson, Quiet, Verbose
 from florist.cli.weights import parse_weights
 from florist.config.methods import DEFAULT_METHOD, DEFAULT_TAU, one_shot_methods, require_one_shot
 from florist.errors import ConfigurationError
@@ -37,14 +38,22 @@ def aggregate_command(
     adapters: Annotated[list[str], typer.Argument(help="PEFT adapters: directories or hub ids in the local cache.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The directory to create for the result.")],
     method: Annotated[
-        str, typer.Option(help=f"The aggregation method: {', '.join(one_shot_methods())}; see docs/methods.md.")
+        str,
+        typer.Option(
+            help=f"The aggregation method: {', '.join(one_shot_methods())}; see docs/methods.md.",
+            autocompletion=one_shot_methods,
+        ),
     ] = DEFAULT_METHOD,
     tau: Annotated[
         float | None,
         typer.Option(help=f"The fraction of the energy to keep, in (0, 1]; {DEFAULT_TAU} if nothing else is set."),
     ] = None,
     scope: Annotated[
-        ScopeName | None, typer.Option(help="Whether tau holds in each module, as by default, or over all of them.")
+        ScopeName | None,
+        typer.Option(
+            metavar="SCOPE",  # the choices side by side would leave no room for the names of options
+            help="Whether tau holds in each module (per-module), as by default, or over all of them (global).",
+        ),
     ] = None,
     budget: Annotated[
         str | None,
@@ -64,13 +73,19 @@ def aggregate_command(
         ),
     ] = None,
     export: Annotated[
-        ExportName, typer.Option(help="A rank for every module, or one for all (for servers that know no other).")
+        ExportName,
+        typer.Option(
+            metavar="EXPORT",
+            help="A rank for every module (per-module), or one for all (uniform), for servers that know no other.",
+        ),
     ] = ExportName.PER_MODULE,
     pad_rank_to: Annotated[
         int | None,
         typer.Option(help="With --export uniform: the rank of all modules, if it is to be more than the largest."),
     ] = None,
-    dtype: Annotated[DtypeName, typer.Option(help="The dtype that tensors are stored in.")] = DtypeName.FLOAT32,
+    dtype: Annotated[
+        DtypeName, typer.Option(metavar="DTYPE", help="How tensors are stored: float32, bfloat16 or float16.")
+    ] = DtypeName.FLOAT32,
     allow_base_mismatch: Annotated[
         bool,
         typer.Option("--allow-base-mismatch", help="The adapters name their base differently, and it is the same."),
@@ -79,8 +94,9 @@ def aggregate_command(
         bool, typer.Option("--average-full", help="Average the parameters that were trained whole, as a head.")
     ] = False,
     device: Annotated[str, typer.Option(help="Where to decompose: cpu, cuda, cuda:1.")] = "cpu",
-    verbose: Annotated[bool, typer.Option("--verbose", help="Print a line of the table for every module.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and no table.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    as_json: AsJson = False,
 ) -> None:
     """Combine LoRA adapters of unlike ranks into one, exactly but for what tau leaves out.
 
@@ -126,6 +142,5 @@ def aggregate_command(
         allow_base_mismatch=allow_base_mismatch,
         average_full=average_full,
         device=device,
-        every_module=verbose,
-        output=Output(as_json=as_json),
+        output=Output(as_json=as_json, quiet=quiet, verbose=verbose),
     )

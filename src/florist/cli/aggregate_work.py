@@ -13,12 +13,12 @@ from florist.checkpoint import Export
 from florist.cli.aggregate_table import module_table, totals
 from florist.cli.memory import keep_freed_memory
 from florist.cli.output import Output
-from florist.cli.progress import Progress
 from florist.cli.summaries import absences
 from florist.config.methods import make_aggregator, rank_rule
 from florist.config.sections import AggregationSection
 from florist.errors import ConfigurationError
 from florist.one_shot import FileBudget
+from florist.one_shot.inputs import Inputs
 from florist.ranks import RankRule
 
 
@@ -34,7 +34,6 @@ def combine_adapters(
     allow_base_mismatch: bool,
     average_full: bool,
     device: str,
-    every_module: bool,
     output: Output,
 ) -> None:
     """Combine adapters, write the result, and print what became of them.
@@ -50,7 +49,6 @@ def combine_adapters(
         allow_base_mismatch: as for `one_shot.aggregate`.
         average_full: as for `one_shot.aggregate`.
         device: the device to decompose on.
-        every_module: whether the table has a line for every module.
         output: where to print.
 
     Raises:
@@ -59,14 +57,16 @@ def combine_adapters(
     """
     keep_freed_memory()
     torch_dtype: torch.dtype = getattr(torch, dtype)
-    inputs = one_shot.open_inputs(
-        adapters, num_examples=num_examples, allow_base_mismatch=allow_base_mismatch, average_full=average_full
-    )
-    aggregator = make_aggregator(section, inputs.largest_rank, torch_dtype.itemsize)
     budget = int(section.budget) if section.budget is not None else None
-    if budget is not None:
-        aggregator = Florist(FileBudget(budget, partial(_rule_within, section, torch_dtype), inputs, torch_dtype))
-    with Progress(output.status, f"modules of {len(adapters)} adapter{'s' if len(adapters) != 1 else ''}") as progress:
+    with output.progress("reading the adapters") as progress:
+        inputs = one_shot.open_inputs(
+            adapters, num_examples=num_examples, allow_base_mismatch=allow_base_mismatch, average_full=average_full
+        )
+        aggregator = make_aggregator(section, inputs.largest_rank, torch_dtype.itemsize)
+        if budget is not None:
+            aggregator = Florist(FileBudget(budget, partial(_rule_within, section, torch_dtype), inputs, torch_dtype))
+        output.detail(*_decisions(section, inputs, given=num_examples is not None))
+        progress.whole(f"modules of {len(adapters)} adapter{'s' if len(adapters) != 1 else ''}")
         result = one_shot.combine(inputs, aggregator, device=device, on_module=progress.count)
         _require_padding(pad_rank_to, max(spec.rank for spec in result.adapter.specs.values()))
         document = result.write(
@@ -82,11 +82,18 @@ def combine_adapters(
                 "dtype": dtype,
             },
         )
-    output.table(module_table(document["modules"], every_module=every_module))
+    output.table(module_table(document["modules"], every_module=output.verbose))
     output.lines(*totals(document, out))
     for note in (*absences(result.inputs.compatibility.absent), *document["notes"]):
         output.note(note)
     output.document(document)
+
+
+def _decisions(section: AggregationSection, inputs: Inputs, *, given: bool) -> list[str]:
+    settings = ", ".join(f"{key} = {value}" for key, value in section.model_dump(exclude_none=True).items())
+    why = "as --weights says" if given else "as their certificates say; an adapter without one counts once"
+    counts = (f"{one.path} {count}" for one, count in zip(inputs.saved, inputs.weights.counts, strict=True))
+    return [settings, f"weights in {inputs.weights.counted_in.value}, {why}: {', '.join(counts)}"]
 
 
 def _require_padding(pad_rank_to: int | None, largest: int) -> None:

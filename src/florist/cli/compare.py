@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from florist.cli.options import AsJson, Quiet, Verbose
 from florist.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ def compare_command(
         Path | None, typer.Option("--out", "-o", help="The directory to create; by default one in runs/.")
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the comparison in this directory.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and no table.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare aggregation methods, or any variants of a configuration, in the same federations.
 
@@ -58,10 +61,9 @@ def compare_command(
         )
 
     from florist.cli.output import Output  # noqa: PLC0415
-    from florist.cli.progress import Progress  # noqa: PLC0415
 
-    output = Output(as_json=as_json)
-    with Progress(output.status, "checking the configurations") as progress:
+    output = Output(as_json=as_json, quiet=quiet, verbose=verbose)
+    with output.progress("checking the configurations") as progress:
         if resume is None:
             directory = _created(config_file, overrides or (), methods, variants or (), seeds or "3", jobs, out)
         else:
@@ -71,7 +73,7 @@ def compare_command(
 
         from florist.cli.compare_work import play_comparison, report  # noqa: PLC0415
 
-        results = play_comparison(directory, jobs, progress)
+        results = play_comparison(directory, jobs, output, progress)
     if report(directory, results, output):
         raise typer.Exit(1)
 

@@ -1,5 +1,6 @@
 """What ``florist compare`` shows while it runs."""
 
+from florist.cli.decisions import clients_of
 from florist.cli.progress import Progress
 from florist.cli.summaries import number
 from florist.comparison.directory import ComparisonDirectory
@@ -9,10 +10,16 @@ from florist.federation.records import RoundRecord
 
 
 class CellsProgress:
-    """An `Observer` of the present run: a bar for the runs, one for what the present run does, and a line a run."""
+    """An `Observer` of the present run: a bar for the runs, one for what the present run does, and a line a run.
 
-    def __init__(self, progress: Progress) -> None:
+    Args:
+        progress: where to show it.
+        verbose: whether every client of a round has a line, too.
+    """
+
+    def __init__(self, progress: Progress, *, verbose: bool = False) -> None:
         self._progress = progress
+        self._verbose = verbose
         self._cell = ""
         self._over, self._all = 0, 0
 
@@ -48,4 +55,6 @@ class CellsProgress:
         self._progress.part(f"{self._cell}, round {round_number}: {client_id} trains", done, total)
 
     def closed(self, record: RoundRecord) -> None:
-        """Print nothing: a round alone is not worth a line."""
+        """Print nothing, unless all is to be told: a round alone is not worth a line."""
+        for line in clients_of(record) if self._verbose else ():
+            self._progress.line(f"{self._cell}, {line}")

@@ -1,6 +1,6 @@
 """What ``florist compare`` prints of a comparison."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -8,12 +8,28 @@ from rich.text import Text
 
 from florist.cli.output import plain_table
 from florist.cli.summaries import number
+from florist.comparison.intervals import FEWEST_VALUES, Estimate
 from florist.comparison.summary import Line, Measured, Verdict
 
 QUALITY = "metrics on the {source}: mean ± 95% interval over seeds; differences are paired by seed"
+FEW_SEEDS = (
+    "metrics on the {source}: mean (lowest to highest) over seeds; differences are paired by seed. Intervals, and what "
+    f"is better, need at least {FEWEST_VALUES} seeds"
+)
 COST = "cost: total rank of a broadcast; MB of a run, KB of a client in a round, seconds of a run; means over seeds"
 
 _STYLES = {Verdict.BETTER: "green", Verdict.WORSE: "red", Verdict.TIED: "dim"}
+
+
+def quality_heading(lines: Sequence[Line], source: str) -> str:
+    """What the table of the metrics shows.
+
+    Args:
+        lines: the entries.
+        source: what the metrics were measured on.
+    """
+    few = all(len(line.seeds) < FEWEST_VALUES for line in lines)
+    return (FEW_SEEDS if few else QUALITY).format(source=source)
 
 
 def quality_table(lines: Sequence[Line], reference: str) -> Table:
@@ -21,7 +37,7 @@ def quality_table(lines: Sequence[Line], reference: str) -> Table:
     metrics = list(dict.fromkeys(name for line in lines for name in line.metrics))
     heads: list[str] = []
     for name in metrics:
-        heads += [name.replace("_", " "), f"against {reference}"]
+        heads += [words := name.replace("_", " "), f"{words} against {reference}"]
     table = _empty_table("seeds", *heads)
     for line in lines:
         cells: list[Text | str] = []
@@ -56,6 +72,12 @@ def cost_table(lines: Sequence[Line]) -> Table:
 def notes(lines: Sequence[Line], path: Path) -> list[str]:
     """Say what the tables do not show, and where everything is."""
     found = [f"{line.name}, seed {seed} failed: {reason}" for line in lines for seed, reason in line.failures.items()]
+    few = [line.name for line in lines if 0 < len(line.seeds) < FEWEST_VALUES]
+    if any(len(line.seeds) >= FEWEST_VALUES for line in lines) and few:
+        found.append(
+            f"{', '.join(few)}: mean (lowest to highest): intervals, and what is better, need at least {FEWEST_VALUES} "
+            "seeds"
+        )
     unknown = {
         name for line in lines for name, one in line.metrics.items() if one.difference and one.lower_is_better is None
     }
@@ -91,20 +113,24 @@ def _empty_table(*heads: str) -> Table:
 def _estimate(measured: Measured | None) -> str:
     if measured is None:
         return ""
-    return number(measured.value.mean) + _spread(measured.value.half_width)
+    return _mean(measured.value, number)
 
 
 def _difference(measured: Measured | None) -> Text:
     if measured is None or measured.difference is None:
         return Text("")
-    text = Text(f"{measured.difference.mean:+.3f}" + _spread(measured.difference.half_width))
-    if measured.verdict is not None:
+    text = Text(_mean(measured.difference, lambda value: f"{value:+.3f}"))
+    if measured.verdict is not None and measured.difference.count >= FEWEST_VALUES:
         text.append(f" {measured.verdict.value}", style=_STYLES[measured.verdict])
     return text
 
 
-def _spread(half_width: float | None) -> str:
-    return f" ± {number(half_width)}" if half_width is not None else ""
+def _mean(found: Estimate, write: Callable[[float], str]) -> str:
+    """A mean with its interval, or with the range of values that are too few for one."""
+    mean = write(found.mean)
+    if found.count >= FEWEST_VALUES and found.half_width is not None:
+        return f"{mean} ± {number(found.half_width)}"
+    return f"{mean} ({write(found.lowest)} to {write(found.highest)})" if found.count > 1 else mean
 
 
 def _cost(value: float | None, unit: float, form: str) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 import typer
 
 from florist.cli.compare_progress import CellsProgress
-from florist.cli.compare_table import COST, QUALITY, cost_table, feedback_notes, notes, quality_table
+from florist.cli.compare_table import COST, cost_table, feedback_notes, notes, quality_heading, quality_table
+from florist.cli.decisions import decisions, threads_chosen
 from florist.cli.libraries import load_training_libraries
 from florist.cli.output import Output
 from florist.cli.progress import Progress
@@ -25,7 +26,7 @@ def create_comparison(
     """Check that every entry can be built, and create the directory of the comparison.
 
     Args:
-        path: the directory to create, and the folder for it if there is none.
+        path: the directory to create.
         base: the common configuration.
         configs: the configuration of every entry.
         seeds: the seeds of every entry.
@@ -38,7 +39,6 @@ def create_comparison(
     from florist.comparison.running import plan  # noqa: PLC0415  # needs these libraries
 
     comparison = plan(configs, seeds, threads=base.training.threads, jobs=jobs)
-    path.parent.mkdir(exist_ok=True)
     return ComparisonDirectory.create(path, comparison, base, configs)
 
 
@@ -54,12 +54,13 @@ def open_comparison(path: Path) -> ComparisonDirectory:
     return directory
 
 
-def play_comparison(directory: ComparisonDirectory, jobs: int, progress: Progress) -> list[CellResult]:
+def play_comparison(directory: ComparisonDirectory, jobs: int, output: Output, progress: Progress) -> list[CellResult]:
     """Play the runs that are not over yet.
 
     Args:
         directory: the directory of the comparison.
         jobs: how many runs at once.
+        output: where to print what is decided.
         progress: where to show how they go.
 
     Raises:
@@ -68,7 +69,8 @@ def play_comparison(directory: ComparisonDirectory, jobs: int, progress: Progres
     """
     from florist.comparison.running import play  # noqa: PLC0415  # needs the training libraries
 
-    cells = CellsProgress(progress)
+    output.detail(*decisions(directory.base), threads_chosen(directory.comparison.threads, directory.base))
+    cells = CellsProgress(progress, verbose=output.verbose)
     cells.begin(directory)
     try:
         return play(
@@ -80,7 +82,7 @@ def play_comparison(directory: ComparisonDirectory, jobs: int, progress: Progres
             in_worker=partial(load_training_libraries, "compare"),
         )
     except KeyboardInterrupt:
-        progress.line(f"interrupted; go on with: florist compare --resume {directory.path}")
+        progress.stopped(f"interrupted; go on with: florist compare --resume {directory.path}")
         raise typer.Exit(130) from None
 
 
@@ -90,7 +92,7 @@ def report(directory: ComparisonDirectory, results: Sequence[CellResult], output
     source = metric_source(directory.config(directory.comparison.cells[0]))
     whole = comparison_document(directory, source, lines, results)
     write_tables(directory, whole, results)
-    output.table(quality_table(lines, reference([line.name for line in lines])), heading=QUALITY.format(source=source))
+    output.table(quality_table(lines, reference([line.name for line in lines])), heading=quality_heading(lines, source))
     output.table(cost_table(lines), heading=COST)
     configs = {cell.entry: directory.config(cell) for cell in directory.comparison.cells}
     output.lines(*feedback_notes(without_feedback(directory.base, configs)), *notes(lines, directory.path))

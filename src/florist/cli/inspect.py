@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from florist.cli.options import AsJson, Quiet, Verbose
 from florist.cli.weights import parse_weights
 from florist.errors import ConfigurationError
 
@@ -27,7 +28,9 @@ def inspect_command(
     every_module: Annotated[
         bool, typer.Option("--modules", help="Print a line for every module, not for every kind.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and no table.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show spectra, ranks and norms of adapters, and whether they may be aggregated.
 
@@ -48,6 +51,6 @@ def inspect_command(
         num_examples=num_examples,
         allow_base_mismatch=allow_base_mismatch,
         average_full=average_full,
-        every_module=every_module,
-        output=Output(as_json=as_json),
+        every_module=every_module or verbose,
+        output=Output(as_json=as_json, quiet=quiet, verbose=verbose),
     )

@@ -8,7 +8,6 @@ from florist.checkpoint import SavedAdapter, compare, locate, open_adapter
 from florist.cli.inspect_table import findings, heading, kind_table, module_table, sweep_table, verdict
 from florist.cli.memory import keep_freed_memory
 from florist.cli.output import Output
-from florist.cli.progress import Progress
 from florist.cli.summaries import absences
 from florist.errors import FloristError, InvalidAdapterError, InvalidUpdateError
 from florist.one_shot import open_inputs
@@ -52,7 +51,7 @@ def look_at_adapters(
     keep_freed_memory()
     allowed = {"allow_base_mismatch": allow_base_mismatch, "average_full": average_full}
     points: list[SweepPoint] = []
-    with Progress(output.status, "modules") as progress:
+    with output.progress("modules") as progress:
         looked, unreadable = _looked_at(adapters, progress.count)
         saved = [one for one, _ in looked]
         compatibility = compare(saved, **allowed)

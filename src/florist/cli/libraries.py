@@ -3,7 +3,7 @@
 import warnings
 from importlib import import_module
 
-from florist.errors import MissingDependencyError
+from florist.errors import MissingDependencyError, how_to_install
 
 
 def load_training_libraries(command: str) -> None:
@@ -22,7 +22,7 @@ def load_training_libraries(command: str) -> None:
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f"florist {command} trains with transformers and PEFT, and {error.name} is not installed: "
-            "pip install 'florist[train]'"
+            f"{how_to_install('train')}"
         ) from error
     warnings.filterwarnings("ignore", module=r"(transformers|peft)\.")
     transformers.utils.logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""Where a command prints, and what its tables look like: the same for every command."""
+"""Where a command prints, how much, and what its tables look like: the same for every command."""
 
 from collections.abc import Collection
 from typing import Any
@@ -7,6 +7,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from florist.cli.blocks import fits, in_blocks
+from florist.cli.progress import Progress
+from florist.errors import ConfigurationError
 from florist.files import strict_json
 
 
@@ -17,17 +20,29 @@ class Output:
     one JSON document and nothing else: tables are left out, since the document says what they say, and the lines about
     the results go to stderr.
 
+    With ``--quiet``, nothing goes to stderr but errors. With ``--verbose``, stderr also says what is decided and why.
+
     Args:
         as_json: whether the command was given ``--json``.
+        quiet: whether it was given ``--quiet``.
+        verbose: whether it was given ``--verbose``.
 
     Attributes:
         status: the console on stderr.
+        verbose: whether it was given ``--verbose``.
+
+    Raises:
+        ConfigurationError: it was given both.
     """
 
-    def __init__(self, *, as_json: bool) -> None:
+    def __init__(self, *, as_json: bool, quiet: bool = False, verbose: bool = False) -> None:
+        if quiet and verbose:
+            raise ConfigurationError("--quiet and --verbose contradict each other: give one, or neither")
         self._as_json = as_json
+        self._quiet = quiet
+        self.verbose = verbose
         self.status = _console(stderr=True)
-        self._results = self.status if as_json else _console(stderr=False)
+        self._results = _console(stderr=False)
 
     def table(self, table: Table, *, heading: str | None = None) -> None:
         """Print a table of results, after its heading if it has one; print neither with ``--json``."""
@@ -35,32 +50,42 @@ class Output:
             return
         if heading is not None:
             self.lines(heading)
-        self._results.print(table)
+        _print_table(self._results, table)
 
     def status_table(self, table: Table) -> None:
-        """Print a table on stderr that is no result, but not with ``--json``."""
-        if not self._as_json:
-            self.status.print(table)
+        """Print a table on stderr that is no result, but not with ``--json`` or ``--quiet``."""
+        if not self._as_json and not self._quiet:
+            _print_table(self.status, table)
 
     def lines(self, *lines: str) -> None:
-        """Print lines about the results."""
+        """Print lines about the results; with ``--json`` on stderr, unless that is to be quiet."""
+        if self._as_json and self._quiet:
+            return
         for line in lines:
-            self._results.print(line, soft_wrap=True)
+            (self.status if self._as_json else self._results).print(line, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Print something that the user should know and that is no result."""
-        self.status.print(f"note: {text}", soft_wrap=True)
+        if not self._quiet:
+            self.status.print(f"note: {text}", soft_wrap=True)
+
+    def detail(self, *lines: str) -> None:
+        """Print on stderr what was decided and why, with ``--verbose``."""
+        for line in lines if self.verbose else ():
+            self.status.print(line, soft_wrap=True)
 
     def document(self, document: Any) -> None:
         """Print the JSON document, if the command was given ``--json``."""
         if self._as_json:
             print(strict_json.encode(document))  # noqa: T201  # rich would break long lines
 
+    def progress(self, description: str) -> Progress:
+        """Show on stderr how the command goes; see `Progress`."""
+        return Progress(self.status, description, quiet=self._quiet)
+
     def fits(self, table: Table) -> bool:
         """Whether a table can be printed in full width."""
-        # Within the width of the console every table fits: it is measured as if there were room enough.
-        roomy = self._results.options.update(max_width=10_000)
-        return self._results.measure(table, options=roomy).maximum <= self._results.width
+        return fits(table, self._results)
 
 
 def plain_table(*heads: str, words: Collection[int] = (0,)) -> Table:
@@ -74,6 +99,14 @@ def plain_table(*heads: str, words: Collection[int] = (0,)) -> Table:
     for number, column in enumerate(table.columns):
         column.justify = "left" if number in words else "right"
     return table
+
+
+def _print_table(console: Console, table: Table) -> None:
+    caption, table.caption = table.caption, None  # a block may be too narrow for it
+    for block in in_blocks(table, console):
+        console.print(block)
+    if caption is not None:
+        console.print(caption, style="table.caption")
 
 
 def _console(*, stderr: bool) -> Console:

@@ -1,23 +1,39 @@
 """Progress on stderr: bars where that is a terminal, and lines."""
 
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from types import TracebackType
 
 from rich import progress
 from rich.console import Console
 
+from florist.cli.heartbeat import Heartbeat
+
 
 class Progress:
     """A bar for the whole of a command, and one for the part that it is at.
 
-    Where stderr is no terminal there are no bars, and only the lines are printed.
+    Where stderr is no terminal there are no bars: lines are printed, and one that says what the command is at whenever
+    there was none for a while.
 
     Args:
         console: the console on stderr.
         description: what the whole is called until something else is known.
+        quiet: whether to show nothing but `stopped`.
+        clock: tells the time in seconds.
     """
 
-    def __init__(self, console: Console, description: str) -> None:
+    def __init__(
+        self,
+        console: Console,
+        description: str,
+        *,
+        quiet: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._console = console
+        self._quiet = quiet
         self._bars = progress.Progress(
             progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(),
@@ -25,19 +41,23 @@ class Progress:
             progress.TimeElapsedColumn(),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=quiet or not console.is_terminal,
         )
         self._whole = self._bars.add_task(description, total=None)
         self._part: tuple[str, progress.TaskID] | None = None
+        self.heartbeat = None if quiet or console.is_terminal else Heartbeat(self.doing, self._print, clock)
+        self._open = ExitStack()
 
     def __enter__(self) -> "Progress":
-        self._bars.start()
+        self._open.enter_context(self._bars)
+        if self.heartbeat is not None:
+            self._open.enter_context(self.heartbeat)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        self._open.close()
 
     def count(self, done: int, total: int | None = None) -> None:
         """Show how much of the whole is done, and of how much if that is new."""
@@ -62,4 +82,21 @@ class Progress:
 
     def line(self, text: str) -> None:
         """Print a line that stays."""
+        if not self._quiet:
+            self._print(text)
+            if self.heartbeat is not None:
+                self.heartbeat.said()
+
+    def stopped(self, text: str) -> None:
+        """Print how an end came about that the command did not want, to the quiet, too."""
+        self._print(text)
+
+    def doing(self) -> str:
+        """What the command is at: the whole and the part, each with how much of it is done."""
+        return "; ".join(
+            task.description + (f", {task.completed:.0f} of {task.total:.0f}" if task.total else "")
+            for task in self._bars.tasks
+        )
+
+    def _print(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)

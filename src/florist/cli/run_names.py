@@ -11,8 +11,7 @@ def run_path(out: Path | None, stem: str) -> Path:
     """The directory for a new run, which can be created: `out`, or the first free ``stem-NUMBER`` in `RUNS`.
 
     Raises:
-        OutputExistsError, MissingInputError, UnwritableOutputError: it cannot be created, or `RUNS` cannot; see
-            `outputs.require_absent`.
+        OutputExistsError, UnwritableOutputError: it cannot be created, or `RUNS` cannot; see `outputs.require_absent`.
     """
     if out is not None:
         require_absent(out)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from florist.cli.options import AsJson, Quiet, Verbose
 from florist.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def simulate_command(
             show_default=False,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and no table.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    as_json: AsJson = False,
 ) -> None:
     """Fine-tune with a federation of clients in one process: train, aggregate, evaluate, round by round.
 
@@ -51,11 +54,10 @@ def simulate_command(
         )
 
     from florist.cli.output import Output  # noqa: PLC0415
-    from florist.cli.progress import Progress  # noqa: PLC0415
 
     changes = [*(overrides or ()), *([] if flush is None else [f"communication.flush={str(flush).lower()}"])]
-    output = Output(as_json=as_json)
-    with Progress(output.status, "loading the model") as progress:
+    output = Output(as_json=as_json, quiet=quiet, verbose=verbose)
+    with output.progress("loading the model") as progress:
         if resume is None:
             run = _started(config_file, changes, out, output, progress)
         else:

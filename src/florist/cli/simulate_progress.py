@@ -1,14 +1,21 @@
 """What ``florist simulate`` shows while it runs."""
 
+from florist.cli.decisions import clients_of
 from florist.cli.progress import Progress
 from florist.federation.records import RoundRecord
 
 
 class RoundsProgress:
-    """An `Observer` of a simulation: a bar for the rounds, one for the client that trains, and a line a round."""
+    """An `Observer` of a simulation: a bar for the rounds, one for the client that trains, and a line a round.
 
-    def __init__(self, progress: Progress) -> None:
+    Args:
+        progress: where to show it.
+        verbose: whether every client of a round has a line, too.
+    """
+
+    def __init__(self, progress: Progress, *, verbose: bool = False) -> None:
         self._progress = progress
+        self._verbose = verbose
 
     def begin(self, done: int, total: int) -> None:
         """Count the rounds that are over already."""
@@ -26,6 +33,8 @@ class RoundsProgress:
     def closed(self, record: RoundRecord) -> None:
         """Count a round and print what came out."""
         self._progress.count(record.round)
+        for line in clients_of(record) if self._verbose else ():
+            self._progress.line(line)
         metrics = "".join(f"{name} {value:.3f}, " for name, value in record.metrics.items())
         aggregated = f"total rank {record.total_rank}" if record.ranks else "whole weights averaged"
         outcome = aggregated if record.aggregated else "too few replies, nothing changed"
@@ -34,3 +43,7 @@ class RoundsProgress:
     def line(self, text: str) -> None:
         """Print a line that stays."""
         self._progress.line(text)
+
+    def stopped(self, text: str) -> None:
+        """Print how an end came about that nobody wanted."""
+        self._progress.stopped(text)

@@ -17,7 +17,7 @@ def examples_table(counted: LabelCounts) -> Table:
     """Which client has which examples: a line a client, a column a label; the shade is its share of the examples."""
     table = plain_table("examples of", *counted.labels, "all")
     for column in table.columns[1:]:
-        column.overflow, column.max_width = "ellipsis", 12
+        column.overflow, column.max_width = "fold", 12
     for client, counts in list(zip(counted.clients, counted.counts, strict=True))[:_MOST_CLIENTS]:
         total = sum(counts)
         # Rounded up: whatever a client has is to be seen.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from florist.cli.decisions import decisions, threads_chosen
 from florist.cli.libraries import load_training_libraries
 from florist.cli.output import Output
 from florist.cli.progress import Progress
@@ -27,7 +28,7 @@ def start_run(config: Config, path: Path, output: Output, progress: Progress) ->
 
     Args:
         config: the configuration.
-        path: the directory to create, and the folder for it if there is none.
+        path: the directory to create.
         output: where to print.
         progress: where to show how the run goes.
 
@@ -36,10 +37,9 @@ def start_run(config: Config, path: Path, output: Output, progress: Progress) ->
         Exit: the run was interrupted.
     """
     simulation = _built(config, output)
-    path.parent.mkdir(exist_ok=True)
-    observer = RoundsProgress(progress)
+    observer = RoundsProgress(progress, verbose=output.verbose)
     run = simulation.start(path, to_toml(config), config.aggregation.method, config.training.threads, observer)
-    _play(simulation, run, observer)
+    _play(simulation, run, observer, output)
     return run
 
 
@@ -67,7 +67,7 @@ def resume_run(path: Path, overrides: Sequence[str], output: Output, progress: P
             if config.communication.flush != before.communication.flush:
                 run.set_aside_result(len(run.records()))  # what was written has what the next one lacks, or lacks it
             run.save_config(to_toml(config))
-    _play(simulation, run, RoundsProgress(progress))
+    _play(simulation, run, RoundsProgress(progress, verbose=output.verbose), output)
     return run
 
 
@@ -101,16 +101,18 @@ def _built(config: Config, output: Output) -> "Simulation":
     splits = read_splits(config)
     simulation = build(config, splits)
     # Only now: a configuration that is refused gets one line.
+    output.detail(*decisions(config))
     counted = who_has_which(config, splits)
     if counted is not None:
         output.status_table(examples_table(counted))
     return simulation
 
 
-def _play(simulation: "Simulation", run: RunDirectory, observer: RoundsProgress) -> None:
+def _play(simulation: "Simulation", run: RunDirectory, observer: RoundsProgress, output: Output) -> None:
+    output.detail(threads_chosen(run.facts.threads, read_config(run.config_file)))
     observer.begin(len(run.records()), simulation.rounds)
     try:
         simulation.run(run, observer)
     except KeyboardInterrupt:
-        observer.line(f"interrupted; go on with: florist simulate --resume {run.path}")
+        observer.stopped(f"interrupted; go on with: florist simulate --resume {run.path}")
         raise typer.Exit(130) from None

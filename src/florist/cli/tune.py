@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from florist.cli.libraries import load_training_libraries
+from florist.cli.options import AsJson, Quiet, Verbose
 from florist.cli.weights import parse_weights
 from florist.errors import ConfigurationError
 
@@ -26,7 +27,9 @@ def tune_command(
     weights: Annotated[
         str | None, typer.Option(help="The examples behind ADAPTERs, as 3,1,1; see aggregate --help.")
     ] = None,
-    taus: Annotated[str, typer.Option(help="The thresholds to try; 1 is always tried.")] = TAUS,
+    taus: Annotated[
+        str, typer.Option(help="The thresholds to try; 1 is always tried.", show_default="ten from 0.5 to 1")
+    ] = TAUS,
     metric: Annotated[
         str | None, typer.Option(help="The metric that decides; by default the configuration's first.")
     ] = None,
@@ -48,14 +51,15 @@ def tune_command(
     average_full: Annotated[
         bool, typer.Option("--average-full", help="Average the parameters of ADAPTERs that were trained whole.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and no table.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    as_json: AsJson = False,
 ) -> None:
     """Sweep tau on one decomposition and pick two: FLoRIST-O, the best, and FLoRIST-E, the lowest that still matches.
 
     What FLoRIST-E has to match is the baseline, or else tau = 1. Metrics are those of the validation examples.
     """
     from florist.cli.output import Output  # noqa: PLC0415
-    from florist.cli.progress import Progress  # noqa: PLC0415
     from florist.files.outputs import require_absent  # noqa: PLC0415
 
     if out is not None:
@@ -70,8 +74,8 @@ def tune_command(
         )
     thresholds, num_examples = _thresholds(taus), parse_weights(weights) if weights is not None else None
 
-    output = Output(as_json=as_json)
-    with Progress(output.status, "loading") as progress:
+    output = Output(as_json=as_json, quiet=quiet, verbose=verbose)
+    with output.progress("loading the libraries") as progress:
         load_training_libraries("tune")  # takes seconds: not before the arguments are known to be right
         from florist.cli import tune_work  # noqa: PLC0415  # needs these libraries
 
@@ -128,5 +132,5 @@ def _thresholds(taus: str) -> list[float]:
     except ValueError as error:
         raise ConfigurationError(f"expected --taus as numbers with commas, as 0.8,0.9,1, got {taus!r}") from error
     for tau in given:
-        validated(AggregationSection, {"tau": tau})
+        validated(AggregationSection, {"tau": tau}, {"tau": "--taus"})
     return [*given, 1.0]  # the threshold that the others are compared with

@@ -29,6 +29,8 @@ class Tuned:
         points: the thresholds that were evaluated, the lowest first.
         optimal: FLoRIST-O.
         efficient: FLoRIST-E; None if the baseline is out of reach.
+        codec: the name of the codec of broadcasts, from the configuration.
+        sent_bytes: the bytes of the factors as that codec sends them, by tau.
     """
 
     source: Mapping[str, Any]
@@ -38,6 +40,8 @@ class Tuned:
     points: tuple[Point, ...]
     optimal: Point
     efficient: Point | None
+    codec: str
+    sent_bytes: Mapping[float, int]
 
     @cached_property
     def reference(self) -> float:
@@ -56,7 +60,8 @@ class Tuned:
     def table(self) -> Table:
         """A line for every threshold; the bar is longer where the metric is better."""
         others = [name for name in self.points[0].metrics if name != self.goal.metric]
-        heads = ("tau", "", "total rank", "MB", "relative error", *(_words(name) for name in others))
+        packed = [f"MB in {self.codec}"] if self._is_packed else []
+        heads = ("tau", "", "total rank", "MB", *packed, "relative error", *(_words(name) for name in others))
         table = plain_table(*heads, _words(self.goal.metric), "", words=(1, len(heads) + 1))
         gains = [self.goal.gain(self.goal.value(point)) for point in self.points]
         for point, gain in zip(self.points, gains, strict=True):
@@ -65,6 +70,7 @@ class Tuned:
                 self._mark(point),
                 str(point.total_rank),
                 f"{point.nbytes / 1e6:.3g}",
+                *([f"{self.sent_bytes[point.tau] / 1e6:.3g}"] if self._is_packed else []),
                 f"{point.relative_error:.2e}",
                 *(f"{point.metrics[name]:.4g}" for name in others),
                 f"{self.goal.value(point):.4g}",
@@ -100,9 +106,10 @@ class Tuned:
             "reference": _number(self.reference),
             "margin": self.goal.margin,
             "bisected": self.bisected,
-            "points": [_described(point) for point in self.points],
-            "florist_o": _described(self.optimal),
-            "florist_e": _described(self.efficient) if self.efficient is not None else None,
+            "codec": self.codec,
+            "points": [self._described(point) for point in self.points],
+            "florist_o": self._described(self.optimal),
+            "florist_e": self._described(self.efficient) if self.efficient is not None else None,
             "evaluations": evaluations(self.points),
         }
 
@@ -111,12 +118,11 @@ class Tuned:
         text = io.StringIO()
         lines = csv.writer(text, lineterminator="\n")
         names = list(self.points[0].metrics)
-        lines.writerow(["tau", "total_rank", "bytes", "relative_error", *names, "pick"])
+        lines.writerow(["tau", "total_rank", "bytes", "sent_bytes", "relative_error", *names, "pick"])
         for point in self.points:
             values = [point.metrics[name] for name in names]
-            lines.writerow(
-                [point.tau, point.total_rank, point.nbytes, point.relative_error, *values, self._mark(point)]
-            )
+            nbytes = (point.nbytes, self.sent_bytes[point.tau])
+            lines.writerow([point.tau, point.total_rank, *nbytes, point.relative_error, *values, self._mark(point)])
         return text.getvalue()
 
     def _mark(self, point: Point) -> str:
@@ -124,18 +130,23 @@ class Tuned:
 
     def _picked(self, point: Point) -> str:
         value = f"{_words(self.goal.metric)} {self.goal.value(point):.4g}"
-        return f"tau {point.tau:g}, {value}, total rank {point.total_rank}, {point.nbytes / 1e6:.3g} MB"
+        packed = f" ({self.sent_bytes[point.tau] / 1e6:.3g} in {self.codec})" if self._is_packed else ""
+        return f"tau {point.tau:g}, {value}, total rank {point.total_rank}, {point.nbytes / 1e6:.3g} MB{packed}"
 
+    @property
+    def _is_packed(self) -> bool:
+        return self.codec != "float32"  # in which the factors are written anyway
 
-def _described(point: Point) -> dict[str, Any]:
-    return {
-        "tau": point.tau,
-        "total_rank": point.total_rank,
-        "bytes": point.nbytes,
-        "relative_error": point.relative_error,
-        "metrics": {name: _number(value) for name, value in point.metrics.items()},
-        "ranks": dict(point.ranks),
-    }
+    def _described(self, point: Point) -> dict[str, Any]:
+        return {
+            "tau": point.tau,
+            "total_rank": point.total_rank,
+            "bytes": point.nbytes,
+            "sent_bytes": self.sent_bytes[point.tau],
+            "relative_error": point.relative_error,
+            "metrics": {name: _number(value) for name, value in point.metrics.items()},
+            "ranks": dict(point.ranks),
+        }
 
 
 def _number(value: float) -> float | None:

@@ -12,6 +12,8 @@ from florist import one_shot
 from florist.cli.output import Output
 from florist.cli.progress import Progress
 from florist.cli.tune_table import Tuned
+from florist.compression.codecs import codec_named
+from florist.compression.packed import packed_factor_bytes
 from florist.config.choosing import (
     metrics_to_choose_by,
     require_same_validation,
@@ -113,11 +115,14 @@ def tune(
     metrics = metrics_to_choose_by(config, metric)
     goal = Goal(metrics[0], lower_is_better(metrics[0]), baseline, margin)
     _use_threads(source.run, config)
+    progress.whole("decomposing the adapter")
     baselines = {str(path): _final_adapter(path) for path in baseline_runs}
     whole = source.decompose()
+    progress.whole("loading the model")
     simulation = _simulation(config, metrics, whole, baselines)
     for note in (*_unlike_bases(whole, config), *whole.inputs.notes):
         output.note(note)
+    output.detail(*_decisions(config, metrics, metric, taus))
     progress.whole("evaluating")
     goal = _with_baseline(goal, simulation, baselines, progress)
     points = _points(whole, simulation, taus, goal, progress, bisecting=bisecting)
@@ -129,6 +134,8 @@ def tune(
         points=tuple(points),
         optimal=pick_optimal(points, goal),
         efficient=pick_efficient(points, goal),
+        codec=config.communication.download,
+        sent_bytes={point.tau: _sent_bytes(whole.adapter, point, config.communication.download) for point in points},
     )
     return tuned, whole
 
@@ -154,6 +161,16 @@ def report(tuned: Tuned, whole: AggregatedAdapter, out: Path | None, output: Out
     output.document(tuned.document())
     if out is not None and tuned.efficient is None:
         raise ConfigurationError(f"nothing was written to {out}: {tuned.out_of_reach}")
+
+
+def _decisions(config: Config, metrics: Sequence[str], metric: str | None, taus: Sequence[float]) -> list[str]:
+    why = "as --metric says" if metric is not None else "the first that the configuration can choose by"
+    measured = f", measured with {', '.join(metrics[1:])}" if metrics[1:] else ""
+    return [
+        f"{metrics[0]} decides, {why}{measured}; {'lower' if lower_is_better(metrics[0]) else 'higher'} is better",
+        f"thresholds: {', '.join(f'{tau:g}' for tau in sorted(set(taus)))}",
+        f"measured on {config.model.name_or_path} with {torch.get_num_threads()} torch threads",
+    ]
 
 
 def _use_threads(run: Path | None, config: Config) -> None:
@@ -194,6 +211,7 @@ def _with_baseline(
     """The goal with the best of the baselines that are to be measured, if any are."""
     values: list[float] = []
     for name, one in baselines.items():
+        progress.part(f"baseline {name}")
         values.append(simulation.measure(one.adapter, one.saved_parameters)[goal.metric])
         progress.line(f"baseline {name}: {goal.metric} {values[-1]:.4g}")
     return replace(goal, baseline=max(values, key=goal.gain)) if values else goal
@@ -209,6 +227,7 @@ def _points(
     bisecting: bool,
 ) -> list[Point]:
     def evaluate(cut: AdapterState) -> Mapping[str, float]:
+        progress.part(f"total rank {cut.total_rank}")
         return simulation.measure(cut, whole.saved_parameters)
 
     def tell(point: Point) -> None:
@@ -218,6 +237,13 @@ def _points(
     if bisecting:
         return bisect(whole.adapter, taus, evaluate, goal, layout=layout, on_point=tell)
     return sweep(whole.adapter, taus, evaluate, layout=layout, on_point=tell)
+
+
+def _sent_bytes(adapter: AdapterState, point: Point, codec: str) -> int:
+    """The bytes of the factors of a cut as a codec sends them."""
+    packing = codec_named(codec)
+    specs = (replace(adapter.specs[name], rank=rank) for name, rank in point.ranks.items())
+    return sum(packed_factor_bytes(packing, spec) for spec in specs)
 
 
 def _write(whole: AggregatedAdapter, point: Point, out: Path, beside: Mapping[str, str]) -> None:

@@ -39,7 +39,7 @@ class ComparisonDirectory:
         """Start a comparison, whole or not at all.
 
         Raises:
-            OutputExistsError, MissingInputError: as `outputs.require_absent`.
+            OutputExistsError, UnwritableOutputError: as `outputs.require_absent`.
         """
         with new_directory(path) as draft:
             (draft / "comparison.json").write_text(json.dumps(asdict(comparison), indent=2) + "\n", encoding="utf-8")

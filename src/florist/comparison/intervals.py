@@ -13,6 +13,10 @@ _STUDENT_975 = (
 )
 _NORMAL_975 = 1.959964
 
+FEWEST_VALUES = 3
+"""The fewest values whose interval is worth printing. That of two values reaches 6.4 times as far to either side of
+their mean as they lie apart: it holds, and says nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -22,11 +26,15 @@ class Estimate:
         mean: the mean of the values.
         half_width: half the width of the 95% interval around it; None for one value, which says nothing of its spread.
         count: the number of values.
+        lowest: the lowest of them.
+        highest: the highest of them.
     """
 
     mean: float
     half_width: float | None
     count: int
+    lowest: float
+    highest: float
 
     @property
     def low(self) -> float | None:
@@ -61,10 +69,11 @@ def estimate(values: Sequence[float]) -> Estimate | None:
         return None
     mean, count = fmean(values), len(values)
     if count == 1:
-        return Estimate(mean, None, 1)
+        return Estimate(mean, None, 1, mean, mean)
     # hypot does not overflow where squares would: a perplexity may be 1e300.
     deviation = math.hypot(*(value - mean for value in values)) / math.sqrt(count - 1)
-    return Estimate(mean, student_975(count - 1) * deviation / math.sqrt(count), count)
+    half_width = student_975(count - 1) * deviation / math.sqrt(count)
+    return Estimate(mean, half_width, count, min(values), max(values))
 
 
 def student_975(degrees: int) -> float:

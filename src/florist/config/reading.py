@@ -2,6 +2,7 @@
 
 import datetime
 import difflib
+import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,16 +90,32 @@ def read_config(path: Path, *layers: Sequence[str], option: str = "--set") -> Co
     return config
 
 
-def validated(section: type[SectionType], values: Mapping[str, Any]) -> SectionType:
+def validated(
+    section: type[SectionType], values: Mapping[str, Any], options: Mapping[str, str] | None = None
+) -> SectionType:
     """Return one section made from the options of a command.
+
+    Args:
+        section: The section.
+        values: Its keys.
+        options: The options that the keys come from, which the message names, where they are not called like the keys.
 
     Raises:
         ConfigurationError: Some options are wrong or contradict each other.
     """
+    names = {key: f"--{key.replace('_', '-')}" for key in section.model_fields} | dict(options or {})
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        raise ConfigurationError("; ".join(problem.text for problem in _explain(error))) from error
+        raise ConfigurationError("; ".join(_told_by_option(problem, names) for problem in _explain(error))) from error
+
+
+def _told_by_option(problem: _Problem, options: Mapping[str, str]) -> str:
+    """What is wrong, in the words of the command line: ``--tau: ...``, or ``--tau 0.9 and --rank 2 contradict``."""
+    if problem.name:
+        return problem.text.replace(problem.name, options.get(problem.name, problem.name), 1)
+    keys = "|".join(sorted(options, key=len, reverse=True))
+    return re.sub(rf"\b({keys})\b(?: =)?", lambda found: options[found[1]], problem.text)
 
 
 def to_toml(config: Config) -> str:

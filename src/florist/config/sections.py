@@ -333,7 +333,7 @@ class EvaluationSection(Section):
     choice_answer: str = " {choice}"
     """The text whose likelihood is measured, from ``{choice}`` and ``{letter}``."""
     harness_tasks: tuple[str, ...] = ()
-    """The tasks of lm-evaluation-harness to measure the final adapter on; they take ``florist[eval]``."""
+    """The tasks of lm-evaluation-harness to measure the final adapter on; they take the extra ``[eval]``."""
     harness_task_path: str | None = None
     """The directory of task files of your own, in `data.path` unless absolute."""
     harness_limit: Positive | None = None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from florist.errors import ConfigurationError, MissingDependencyError, MissingInputError
+from florist.errors import ConfigurationError, MissingDependencyError, MissingInputError, how_to_install
 from florist.evaluation.directions import Measurements
 
 
@@ -116,7 +116,7 @@ def require_tasks(tasks: Sequence[str], task_path: Path | None = None) -> Any:
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise MissingDependencyError(
-            "evaluation.harness_tasks needs lm-evaluation-harness, which is not installed: pip install 'florist[eval]'"
+            f"evaluation.harness_tasks needs lm-evaluation-harness, which is not installed: {how_to_install('eval')}"
         )
     if task_path is not None and not task_path.is_dir():
         raise MissingInputError(

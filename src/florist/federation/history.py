@@ -81,7 +81,7 @@ class RunDirectory:
         """Start a run directory, whole or not at all.
 
         Raises:
-            OutputExistsError, MissingInputError: as `outputs.require_absent`.
+            OutputExistsError, UnwritableOutputError: as `outputs.require_absent`.
         """
         with new_directory(path) as draft:
             for name in ("config.toml", "begun.toml"):

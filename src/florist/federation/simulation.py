@@ -117,7 +117,7 @@ class Simulation:
             observer: is told of the evaluation.
 
         Raises:
-            OutputExistsError, MissingInputError: as `outputs.require_absent`.
+            OutputExistsError, UnwritableOutputError: as `outputs.require_absent`.
         """
         threads = threads or self.fastest_threads()
         torch.set_num_threads(threads)

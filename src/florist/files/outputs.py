@@ -1,15 +1,16 @@
 """Files and directories that appear whole or not at all."""
 
+import errno
 import hashlib
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from florist.errors import MissingInputError, OutputExistsError, UnwritableOutputError
+from florist.errors import OutputExistsError, UnwritableOutputError
 
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{16}")
 
@@ -17,33 +18,37 @@ _DRAFT = re.compile(r"\..+\.[0-9a-f]{16}")
 def require_absent(path: Path) -> None:
     """Refuse to overwrite; a command calls this before it spends time.
 
+    Folders on the way to `path` that do not exist are no obstacle, as long as they could be made; they are not left.
+
     Raises:
         OutputExistsError: something is at `path` already.
-        MissingInputError: the folder to put it in does not exist.
-        UnwritableOutputError: that folder may not be written to, or the name cannot be.
+        UnwritableOutputError: a folder on the way is a file, or may not be written to, or the name cannot be.
     """
-    _begun(path).rmdir()
+    with _folders_for(path, keep=False):
+        _begun(path).rmdir()
 
 
 @contextmanager
 def new_directory(path: Path) -> Generator[Path, None, None]:
     """A directory to fill; it becomes `path` when the block ends well and vanishes when it does not.
 
-    The files are written beside `path` and flushed to disk before one rename makes them visible.
+    The files are written beside `path` and flushed to disk before one rename makes them visible. Folders on the way to
+    `path` are made where they do not exist, and vanish with it.
 
     Raises:
-        OutputExistsError, MissingInputError, UnwritableOutputError: as `require_absent`.
+        OutputExistsError, UnwritableOutputError: as `require_absent`.
     """
-    draft = _begun(path)
-    try:
-        yield draft
-        _finish(draft)
-        _refuse_existing(path)
-        draft.rename(path)
-        _flush(path.absolute().parent)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
+    with _folders_for(path, keep=True):
+        draft = _begun(path)
+        try:
+            yield draft
+            _finish(draft)
+            _refuse_existing(path)
+            draft.rename(path)
+            _flush(path.absolute().parent)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
 
 
 @contextmanager
@@ -56,7 +61,7 @@ def replaced_directory(path: Path) -> Generator[Path, None, None]:
 
     Raises:
         OutputExistsError: a file is at `path`.
-        MissingInputError, UnwritableOutputError: as `require_absent`.
+        UnwritableOutputError: as `require_absent`.
     """
     restore_replaced(path)
     if not path.is_dir():
@@ -119,6 +124,45 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+@contextmanager
+def _folders_for(path: Path, *, keep: bool) -> Generator[None, None, None]:
+    """Make the folders on the way to `path`, for the block, and for good if that ends well and they are to be kept.
+
+    A folder that somebody else has put something into meanwhile stays in any case.
+    """
+    _refuse_existing(path)
+    made: list[Path] = []
+    kept = False
+    try:
+        for folder in reversed(path.absolute().parents):
+            if _make_folder(folder, path):
+                made.append(folder)  # noqa: PERF401  # what was made before an error has to be known
+        yield
+        kept = keep
+        for folder in made if kept else ():
+            _flush(folder.parent)
+    finally:
+        if not kept:
+            with suppress(OSError):
+                for folder in reversed(made):
+                    folder.rmdir()
+
+
+def _make_folder(folder: Path, path: Path) -> bool:
+    """Make a folder on the way to `path`; return whether it was not there."""
+    try:
+        folder.mkdir()
+    except OSError as error:
+        if os.path.isdir(folder):  # noqa: PTH112  # that of pathlib raises where a name is too long
+            return False  # also where nothing may be made, as in the root of a read-only file system
+        if isinstance(error, FileExistsError):
+            raise UnwritableOutputError(
+                f"cannot write {path}: {folder} is no directory; choose another place"
+            ) from None
+        raise UnwritableOutputError(_not_writable(path, folder.parent, error)) from error
+    return True
+
+
 def _begun(path: Path) -> Path:
     """The empty directory that is to become `path`: making one shows whether it can be made."""
     _refuse_existing(path)
@@ -131,9 +175,13 @@ def _make(draft: Path, path: Path) -> None:
     try:
         draft.mkdir()
     except OSError as error:
-        raise UnwritableOutputError(
-            f"cannot write {path}: {draft.parent} is not writable ({error.strerror}); choose another place"
-        ) from error
+        raise UnwritableOutputError(_not_writable(path, draft.parent, error)) from error
+
+
+def _not_writable(path: Path, folder: Path, error: OSError) -> str:
+    if error.errno == errno.ENAMETOOLONG:
+        return f"cannot write {path}: {error.strerror}; choose another name or place"
+    return f"cannot write {path}: {folder} is not writable ({error.strerror}); choose another place"
 
 
 def _finish(draft: Path) -> None:
@@ -149,12 +197,10 @@ def _finish(draft: Path) -> None:
 
 
 def _refuse_existing(path: Path) -> None:
-    parent = path.absolute().parent
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
-        if not parent.is_dir():
-            raise MissingInputError(f"cannot write {path}: there is no directory {parent}; create it first") from None
+        pass
     except OSError as error:
         raise UnwritableOutputError(f"cannot write {path}: {error.strerror}; choose another name or place") from error
     else:

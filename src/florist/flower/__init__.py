@@ -7,7 +7,7 @@ clients train with.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from florist.errors import MissingDependencyError
+from florist.errors import MissingDependencyError, how_to_install
 
 if TYPE_CHECKING:
     from florist.flower.agreement import Agreement
@@ -55,8 +55,7 @@ def __getattr__(name: str) -> Any:
         if error.name not in _EXTRAS:
             raise
         raise MissingDependencyError(
-            f"florist.flower.{name} needs {error.name}, which is not installed: "
-            f"pip install 'florist[{_EXTRAS[error.name]}]'"
+            f"florist.flower.{name} needs {error.name}, which is not installed: {how_to_install(_EXTRAS[error.name])}"
         ) from error
 
 

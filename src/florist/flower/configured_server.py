@@ -11,7 +11,7 @@ from florist.config.communication import aggregator_of, communication_of
 from florist.config.methods import LOCAL_INITS
 from florist.config.resuming import OVER_FLOWER, require_resumable
 from florist.config.sections import CLASSIFICATION
-from florist.errors import ConfigurationError, MissingDependencyError
+from florist.errors import ConfigurationError, MissingDependencyError, how_to_install
 from florist.federation.history import RunDirectory
 from florist.files.locking import sole_process
 from florist.files.outputs import restore_replaced
@@ -93,6 +93,6 @@ def _server_evaluation(config: Config) -> "ServerEvaluation":
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f"flower.evaluation = 'server' loads the base model at the server, and {error.name} is not installed: "
-            "pip install 'florist[flower,train]' there, or leave the evaluation to the clients"
+            f"{how_to_install('flower,train')} there, or leave the evaluation to the clients"
         ) from error
     return ServerEvaluation.of(config)

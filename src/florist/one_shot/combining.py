@@ -116,7 +116,7 @@ class AggregatedAdapter:
             result.
 
         Raises:
-            OutputExistsError, MissingInputError: `outputs.require_absent` refuses the directory.
+            OutputExistsError, UnwritableOutputError: `outputs.require_absent` refuses the directory.
             ConfigurationError: the file would take more than `max_bytes`, or `pad_rank_to` does not fit.
             InvalidAdapterError: the weights of an input have changed since it was opened.
             NonFiniteUpdateError: a value does not fit `dtype`.

@@ -1,0 +1,38 @@
+"""What a command decided and why, in lines for ``--verbose``."""
+
+from collections.abc import Iterator
+
+from florist.config.sections import Config
+from florist.federation.records import RoundRecord
+
+_SECTIONS = ("training", "federation", "aggregation", "communication", "evaluation")
+_BY_SESSION = {"threads"}  # `threads_chosen` says how many
+
+
+def decisions(config: Config) -> list[str]:
+    """The settings that a run goes by, those of defaults and presets included: a line a section."""
+    return [f"[{name}] {', '.join(_settings(config, name))}" for name in _SECTIONS]
+
+
+def threads_chosen(threads: int, config: Config) -> str:
+    """How many threads torch uses, and why."""
+    if config.training.threads is not None:
+        return f"{threads} torch threads, as [training] threads says"
+    return f"{threads} torch threads, the faster of one and all at the beginning, or 1 with `compare --jobs`"
+
+
+def clients_of(record: RoundRecord) -> list[str]:
+    """A line for every client of a round: those that count, and those that do not with the reason."""
+    lines = [
+        f"round {record.round}, {client.client_id}: rank {client.rank}, {client.num_examples} examples, training loss "
+        f"{client.loss:.3f}, {client.upload_bytes / 1e3:.1f} KB up, {client.download_bytes / 1e3:.1f} KB down, "
+        f"{client.seconds:.1f} s" + (f", holds back a norm of {client.held_back:.3g}" if client.held_back else "")
+        for client in record.clients
+    ]
+    return lines + [f"round {record.round}, {drop.client_id}: dropped: {drop.reason}" for drop in record.dropped]
+
+
+def _settings(config: Config, section: str) -> Iterator[str]:
+    for key, value in getattr(config, section).model_dump(mode="json", exclude_none=True).items():
+        if key not in _BY_SESSION:
+            yield f"{key} = {value}"
