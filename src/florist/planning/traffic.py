@@ -1,0 +1,167 @@
+"""Bytes of uploads, broadcasts and catch-up, as codecs pack them."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from florist.compression.codecs import Codec, FloatCodec
+from florist.compression.packed import packed_factor_bytes
+from florist.factors import FactorSpec
+from florist.planning.absences import absences
+from florist.planning.architectures import Shape
+from florist.planning.sending import ModuleGroup, PlannedMethod, RoundRanks
+from florist.rounds import Trained
+
+FLOAT32 = FloatCodec(torch.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """How numbers travel.
+
+    Attributes:
+        upload: the codec of uploads.
+        download: the codec of broadcasts.
+        weight_upload_itemsize: the bytes of one number of weights that are trained themselves, on their way up.
+        weight_download_itemsize: the same, on their way down.
+        upload_rank: the largest rank that a client uploads of a module, for methods that can cut uploads.
+    """
+
+    upload: Codec = FLOAT32
+    download: Codec = FLOAT32
+    weight_upload_itemsize: int = 4
+    weight_download_itemsize: int = 4
+    upload_rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What one method sends, for given modules.
+
+    Args:
+        method: the method.
+        groups: the adapted modules.
+        ranks: what a round is expected to receive.
+        link: how it travels.
+        aligned: whether local adapters start along the last broadcast, where the method leaves that open.
+    """
+
+    method: PlannedMethod
+    groups: Sequence[ModuleGroup]
+    ranks: RoundRanks
+    link: Link
+    aligned: bool = True
+
+    def upload(self, rank: int) -> float:
+        """The bytes that a client of a rank uploads in a round."""
+        if self.method.whole_weights:
+            return self._weights(self.link.weight_upload_itemsize)
+        most = self.upload_rank
+        if most is None:
+            return self._sum(lambda _: rank, self.link.upload, self.method.work.trained)
+        # What is cut is decomposed, and has no more directions than the module.
+        return self._sum(lambda group: min(rank, most, group.limit), self.link.upload, self.method.work.trained)
+
+    @property
+    def upload_rank(self) -> int | None:
+        """The rank that uploads are cut to; None where they are not."""
+        return self.link.upload_rank if self.method.cuts_uploads else None
+
+    def broadcast(self, rank: float) -> float:
+        """The bytes that a client of a rank is sent after a round."""
+        if self.method.whole_weights:
+            return self._weights(self.link.weight_download_itemsize)
+        return self.shared(1, self.link.download) + self.continued(rank)
+
+    def shared(self, times: float, codec: Codec = FLOAT32) -> float:
+        """The bytes of what so many rounds added, as one sum; of one round it has all components."""
+        return self._sum(lambda group: self.added_rank(group, times), codec, Trained.FACTORS)
+
+    def added_rank(self, group: ModuleGroup, times: float) -> float:
+        """The rank of what so many rounds added to a module."""
+        once = self.method.sending.shared(self.ranks, group)
+        return once if times == 1 else min(times * once, group.limit)
+
+    def continued(self, rank: float, *, absent: bool = False) -> float:
+        """The bytes of what a client of a rank trains on from.
+
+        Args:
+            rank: the rank of the client.
+            absent: whether the round was another's, which may have had no client of so large a rank.
+        """
+        if not self.method.continues:
+            return 0.0
+
+        def components(group: ModuleGroup) -> float:
+            most = self.method.sending.continued(self.ranks, group) if absent else math.inf
+            return min(rank, most, self.method.sending.own_limit(group))
+
+        return self._sum(components, self.link.download, self.method.work.broadcast)
+
+    def catch_up(self, rank: int, asked_share: float, rounds: int) -> float:
+        """The expected bytes that a client of a rank is sent when it is asked, for the rounds that it missed.
+
+        It is the mean over all rounds of a run. Ranks are expectations, too; see ``docs/plan.md``.
+
+        Args:
+            rank: the rank of the client.
+            asked_share: the probability that a round asks a client.
+            rounds: how many rounds are played.
+        """
+        packed = self.method.shares and self.link.download.name != FLOAT32.name
+        away = absences(asked_share, rounds, packed=packed)
+        if away.any == 0:
+            return 0.0
+        if self.method.whole_weights:
+            return away.any * self._weights(self.link.weight_download_itemsize)
+        continued = away.any * self.continued(rank, absent=True)
+        if not self.method.shares:
+            return continued
+        if packed:
+            once = self.shared(1, self.link.download)
+            missed = sum(share * d * once for d, share in away.missed.items())
+            several = 0.0
+        else:
+            missed = sum(share * self.shared(d) for d, share in away.missed.items())
+            several = sum(share for d, share in away.missed.items() if d > 1)
+        whole = sum(float(away.whole @ self._whole_bytes(group, rounds)) for group in self.groups)
+        directions = (several + float(away.whole.sum())) * self._directions(rank)
+        return continued + missed + whole + directions
+
+    def _whole_bytes(self, group: ModuleGroup, rounds: int) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+        """The bytes of the global adapter before each round, in float32."""
+        once = self.method.sending.shared(self.ranks, group)
+        ranks = np.minimum(np.arange(rounds) * once, group.limit)
+        return ranks * (group.count * sum(group.shape) * FLOAT32.itemsize)
+
+    def _directions(self, rank: int) -> float:
+        """The bytes of the rows of A that a start needs and a sum of several broadcasts does not show."""
+        if not (self.method.work.agreed_rows or (self.aligned and self.method.adds)):
+            return 0.0
+        return self._sum(
+            lambda group: min(rank, self.method.sending.shared(self.ranks, group), group.limit), FLOAT32, Trained.A
+        )
+
+    def _weights(self, itemsize: int) -> float:
+        return float(sum(group.count * math.prod(group.shape) for group in self.groups) * itemsize)
+
+    def _sum(self, rank_of: Callable[[ModuleGroup], float], codec: Codec, halves: Trained) -> float:
+        return sum(group.count * factor_bytes(codec, group.shape, rank_of(group), halves) for group in self.groups)
+
+
+def factor_bytes(codec: Codec, shape: Shape, rank: float, halves: Trained = Trained.FACTORS) -> float:
+    """The bytes of a factor as it travels. Those of a rank that is an expectation lie between its neighbours'."""
+    below = math.floor(rank)
+    low = _exact_bytes(codec, shape, below, halves)
+    if below == rank:
+        return float(low)
+    return low + (rank - below) * (_exact_bytes(codec, shape, below + 1, halves) - low)
+
+
+@lru_cache(maxsize=65536)
+def _exact_bytes(codec: Codec, shape: Shape, rank: int, halves: Trained) -> int:
+    return packed_factor_bytes(codec, FactorSpec(*shape, rank, torch.float32), halves)
