@@ -132,7 +132,7 @@ def _opt(f: _Fields) -> Mapping[str, Shape]:
 
 def _bert(f: _Fields) -> Mapping[str, Shape]:
     names = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
-    square = {name: (f.hidden, f.hidden) for name in names}
+    square = dict.fromkeys(names, (f.hidden, f.hidden))
     return {**square, "intermediate.dense": (f.intermediate, f.hidden), "output.dense": (f.hidden, f.intermediate)}
 
 

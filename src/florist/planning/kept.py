@@ -52,8 +52,8 @@ def parse_kept(text: str, modules: Mapping[str, object]) -> KeptRanks:
         return KeptRanks(int(number), source=f"rank {number} in every module")
     if not Path(text).is_dir():
         raise ConfigurationError(
-            f"--tau-rank: expected a rank for every module as 9, one for all together as total:440, or the directory of "
-            f"a run, got {text!r}"
+            f"--tau-rank: expected a rank for every module as 9, one for all together as total:440, or the directory "
+            f"of a run, got {text!r}"
         )
     return ranks_of_run(Path(text), modules)
 

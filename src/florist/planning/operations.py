@@ -21,7 +21,7 @@ def _averaged_halves(ranks: RoundRanks, group: ModuleGroup, _kept: float) -> flo
     return ranks.stack * sum(group.shape)
 
 
-def _averaged_B(ranks: RoundRanks, group: ModuleGroup, _kept: float) -> float:
+def _averaged_b(ranks: RoundRanks, group: ModuleGroup, _kept: float) -> float:
     return ranks.stack * group.shape[0]
 
 
@@ -51,11 +51,11 @@ def _decomposed_residual(ranks: RoundRanks, group: ModuleGroup, kept: float) -> 
 
 
 def _decomposed_rows(ranks: RoundRanks, group: ModuleGroup, kept: float) -> float:
-    return _averaged_B(ranks, group, kept) + _decomposition(ranks.largest, group, kept)
+    return _averaged_b(ranks, group, kept) + _decomposition(ranks.largest, group, kept)
 
 
 def _decomposition(rank: float, group: ModuleGroup, kept: float) -> float:
-    """`linalg.decompose`: by Gram matrices of the stack, or of the dense sum where the rank reaches the smaller side."""
+    """`linalg.decompose`: Gram matrices of the stack, or of the dense sum where the rank reaches the smaller side."""
     m, n = group.shape
     if rank < group.limit:
         return (m + n) * rank**2 + _EIGENPROBLEM * rank**3 + (m + n) * rank * kept
@@ -67,8 +67,8 @@ PAPER: Mapping[str, Operations] = {
     "florist": _paper_florist,
     "flexlora": _paper_flexlora,
     "fedit": _averaged_halves,
-    "ffa": _averaged_B,
-    "flora": _averaged_B,
+    "ffa": _averaged_b,
+    "flora": _averaged_b,
     "full": _averaged_weights,
 }
 """The paper's formulas for FLoRIST and FlexLoRA; of the others, which it does not count, a pass over the uploads."""
@@ -78,8 +78,8 @@ SOLVERS: Mapping[str, Operations] = {
     "flexlora": _decomposed_stack,
     "raflora": _decomposed_stack,
     "fedit": _averaged_halves,
-    "ffa": _averaged_B,
-    "flora": _averaged_B,
+    "ffa": _averaged_b,
+    "flora": _averaged_b,
     "fedex": _decomposed_residual,
     "linear": _decomposed_rows,
     "fedsvd": _decomposed_rows,

@@ -131,7 +131,7 @@ def parse_ranks(text: str, clients: int | None = None) -> dict[int, int]:
         return counts
     if clients < 1 or clients % listed:
         raise ConfigurationError(
-            f"--ranks names {listed} clients and --clients says {clients}: give one rank for all, as many as there are, "
-            "or rank:clients whose sum divides their number"
+            f"--ranks names {listed} clients and --clients says {clients}: give one rank for all, as many as there "
+            "are, or rank:clients whose sum divides their number"
         )
     return {rank: count * (clients // listed) for rank, count in counts.items()}

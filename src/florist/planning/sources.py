@@ -1,4 +1,4 @@
-"""Where the shape of a model comes from: a preset, a configuration on disk, shapes that are written out, transformers."""
+"""Where the shape of a model comes from: a preset, a configuration on disk, written shapes, or transformers."""
 
 import re
 from collections.abc import Collection, Mapping

@@ -7,9 +7,11 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from florist.compression.codecs import Codec, FloatCodec
+from florist.compression.codecs import Codec, FloatCodec, codec_named
 from florist.compression.packed import packed_factor_bytes
+from florist.config.communication import saved_codec
 from florist.factors import FactorSpec
 from florist.planning.absences import absences
 from florist.planning.architectures import Shape
@@ -36,6 +38,26 @@ class Link:
     weight_upload_itemsize: int = 4
     weight_download_itemsize: int = 4
     upload_rank: int | None = None
+
+    @classmethod
+    def named(cls, upload: str, download: str, weight_itemsize: int = 4, upload_rank: int | None = None) -> "Link":
+        """The link of two codecs, as ``[communication]`` names them.
+
+        Args:
+            upload: the name of the codec of uploads.
+            download: the name of the codec of broadcasts.
+            weight_itemsize: the bytes of a weight where no codec makes them fewer.
+            upload_rank: see the class.
+
+        Raises:
+            UnknownCodecError: there is no codec of that name.
+        """
+
+        def of_weights(name: str) -> int:
+            codec = saved_codec(name)
+            return weight_itemsize if codec is None else codec.dtype.itemsize
+
+        return cls(codec_named(upload), codec_named(download), of_weights(upload), of_weights(download), upload_rank)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +154,10 @@ class Traffic:
         directions = (several + float(away.whole.sum())) * self._directions(rank)
         return continued + missed + whole + directions
 
-    def _whole_bytes(self, group: ModuleGroup, rounds: int) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+    def _whole_bytes(self, group: ModuleGroup, rounds: int) -> NDArray[np.float64]:
         """The bytes of the global adapter before each round, in float32."""
         once = self.method.sending.shared(self.ranks, group)
-        ranks = np.minimum(np.arange(rounds) * once, group.limit)
+        ranks = np.minimum(np.arange(rounds, dtype=np.float64) * once, group.limit)
         return ranks * (group.count * sum(group.shape) * FLOAT32.itemsize)
 
     def _directions(self, rank: int) -> float:
