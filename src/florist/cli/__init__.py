@@ -11,6 +11,7 @@ import florist
 from florist.cli.aggregate import aggregate_command
 from florist.cli.compare import compare_command
 from florist.cli.inspect import inspect_command
+from florist.cli.plan import plan_command
 from florist.cli.simulate import simulate_command
 from florist.cli.tune import tune_command
 from florist.errors import FloristError
@@ -39,6 +40,7 @@ app = typer.Typer(
 app.command("aggregate")(aggregate_command)
 app.command("compare")(compare_command)
 app.command("inspect")(inspect_command)
+app.command("plan")(plan_command)
 app.command("simulate")(simulate_command)
 app.command("tune")(tune_command)
 

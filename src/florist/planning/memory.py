@@ -84,4 +84,4 @@ def client_bytes(
 
 def global_rank(method: PlannedMethod, ranks: RoundRanks, group: ModuleGroup, rounds: int) -> float:
     """The rank of what was added to a module in so many rounds, which all clients hold."""
-    return min(rounds * method.sending.shared(ranks, group), group.limit)
+    return method.sending.summed_rank(ranks, group, rounds) if rounds and method.shares else 0.0

@@ -116,11 +116,12 @@ def _cost(setup: Setup, name: str) -> MethodCost:
     method, groups, population = planned_method(name), setup.groups, setup.population
     ranks = RoundRanks.of(population, setup.link.upload_rank if method.cuts_uploads else None)
     traffic = Traffic(method, groups, ranks, setup.link, setup.aligned)
+    missed_by = traffic.catch_up(population.asked_share, setup.rounds)
     by_rank: list[ClientCost] = []
     up = down = missed = 0.0
     for rank, count in sorted(population.counts.items()):
         upload, broadcast = traffic.upload(rank), traffic.broadcast(rank)
-        catch_up = traffic.catch_up(rank, population.asked_share, setup.rounds)
+        catch_up = missed_by(rank)
         held = client_bytes(
             method, ranks, groups, setup.model, rank, rounds=setup.rounds, weight_itemsize=setup.weight_itemsize
         )

@@ -92,13 +92,24 @@ class Sending:
         shared: the rank of what every client adds.
         continued: the rank of what clients train on from; each takes at most as many components as its own rank.
         own_limit: the most of it that a client can take that took part in the round.
+        new_rank: how much another broadcast raises the rank of the sum of several; by default by all of its own.
         paper_rank: the rank that the FLoRIST paper counts for its total rank; None where none travels.
     """
 
     shared: RankOf = _nothing
     continued: RankOf = _nothing
     own_limit: Callable[[ModuleGroup], float] = _unlimited
+    new_rank: RankOf | None = None
     paper_rank: RankOf | None = None
+
+    def growth(self, ranks: RoundRanks, group: ModuleGroup) -> tuple[float, float]:
+        """The rank of what one round adds to a module, and by how much each further one raises that of the sum."""
+        return self.shared(ranks, group), (self.new_rank or self.shared)(ranks, group)
+
+    def summed_rank(self, ranks: RoundRanks, group: ModuleGroup, rounds: int) -> float:
+        """The rank of the sum of what so many rounds, at least one, have added to a module."""
+        first, new = self.growth(ranks, group)
+        return min(first + (rounds - 1) * new, group.limit)
 
 
 def _largest(ranks: RoundRanks, _group: ModuleGroup) -> float:
@@ -119,6 +130,12 @@ def _cut_sum(ranks: RoundRanks, group: ModuleGroup) -> float:
 
 def _cut_rows(ranks: RoundRanks, group: ModuleGroup) -> float:
     return min(group.kept, ranks.largest, group.limit)
+
+
+def _new_rows(ranks: RoundRanks, group: ModuleGroup) -> float:
+    # The rows of a round begin with those of the last broadcast; only the others can be new.
+    kept = _cut_rows(ranks, group)
+    return min(kept, min(ranks.largest, group.shape[1]) - kept)
 
 
 def _components(ranks: RoundRanks, group: ModuleGroup) -> float:
@@ -146,7 +163,7 @@ SENDING: Mapping[str, Sending] = {
     "flora": Sending(shared=_whole_stack, paper_rank=_whole_stack),
     "flexlora": Sending(continued=_components, own_limit=_smaller_side, paper_rank=_mean),
     "fedex": Sending(shared=_residual, continued=_largest, paper_rank=_means_and_residual),
-    "linear": Sending(shared=_cut_rows, paper_rank=_cut_rows),
+    "linear": Sending(shared=_cut_rows, new_rank=_new_rows, paper_rank=_cut_rows),
     "fedsvd": Sending(continued=_rows, own_limit=_in_features, paper_rank=_rows),
     "raflora": Sending(continued=_components, own_limit=_smaller_side, paper_rank=_mean),
     "full": Sending(),

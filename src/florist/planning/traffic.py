@@ -13,7 +13,7 @@ from florist.compression.codecs import Codec, FloatCodec, codec_named
 from florist.compression.packed import packed_factor_bytes
 from florist.config.communication import saved_codec
 from florist.factors import FactorSpec
-from florist.planning.absences import absences
+from florist.planning.absences import Absences, absences
 from florist.planning.architectures import Shape
 from florist.planning.sending import ModuleGroup, PlannedMethod, RoundRanks
 from florist.rounds import Trained
@@ -99,14 +99,9 @@ class Traffic:
             return self._weights(self.link.weight_download_itemsize)
         return self.shared(1, self.link.download) + self.continued(rank)
 
-    def shared(self, times: float, codec: Codec = FLOAT32) -> float:
-        """The bytes of what so many rounds added, as one sum; of one round it has all components."""
-        return self._sum(lambda group: self.added_rank(group, times), codec, Trained.FACTORS)
-
-    def added_rank(self, group: ModuleGroup, times: float) -> float:
-        """The rank of what so many rounds added to a module."""
-        once = self.method.sending.shared(self.ranks, group)
-        return once if times == 1 else min(times * once, group.limit)
+    def shared(self, rounds: int, codec: Codec = FLOAT32) -> float:
+        """The bytes of what so many rounds added, as one sum; what one round added has all of its components."""
+        return self._sum(lambda group: self._added_rank(group, rounds), codec, Trained.FACTORS)
 
     def continued(self, rank: float, *, absent: bool = False) -> float:
         """The bytes of what a client of a rank trains on from.
@@ -124,45 +119,51 @@ class Traffic:
 
         return self._sum(components, self.link.download, self.method.work.broadcast)
 
-    def catch_up(self, rank: int, asked_share: float, rounds: int) -> float:
-        """The expected bytes that a client of a rank is sent when it is asked, for the rounds that it missed.
+    def catch_up(self, asked_share: float, rounds: int) -> Callable[[int], float]:
+        """The expected bytes that a client is sent when it is asked, for the rounds that it missed.
 
-        It is the mean over all rounds of a run. Ranks are expectations, too; see ``docs/plan.md``.
+        They are the mean over all rounds of a run. Ranks are expectations, too; see ``docs/plan.md``.
 
         Args:
-            rank: the rank of the client.
             asked_share: the probability that a round asks a client.
             rounds: how many rounds are played.
+
+        Returns:
+            A function of the client's rank.
         """
         packed = self.method.shares and self.link.download.name != FLOAT32.name
         away = absences(asked_share, rounds, packed=packed)
         if away.any == 0:
-            return 0.0
+            return lambda _rank: 0.0
         if self.method.whole_weights:
-            return away.any * self._weights(self.link.weight_download_itemsize)
-        continued = away.any * self.continued(rank, absent=True)
-        if not self.method.shares:
-            return continued
+            weights = away.any * self._weights(self.link.weight_download_itemsize)
+            return lambda _rank: weights
+        added = self._missed_shared(away, packed=packed) if self.method.shares else 0.0
+        # Broadcasts that are sent as they were packed, and one alone, show their directions.
+        several = sum(share for d, share in away.missed.items() if d > 1 and not packed) + float(away.whole.sum())
+        return lambda rank: added + several * self._directions(rank) + away.any * self.continued(rank, absent=True)
+
+    def _missed_shared(self, away: Absences, *, packed: bool) -> float:
         if packed:
             once = self.shared(1, self.link.download)
             missed = sum(share * d * once for d, share in away.missed.items())
-            several = 0.0
         else:
             missed = sum(share * self.shared(d) for d, share in away.missed.items())
-            several = sum(share for d, share in away.missed.items() if d > 1)
-        whole = sum(float(away.whole @ self._whole_bytes(group, rounds)) for group in self.groups)
-        directions = (several + float(away.whole.sum())) * self._directions(rank)
-        return continued + missed + whole + directions
+        return missed + sum(float(away.whole @ self._whole_bytes(group, len(away.whole))) for group in self.groups)
+
+    def _added_rank(self, group: ModuleGroup, rounds: int) -> float:
+        sending = self.method.sending
+        return sending.shared(self.ranks, group) if rounds == 1 else sending.summed_rank(self.ranks, group, rounds)
 
     def _whole_bytes(self, group: ModuleGroup, rounds: int) -> NDArray[np.float64]:
-        """The bytes of the global adapter before each round, in float32."""
-        once = self.method.sending.shared(self.ranks, group)
-        ranks = np.minimum(np.arange(rounds, dtype=np.float64) * once, group.limit)
-        return ranks * (group.count * sum(group.shape) * FLOAT32.itemsize)
+        """The bytes of the global adapter before each round, in float32; none before the first."""
+        first, new = self.method.sending.growth(self.ranks, group)
+        ranks = np.minimum(first + np.arange(rounds - 1) * new, group.limit)
+        return np.concatenate([[0.0], ranks]) * (group.count * sum(group.shape) * FLOAT32.itemsize)
 
     def _directions(self, rank: int) -> float:
         """The bytes of the rows of A that a start needs and a sum of several broadcasts does not show."""
-        if not (self.method.work.agreed_rows or (self.aligned and self.method.adds)):
+        if not (self.method.shares and (self.method.work.agreed_rows or (self.aligned and self.method.adds))):
             return 0.0
         return self._sum(
             lambda group: min(rank, self.method.sending.shared(self.ranks, group), group.limit), FLOAT32, Trained.A
