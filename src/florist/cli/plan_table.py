@@ -27,7 +27,7 @@ def headline(setup: Setup) -> list[str]:
 
 def federation_table(costs: Mapping[str, MethodCost]) -> Table:
     """The rank and the efficiency of every method, the bytes of all clients, and what the server computes and holds."""
-    table = plain_table("method", "rank", "effic.", "up", "down", "operations", "paper's", "server holds")
+    table = plain_table("method", "rank", "effic.", "up", "down", "operations", "paper's", "server")
     _never_cut(table)
     for name, cost in costs.items():
         table.add_row(

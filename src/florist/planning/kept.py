@@ -50,7 +50,7 @@ def parse_kept(text: str, modules: Mapping[str, object]) -> KeptRanks:
                 int(number) / len(modules), source=f"a total of {number} over {len(modules)} modules, shared evenly"
             )
         return KeptRanks(int(number), source=f"rank {number} in every module")
-    if not Path(text).is_dir():
+    if not text or not Path(text).is_dir():
         raise ConfigurationError(
             f"--tau-rank: expected a rank for every module as 9, one for all together as total:440, or the directory "
             f"of a run, got {text!r}"
