@@ -14,6 +14,7 @@ from florist.federation.rules import ClosedRound, Federation
 from florist.federation.state import ServerState
 from florist.planning.architectures import ModelShape
 from florist.planning.kept import KeptRanks
+from florist.planning.operations import SOLVERS
 from florist.planning.plan import METHOD_NAMES, MethodCost, Setup, plan
 from florist.planning.population import Population
 from florist.planning.traffic import Link
@@ -105,6 +106,11 @@ def planned(
         aligned=aligned,
     )
     return plan(setup, [method])[method]
+
+
+def test_every_method_can_be_planned() -> None:
+    assert set(METHOD_NAMES) == set(METHODS)
+    assert set(SOLVERS) == set(METHODS)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,8 @@ def _paper_florist(ranks: RoundRanks, group: ModuleGroup, kept: float) -> float:
 
 
 def _paper_flexlora(ranks: RoundRanks, group: ModuleGroup, _kept: float) -> float:
-    # The dense SVD, the sum of K dense updates, and (m + n) R^2 for what is made of their factors.
+    # The dense SVD is nearly all of it. With K m n for the sum of K dense updates and (m + n) R^2 the paper's figure
+    # comes out; to form these updates would take m n R more.
     m, n = group.shape
     return m * n * min(m, n) + ranks.clients * m * n + (m + n) * ranks.stack**2
 
