@@ -161,10 +161,10 @@ def schedules(federation: Federation, asked: int, rounds: int) -> Iterator[tuple
     ("method", "codec", "local_init"),
     [
         ("florist", "float32", "aligned"),
-        ("fedex", "int8", "aligned"),
         *(
             pytest.param(method, codec, start, marks=pytest.mark.slow)
             for method, codec, start in (
+                ("fedex", "int8", "aligned"),
                 ("florist", "float32", "fresh"),
                 ("florist", "int4", "aligned"),
                 ("flora", "float32", "aligned"),
