@@ -12,6 +12,7 @@ from florist.cli.aggregate import aggregate_command
 from florist.cli.compare import compare_command
 from florist.cli.examples import examples_of
 from florist.cli.inspect import inspect_command
+from florist.cli.plan import plan_command
 from florist.cli.simulate import simulate_command
 from florist.cli.tune import tune_command
 from florist.errors import FloristError
@@ -40,6 +41,7 @@ app = typer.Typer(
 app.command("aggregate", epilog=examples_of("aggregate"))(aggregate_command)
 app.command("compare", epilog=examples_of("compare"))(compare_command)
 app.command("inspect", epilog=examples_of("inspect"))(inspect_command)
+app.command("plan", epilog=examples_of("plan"))(plan_command)
 app.command("simulate", epilog=examples_of("simulate"))(simulate_command)
 app.command("tune", epilog=examples_of("tune"))(tune_command)
 

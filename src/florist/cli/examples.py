@@ -11,6 +11,10 @@ _EXAMPLES = {
         "florist compare --resume out",
     ),
     "inspect": ("florist inspect site1 site2 --sweep", "florist inspect site1 --modules --json"),
+    "plan": (
+        "florist plan llama-7b --ranks 64,32,16,16,8,8,4,4 --tau-rank 9",
+        "florist plan tinyllama --clients 100 --fraction 0.1 --rounds 75",
+    ),
     "simulate": (
         "florist simulate config.toml --set federation.rounds=5 -o run",
         "florist simulate --resume run --set federation.rounds=8",

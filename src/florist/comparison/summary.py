@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from florist.comparison.efficiency import communication_efficiency
+from florist.aggregation.efficiency import communication_efficiency
 from florist.comparison.intervals import Estimate, estimate
 from florist.comparison.results import CellResult
 

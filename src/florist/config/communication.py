@@ -185,7 +185,7 @@ def communication_of(config: "Config") -> "Communication":
     cut = _upload_rule(config)
     if section.upload != "float32" or cut is not None or feedback is not None:
         upload = Compression(_codec(section.upload), cut, feedback)
-    return Communication(upload, download, _saved_codec(section.upload), _saved_codec(section.download))
+    return Communication(upload, download, saved_codec(section.upload), saved_codec(section.download))
 
 
 def _download_rule(config: "Config") -> "RankRule | None":
@@ -214,7 +214,7 @@ def _codec(name: str) -> "Codec":
     return codec_named(name)
 
 
-def _saved_codec(name: str) -> "FloatCodec | None":
+def saved_codec(name: str) -> "FloatCodec | None":
     """The codec of parameters that travel whole, which codes of a few bits would harm: float16 in their place."""
     import torch
 

@@ -38,6 +38,16 @@ ROWS_TOLERANCE = 1e-4
 """How far a row of A that a client derives may be from the server's, as a fraction of its norm."""
 
 
+CATCH_UP_ROUNDS = 16
+"""For how many rounds broadcasts are kept, so that a client that was away is sent those alone."""
+
+
+def clients_asked(fraction: float, clients: int) -> int:
+    """How many of so many clients a round asks."""
+    # 0.1 * 30 is 3.0000000000000004: the ceiling must not ask a fourth client for that.
+    return max(1, math.ceil(round(fraction * clients, 9)))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Download:
     """What the server sends to one client.
@@ -120,7 +130,7 @@ class Federation:
     shared_init: bool = True
     fraction: float = 1.0
     min_replies: int | None = None
-    catch_up_rounds: int = 16
+    catch_up_rounds: int = CATCH_UP_ROUNDS
     communication: Communication = field(default_factory=Communication)
 
     @property
@@ -131,8 +141,7 @@ class Federation:
     @property
     def clients_per_round(self) -> int:
         """How many clients each round asks."""
-        # 0.1 * 30 is 3.0000000000000004: the ceiling must not ask a fourth client for that.
-        return max(1, math.ceil(round(self.fraction * len(self.client_ranks), 9)))
+        return clients_asked(self.fraction, len(self.client_ranks))
 
     @property
     def required_replies(self) -> int:

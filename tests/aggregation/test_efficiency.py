@@ -2,7 +2,7 @@
 
 import pytest
 
-from florist.comparison.efficiency import communication_efficiency
+from florist.aggregation.efficiency import communication_efficiency
 from florist.config.methods import make_aggregator
 from florist.config.sections import AggregationSection
 from florist.factors import AdapterState
