@@ -139,4 +139,4 @@ def _require_fit(simulation: Simulation, candidate: AggregatedAdapter, whose: st
 
 
 def _sorted(examples: Iterable[Example]) -> list[str]:
-    return sorted(json.dumps(example, sort_keys=True) for example in examples)
+    return sorted(json.dumps(example, sort_keys=True, default=str) for example in examples)

@@ -49,6 +49,20 @@ def _fraction(whole: str) -> AfterValidator:
     return AfterValidator(fraction)
 
 
+def _held_out(what: str) -> AfterValidator:
+    """A number in (0, 1), refused in words that say what to do where nothing is to be held out."""
+
+    def fraction(number: float) -> float:
+        if not 0 < number < 1:
+            other = (
+                "leave it out for none" if what == "validation" else f"name a file of them in data.{what} to hold none"
+            )
+            raise ValueError(f"expected a fraction in (0, 1) of every client's examples; {other}")
+        return number
+
+    return AfterValidator(fraction)
+
+
 class Section(BaseModel):
     """A table of the TOML file: frozen, without room for unknown keys, NaN or infinity."""
 
@@ -85,7 +99,7 @@ class TaskSection(Section):
 
 
 class DataSection(Section):
-    """``[data]``: JSON or JSONL files of examples, one file a client or files to be shared out."""
+    """``[data]``: files of examples, one a client or files to be shared out: JSON, JSONL, CSV, Parquet, `datasets`."""
 
     path: str
     """The directory of the files."""
@@ -93,10 +107,11 @@ class DataSection(Section):
     """A file name or a pattern. With ``partition = "given"`` every file that matches is a client."""
     test: str | None = None
     """The file of the held-out examples; without it, `test_fraction` of every client's examples is held out."""
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    test_fraction: Annotated[float, _held_out("test")] = 0.1
+    """Without a file, this fraction of every client's examples is held out to test on."""
     validation: str | None = None
     """The file of the examples to choose by, which are neither trained on nor tested on."""
-    validation_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    validation_fraction: Annotated[float, _held_out("validation")] | None = None
     """Without a file, this fraction of every client's examples is held out to choose by, after those of the test."""
     partition: Literal["given", "iid", "dirichlet", "by-field", "shards"] = "given"
     """How the examples are shared out; ``given`` takes the files as the clients."""
@@ -106,6 +121,9 @@ class DataSection(Section):
     """The field whose values make clients unlike, a category for instance; ``given`` and ``iid`` take none."""
     dirichlet_alpha: PositiveFloat = 1.0
     """The concentration of ``dirichlet``: a small one gives unlike clients, a large one the iid split."""
+    min_examples: Positive | None = None
+    """How many examples each client has at least, before some are held out. ``dirichlet`` draws until all have them;
+    other partitions are refused where one has fewer."""
     shards_per_client: Positive | None = None
     """How many parts of the sorted examples a client of ``shards`` gets; 2 by default."""
     rows: str | None = None
@@ -116,7 +134,9 @@ class DataSection(Section):
     instruction_field: str | None = None
     """The field of the instruction where the shape is none of these; `output_field` must be set as well."""
     input_field: str | None = None
+    """The field of what the instruction is about, if there is one."""
     output_field: str | None = None
+    """The field of the answer."""
     label_field: str | None = None
     """The field of the class, for classification."""
     prompt_template: str | None = None
@@ -326,7 +346,7 @@ class EvaluationSection(Section):
     max_new_tokens: Positive = 64
     """How many tokens a generated answer may have."""
     multiple_choice: str | None = None
-    """The file of the questions for ``multiple_choice``, in the directory `data.path` unless absolute."""
+    """The file of the questions for ``multiple_choice``."""
     choice_prompt: str = "{question}\nAnswer:"
     """The text before a choice, from ``{question}``, ``{options}`` (a line each: ``A. ...``) and the question's own
     fields."""
@@ -335,7 +355,7 @@ class EvaluationSection(Section):
     harness_tasks: tuple[str, ...] = ()
     """The tasks of lm-evaluation-harness to measure the final adapter on; they take ``florist[eval]``."""
     harness_task_path: str | None = None
-    """The directory of task files of your own, in `data.path` unless absolute."""
+    """The directory of task files of your own for lm-evaluation-harness."""
     harness_limit: Positive | None = None
     """How many examples of each task are measured, to try a configuration; by default all."""
 
