@@ -298,7 +298,7 @@ def test_a_table_in_the_place_of_a_value_is_told(tmp_path: Path) -> None:
         ("data.prompt_template='''a'b\"c'''", "data", "prompt_template", "a'b\"c"),
         ('data.prompt_template="unclosed', "data", "prompt_template", '"unclosed'),
         ("data.test='3'", "data", "test", "3"),
-        ("data.test=", "data", "test", ""),
+        ('data.test=""', "data", "test", ""),
     ],
 )
 def test_an_override_is_toml_or_else_text(tmp_path: Path, override: str, section: str, key: str, value: object) -> None:

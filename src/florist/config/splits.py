@@ -105,6 +105,18 @@ def read_held_out(config: Config) -> Splits:
     return Splits({}, validation, read_examples(Path(data.path, data.test)))
 
 
+def read_validation(config: Config) -> Splits:
+    """Read the examples to choose by; where they are a file, nothing else is read, nor needs to be there.
+
+    Raises:
+        ConfigurationError, MissingInputError, DataError: as `read_splits`.
+    """
+    data = config.data
+    if data.validation is None:
+        return read_splits(config)
+    return Splits({}, read_examples(Path(data.path, data.validation)), [])
+
+
 def who_has_which(config: Config, splits: Splits) -> LabelCounts | None:
     """Count the training examples of every client by the field that makes clients unlike.
 

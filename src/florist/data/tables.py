@@ -1,4 +1,4 @@
-"""Examples in tables: CSV by the standard library, Parquet and the directories of `datasets` by that optional package."""
+"""Examples in tables: CSV by the standard library; Parquet and directories of `datasets` by optional packages."""
 
 import csv
 import io
@@ -77,8 +77,8 @@ def read_dataset(path: Path) -> list[dict[str, Any]]:
         )
     if not is_dataset(path):
         raise MissingInputError(
-            f"expected a data file or a directory of Dataset.save_to_disk at {path}, got another directory; name a file "
-            "in it"
+            f"expected a data file or a directory of Dataset.save_to_disk at {path}, got another directory; name a "
+            "file in it"
         )
     try:
         import datasets  # noqa: PLC0415  # optional, and takes its time
@@ -87,7 +87,7 @@ def read_dataset(path: Path) -> list[dict[str, Any]]:
     try:
         table = datasets.load_from_disk(str(path))
         rows: list[dict[str, Any]] = table.to_list()  # pyright: ignore[reportAttributeAccessIssue]  # one table, as checked above
-    except Exception as error:  # noqa: BLE001  # whatever a damaged directory makes datasets and pyarrow raise
+    except Exception as error:  # whatever a damaged directory makes datasets and pyarrow raise
         raise DataError(
             f"{path}: expected a directory of Dataset.save_to_disk, and reading failed: {' '.join(str(error).split())}"
         ) from error
