@@ -26,6 +26,7 @@ path = "/data/é ü"
 train = "part-*.jsonl"
 test = "held/out.json"
 test_fraction = 0.30000000000000004
+min_examples = 4
 validation = "held/choose.json"
 partition = "shards"
 shards_per_client = 3

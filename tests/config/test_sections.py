@@ -105,7 +105,7 @@ def test_contradictions_in_several_tables_are_told_at_once(tmp_path: Path) -> No
         (
             "data",
             "test_fraction = 1.0",
-            "data.test_fraction: expected a fraction in (0, 1) of every client's examples; name a file of them in data.test",
+            "data.test_fraction: expected a fraction in (0, 1) (to hold no test examples out",
         ),
         ("training", "learning_rate = nan", "training.learning_rate: expected a finite number, got nan"),
         ("training", "learning_rate = inf", "training.learning_rate: expected a finite number, got inf"),

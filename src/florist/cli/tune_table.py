@@ -101,10 +101,11 @@ class Tuned:
         if not math.isfinite(gap):
             return []
         metric = _words(self.goal.metric)
-        return [
+        told = (
             f"without a margin, no lower tau that was tried matches: {metric} may be no worse at all; --margin lets it "
             f"fall short, and tau {nearest.tau:g} (total rank {nearest.total_rank}) falls short by {gap:.2g}"
-        ]
+        )
+        return [told]
 
     def document(self) -> dict[str, Any]:
         """All of it as one JSON document, with null for what is no number."""

@@ -54,10 +54,8 @@ def _held_out(what: str) -> AfterValidator:
 
     def fraction(number: float) -> float:
         if not 0 < number < 1:
-            other = (
-                "leave it out for none" if what == "validation" else f"name a file of them in data.{what} to hold none"
-            )
-            raise ValueError(f"expected a fraction in (0, 1) of every client's examples; {other}")
+            other = f"name a file of them in data.{what}" if what == "test" else "leave the key out"
+            raise ValueError(f"expected a fraction in (0, 1) (to hold no {what} examples out, {other})")
         return number
 
     return AfterValidator(fraction)
@@ -84,6 +82,7 @@ class TaskSection(Section):
     """``[task]``: what the model learns."""
 
     kind: Literal["causal-lm", "sequence-classification"] = LANGUAGE_MODELLING
+    """Whether the model learns to answer (``causal-lm``) or to name a class (``sequence-classification``)."""
     labels: tuple[str, ...] | None = None
     """The names of the classes, for classification; by default those found in the training examples."""
 
@@ -188,8 +187,11 @@ class LoraSection(Section):
     alpha: PositiveFloat | tuple[PositiveFloat, ...] | None = None
     """PEFT's ``lora_alpha``, one for all or one each; by default twice the client's rank, so that the scaling is 2."""
     target_modules: str | tuple[str, ...] = "all-linear"
+    """The modules to adapt: ends of their names, one regular expression for whole names, or all linear ones."""
     use_rslora: bool = False
+    """Whether the scaling is alpha / sqrt(rank) in the place of alpha / rank."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The probability of dropout on the input of A."""
     modules_to_save: tuple[str, ...] | None = None
     """The modules that are trained whole and averaged; by default the head of a classifier."""
 
@@ -204,6 +206,7 @@ class TrainingSection(Section):
     """``[training]``: how a client trains in a round, by AdamW."""
 
     learning_rate: PositiveFloat = 3e-4
+    """The learning rate of AdamW."""
     batch_size: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] = 8
     """One number for all clients, or one each in the order of the files; the same goes for `steps` and `epochs`."""
     steps: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
@@ -211,9 +214,13 @@ class TrainingSection(Section):
     epochs: PositiveFloat | Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] | None = None
     """How often a round passes over the client's examples; once where neither this nor `steps` is set."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate changes within a round."""
     gradient_accumulation_steps: Positive = 1
+    """How many batches make one step of the optimiser."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """The weight decay of AdamW."""
     max_grad_norm: PositiveFloat = 1.0
+    """The norm that longer gradients are cut to."""
     bf16: bool = False
     """Clients train in bfloat16 mixed precision."""
     fp16: bool = False
@@ -234,17 +241,19 @@ class FederationSection(Section):
     """``[federation]``: the rounds."""
 
     rounds: Positive = 3
+    """How many rounds are played."""
     fraction: Annotated[float, _fraction("the clients")] = 1.0
     """The fraction of the clients that is asked in each round."""
     min_replies: Positive | None = None
     """How many usable updates a round needs; by default half as many as clients are asked."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """The seed of all that is drawn: partitions, held-out examples, participants, adapters and batches."""
     shared_init: bool = True
     """Clients of a round start from the same random A, and a smaller rank from its first rows. Methods that average A
     and B apart need that, and have it in any case."""
     local_init: Annotated[str, _one_of(LOCAL_INITS)] = DEFAULT_LOCAL_INIT
-    """How the next local adapter starts where clients add the broadcast: at random, along the last global update, or
-    from the global adapter. Where a method lets clients train on from the broadcast, that is the start itself."""
+    """How the next local adapter starts where clients add the broadcast: ``fresh``, ``aligned`` or ``warm``. That is at
+    random, along the last global update, or from the global adapter. Where a method lets clients train on from the broadcast, that is the start itself."""
 
 
 class AggregationSection(Section):
@@ -343,6 +352,7 @@ class EvaluationSection(Section):
     """The examples that the rounds are measured on; by default the validation examples where there are some. The final
     adapter is then measured on the test examples as well."""
     batch_size: Positive = 32
+    """How many examples are measured together."""
     max_new_tokens: Positive = 64
     """How many tokens a generated answer may have."""
     multiple_choice: str | None = None
@@ -382,13 +392,13 @@ class FlowerSection(Section):
     round_timeout: PositiveFloat = 3600.0
     """How many seconds the server waits for the replies of a round; a later reply is left out of it."""
     evaluation: Literal["clients", "server", "none"] = "clients"
-    """Who measures the global adapter after a round: the clients, on held-out examples of their own, or the server,
-    which then needs the base model and the held-out examples."""
+    """Who measures the global adapter after a round: the ``clients``, the ``server`` or nobody. Clients take held-out
+    examples of their own; a server then needs the base model and the held-out examples."""
     max_examples: Positive | None = None
     """The largest number of examples that a client may claim; by default any number will do."""
     base_name: str | None = None
-    """The name of the base, in the place of a fingerprint of its weights, for sites that hold it in unlike dtypes or
-    quantizations; all sites must then vouch for it."""
+    """The name of the base, in the place of a fingerprint of its weights. Sites that hold it in unlike dtypes or
+    quantizations need one, and must then vouch for it."""
 
 
 class Config(Section):
