@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 import florist
 from florist.cli.aggregate import aggregate_command
 from florist.cli.compare import compare_command
+from florist.cli.init import init_command
 from florist.cli.inspect import inspect_command
 from florist.cli.simulate import simulate_command
 from florist.cli.tune import tune_command
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 app.command("aggregate")(aggregate_command)
 app.command("compare")(compare_command)
+app.command("init")(init_command)
 app.command("inspect")(inspect_command)
 app.command("simulate")(simulate_command)
 app.command("tune")(tune_command)

@@ -8,6 +8,7 @@ from typing import Any
 
 import tomli_w
 
+from florist.config.reading import validated
 from florist.config.sections import Config, Section
 
 WIDTH = 120
@@ -27,8 +28,11 @@ def draft(tables: Tables, title: Sequence[str], notes: Mapping[str, str] | None 
         tables: The keys to set; they make a valid configuration.
         title: Lines at the top of the file.
         notes: Further lines above keys, by ``section.key``.
+
+    Raises:
+        ConfigurationError: Some keys are wrong or contradict each other.
     """
-    config, notes = Config.model_validate(tables), notes or {}
+    config, notes = validated(Config, tables), notes or {}
     lines = [f"# {line}".rstrip() for line in title]
     for section in Config.model_fields:
         values = getattr(config, section)

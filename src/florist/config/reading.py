@@ -114,6 +114,18 @@ def validated(section: type[SectionType], values: Mapping[str, Any]) -> SectionT
         raise ConfigurationError("; ".join(problem.text for problem in _explain(error))) from error
 
 
+def in_folder(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the tables of a file with absolute paths.
+
+    Args:
+        tables: Its sections.
+        folder: Where the file is, to which its paths are relative.
+    """
+    absolute = {section: dict(table) if isinstance(table, dict) else table for section, table in tables.items()}
+    _anchor(absolute, folder)
+    return absolute
+
+
 def to_toml(config: Config) -> str:
     """Return the whole configuration, defaults included, as TOML that `read_config` reads back."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))

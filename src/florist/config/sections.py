@@ -253,7 +253,8 @@ class FederationSection(Section):
     and B apart need that, and have it in any case."""
     local_init: Annotated[str, _one_of(LOCAL_INITS)] = DEFAULT_LOCAL_INIT
     """How the next local adapter starts where clients add the broadcast: ``fresh``, ``aligned`` or ``warm``. That is at
-    random, along the last global update, or from the global adapter. Where a method lets clients train on from the broadcast, that is the start itself."""
+    random, along the last global update, or from the global adapter. Where a method lets clients train on from the
+    broadcast, that is the start itself."""
 
 
 class AggregationSection(Section):

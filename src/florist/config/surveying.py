@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from florist.data import KNOWN_SHAPES, Example, ExampleShape, read_examples
+from florist.data import KNOWN_SHAPES, Example, read_examples
 from florist.data.tables import is_dataset
 from florist.errors import DataError, MissingInputError, ModelError
 from florist.models.federated_model import linear_modules
@@ -124,11 +123,6 @@ def look_at_data(path: Path) -> DataLook:
     )
 
 
-def shape_of(look: DataLook) -> ExampleShape | None:
-    """The known shape of the examples; None where they have another."""
-    return KNOWN_SHAPES[look.shape] if look.shape is not None else None
-
-
 def _files(folder: Path) -> list[Path]:
     return [each for each in sorted(folder.iterdir()) if each.suffix.lower() in _ENDINGS or is_dataset(each)]
 
@@ -151,7 +145,11 @@ def _pattern(files: Sequence[Path]) -> str:
             f"expected training files of one kind in {files[0].parent}, got {', '.join(file.name for file in files)}; "
             "name one of them, or move the others away"
         )
-    return f"{commonprefix([file.stem for file in files])}*{endings.pop()}"
+    stems = [file.stem for file in files]
+    same = next(
+        (k for k, letters in enumerate(zip(*stems, strict=False)) if len(set(letters)) > 1), min(map(len, stems))
+    )
+    return f"{stems[0][:same]}*{endings.pop()}"
 
 
 def _kinds(examples: Sequence[Example]) -> dict[str, int]:
