@@ -509,11 +509,10 @@ def test_every_path_in_a_file_is_relative_to_the_file_and_kept_by_a_run(
     monkeypatch.chdir(tmp_path / "current")
     own = with_keys(
         evaluation='metrics = ["multiple_choice"]\nmultiple_choice = "q.json"\nharness_task_path = "tasks"',
-        flower='run = "run"',
     )
     found = read(tmp_path, own)
-    paths = (found.evaluation.multiple_choice, found.evaluation.harness_task_path, found.flower.run)
-    assert paths == tuple(str(tmp_path / name) for name in ("q.json", "tasks", "run"))
+    paths = (found.evaluation.multiple_choice, found.evaluation.harness_task_path)
+    assert paths == (str(tmp_path / "q.json"), str(tmp_path / "tasks"))
     overridden = read(tmp_path, own, ["evaluation.multiple_choice=q.json"])
     assert overridden.evaluation.multiple_choice == str(tmp_path / "current" / "q.json")
     (tmp_path / "run").mkdir()

@@ -46,7 +46,7 @@ def init_command(
         model=model,
         data=data,
         clients=clients,
-        ranks=_ranks(ranks),
+        ranks=init_work.numbers(ranks, "--ranks") if ranks is not None else None,
         rounds=rounds,
         partition_field=partition_field,
         instruction_field=instruction_field,
@@ -73,12 +73,3 @@ def init_command(
 
 def _ask(question: str, proposed: str | None) -> str:
     return typer.prompt(question, default=proposed, err=True)
-
-
-def _ranks(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise ConfigurationError(f"expected --ranks as 16, or as 64,32,16 with one a client, got {text!r}") from error

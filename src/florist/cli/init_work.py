@@ -94,7 +94,9 @@ def surveyed(options: Options, out: Path, ask: Ask | None) -> str:
     from florist.config.surveying import look_at_data, look_at_model  # noqa: PLC0415  # needs these libraries
 
     model, data = look_at_model(name), look_at_data(Path(place))
-    ranks = options.ranks or _numbers(_answer(ask, "The rank of all clients, or one each as 64,32", str(_RANK)))
+    ranks = options.ranks or numbers(
+        _answer(ask, "The rank of all clients, or one each as 64,32", str(_RANK)), "--ranks"
+    )
     folder = place if Path(place).resolve() == data.folder.resolve() else str(Path(place).parent)
     tables: dict[str, dict[str, Any]] = {
         "model": {"name_or_path": _seen_from(out, name)},
@@ -120,6 +122,18 @@ def write(text: str, out: Path) -> None:
     replace_file(out, text)
 
 
+def numbers(text: str, option: str) -> tuple[int, ...]:
+    """Read whole numbers with commas between them.
+
+    Raises:
+        ConfigurationError: the text is something else.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigurationError(f"expected {option} as 16, or as 64,32,16 with one a client, got {text!r}") from error
+
+
 def _fields(options: Options, data: "DataLook", ask: Ask | None) -> dict[str, str]:
     """Which fields of the examples hold what."""
     given = {
@@ -135,12 +149,11 @@ def _fields(options: Options, data: "DataLook", ask: Ask | None) -> dict[str, st
             "instruction_field": _answer(ask, f"{there}. Which one is the instruction", None, "--instruction-field"),
             "output_field": _answer(ask, "Which one is the answer", None, "--output-field, or --label-field"),
         }
-    named = [options.text_field, *(value for key, value in given.items() if key.endswith("_field"))]
-    unknown = sorted(set(named) - {None, *data.fields})
+    named = [value for key, value in given.items() if key.endswith("_field")]
+    named += [] if options.text_field is None else [options.text_field]
+    unknown = [name for name in named if name not in data.fields]
     if unknown:
-        raise DataError(
-            f"expected fields of the examples, {', '.join(data.fields)}, got {', '.join(map(str, unknown))}"
-        )
+        raise DataError(f"expected fields of the examples, {', '.join(data.fields)}, got {', '.join(unknown)}")
     return given
 
 
@@ -158,7 +171,7 @@ def _sharing(options: Options, data: "DataLook", ranks: tuple[int, ...], ask: As
         return {"partition": "given"}
     count = options.clients or (len(ranks) if len(ranks) > 1 else None)
     if count is None:
-        count = _numbers(_answer(ask, "How many clients share the examples", str(_CLIENTS)))[0]
+        count = numbers(_answer(ask, "How many clients share the examples", str(_CLIENTS)), "--clients")[0]
     if field is None and ask is not None and options.label_field is None and data.kinds:
         question = f"A field in which clients are unlike ({', '.join(data.kinds)}), or none"
         field = ask(question, "none")
@@ -203,10 +216,3 @@ def _answer(ask: Ask | None, question: str, proposed: str | None, option: str = 
     if proposed is None:
         raise ConfigurationError(f"expected {option} with --yes, since nothing can be proposed for it. {question}?")
     return proposed
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise ConfigurationError(f"expected whole numbers, as 16 or 64,32, got {text!r}") from error
