@@ -639,7 +639,9 @@ def test_clients_with_less_than_a_batch_are_told_where_examples_are_shared_out(t
     shared = config(tmp_path, data={"train": "client_a.json", "partition": "iid", "num_clients": 1})
     told = few_examples(shared, read_splits(shared))
     assert told is not None
-    assert told.startswith("client_0 with 2 to train on, fewer than a batch of training.batch_size = 8; [data] min_ex")
+    assert told.startswith(
+        "few examples to train on: client_0 with 2, less than a batch of training.batch_size = 8; [data] min"
+    )
     small = shared.model_copy(update={"training": shared.training.model_copy(update={"batch_size": 2})})
     given = config(tmp_path)
     assert few_examples(small, read_splits(small)) is few_examples(given, read_splits(given)) is None
