@@ -142,8 +142,8 @@ def few_examples(config: Config, splits: Splits) -> str | None:
     if config.data.partition == "given" or not least:
         return None
     return (
-        f"few examples to train on: {_counted(least)}, less than a batch of training.batch_size = {size}; [data] min_examples sets "
-        "how many a client has at least"
+        f"few examples to train on: {_counted(least)}, less than a batch of training.batch_size = {size}; [data] "
+        "min_examples sets how many a client has at least"
     )
 
 
