@@ -20,6 +20,7 @@ NEEDS = {
     "florist.cli.libraries": {"train"},
     "florist.config": {"train"},
     "florist.data": {"train"},
+    "florist.data.tables": {"train", "data"},
     "florist.evaluation": {"train"},
     "florist.evaluation.harness": {"train", "eval"},
     "florist.flower": {"flower"},

@@ -324,3 +324,34 @@ def test_what_would_be_measured_without_a_part_of_it_is_refused(
     get_peft_model(base, config).save_pretrained(tmp_path / "site")
     line = refused(florist("tune", tmp_path / "site", "--config", runs / "florist.toml", "--average-full"))
     assert reason in line
+
+
+def test_adapters_need_a_model_and_validation_examples_alone(
+    florist: Run, runs: Path, tiny_llama: Path, toy_data: Path, tmp_path: Path
+) -> None:
+    # No [lora], no training file but the one to choose by, and no test file.
+    shutil.copy(toy_data / "client_0.json", tmp_path / "all.json")
+    file = tmp_path / "own.toml"
+    file.write_text(
+        f'[model]\nname_or_path = "{tiny_llama}"\n[data]\npath = "."\ntrain = "all.json"\nvalidation = "all.json"\n'
+        'prompt_template = "{instruction}\\n"\n'
+    )
+    document = tuned(florist, runs / "florist" / "adapter", "--config", file, "--taus", "0.5,1")
+    assert document["evaluations"] == 2
+    # A run of the same file would train on nothing.
+    assert "missing lora" in refused(florist("simulate", file))
+    told = refused(florist("simulate", file, "--set", "lora.ranks=2"))
+    assert "expected files to train on, got none but what data.validation names" in told
+
+
+def test_without_a_margin_the_margin_that_would_help_is_told(florist: Run, runs: Path) -> None:
+    words = ("tune", runs / "florist", "--taus", "0.3,0.6,0.9,1")
+    points = tuned(florist, *words[1:])["points"]
+    losses = {point["tau"]: point["metrics"]["loss"] for point in points}
+    assert losses[1.0] == min(losses.values())  # or there would be nothing to tell
+    printed = florist(*words).stdout
+    nearest = min((tau for tau in losses if tau < 1), key=lambda tau: losses[tau])
+    assert f"falls short by {losses[nearest] - losses[1.0]:.2g}" in printed
+    assert f"tau {nearest:g} (total rank" in printed
+    assert "--margin" in printed
+    assert "without a margin" not in florist(*words, "--margin", "10").stdout

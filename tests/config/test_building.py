@@ -5,14 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from transformers import AutoTokenizer
 
 from florist.aggregation import Florist
-from florist.config import Config
+from florist.config import Config, read_config
 from florist.config.building import _loras, build, load
-from florist.config.splits import read_splits, who_has_which
+from florist.config.splits import few_examples, read_splits, who_has_which
 from florist.config.tasks import RecentEncodings
 from florist.data import IGNORED, EncodedExamples
 from florist.errors import ConfigurationError, DataError, MissingInputError, ModelError, UnsupportedHardwareError
@@ -260,15 +261,23 @@ def test_ranks_and_alphas_go_to_the_clients_in_order(tmp_path: Path) -> None:
     assert [(lora.rank, lora.alpha) for lora in found] == [(4, 1.0), (4, 2.0), (4, 3.0)]
 
 
-@pytest.mark.parametrize("lora", [{"ranks": [8, 4]}, {"ranks": [8, 4, 2, 1]}, {"ranks": 8, "alpha": [1, 2]}])
-def test_ranks_that_do_not_match_the_clients_are_refused(tmp_path: Path, lora: Mapping[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("lora", "telling"),
+    [
+        ({"ranks": [8, 4]}, "lora.ranks lists 2 clients, and the data has 3"),
+        ({"ranks": [8, 4, 2, 1], "alpha": 8}, "lora.ranks lists 4 clients, and the data has 3"),
+        ({"ranks": 8, "alpha": [1, 2]}, "lora.alpha lists 2 clients, and the data has 3"),
+        ({"ranks": [8, 4], "alpha": [1, 2]}, "lora.ranks lists 2 clients and lora.alpha lists 2 clients, and the data"),
+    ],
+)
+def test_lists_that_do_not_match_the_clients_are_refused_and_no_other_key_is_named(
+    tmp_path: Path, lora: Mapping[str, Any], telling: str
+) -> None:
     for name in "abc":
         write(tmp_path / f"client_{name}.json", rows(1, 2))
-    with pytest.raises(
-        ConfigurationError,
-        match=r"lora\.ranks lists \d clients, lora\.alpha \d, and the data has 3: client_a, client_b, client_c; give",
-    ):
+    with pytest.raises(ConfigurationError, match="client_a, client_b, client_c; give one each") as held:
         build(config(tmp_path, lora=lora))
+    assert str(held.value).startswith(telling)
 
 
 # --- the whole
@@ -596,6 +605,79 @@ def test_who_has_which_is_counted_by_the_field_that_divides(tmp_path: Path) -> N
     found = who_has_which(configured, read_splits(configured))
     assert found is not None
     assert (found.clients, found.labels, found.counts) == (("x", "y"), ("x", "y"), ((9, 0), (0, 9)))
+
+
+@pytest.mark.parametrize(("partition", "enough"), [("dirichlet", 12), ("iid", 15)])
+def test_every_client_has_the_least_number_of_examples_or_is_refused(
+    tmp_path: Path, partition: str, enough: int
+) -> None:
+    topical(tmp_path / "all.json", *"abcdef")
+    write(tmp_path / "test.json", rows(0))
+    data = {"train": "all.json", "test": "test.json", "partition": partition, "num_clients": 4, "dirichlet_alpha": 0.1}
+    data |= {"partition_field": "topic"} if partition == "dirichlet" else {}
+
+    def sizes(**more: object) -> list[int]:
+        held, _ = _records(config(tmp_path, data={**data, **more}))
+        return [len(own) for own in held.values()]
+
+    assert min(sizes(min_examples=enough)) >= enough
+    if partition == "dirichlet":
+        assert min(sizes()) < enough  # so that it was drawn again
+    with pytest.raises(DataError, match=r"min_examples|at least 80 examples"):
+        sizes(min_examples=20)
+
+
+def test_a_given_client_with_too_few_examples_is_named(tmp_path: Path) -> None:
+    for name, count in (("a", 2), ("b", 9)):
+        write(tmp_path / f"client_{name}.json", rows(*range(count)))
+    with pytest.raises(DataError, match=r"data\.min_examples = 3: .*got client_a with 2; share"):
+        read_splits(config(tmp_path, data={"min_examples": 3}))
+
+
+def test_clients_with_less_than_a_batch_are_told_where_examples_are_shared_out(tmp_path: Path) -> None:
+    write(tmp_path / "client_a.json", rows(1, 2, 3))
+    shared = config(tmp_path, data={"train": "client_a.json", "partition": "iid", "num_clients": 1})
+    told = few_examples(shared, read_splits(shared))
+    assert told is not None
+    assert told.startswith(
+        "few examples to train on: client_0 with 2, less than a batch of training.batch_size = 8; [data] min"
+    )
+    small = shared.model_copy(update={"training": shared.training.model_copy(update={"batch_size": 2})})
+    given = config(tmp_path)
+    assert few_examples(small, read_splits(small)) is few_examples(given, read_splits(given)) is None
+
+
+def test_a_held_out_file_that_is_the_training_file_is_told(tmp_path: Path) -> None:
+    write(tmp_path / "all.json", rows(1, 2, 3))
+    with pytest.raises(
+        ConfigurationError, match=r"'all\.json': expected files to train on.*what data\.validation names"
+    ):
+        read_splits(config(tmp_path, data={"train": "all.json", "validation": "all.json"}))
+
+
+def test_tables_are_clients(tmp_path: Path) -> None:
+    (tmp_path / "site_1.csv").write_text("instruction,output\na,b\nc,d\n")
+    datasets.Dataset.from_list(rows(1, 2, 3)).save_to_disk(str(tmp_path / "site_2.v1"))
+    (tmp_path / "site_3").mkdir()  # another directory
+    held, _ = _records(config(tmp_path, data={"train": "site_*"}))
+    assert list(held) == ["site_1", "site_2.v1"]
+
+
+@pytest.mark.parametrize("key", ["multiple_choice", "harness_task_path"])
+def test_what_is_found_only_at_the_old_place_is_told(
+    tiny_llama: Path, toy_data: Path, tmp_path: Path, key: str
+) -> None:
+    shutil.copytree(toy_data, tmp_path / "data")
+    write(tmp_path / "data" / "sub" / "q.json", [])
+    more = 'metrics = ["multiple_choice"]' if key == "multiple_choice" else 'harness_tasks = ["arc_easy"]'
+    (tmp_path / "c.toml").write_text(
+        f'[model]\nname_or_path = "{tiny_llama}"\n[data]\npath = "data"\n[lora]\nranks = 2\n'
+        f'[evaluation]\n{more}\n{key} = "sub/q.json"\n'
+    )
+    with pytest.raises(
+        MissingInputError, match=rf"{key}: expected .*; there is .*data/sub/q\.json: paths are relative to"
+    ):
+        build(read_config(tmp_path / "c.toml"))
 
 
 def test_given_clients_are_counted_by_category_where_they_have_one(toy_data: Path, tmp_path: Path) -> None:

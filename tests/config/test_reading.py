@@ -26,6 +26,7 @@ path = "/data/é ü"
 train = "part-*.jsonl"
 test = "held/out.json"
 test_fraction = 0.30000000000000004
+min_examples = 4
 validation = "held/choose.json"
 partition = "shards"
 shards_per_client = 3
@@ -298,7 +299,7 @@ def test_a_table_in_the_place_of_a_value_is_told(tmp_path: Path) -> None:
         ("data.prompt_template='''a'b\"c'''", "data", "prompt_template", "a'b\"c"),
         ('data.prompt_template="unclosed', "data", "prompt_template", '"unclosed'),
         ("data.test='3'", "data", "test", "3"),
-        ("data.test=", "data", "test", ""),
+        ('data.test=""', "data", "test", ""),
     ],
 )
 def test_an_override_is_toml_or_else_text(tmp_path: Path, override: str, section: str, key: str, value: object) -> None:
@@ -499,3 +500,52 @@ def test_an_unknown_key_does_not_hide_a_contradiction_beside_it(tmp_path: Path) 
     )
     with pytest.raises(ConfigurationError, match=r"training\.learning_rate\?.*contradict each other"):
         read_config(file)
+
+
+def test_every_path_in_a_file_is_relative_to_the_file_and_kept_by_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "current").mkdir()
+    monkeypatch.chdir(tmp_path / "current")
+    own = with_keys(
+        evaluation='metrics = ["multiple_choice"]\nmultiple_choice = "q.json"\nharness_task_path = "tasks"',
+    )
+    found = read(tmp_path, own)
+    paths = (found.evaluation.multiple_choice, found.evaluation.harness_task_path)
+    assert paths == (str(tmp_path / "q.json"), str(tmp_path / "tasks"))
+    overridden = read(tmp_path, own, ["evaluation.multiple_choice=q.json"])
+    assert overridden.evaluation.multiple_choice == str(tmp_path / "current" / "q.json")
+    (tmp_path / "run").mkdir()
+    assert read(tmp_path / "run", to_toml(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "default"),
+    [
+        ("training.steps=", "training", "steps", None),
+        ("federation.rounds= ", "federation", "rounds", 3),
+        ("aggregation.tau=", "aggregation", "tau", 0.7),
+        ("evaluation.metrics=", "evaluation", "metrics", None),
+    ],
+)
+def test_an_override_without_a_value_brings_the_default_back(
+    tmp_path: Path, override: str, section: str, key: str, default: object
+) -> None:
+    own = with_keys(
+        training="steps = 5", federation="rounds = 9", aggregation="tau = 0.5", evaluation="metrics=['loss']"
+    )
+    assert getattr(getattr(read(tmp_path, own, [override]), section), key) == default
+    # The last one counts.
+    assert read(tmp_path, own, [override, "federation.rounds=2"]).federation.rounds == 2
+
+
+def test_what_has_no_default_cannot_be_unset_and_an_unknown_key_neither(tmp_path: Path) -> None:
+    assert "--set lora.ranks=: missing lora.ranks, which has no default" in refusal(tmp_path, overrides=["lora.ranks="])
+    assert "did you mean lora.ranks?" in refusal(tmp_path, overrides=["lora.rnks="])
+
+
+def test_a_section_that_is_not_used_may_be_absent(tmp_path: Path) -> None:
+    text = MINIMAL.replace("[lora]\nranks = 8\n", "")
+    assert text != MINIMAL
+    assert "missing lora" in refusal(tmp_path, text)
+    assert read_config(tmp_path / "config.toml", unused={"lora": {"ranks": 1}}).lora.ranks == 1

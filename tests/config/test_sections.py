@@ -102,7 +102,11 @@ def test_contradictions_in_several_tables_are_told_at_once(tmp_path: Path) -> No
         # With one token there is nothing to predict it from.
         ("data", "max_length = 1", "data.max_length: expected a number of at least 2, got 1"),
         ("data", "dirichlet_alpha = inf", "data.dirichlet_alpha: expected a finite number, got inf"),
-        ("data", "test_fraction = 1.0", "data.test_fraction: expected a number less than 1, got 1.0"),
+        (
+            "data",
+            "test_fraction = 1.0",
+            "data.test_fraction: expected a fraction in (0, 1) (to hold no test examples out",
+        ),
         ("training", "learning_rate = nan", "training.learning_rate: expected a finite number, got nan"),
         ("training", "learning_rate = inf", "training.learning_rate: expected a finite number, got inf"),
         ("training", "learning_rate = 0", "training.learning_rate: expected a number greater than 0, got 0"),

@@ -194,9 +194,14 @@ def test_a_head_is_trained_sent_and_put_back_whole(tiny_bert: Path) -> None:
     assert torch.equal(base.get_submodule("classifier").bias, before["classifier.bias"] + 1)
 
 
-def test_modules_that_the_model_does_not_have_are_refused(tiny_llama: Path) -> None:
-    with pytest.raises(ModelError, match="target_modules"):
-        FederatedModel(load_causal_lm(str(tiny_llama), torch.float32), ["c_attn"], (), "CAUSAL_LM")
+@pytest.mark.parametrize("target", [["c_attn"], ["q_proj", "v_prj"], ".*c_attn"])
+def test_modules_that_the_model_does_not_have_are_refused_and_those_it_has_named(
+    tiny_llama: Path, target: str | list[str]
+) -> None:
+    with pytest.raises(
+        ModelError, match=r"target_modules = .*; the linear modules of this model are called q_proj, .*, down_proj, and"
+    ):
+        FederatedModel(load_causal_lm(str(tiny_llama), torch.float32), target, (), "CAUSAL_LM")
 
 
 # --- what is trained

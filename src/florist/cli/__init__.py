@@ -11,6 +11,7 @@ import florist
 from florist.cli.aggregate import aggregate_command
 from florist.cli.compare import compare_command
 from florist.cli.examples import examples_of
+from florist.cli.init import init_command
 from florist.cli.inspect import inspect_command
 from florist.cli.plan import plan_command
 from florist.cli.simulate import simulate_command
@@ -38,12 +39,16 @@ app = typer.Typer(
     invoke_without_command=True,
     pretty_exceptions_enable=False,
 )
-app.command("aggregate", epilog=examples_of("aggregate"))(aggregate_command)
-app.command("compare", epilog=examples_of("compare"))(compare_command)
-app.command("inspect", epilog=examples_of("inspect"))(inspect_command)
-app.command("plan", epilog=examples_of("plan"))(plan_command)
-app.command("simulate", epilog=examples_of("simulate"))(simulate_command)
-app.command("tune", epilog=examples_of("tune"))(tune_command)
+for _name, _command in {
+    "aggregate": aggregate_command,
+    "compare": compare_command,
+    "init": init_command,
+    "inspect": inspect_command,
+    "plan": plan_command,
+    "simulate": simulate_command,
+    "tune": tune_command,
+}.items():
+    app.command(_name, epilog=examples_of(_name))(_command)
 
 
 @app.callback()

@@ -10,6 +10,10 @@ _EXAMPLES = {
         "florist compare config.toml --methods florist,fedit --seeds 5 -o out",
         "florist compare --resume out",
     ),
+    "init": (
+        "florist init --model path/to/model --data path/to/data",
+        "florist init --preset tinyllama-dolly-equal --data d -o t.toml",
+    ),
     "inspect": ("florist inspect site1 site2 --sweep", "florist inspect site1 --modules --json"),
     "plan": (
         "florist plan llama-7b --ranks 64,32,16,16,8,8,4,4 --tau-rank 9",

@@ -96,7 +96,7 @@ def report(run: RunDirectory, output: Output) -> None:
 def _built(config: Config, output: Output) -> "Simulation":
     load_training_libraries("simulate")
     from florist.config.building import build  # noqa: PLC0415  # needs these libraries
-    from florist.config.splits import read_splits, who_has_which  # noqa: PLC0415
+    from florist.config.splits import few_examples, read_splits, who_has_which  # noqa: PLC0415
 
     splits = read_splits(config)
     simulation = build(config, splits)
@@ -105,6 +105,9 @@ def _built(config: Config, output: Output) -> "Simulation":
     counted = who_has_which(config, splits)
     if counted is not None:
         output.status_table(examples_table(counted))
+    few = few_examples(config, splits)
+    if few is not None:
+        output.note(few)
     return simulation
 
 

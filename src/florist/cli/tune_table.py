@@ -87,12 +87,31 @@ class Tuned:
         else:
             limit = f"within {self.goal.margin:g} of {self.reference:.4g}, {against}"
             lines.append(f"FLoRIST-E: {self._picked(self.efficient)}, {limit}")
+        lines += self._hint()
         count = evaluations(self.points)
         lines.append(
             f"{count} {'evaluation' if count == 1 else 'evaluations'} on the validation examples"
             + (", if the metric gets no worse as tau grows" if self.bisected else "")
         )
         return lines
+
+    def _hint(self) -> list[str]:
+        """What a margin would give where none was given and nothing below the highest tau matched."""
+        lower = [point for point in self.points if point.total_rank < self.points[-1].total_rank]
+        if self.goal.margin > 0 or self.efficient is not self.points[-1] or not lower:
+            return []
+        gap, nearest = min(
+            ((self.goal.gain(self.reference) - self.goal.gain(self.goal.value(point)), point) for point in lower),
+            key=lambda each: (each[0], each[1].tau),
+        )
+        if not math.isfinite(gap):
+            return []
+        metric = _words(self.goal.metric)
+        told = (
+            f"without a margin, no lower tau that was tried matches: {metric} may be no worse at all; --margin lets it "
+            f"fall short, and tau {nearest.tau:g} (total rank {nearest.total_rank}) falls short by {gap:.2g}"
+        )
+        return [told]
 
     def document(self) -> dict[str, Any]:
         """All of it as one JSON document, with null for what is no number."""

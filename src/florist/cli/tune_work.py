@@ -15,19 +15,19 @@ from florist.cli.tune_table import Tuned
 from florist.compression.codecs import codec_named
 from florist.compression.packed import packed_factor_bytes
 from florist.config.choosing import (
+    Measuring,
+    measuring_to_choose_by,
     metrics_to_choose_by,
     require_same_validation,
     require_validation,
-    simulation_to_choose_by,
 )
 from florist.config.reading import read_config
 from florist.config.sections import AggregationSection, Config
-from florist.config.splits import read_splits
+from florist.config.splits import Splits, read_splits, read_validation
 from florist.errors import ConfigurationError, MissingInputError
 from florist.evaluation import lower_is_better
 from florist.factors import AdapterState
 from florist.federation.history import RunDirectory
-from florist.federation.simulation import Simulation
 from florist.files import strict_json
 from florist.one_shot import AggregatedAdapter
 from florist.one_shot.tuning import Goal, Point, bisect, pick_efficient, pick_optimal, sweep
@@ -110,7 +110,8 @@ def tune(
         ConfigurationError: there are no validation examples, or the metric is unknown.
         FloristError: an adapter cannot be read, or not be measured with the model.
     """
-    config = read_config(source.config_file)
+    # Adapters are there already: with which ranks they were trained, nobody needs to say.
+    config = read_config(source.config_file, unused={"lora": {"ranks": 1}} if source.run is None else {})
     require_validation(config)
     metrics = metrics_to_choose_by(config, metric)
     goal = Goal(metrics[0], lower_is_better(metrics[0]), baseline, margin)
@@ -119,13 +120,14 @@ def tune(
     baselines = {str(path): _final_adapter(path) for path in baseline_runs}
     whole = source.decompose()
     progress.whole("loading the model")
-    simulation = _simulation(config, metrics, whole, baselines)
+    splits = read_splits(config) if source.run is not None else read_validation(config)
+    measuring = _measuring(config, splits, metrics, whole, baselines)
     for note in (*_unlike_bases(whole, config), *whole.inputs.notes):
         output.note(note)
     output.detail(*_decisions(config, metrics, metric, taus))
     progress.whole("evaluating")
-    goal = _with_baseline(goal, simulation, baselines, progress)
-    points = _points(whole, simulation, taus, goal, progress, bisecting=bisecting)
+    goal = _with_baseline(goal, measuring, baselines, progress)
+    points = _points(whole, measuring, taus, goal, progress, bisecting=bisecting)
     tuned = Tuned(
         source=source.document,
         goal=goal,
@@ -196,30 +198,33 @@ def _final_adapter(run: Path) -> AggregatedAdapter:
     return one_shot.aggregate([str(adapter)], rank_rule=EnergyThreshold(1.0), average_full=True)
 
 
-def _simulation(
-    config: Config, metrics: Sequence[str], whole: AggregatedAdapter, baselines: Mapping[str, AggregatedAdapter]
-) -> Simulation:
-    splits = read_splits(config)
+def _measuring(
+    config: Config,
+    splits: Splits,
+    metrics: Sequence[str],
+    whole: AggregatedAdapter,
+    baselines: Mapping[str, AggregatedAdapter],
+) -> Measuring:
     for path in baselines:
         require_same_validation(config, splits, read_config(Path(path, "config.toml")), path)
-    return simulation_to_choose_by(config, splits, metrics, {"the adapter to be tuned": whole, **baselines})
+    return measuring_to_choose_by(config, splits, metrics, {"the adapter to be tuned": whole, **baselines})
 
 
 def _with_baseline(
-    goal: Goal, simulation: Simulation, baselines: Mapping[str, AggregatedAdapter], progress: Progress
+    goal: Goal, measuring: Measuring, baselines: Mapping[str, AggregatedAdapter], progress: Progress
 ) -> Goal:
     """The goal with the best of the baselines that are to be measured, if any are."""
     values: list[float] = []
     for name, one in baselines.items():
         progress.part(f"baseline {name}")
-        values.append(simulation.measure(one.adapter, one.saved_parameters)[goal.metric])
+        values.append(measuring.measure(one.adapter, one.saved_parameters)[goal.metric])
         progress.line(f"baseline {name}: {goal.metric} {values[-1]:.4g}")
     return replace(goal, baseline=max(values, key=goal.gain)) if values else goal
 
 
 def _points(
     whole: AggregatedAdapter,
-    simulation: Simulation,
+    measuring: Measuring,
     taus: Sequence[float],
     goal: Goal,
     progress: Progress,
@@ -228,7 +233,7 @@ def _points(
 ) -> list[Point]:
     def evaluate(cut: AdapterState) -> Mapping[str, float]:
         progress.part(f"total rank {cut.total_rank}")
-        return simulation.measure(cut, whole.saved_parameters)
+        return measuring.measure(cut, whole.saved_parameters)
 
     def tell(point: Point) -> None:
         progress.line(f"tau {point.tau:g}: total rank {point.total_rank}, {goal.metric} {goal.value(point):.4g}")

@@ -155,10 +155,12 @@ def _loras(config: Config, client_ids: Sequence[str]) -> list[LocalLora]:
         alphas: tuple[float, ...] = tuple(2.0 * rank for rank in ranks)
     else:
         alphas = lora.alpha if isinstance(lora.alpha, tuple) else (lora.alpha,) * count
-    if len(ranks) != count or len(alphas) != count:
+    listed = {"lora.ranks": lora.ranks, "lora.alpha": lora.alpha}
+    wrong = {name: len(each) for name, each in listed.items() if isinstance(each, tuple) and len(each) != count}
+    if wrong:
+        lists = " and ".join(f"{name} lists {number} clients" for name, number in wrong.items())
         raise ConfigurationError(
-            f"lora.ranks lists {len(ranks)} clients, lora.alpha {len(alphas)}, and the data has {count}: "
-            f"{', '.join(client_ids)}; give one each or one for all"
+            f"{lists}, and the data has {count}: {', '.join(client_ids)}; give one each or one for all"
         )
     return [
         LocalLora(rank, alpha, lora.use_rslora, lora.lora_dropout) for rank, alpha in zip(ranks, alphas, strict=True)

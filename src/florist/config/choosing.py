@@ -1,16 +1,44 @@
 """The choice between adapters by the validation examples of a configuration; its test examples stay unseen."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from florist.config.building import build
+from florist.config.building import load
 from florist.config.metrics import METRICS
 from florist.config.sections import AggregationSection, Config
 from florist.config.splits import Splits, read_splits
 from florist.data import Example
 from florist.errors import ConfigurationError, IncompatibleAdaptersError, UnsupportedAdapterError
-from florist.federation.simulation import Simulation
+from florist.evaluation import Metric
+from florist.evaluation.directions import Measurements
+from florist.factors import AdapterState
+from florist.models.federated_model import FederatedModel
 from florist.one_shot import AggregatedAdapter
+from florist.rounds import SavedParameters
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measuring:
+    """A model to measure adapters with, on held-out examples.
+
+    Attributes:
+        model: the base with its adapters.
+        base_model: the directory or hub id of the base.
+        metrics: what is measured.
+    """
+
+    model: FederatedModel
+    base_model: str
+    metrics: tuple[Metric, ...]
+
+    def measure(self, adapter: AdapterState, saved_parameters: SavedParameters) -> Mapping[str, float]:
+        """The metrics of the base with an adapter, and with these values of the parameters that travel whole."""
+        self.model.set_global(adapter)
+        self.model.saved_parameters = saved_parameters
+        return dict(Measurements.together(metric(self.model.peft) for metric in self.metrics))
+
 
 _TESTS = frozenset({"multiple_choice"})
 """Metrics that have examples of their own, which count as a test."""
@@ -78,12 +106,13 @@ def require_same_validation(config: Config, splits: Splits, other: Config, whose
         )
 
 
-def simulation_to_choose_by(
+def measuring_to_choose_by(
     config: Config, splits: Splits, metrics: Sequence[str], candidates: Mapping[str, AggregatedAdapter]
-) -> Simulation:
-    """Return a simulation that measures adapters with the configuration's model, on the validation examples alone.
+) -> Measuring:
+    """Return what measures adapters with the configuration's model, on the validation examples alone.
 
-    How a run of the configuration aggregates does not matter: adapters are measured, on the modules that they adapt.
+    How a run of the configuration trains and aggregates does not matter: adapters are measured, on the modules that
+    they adapt.
 
     Args:
         config: A configuration with validation examples.
@@ -94,42 +123,46 @@ def simulation_to_choose_by(
     Raises:
         IncompatibleAdaptersError: The model lacks a module or a saved parameter of a candidate, or has more of them.
         UnsupportedAdapterError: A candidate has biases beside its factors.
-        FloristError: `build` refuses the configuration.
+        FloristError: `building.load` refuses the configuration.
     """
     modules = set[str]().union(*(candidate.adapter for candidate in candidates.values()))
+    # A pattern, because a name that no module has would be refused, and `_require_fit` says more of it.
+    pattern = "|".join(re.escape(name) for name in sorted(modules))
     measured = {"metrics": tuple(metrics), "split": "validation", "multiple_choice": None, "harness_tasks": ()}
     changed = config.model_copy(
         update={
             "aggregation": AggregationSection(),
-            "lora": config.lora.model_copy(update={"target_modules": tuple(sorted(modules))}),
+            "lora": config.lora.model_copy(update={"ranks": 1, "alpha": None, "target_modules": pattern}),
             "evaluation": config.evaluation.model_copy(update=measured),
         }
     )
-    simulation = build(changed, splits)
+    loaded = load(changed, splits)
+    in_rounds, _ = loaded.metrics(splits)
+    measuring = Measuring(loaded.model, config.model.name_or_path, in_rounds)
     for name, candidate in candidates.items():
-        _require_fit(simulation, candidate, name)
-    return simulation
+        _require_fit(measuring, candidate, name)
+    return measuring
 
 
-def _require_fit(simulation: Simulation, candidate: AggregatedAdapter, whose: str) -> None:
+def _require_fit(measuring: Measuring, candidate: AggregatedAdapter, whose: str) -> None:
     """Refuse to measure a part of an adapter."""
     if candidate.additive:
         raise UnsupportedAdapterError(
             f"{whose}: expected adapters of B and A alone, got some with lora_bias, which florist does not evaluate; "
             "aggregate them at a tau that you choose"
         )
-    shapes, specs = simulation.model.shapes, candidate.adapter.specs
+    shapes, specs = measuring.model.shapes, candidate.adapter.specs
     strange = [name for name, spec in specs.items() if shapes.get(name) != spec.shape]
     if strange:
         name = strange[0]
         there = f"of shape {shapes[name]}" if name in shapes else "unknown"
         raise IncompatibleAdaptersError(
-            f"{whose}: expected adapters of linear modules of {simulation.base_model}, got {len(strange)} others; the "
+            f"{whose}: expected adapters of linear modules of {measuring.base_model}, got {len(strange)} others; the "
             f"first is {name} of shape {specs[name].shape}, {there} there; name the model that was adapted in [model]"
         )
     trained, brought = (
         {name: tuple(tensor.shape) for name, tensor in parameters.items()}
-        for parameters in (simulation.model.saved_parameters, candidate.saved_parameters)
+        for parameters in (measuring.model.saved_parameters, candidate.saved_parameters)
     )
     if trained != brought:
         raise IncompatibleAdaptersError(
@@ -139,4 +172,4 @@ def _require_fit(simulation: Simulation, candidate: AggregatedAdapter, whose: st
 
 
 def _sorted(examples: Iterable[Example]) -> list[str]:
-    return sorted(json.dumps(example, sort_keys=True) for example in examples)
+    return sorted(json.dumps(example, sort_keys=True, default=str) for example in examples)

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from florist.config.sections import CLASSIFICATION, LANGUAGE_MODELLING, Config
 from florist.config.splits import Splits
 from florist.data import EncodedExamples, Example, read_examples, template_prompt
-from florist.errors import ConfigurationError
+from florist.errors import ConfigurationError, MissingInputError
 from florist.evaluation import (
     Classification,
     ExactMatch,
@@ -81,7 +81,8 @@ def metrics(
 
 def _multiple_choice(config: Config, tokenizer: PreTrainedTokenizerBase) -> MultipleChoice:
     evaluation = config.evaluation
-    file = Path(config.data.path, evaluation.multiple_choice or "")
+    file = Path(evaluation.multiple_choice or "")
+    _require_there(file, "multiple_choice", config)
     questions = read_questions(
         read_examples(file),
         tokenizer,
@@ -98,7 +99,21 @@ def _harness(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[Metric
     if not evaluation.harness_tasks:
         return ()
     own = evaluation.harness_task_path
-    path = Path(config.data.path, own) if own is not None else None
+    path = Path(own) if own is not None else None
+    if path is not None:
+        _require_there(path, "harness_task_path", config)
     # Tasks that are missing are found before hours of training, not after them.
     require_tasks(evaluation.harness_tasks, path)
     return (HarnessTasks(tokenizer, evaluation.harness_tasks, path, evaluation.batch_size, evaluation.harness_limit),)
+
+
+def _require_there(path: Path, key: str, config: Config) -> None:
+    """Refuse a path below `data.path` that was meant for it: these keys were once relative to that directory."""
+    if path.exists():
+        return
+    ends = (Path(*path.parts[-count:]) for count in range(1, len(path.parts)))
+    found = next((old for end in ends if (old := Path(config.data.path, end)).exists()), None)
+    advice = f"there is {found}: paths are relative to the file that says them, not to data.path" if found else ""
+    raise MissingInputError(
+        f"evaluation.{key}: expected something at {path}, found nothing; {advice or 'check the path'}"
+    )

@@ -33,7 +33,14 @@ _EXPECTED = {
 }
 """What was expected where pydantic finds an error of these types, with fields from the context of the error."""
 
-_PATHS = (("data", "path"), ("model", "name_or_path"))
+_PATHS = (
+    ("data", "path"),
+    ("model", "name_or_path"),
+    ("evaluation", "multiple_choice"),
+    ("evaluation", "harness_task_path"),
+)
+"""The keys of what is read; `data.train`, `data.test` and `data.validation` are names in the directory `data.path`, and
+`flower.run` is written, as ``-o`` is: relative to the current directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +56,23 @@ class _Problem:
     text: str
 
 
-def read_config(path: Path, *layers: Sequence[str], option: str = "--set") -> Config:
+def read_config(
+    path: Path, *layers: Sequence[str], option: str = "--set", unused: Mapping[str, Mapping[str, Any]] | None = None
+) -> Config:
     """Read a TOML file and apply overrides.
 
-    A relative path in the file is relative to the file, and one in an override to the current directory. An override of
-    the aggregation method, of how much it keeps, or of a preset, also removes what the file or an earlier layer says to
-    the contrary (`methods.without_replaced`, `communication.without_replaced`).
+    A relative path in the file is relative to the file, and one in an override to the current directory; what is read
+    has absolute paths. An override of the aggregation method, of how much it keeps, or of a preset, also removes what
+    the file or an earlier layer says to the contrary (`methods.without_replaced`, `communication.without_replaced`).
 
     Args:
         path: The path of the file.
-        layers: Overrides, each a text ``section.key=value`` whose value is TOML or else a plain string. A later layer
-            changes what the earlier ones make of the file.
+        layers: Overrides, each a text ``section.key=value`` whose value is TOML or else a plain string; without a value
+            (``section.key=``) the key goes back to its default. A later layer changes what the earlier ones make of
+            the file.
         option: What an error puts before an override of the first layer that brought a mistake. A mistake of a later
             layer is told with the override alone.
+        unused: Sections that the caller does not use, each with what stands for it where the file lacks it.
 
     Raises:
         MissingInputError: There is no such file.
@@ -78,6 +89,8 @@ def read_config(path: Path, *layers: Sequence[str], option: str = "--set") -> Co
     for number, overrides in enumerate(layers):
         for name, override in _apply(tables, overrides).items():
             brought[name] = f"{option} {override}".strip() if number == 0 else override
+    for section, values in (unused or {}).items():
+        tables.setdefault(section, dict(values))
     # Unknown keys are taken out first, because a section that has some is not searched for contradictions.
     problems = list(_drop_unknown(tables))
     try:
@@ -118,6 +131,18 @@ def _told_by_option(problem: _Problem, options: Mapping[str, str]) -> str:
     return re.sub(rf"\b({keys})\b(?: =)?", lambda found: options[found[1]], problem.text)
 
 
+def in_folder(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the tables of a file with absolute paths.
+
+    Args:
+        tables: Its sections.
+        folder: Where the file is, to which its paths are relative.
+    """
+    absolute = {section: dict(table) if isinstance(table, dict) else table for section, table in tables.items()}
+    _anchor(absolute, folder)
+    return absolute
+
+
 def to_toml(config: Config) -> str:
     """Return the whole configuration, defaults included, as TOML that `read_config` reads back."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
@@ -130,7 +155,7 @@ def _anchor(tables: dict[str, Any], folder: Path) -> None:
             continue
         value = table.get(key)
         # A model may also be a hub id, which looks like a relative path; it is a path where something exists.
-        if isinstance(value, str) and (section == "data" or value.startswith(".") or (folder / value).exists()):
+        if isinstance(value, str) and (section != "model" or value.startswith(".") or (folder / value).exists()):
             table[key] = str((folder / value).resolve())
 
 
@@ -138,11 +163,18 @@ def _apply(tables: dict[str, Any], overrides: Sequence[str]) -> dict[str, str]:
     """Change tables by overrides, and return the override that counts for each key that they have."""
     given: dict[str, Any] = {}
     texts: dict[str, str] = {}
+    unset: set[tuple[str, str]] = set()
     for override in overrides:
         name, separator, text = override.partition("=")
         section, dot, key = name.strip().partition(".")
         if not (separator and dot and section and key):
             raise ConfigurationError(f"expected --set section.key=value, got {override!r}")
+        texts[f"{section}.{key}"] = override.strip()
+        unset.discard((section, key))
+        if not text.strip() and key in _keys(_section_type(section)):
+            given.get(section, {}).pop(key, None)
+            unset.add((section, key))
+            continue
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
@@ -150,7 +182,6 @@ def _apply(tables: dict[str, Any], overrides: Sequence[str]) -> dict[str, str]:
         if isinstance(value, datetime.date | datetime.time):
             value = text  # no key takes a date or a time, and data.rows=10:50:10 only looks like one
         given.setdefault(section, {})[key] = value
-        texts[f"{section}.{key}"] = override.strip()
     _anchor(given, Path.cwd())
     if isinstance(before := tables.get("communication"), dict):
         method = given.get("aggregation", {}).get("method")
@@ -162,6 +193,9 @@ def _apply(tables: dict[str, Any], overrides: Sequence[str]) -> dict[str, str]:
         if section == "aggregation":
             tables[section] = methods.without_replaced(tables[section], table)
         tables[section].update(table)
+    for section, key in unset:
+        if isinstance(table := tables.get(section), dict):
+            table.pop(key, None)
     return texts
 
 
@@ -239,6 +273,10 @@ def _nearest(where: Sequence[str], value: object) -> str:
     section = where[0]
     close = difflib.get_close_matches(key, keys[section], n=1, cutoff=0.5)
     return f" (did you mean {section}.{close[0]}?)" if close else f" ([{section}] has {', '.join(keys[section])})"
+
+
+def _section_type(section: str) -> Any:
+    return Config.model_fields[section].annotation if section in Config.model_fields else None
 
 
 def _keys(model: Any) -> list[str]:

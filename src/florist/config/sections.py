@@ -49,6 +49,18 @@ def _fraction(whole: str) -> AfterValidator:
     return AfterValidator(fraction)
 
 
+def _held_out(what: str) -> AfterValidator:
+    """A number in (0, 1), refused in words that say what to do where nothing is to be held out."""
+
+    def fraction(number: float) -> float:
+        if not 0 < number < 1:
+            other = f"name a file of them in data.{what}" if what == "test" else "leave the key out"
+            raise ValueError(f"expected a fraction in (0, 1) (to hold no {what} examples out, {other})")
+        return number
+
+    return AfterValidator(fraction)
+
+
 class Section(BaseModel):
     """A table of the TOML file: frozen, without room for unknown keys, NaN or infinity."""
 
@@ -70,6 +82,7 @@ class TaskSection(Section):
     """``[task]``: what the model learns."""
 
     kind: Literal["causal-lm", "sequence-classification"] = LANGUAGE_MODELLING
+    """Whether the model learns to answer (``causal-lm``) or to name a class (``sequence-classification``)."""
     labels: tuple[str, ...] | None = None
     """The names of the classes, for classification; by default those found in the training examples."""
 
@@ -85,7 +98,7 @@ class TaskSection(Section):
 
 
 class DataSection(Section):
-    """``[data]``: JSON or JSONL files of examples, one file a client or files to be shared out."""
+    """``[data]``: files of examples, one a client or files to be shared out: JSON, JSONL, CSV, Parquet, `datasets`."""
 
     path: str
     """The directory of the files."""
@@ -93,10 +106,11 @@ class DataSection(Section):
     """A file name or a pattern. With ``partition = "given"`` every file that matches is a client."""
     test: str | None = None
     """The file of the held-out examples; without it, `test_fraction` of every client's examples is held out."""
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    test_fraction: Annotated[float, _held_out("test")] = 0.1
+    """Without a file, this fraction of every client's examples is held out to test on."""
     validation: str | None = None
     """The file of the examples to choose by, which are neither trained on nor tested on."""
-    validation_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    validation_fraction: Annotated[float, _held_out("validation")] | None = None
     """Without a file, this fraction of every client's examples is held out to choose by, after those of the test."""
     partition: Literal["given", "iid", "dirichlet", "by-field", "shards"] = "given"
     """How the examples are shared out; ``given`` takes the files as the clients."""
@@ -106,6 +120,9 @@ class DataSection(Section):
     """The field whose values make clients unlike, a category for instance; ``given`` and ``iid`` take none."""
     dirichlet_alpha: PositiveFloat = 1.0
     """The concentration of ``dirichlet``: a small one gives unlike clients, a large one the iid split."""
+    min_examples: Positive | None = None
+    """How many examples each client has at least, before some are held out. ``dirichlet`` draws until all have them;
+    other partitions are refused where one has fewer."""
     shards_per_client: Positive | None = None
     """How many parts of the sorted examples a client of ``shards`` gets; 2 by default."""
     rows: str | None = None
@@ -116,7 +133,9 @@ class DataSection(Section):
     instruction_field: str | None = None
     """The field of the instruction where the shape is none of these; `output_field` must be set as well."""
     input_field: str | None = None
+    """The field of what the instruction is about, if there is one."""
     output_field: str | None = None
+    """The field of the answer."""
     label_field: str | None = None
     """The field of the class, for classification."""
     prompt_template: str | None = None
@@ -168,8 +187,11 @@ class LoraSection(Section):
     alpha: PositiveFloat | tuple[PositiveFloat, ...] | None = None
     """PEFT's ``lora_alpha``, one for all or one each; by default twice the client's rank, so that the scaling is 2."""
     target_modules: str | tuple[str, ...] = "all-linear"
+    """The modules to adapt: ends of their names, one regular expression for whole names, or all linear ones."""
     use_rslora: bool = False
+    """Whether the scaling is alpha / sqrt(rank) in the place of alpha / rank."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The probability of dropout on the input of A."""
     modules_to_save: tuple[str, ...] | None = None
     """The modules that are trained whole and averaged; by default the head of a classifier."""
 
@@ -184,6 +206,7 @@ class TrainingSection(Section):
     """``[training]``: how a client trains in a round, by AdamW."""
 
     learning_rate: PositiveFloat = 3e-4
+    """The learning rate of AdamW."""
     batch_size: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] = 8
     """One number for all clients, or one each in the order of the files; the same goes for `steps` and `epochs`."""
     steps: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
@@ -191,9 +214,13 @@ class TrainingSection(Section):
     epochs: PositiveFloat | Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] | None = None
     """How often a round passes over the client's examples; once where neither this nor `steps` is set."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate changes within a round."""
     gradient_accumulation_steps: Positive = 1
+    """How many batches make one step of the optimiser."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """The weight decay of AdamW."""
     max_grad_norm: PositiveFloat = 1.0
+    """The norm that longer gradients are cut to."""
     bf16: bool = False
     """Clients train in bfloat16 mixed precision."""
     fp16: bool = False
@@ -214,17 +241,20 @@ class FederationSection(Section):
     """``[federation]``: the rounds."""
 
     rounds: Positive = 3
+    """How many rounds are played."""
     fraction: Annotated[float, _fraction("the clients")] = 1.0
     """The fraction of the clients that is asked in each round."""
     min_replies: Positive | None = None
     """How many usable updates a round needs; by default half as many as clients are asked."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """The seed of all that is drawn: partitions, held-out examples, participants, adapters and batches."""
     shared_init: bool = True
     """Clients of a round start from the same random A, and a smaller rank from its first rows. Methods that average A
     and B apart need that, and have it in any case."""
     local_init: Annotated[str, _one_of(LOCAL_INITS)] = DEFAULT_LOCAL_INIT
-    """How the next local adapter starts where clients add the broadcast: at random, along the last global update, or
-    from the global adapter. Where a method lets clients train on from the broadcast, that is the start itself."""
+    """How the next local adapter starts where clients add the broadcast: ``fresh``, ``aligned`` or ``warm``. That is at
+    random, along the last global update, or from the global adapter. Where a method lets clients train on from the
+    broadcast, that is the start itself."""
 
 
 class AggregationSection(Section):
@@ -323,10 +353,11 @@ class EvaluationSection(Section):
     """The examples that the rounds are measured on; by default the validation examples where there are some. The final
     adapter is then measured on the test examples as well."""
     batch_size: Positive = 32
+    """How many examples are measured together."""
     max_new_tokens: Positive = 64
     """How many tokens a generated answer may have."""
     multiple_choice: str | None = None
-    """The file of the questions for ``multiple_choice``, in the directory `data.path` unless absolute."""
+    """The file of the questions for ``multiple_choice``."""
     choice_prompt: str = "{question}\nAnswer:"
     """The text before a choice, from ``{question}``, ``{options}`` (a line each: ``A. ...``) and the question's own
     fields."""
@@ -335,7 +366,7 @@ class EvaluationSection(Section):
     harness_tasks: tuple[str, ...] = ()
     """The tasks of lm-evaluation-harness to measure the final adapter on; they take the extra ``[eval]``."""
     harness_task_path: str | None = None
-    """The directory of task files of your own, in `data.path` unless absolute."""
+    """The directory of task files of your own for lm-evaluation-harness."""
     harness_limit: Positive | None = None
     """How many examples of each task are measured, to try a configuration; by default all."""
 
@@ -362,13 +393,13 @@ class FlowerSection(Section):
     round_timeout: PositiveFloat = 3600.0
     """How many seconds the server waits for the replies of a round; a later reply is left out of it."""
     evaluation: Literal["clients", "server", "none"] = "clients"
-    """Who measures the global adapter after a round: the clients, on held-out examples of their own, or the server,
-    which then needs the base model and the held-out examples."""
+    """Who measures the global adapter after a round: the ``clients``, the ``server`` or nobody. Clients take held-out
+    examples of their own; a server then needs the base model and the held-out examples."""
     max_examples: Positive | None = None
     """The largest number of examples that a client may claim; by default any number will do."""
     base_name: str | None = None
-    """The name of the base, in the place of a fingerprint of its weights, for sites that hold it in unlike dtypes or
-    quantizations; all sites must then vouch for it."""
+    """The name of the base, in the place of a fingerprint of its weights. Sites that hold it in unlike dtypes or
+    quantizations need one, and must then vouch for it."""
 
 
 class Config(Section):

@@ -19,6 +19,7 @@ from florist.data.partition import (
     iid,
     shards,
 )
+from florist.data.tables import is_dataset
 from florist.errors import ConfigurationError, DataError, MissingInputError
 
 ClientExamples = dict[str, list[Example]]
@@ -61,6 +62,12 @@ def read_splits(config: Config, choose: Callable[[Sequence[str]], str] | None = 
         by_client = by_file
     else:
         by_client = _share_out(config, [example for examples in by_file.values() for example in examples])
+    short = {name: len(own) for name, own in by_client.items() if len(own) < (data.min_examples or 1)}
+    if short:
+        raise DataError(
+            f"data.min_examples = {data.min_examples}: expected so many examples of every client, got "
+            f"{_counted(short)}; share them out otherwise, among fewer clients, or lower min_examples"
+        )
     if choose is not None:
         client_id = choose(list(by_client))
         by_client = {client_id: by_client[client_id]}
@@ -98,6 +105,18 @@ def read_held_out(config: Config) -> Splits:
     return Splits({}, validation, read_examples(Path(data.path, data.test)))
 
 
+def read_validation(config: Config) -> Splits:
+    """Read the examples to choose by; where they are a file, nothing else is read, nor needs to be there.
+
+    Raises:
+        ConfigurationError, MissingInputError, DataError: as `read_splits`.
+    """
+    data = config.data
+    if data.validation is None:
+        return read_splits(config)
+    return Splits({}, read_examples(Path(data.path, data.validation)), [])
+
+
 def who_has_which(config: Config, splits: Splits) -> LabelCounts | None:
     """Count the training examples of every client by the field that makes clients unlike.
 
@@ -110,6 +129,28 @@ def who_has_which(config: Config, splits: Splits) -> LabelCounts | None:
     return count_labels(
         {client: [str(example[field]) for example in examples] for client, examples in splits.training.items()}
     )
+
+
+def few_examples(config: Config, splits: Splits) -> str | None:
+    """What to tell of clients that got fewer training examples than one batch holds where examples are shared out.
+
+    None where no client did, or where the files are the clients, whose sizes are their own.
+    """
+    size = config.training.batch_size
+    sizes = size if isinstance(size, tuple) else (size,) * len(splits.training)
+    least = {name: len(own) for (name, own), n in zip(splits.training.items(), sizes, strict=False) if len(own) < n}
+    if config.data.partition == "given" or not least:
+        return None
+    return (
+        f"few examples to train on: {_counted(least)}, less than a batch of training.batch_size = {size}; [data] "
+        "min_examples sets how many a client has at least"
+    )
+
+
+def _counted(sizes: Mapping[str, int], most: int = 5) -> str:
+    shown = sorted(sizes.items(), key=lambda item: item[1])
+    rest = f" and {len(shown) - most} others" if len(shown) > most else ""
+    return ", ".join(f"{name} with {count}" for name, count in shown[:most]) + rest
 
 
 # The two draws differ, so that the test examples are the same with a validation set and without one.
@@ -139,7 +180,7 @@ def _training_files(config: Config) -> dict[str, Path]:
     if not folder.is_dir():
         raise MissingInputError(f"expected the data directory {folder}, found none; set it with --set data.path=DIR")
     try:
-        found = [file for file in folder.glob(data.train) if file.is_file()]
+        found = [file for file in folder.glob(data.train) if file.is_file() or is_dataset(file)]
     except (ValueError, NotImplementedError) as error:
         raise ConfigurationError(
             f"data.train = {data.train!r}: expected a file name or pattern in data.path, and it is none: {error}"
@@ -149,16 +190,30 @@ def _training_files(config: Config) -> dict[str, Path]:
     for file in sorted(found):
         if file.resolve() in held_out:
             continue
-        name = file.relative_to(folder).with_suffix("").as_posix()
+        whole = file.relative_to(folder)
+        name = (whole if file.is_dir() else whole.with_suffix("")).as_posix()
         if name in files:
             raise ConfigurationError(
                 f"data.train = {data.train!r}: expected one file a client, got {files[name].name} and {file.name}; "
                 "name one ending"
             )
         files[name] = file
+    if not files and found:
+        names = ", ".join(f"data.{key}" for key in ("test", "validation") if getattr(data, key) is not None)
+        raise ConfigurationError(
+            f"data.train = {data.train!r}: expected files to train on, got none but what {names} names, which are held "
+            "out; name other files, or hold a part out with test_fraction and validation_fraction"
+        )
     if not files:
-        raise MissingInputError(f"expected training files {data.train} in {folder}, found none; set [data] train")
+        raise MissingInputError(
+            f"expected training files {data.train} in {folder}, found none among {_shown(folder)}; set [data] train"
+        )
     return dict(sorted(files.items(), key=lambda item: _natural(item[0])))
+
+
+def _shown(folder: Path, most: int = 5) -> str:
+    names = sorted(entry.name for entry in folder.iterdir())
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "no files"
 
 
 def _natural(name: str) -> list[str | int]:
@@ -178,7 +233,7 @@ def _share_out(config: Config, examples: list[Example]) -> ClientExamples:
     values = len(set(labels))
     num_clients = data.num_clients or (len(ranks) if isinstance(ranks, tuple) else values)
     # A client that holds an example out needs another to train on.
-    min_examples = 1 + (data.test is None) + (data.validation_fraction is not None)
+    min_examples = max(1 + (data.test is None) + (data.validation_fraction is not None), data.min_examples or 1)
     partitioners: Mapping[str, Partitioner] = {
         "iid": iid,
         "dirichlet": partial(dirichlet, alpha=data.dirichlet_alpha, min_examples=min_examples),

@@ -62,7 +62,8 @@ def dirichlet(
             return [sorted(examples) for examples in clients]
     raise DataError(
         f"expected Dirichlet({alpha}) to give {num_clients} clients at least {min_examples} examples each, and no draw "
-        f"of 1000 did with {len(labels)} examples; raise alpha or lower the number of clients"
+        f"of 1000 did with {len(labels)} examples; raise alpha, or lower the minimum or "
+        "the number of clients"
     )
 
 

@@ -6,15 +6,16 @@ to the weights of the targeted modules; the pristine weights are kept beside.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from florist.aggregation import lossless_sum
 from florist.checkpoint import encode
@@ -43,6 +44,20 @@ class LocalLora:
     alpha: float
     use_rslora: bool = False
     dropout: float = 0.0
+
+
+def linear_modules(model: nn.Module) -> tuple[str, ...]:
+    """The last parts of the names of the linear modules, as ``target_modules`` takes them, in the model's order.
+
+    The module of the output embedding is left out, as PEFT leaves it out of ``"all-linear"``.
+    """
+    output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    found = (
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not output
+    )
+    return tuple(dict.fromkeys(found))
 
 
 class FederatedModel:
@@ -76,12 +91,21 @@ class FederatedModel:
         }
         self.task_type = task_type
         self.modules_to_save = modules_to_save
+        linear = linear_modules(base)  # PEFT replaces them
         try:
             self.peft = PeftModel(base, LoraConfig(r=1, **self._config), adapter_name=LOCAL)
         except (ValueError, re.error) as error:
-            raise ModelError(f"[lora] target_modules = {target_modules!r}: {error}") from error
+            told = str(error).rstrip(". ")
+            raise ModelError(f"[lora] target_modules = {target_modules!r}: {told}; {_there_are(linear)}") from error
         self._tuner: Any = self.peft.base_model  # torch types a module's attributes as Tensor | Module
         self._global = NO_ADAPTER
+        ends = [] if isinstance(target_modules, str) else target_modules
+        unmatched = [end for end in ends if not _ends_one(end, self._layers())]
+        if unmatched:
+            raise ModelError(
+                f"[lora] target_modules = {target_modules!r}: expected names of modules, got {unmatched}, which match "
+                f"none; {_there_are(linear)}"
+            )
         self._halves = tuple(half for half in (Trained.A, Trained.B) if half in trained)
         self._whole = {
             name: parameter
@@ -231,3 +255,11 @@ class FederatedModel:
     @staticmethod
     def _weights_of(layer: Any) -> tuple[Tensor, Tensor]:
         return layer.lora_B[LOCAL].weight, layer.lora_A[LOCAL].weight
+
+
+def _ends_one(end: str, names: Collection[str]) -> bool:
+    return any(name == end or name.endswith(f".{end}") for name in names)
+
+
+def _there_are(linear: tuple[str, ...]) -> str:
+    return f"the linear modules of this model are called {', '.join(linear)}, and 'all-linear' takes all"

@@ -1,6 +1,7 @@
 """Tokenizers and base models, which are loaded by directory or hub id and checked to be whole."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import (
 )
 
 from florist.errors import ModelError
+from florist.models.finding import cached, require_at_hub
 from florist.seeding import derive_seed
 
 
@@ -25,10 +27,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: The tokenizer cannot be loaded, or it has neither a padding nor an end-of-sequence token.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise _no_model(name_or_path, error) from error
+    tokenizer = from_pretrained(AutoTokenizer, name_or_path)
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         raise ModelError(
             f"{name_or_path}: expected a tokenizer with a padding or an end-of-sequence token, got neither; set "
@@ -104,17 +103,44 @@ def load_classifier(
 
 
 def _load(auto: Any, name_or_path: str, dtype: torch.dtype, **settings: Any) -> tuple[PreTrainedModel, list[str]]:
-    try:
-        model, report = auto.from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **settings)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise _no_model(name_or_path, error) from error
+    model, report = from_pretrained(auto, name_or_path, dtype=dtype, output_loading_info=True, **settings)
     return model, sorted(report["missing_keys"])
 
 
-def _no_model(name_or_path: str, error: Exception) -> ModelError:
-    what = "a directory that transformers cannot load" if Path(name_or_path).is_dir() else "no such directory or hub id"
-    reason = " ".join(str(error).split())
-    return ModelError(f"[model] name_or_path = {name_or_path!r}: expected a transformers model, got {what} ({reason})")
+def from_pretrained(auto: Any, name_or_path: str, **settings: Any) -> Any:
+    """Load something by a class of transformers: from a directory, from the local cache of the hub, or from the hub.
+
+    The hub is asked last, for what the cache does not have in whole, and whether it answers is tried first:
+    transformers would try for minutes.
+
+    Args:
+        auto: A class with ``from_pretrained``.
+        name_or_path: A directory or a hub id.
+        settings: Further arguments of ``from_pretrained``.
+
+    Raises:
+        ModelError: There is no such model, or transformers cannot load it.
+    """
+    if Path(name_or_path).is_dir():
+        return _loaded(auto, name_or_path, "a directory that transformers cannot load", settings)
+    snapshot = cached(name_or_path)
+    if snapshot is not None:
+        try:
+            return auto.from_pretrained(snapshot, **settings)
+        except OSError:
+            pass  # the cache lacks some of its files
+    require_at_hub(name_or_path)
+    return _loaded(auto, name_or_path, "one of the hub that transformers cannot load", settings)
+
+
+def _loaded(auto: Any, name_or_path: str, what: str, settings: Mapping[str, Any]) -> Any:
+    try:
+        return auto.from_pretrained(name_or_path, **settings)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(
+            f"[model] name_or_path = {name_or_path!r}: expected a transformers model, got {what} ({reason})"
+        ) from error
 
 
 def _require_complete(name_or_path: str, missing: list[str], head: tuple[str, ...]) -> None:
