@@ -15,8 +15,10 @@ from florist.cli.simulate_table import examples_table, rounds_table, totals
 from florist.config.reading import read_config, to_toml
 from florist.config.resuming import IN_ONE_PROCESS, require_resumable
 from florist.config.sections import Config
+from florist.config.tracking import tracking_of
 from florist.federation.history import RunDirectory
 from florist.files.locking import sole_process
+from florist.tracking.trackers import require_installed
 
 if TYPE_CHECKING:
     from florist.federation.simulation import Simulation
@@ -39,7 +41,7 @@ def start_run(config: Config, path: Path, output: Output, progress: Progress) ->
     path.parent.mkdir(exist_ok=True)
     observer = RoundsProgress(progress)
     run = simulation.start(path, to_toml(config), config.aggregation.method, config.training.threads, observer)
-    _play(simulation, run, observer)
+    _play(simulation, run, observer, config)
     return run
 
 
@@ -67,7 +69,7 @@ def resume_run(path: Path, overrides: Sequence[str], output: Output, progress: P
             if config.communication.flush != before.communication.flush:
                 run.set_aside_result(len(run.records()))  # what was written has what the next one lacks, or lacks it
             run.save_config(to_toml(config))
-    _play(simulation, run, RoundsProgress(progress))
+    _play(simulation, run, RoundsProgress(progress), config)
     return run
 
 
@@ -94,6 +96,7 @@ def report(run: RunDirectory, output: Output) -> None:
 
 
 def _built(config: Config, output: Output) -> "Simulation":
+    require_installed(config.tracking.to)
     load_training_libraries("simulate")
     from florist.config.building import build  # noqa: PLC0415  # needs these libraries
     from florist.config.splits import read_splits, who_has_which  # noqa: PLC0415
@@ -107,10 +110,14 @@ def _built(config: Config, output: Output) -> "Simulation":
     return simulation
 
 
-def _play(simulation: "Simulation", run: RunDirectory, observer: RoundsProgress) -> None:
+def _play(simulation: "Simulation", run: RunDirectory, observer: RoundsProgress, config: Config) -> None:
+    from florist.tracking.observing import TrackedObserver  # noqa: PLC0415  # needs the training libraries
+
     observer.begin(len(run.records()), simulation.rounds)
     try:
-        simulation.run(run, observer)
+        with tracking_of(config, run.path, warn=lambda text: observer.line(f"note: {text}")) as tracking:
+            tracking.begin()
+            simulation.run(run, TrackedObserver(observer, tracking))
     except KeyboardInterrupt:
         observer.line(f"interrupted; go on with: florist simulate --resume {run.path}")
         raise typer.Exit(130) from None

@@ -32,7 +32,7 @@ _EXPECTED = {
 }
 """What was expected where pydantic finds an error of these types, with fields from the context of the error."""
 
-_PATHS = (("data", "path"), ("model", "name_or_path"))
+_PATHS = (("data", "path"), ("model", "name_or_path"), ("tracking", "mlflow_uri"))
 
 
 @dataclass(frozen=True, slots=True)
