@@ -62,15 +62,14 @@ class Mlflow:
         """Where the run is, and its id."""
         return self._place
 
-    @property
     def last_step(self) -> int | None:
-        """What the metric ``round`` says, which is the last one of each step to be written."""
-        number = self._client.get_run(self._place["run"]).data.metrics.get("round")
+        """What the metric ``round/number`` says, which is the last one of each step to be written."""
+        number = self._client.get_run(self._place["run"]).data.metrics.get("round/number")
         return int(number) if number is not None else None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write a metric for each value."""
-        self._write(step, {**values, "round": step})
+        self._write(step, {**values, "round/number": step})
 
     def summarise(self, step: int, values: Mapping[str, float]) -> None:
         """Write a metric for each value."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 Place = Mapping[str, str]
 """Where a tracker keeps a run, in words of its own: what it needs to go on there after a process has ended."""
@@ -30,6 +30,7 @@ class TrackedRun:
     mlflow_uri: str | None = None
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """A run at a tracker. Any method may raise anything: the run of florist goes on all the same."""
 
@@ -38,7 +39,6 @@ class Tracker(Protocol):
         """What is written down to go on with the same run."""
         ...
 
-    @property
     def last_step(self) -> int | None:
         """The last step that the tracker has of this run, where it can tell."""
         ...

@@ -156,7 +156,7 @@ class Tracking:
             about = replace(self._about, next_step=follower.bookmark.step + 1)
             follower.tracker = tracker = TRACKERS[follower.name].open(about, follower.bookmark.place)
             # It may have more than the bookmark says, where a process was killed between the two.
-            last = tracker.last_step
+            last = tracker.last_step()
             step = max(follower.bookmark.step, last if last is not None else -1)
             follower.bookmark = replace(follower.bookmark, place=tracker.place, step=step)
             while follower.waiting and follower.waiting[0][0] <= step:

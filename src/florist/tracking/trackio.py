@@ -36,7 +36,6 @@ class Trackio:
         """The name of the run."""
         return {"run": self._name}
 
-    @property
     def last_step(self) -> int | None:
         """Nobody can tell."""
         return None

@@ -41,7 +41,6 @@ class WeightsAndBiases:
         """The id of the run."""
         return {"run": self._run.id}
 
-    @property
     def last_step(self) -> int | None:
         """What the server says of a run that goes on; offline nobody can tell."""
         return self._run.step - 1 if self._run.resumed and self._run.step else None
