@@ -42,10 +42,9 @@ class TensorBoard:
         return None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write a scalar for each value; they are on disk when this returns."""
+        """Write a scalar in float32 for each value; they are on disk when this returns."""
         for name, value in values.items():
-            # In float32, which is the default, a count of bytes is exact up to 16 MB.
-            self._writer.add_scalar(name, value, step, double_precision=True)
+            self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
     def summarise(self, step: int, values: Mapping[str, float]) -> None:
