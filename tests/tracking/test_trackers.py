@@ -173,18 +173,21 @@ def test_wandb_writes_every_round_once_offline(run: RunDirectory, monkeypatch: p
     run.save_tested(FinalTest({"loss": 0.5}, {"loss": True}))
     time.sleep(1.1)  # wandb names its folders by the second
     play(3, 3)
-    from wandb.proto import wandb_internal_pb2
+    from wandb.proto.wandb_internal_pb2 import Record
 
-    rows: list[dict[str, str]] = []
-    ids: set[str] = set()
-    for file in sorted((run.path / "wandb").glob("offline-run-*/*.wandb")):
-        for data in wandb_messages(file.read_bytes()):
-            message = wandb_internal_pb2.Record()
-            message.ParseFromString(data)
-            if message.HasField("history"):
-                rows.append({each.key or "/".join(each.nested_key): each.value_json for each in message.history.item})
-            if message.HasField("run"):
-                ids.add(message.run.run_id)
+    def messages() -> list[Any]:
+        files = sorted((run.path / "wandb").glob("offline-run-*/*.wandb"))
+        return [Record.FromString(each) for file in files for each in wandb_messages(file.read_bytes())]
+
+    deadline = time.monotonic() + 30  # another process writes the files, and outlives the run for a moment
+    while sum(each.HasField("exit") for each in messages()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    rows = [
+        {item.key or "/".join(item.nested_key): item.value_json for item in each.history.item}
+        for each in messages()
+        if each.HasField("history")
+    ]
+    ids = {each.run.run_id for each in messages() if each.HasField("run")}
     assert [float(row["round/relative_error"]) for row in rows if "round/relative_error" in row] == [
         expected(n) for n in (1, 2, 3)
     ]
