@@ -13,6 +13,7 @@ from florist.cli.compare import compare_command
 from florist.cli.inspect import inspect_command
 from florist.cli.simulate import simulate_command
 from florist.cli.tune import tune_command
+from florist.cli.watch import watch_command
 from florist.errors import FloristError
 
 
@@ -41,6 +42,7 @@ app.command("compare")(compare_command)
 app.command("inspect")(inspect_command)
 app.command("simulate")(simulate_command)
 app.command("tune")(tune_command)
+app.command("watch")(watch_command)
 
 
 @app.callback()
