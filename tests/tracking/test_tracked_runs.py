@@ -112,7 +112,7 @@ def test_one_tracker_needs_no_brackets_and_a_wrong_one_is_named(config: Path) ->
 
 
 def test_hyperparameters_are_flat_and_plain(config: Path) -> None:
-    found = hyperparameters(read_config(config, ["tracking.name=x"]))
+    found = hyperparameters(read_config(config, ["tracking.run_name=x"]))
     assert found["lora.ranks"] == "[8, 4]"
     assert found["training.learning_rate"] == 1e-2
     assert not any(key.startswith("tracking.") for key in found)

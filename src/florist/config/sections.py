@@ -362,9 +362,9 @@ class TrackingSection(Section):
     """The trackers, each of which is an extra of florist: ``tensorboard``, ``mlflow``, ``trackio``, ``wandb``."""
     project: str = "florist"
     """What trackers call a group of runs; the experiment of MLflow."""
-    name: str | None = None
+    run_name: str | None = None
     """What the run is called there; by default as its directory is."""
-    clients: bool = True
+    client_losses: bool = True
     """Whether trackers are told the loss of every client, a curve each."""
     mlflow_uri: str | None = None
     """MLflow's server, or a folder; by default ``MLFLOW_TRACKING_URI`` or the folder ``mlruns``."""

@@ -22,11 +22,11 @@ def tracking_of(config: Config, path: Path, *, cell: str = "", warn: Callable[[s
         warn: is given one line for a tracker that fails.
     """
     section = config.tracking
-    name = section.name or path.resolve().name
+    name = section.run_name or path.resolve().name
     if cell:
-        name = f"{section.name}/{cell}" if section.name else cell
+        name = f"{section.run_name}/{cell}" if section.run_name else cell
     about = TrackedRun(path, section.project, name, hyperparameters(config), mlflow_uri=section.mlflow_uri)
-    return Tracking(about, section.to, clients=section.clients, warn=warn)
+    return Tracking(about, section.to, clients=section.client_losses, warn=warn)
 
 
 def hyperparameters(config: Config) -> dict[str, str | int | float | bool]:

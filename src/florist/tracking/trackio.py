@@ -23,7 +23,7 @@ class Trackio:
         trackio finds a run by its name, which is therefore made unique. Its prints go to stderr: the results of a
         command are on stdout.
         """
-        import trackio  # noqa: PLC0415
+        import trackio  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
 
         init: Any = trackio.init  # pyright: ignore[reportAttributeAccessIssue]  # not installed, it is taken for this file
         name = place.get("run", f"{run.name}-{token_hex(3)}")
