@@ -30,10 +30,14 @@ NEEDS = {
     "florist.flower.server_evaluation": {"train", "flower"},
     "florist.models": {"train"},
     "florist.planning.meta_model": {"train"},
+    "florist.tracking.mlflow": {"mlflow"},
+    "florist.tracking.tensorboard": {"tensorboard"},
+    "florist.tracking.trackio": {"trackio"},
+    "florist.tracking.wandb": {"wandb"},
 }
 HOMES = packages_distributions()  # reads the metadata of every installed package
-# The Trainer of transformers wants accelerate, and nobody here imports it.
-UNSEEN = {"accelerate"}
+# The Trainer of transformers wants accelerate, torch.utils.tensorboard wants tensorboard, and nobody here imports them.
+UNSEEN = {"accelerate", "tensorboard"}
 
 
 def declared(requirements: list[str]) -> set[str]:

@@ -90,6 +90,12 @@ choice_answer = "{letter}"
 harness_tasks = []
 harness_task_path = "tasks"
 harness_limit = 8
+[tracking]
+to = ["tensorboard", "mlflow"]
+project = "a/b"
+run_name = "é"
+client_losses = false
+mlflow_uri = "http://localhost:5000"
 [flower]
 run = "runs/first"
 min_clients = 3

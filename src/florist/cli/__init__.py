@@ -16,6 +16,7 @@ from florist.cli.inspect import inspect_command
 from florist.cli.plan import plan_command
 from florist.cli.simulate import simulate_command
 from florist.cli.tune import tune_command
+from florist.cli.watch import watch_command
 from florist.errors import FloristError
 
 
@@ -47,6 +48,7 @@ for _name, _command in {
     "plan": plan_command,
     "simulate": simulate_command,
     "tune": tune_command,
+    "watch": watch_command,
 }.items():
     app.command(_name, epilog=examples_of(_name))(_command)
 

@@ -18,6 +18,7 @@ from florist.comparison.results import CellResult
 from florist.comparison.summary import reference, summarise
 from florist.comparison.tables import comparison_document, metric_source, write_tables
 from florist.config.sections import Config
+from florist.tracking.trackers import require_installed
 
 
 def create_comparison(
@@ -35,6 +36,7 @@ def create_comparison(
     Raises:
         FloristError: as `running.plan` and `ComparisonDirectory.create`.
     """
+    require_installed({name for config in configs.values() for name in config.tracking.to})
     load_training_libraries("compare")
     from florist.comparison.running import plan  # noqa: PLC0415  # needs these libraries
 

@@ -27,6 +27,7 @@ _EXAMPLES = {
         "florist tune run --margin 0.01 -o tuned",
         "florist tune site1 site2 --config config.toml --taus 0.8,0.9,0.99",
     ),
+    "watch": ("florist watch run", "florist watch run --once"),
 }
 
 

@@ -28,7 +28,7 @@ def simulate_command(
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="Go on with the run in this directory; --set may change its rounds and its evaluation, and --flush."
+            help="Go on with the run in this directory; --set may change its rounds, evaluation, tracking, and --flush."
         ),
     ] = None,
     flush: Annotated[
@@ -50,7 +50,7 @@ def simulate_command(
     if resume is not None and (config_file is not None or out is not None):
         raise ConfigurationError(
             "--resume goes on with a run as it was configured: give no CONFIG and no -o; --set may change "
-            "federation.rounds, evaluation and communication.flush"
+            "federation.rounds, evaluation, tracking and communication.flush"
         )
 
     from florist.cli.output import Output  # noqa: PLC0415

@@ -16,8 +16,10 @@ from florist.cli.simulate_table import examples_table, rounds_table, totals
 from florist.config.reading import read_config, to_toml
 from florist.config.resuming import IN_ONE_PROCESS, require_resumable
 from florist.config.sections import Config
+from florist.config.tracking import tracking_of
 from florist.federation.history import RunDirectory
 from florist.files.locking import sole_process
+from florist.tracking.trackers import require_installed
 
 if TYPE_CHECKING:
     from florist.federation.simulation import Simulation
@@ -39,7 +41,7 @@ def start_run(config: Config, path: Path, output: Output, progress: Progress) ->
     simulation = _built(config, output)
     observer = RoundsProgress(progress, verbose=output.verbose)
     run = simulation.start(path, to_toml(config), config.aggregation.method, config.training.threads, observer)
-    _play(simulation, run, observer, output)
+    _play(simulation, run, observer, config, output)
     return run
 
 
@@ -67,7 +69,7 @@ def resume_run(path: Path, overrides: Sequence[str], output: Output, progress: P
             if config.communication.flush != before.communication.flush:
                 run.set_aside_result(len(run.records()))  # what was written has what the next one lacks, or lacks it
             run.save_config(to_toml(config))
-    _play(simulation, run, RoundsProgress(progress, verbose=output.verbose), output)
+    _play(simulation, run, RoundsProgress(progress, verbose=output.verbose), config, output)
     return run
 
 
@@ -94,6 +96,7 @@ def report(run: RunDirectory, output: Output) -> None:
 
 
 def _built(config: Config, output: Output) -> "Simulation":
+    require_installed(config.tracking.to)
     load_training_libraries("simulate")
     from florist.config.building import build  # noqa: PLC0415  # needs these libraries
     from florist.config.splits import few_examples, read_splits, who_has_which  # noqa: PLC0415
@@ -111,11 +114,17 @@ def _built(config: Config, output: Output) -> "Simulation":
     return simulation
 
 
-def _play(simulation: "Simulation", run: RunDirectory, observer: RoundsProgress, output: Output) -> None:
-    output.detail(threads_chosen(run.facts.threads, read_config(run.config_file)))
+def _play(
+    simulation: "Simulation", run: RunDirectory, observer: RoundsProgress, config: Config, output: Output
+) -> None:
+    from florist.tracking.observing import TrackedObserver  # noqa: PLC0415  # needs the training libraries
+
+    output.detail(threads_chosen(run.facts.threads, config))
     observer.begin(len(run.records()), simulation.rounds)
     try:
-        simulation.run(run, observer)
+        with tracking_of(config, run.path, warn=lambda text: observer.line(f"note: {text}")) as tracking:
+            tracking.begin()
+            simulation.run(run, TrackedObserver(observer, tracking))
     except KeyboardInterrupt:
         observer.stopped(f"interrupted; go on with: florist simulate --resume {run.path}")
         raise typer.Exit(130) from None

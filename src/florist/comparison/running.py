@@ -20,10 +20,12 @@ from florist.config.building import build
 from florist.config.resuming import IN_ONE_PROCESS, require_resumable
 from florist.config.splits import read_splits
 from florist.config.tasks import RecentEncodings
+from florist.config.tracking import tracking_of
 from florist.errors import ConfigurationError, FloristError, WorkerLostError
 from florist.federation.records import RoundRecord
 from florist.federation.simulation import Observer
 from florist.files.locking import sole_process
+from florist.tracking.observing import TrackedObserver
 
 # A worker plays cell after cell in one process, and all entries of a seed read the same examples.
 _ENCODED = RecentEncodings()
@@ -171,7 +173,11 @@ def _play_cell(path: Path, cell: Cell, threads: int, observer: Observer | None) 
         run = begun or simulation.start(
             directory.run_path(cell), to_toml(config), config.aggregation.method, threads, watching
         )
-        simulation.run(run, watching)
+        with tracking_of(
+            config, run.path, cell=f"{path.resolve().name}/{cell.entry.folder}/seed-{cell.seed}"
+        ) as tracking:
+            tracking.begin()
+            simulation.run(run, TrackedObserver(watching, tracking))
     except (FloristError, RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     finally:

@@ -38,6 +38,7 @@ _PATHS = (
     ("model", "name_or_path"),
     ("evaluation", "multiple_choice"),
     ("evaluation", "harness_task_path"),
+    ("tracking", "mlflow_uri"),
 )
 """The keys of what is read; `data.train`, `data.test` and `data.validation` are names in the directory `data.path`, and
 `flower.run` is written, as ``-o`` is: relative to the current directory."""

@@ -6,7 +6,7 @@ LoRA and training keys carry the names that PEFT and transformers give them.
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
 
 from florist.config.communication import CODEC_NAMES, PRESETS, contradictions, with_default_preset, with_preset
 from florist.config.methods import (
@@ -18,6 +18,7 @@ from florist.config.methods import (
     METHODS,
     require_own_keys,
 )
+from florist.tracking.trackers import TRACKERS
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -380,6 +381,26 @@ class EvaluationSection(Section):
         return self
 
 
+def _one_or_more(given: object) -> object:
+    """One name alone is a list of one, so that ``--set tracking.to=tensorboard`` needs no brackets."""
+    return (given,) if isinstance(given, str) else given
+
+
+class TrackingSection(Section):
+    """``[tracking]``: which experiment trackers are told of the rounds."""
+
+    to: Annotated[tuple[Annotated[str, _one_of(TRACKERS)], ...], BeforeValidator(_one_or_more)] = ()
+    """The trackers, each of which is an extra of florist: ``tensorboard``, ``mlflow``, ``trackio``, ``wandb``."""
+    project: str = "florist"
+    """What trackers call a group of runs; the experiment of MLflow."""
+    run_name: str | None = None
+    """What the run is called there; by default as its directory is."""
+    client_losses: bool = True
+    """Whether trackers are told the loss of every client, a curve each."""
+    mlflow_uri: str | None = None
+    """MLflow's server, or a folder; by default ``MLFLOW_TRACKING_URI`` or the folder ``mlruns``."""
+
+
 class FlowerSection(Section):
     """``[flower]``: what a federation over Flower needs beside the rest."""
 
@@ -414,6 +435,7 @@ class Config(Section):
     aggregation: AggregationSection = AggregationSection()
     communication: CommunicationSection = CommunicationSection()
     evaluation: EvaluationSection = EvaluationSection()
+    tracking: TrackingSection = TrackingSection()
     flower: FlowerSection = FlowerSection()
 
     @model_validator(mode="before")

@@ -12,6 +12,7 @@
                              owed-parameters-by-ID.safetensors of the last round that changed it, where ID is a hash of
                              the client's name. What a codec packed is written as it is sent.
     RUN/.lock                held by the process that plays the rounds, which RUN/.lock-holder names
+    RUN/tracking.json        which trackers were told of which rounds, where a run is tracked (`tracking.bookmark`)
     RUN/test.json            metrics that only the final adapter has, and which way each gets better
     RUN/adapter/             the final adapter, as PEFT writes it; none where no round had enough usable updates
     RUN/adapter-round-0003/  the adapter of a run that had ended after round 3 and went on, or was written with

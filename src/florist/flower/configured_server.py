@@ -11,6 +11,7 @@ from florist.config.communication import aggregator_of, communication_of
 from florist.config.methods import LOCAL_INITS
 from florist.config.resuming import OVER_FLOWER, require_resumable
 from florist.config.sections import CLASSIFICATION
+from florist.config.tracking import tracking_of
 from florist.errors import ConfigurationError, MissingDependencyError, how_to_install
 from florist.federation.history import RunDirectory
 from florist.files.locking import sole_process
@@ -20,6 +21,7 @@ from florist.flower.overrides import overridden_config
 from florist.flower.roster import LOG
 from florist.flower.strategy import FloristStrategy
 from florist.rounds import Trained
+from florist.tracking.trackers import require_installed
 
 if TYPE_CHECKING:
     from florist.flower.server_evaluation import ServerEvaluation
@@ -41,6 +43,7 @@ def configured_server_app(config_file: Path) -> ServerApp:
 
 
 def _serve(config: Config, grid: Grid, context: Context) -> None:
+    require_installed(config.tracking.to)
     settings, federation, ranks = config.flower, config.federation, config.lora.ranks
     method = config.aggregation.method
     largest = max(ranks) if isinstance(ranks, tuple) else ranks
@@ -57,6 +60,7 @@ def _serve(config: Config, grid: Grid, context: Context) -> None:
         with sole_process(path):
             restore_replaced(path / "adapter")
     LOG.info("the run is kept in %s; to resume it: flwr run --run-config 'flower.run=\"%s\"'", path, path)
+    tracking = tracking_of(config, path, warn=LOG.warning)
     strategy = FloristStrategy(
         aggregator,
         seed=federation.seed,
@@ -72,8 +76,10 @@ def _serve(config: Config, grid: Grid, context: Context) -> None:
         reference=evaluation.agreement if evaluation is not None else None,
         journal=Journal(path, method, to_toml(config)),
         communication=communication_of(config),
+        on_round=tracking.closed,
     )
-    strategy.start(grid, num_rounds=federation.rounds, timeout=settings.round_timeout)
+    with tracking:
+        strategy.start(grid, num_rounds=federation.rounds, timeout=settings.round_timeout)
     adapter = path / "adapter"
     if not strategy.state.broadcasts:
         LOG.warning("no round had enough usable updates: there is no adapter to write")

@@ -62,6 +62,7 @@ class FloristStrategy(Strategy):
         reference: what clients must agree on; by default what most of the first ones say.
         journal: where every round is saved, and resumed from.
         communication: how updates and broadcasts travel; by default as they are, in float32.
+        on_round: is told of every round of this session when all is known of it, what clients measured included.
 
     Raises:
         InvalidUpdateError: `local_init` is not one that clients know by name.
@@ -85,6 +86,7 @@ class FloristStrategy(Strategy):
         reference: Agreement | None = None,
         journal: Journal | None = None,
         communication: Communication | None = None,
+        on_round: Callable[[RoundRecord], None] | None = None,
     ) -> None:
         start = local_init if local_init is not None else Aligned()
         sending = communication if communication is not None else Communication()
@@ -98,6 +100,7 @@ class FloristStrategy(Strategy):
         self._evaluate, self._evaluate_on_clients = evaluate, evaluate_on_clients
         self._reference, self._journal = reference, journal
         self._book = RoundBook(journal)
+        self._on_round = on_round
         self._timeout = 3600.0
         self._grid: Grid | None = None
         self._round: OpenRound | None = None
@@ -245,16 +248,9 @@ class FloristStrategy(Strategy):
     @override
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Average the metrics by the number of held-out examples, and complete the record of the round."""
-        if not self._evaluate_on_clients or self._closed is None or self._closed.broadcast is None:
-            return None
-        underway = self._underway
-        answers = self._answers(replies)
-        found = [each for some in answers.values() for each in some[:1] if isinstance(each, Evaluation)]
-        for each in found:
-            LOG.info("round %d: %s measured %s", underway.number, each.client_id, dict(each.metrics))
-        self.state = underway.as_told(self.state)
-        metrics = weighted_mean(found)
-        self._book.amend(self.state, self._closed, underway, metrics)
+        metrics = self._measured(replies)
+        if self._on_round is not None and self._closed is not None:
+            self._on_round(self.records[-1])
         return MetricRecord(dict(metrics)) if metrics else None
 
     def export(
@@ -292,6 +288,20 @@ class FloristStrategy(Strategy):
             _, self.state = self._members.admitted(self._grid, self.state)
             underway.contradicted.clear()
         return answers
+
+    def _measured(self, replies: Iterable[Message]) -> Mapping[str, float]:
+        """What the clients measured of the round, which joins its record; nothing where they were not asked."""
+        if not self._evaluate_on_clients or self._closed is None or self._closed.broadcast is None:
+            return {}
+        underway = self._underway
+        answers = self._answers(replies)
+        found = [each for some in answers.values() for each in some[:1] if isinstance(each, Evaluation)]
+        for each in found:
+            LOG.info("round %d: %s measured %s", underway.number, each.client_id, dict(each.metrics))
+        self.state = underway.as_told(self.state)
+        metrics = weighted_mean(found)
+        self._book.amend(self.state, self._closed, underway, metrics)
+        return metrics
 
     def _begin(self, grid: Grid) -> None:
         """Agree with the clients on what is trained, and take up the state of the run."""

@@ -1,0 +1,148 @@
+"""Reading a run while another process plays it, from ``run.json``, ``config.toml`` and ``rounds.jsonl`` alone.
+
+Nothing here imports torch, or writes: a run may be followed by whoever may read it.
+"""
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from florist.errors import DamagedRunError, MissingInputError
+from florist.federation.records import FinalTest, RoundRecord
+from florist.files import strict_json
+from florist.files.locking import HOLDER_NAME
+from florist.files.strict_json import Number
+
+_RECORD, _TEST = TypeAdapter(RoundRecord), TypeAdapter(FinalTest)
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """How far a run is, beside its rounds.
+
+    Attributes:
+        method: the name of its aggregation method.
+        initial: the metrics before the first round.
+        rounds: how many rounds it is to have; None where no configuration says so.
+        has_adapter: whether the final adapter is there.
+        at_work: whether a process says that it plays the run. One that was killed cannot take that back.
+        test: the metrics of the final adapter, once they are there.
+    """
+
+    method: str
+    initial: Mapping[str, Number]
+    rounds: int | None
+    has_adapter: bool
+    at_work: bool
+    test: FinalTest | None
+
+    def is_over(self, played: int) -> bool:
+        """Whether nothing more is to come, as a run does that has ended after `played` rounds."""
+        every = self.rounds is not None and played >= self.rounds
+        # Between its last round and its adapter a run is tested, and over Flower the round is completed.
+        return (every and not self.at_work) or (self.has_adapter and (every or self.rounds is None))
+
+
+_FACTS = TypeAdapter(dict[str, Any])
+_METRICS = TypeAdapter(dict[str, Number])
+
+
+def read_status(run: Path) -> RunStatus | None:
+    """How far a run is; None where there is none yet.
+
+    Raises:
+        MissingInputError: something else is at the path, which no run can then be written to.
+        DamagedRunError: a file of the run cannot be read.
+    """
+    if not (run / "run.json").is_file():
+        if run.exists():
+            several = (
+                "; it is a comparison: follow one of its runs, in cells/" if (run / "comparison.json").exists() else ""
+            )
+            raise MissingInputError(f"expected the directory of a run at {run}, found no run.json in it{several}")
+        return None
+    try:
+        facts = _FACTS.validate_json((run / "run.json").read_bytes())
+        config = tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
+        test = run / "test.json"
+        return RunStatus(
+            method=str(facts["method"]),
+            initial=_METRICS.validate_python(facts["initial"]),
+            rounds=config["federation"]["rounds"] if config else None,  # a strategy of one's own may have none
+            has_adapter=(run / "adapter").exists(),
+            at_work=(run / HOLDER_NAME).exists(),
+            test=_TEST.validate_python(strict_json.decode(test.read_bytes())) if test.exists() else None,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(run, error) from error
+
+
+@dataclass(slots=True)
+class RecordTail:
+    """The round records of a run, read as they are written.
+
+    Only what is new is read. The last line may be rewritten, as a round is over Flower once its clients have measured
+    it; a line without its end is left for the next time; and a file that is another one is read from its start.
+
+    Attributes:
+        run: the directory of the run.
+    """
+
+    run: Path
+    _begins: int = 0
+    _last: bytes = b""
+    _round: int = 0
+    _seen: tuple[int, int, int] = field(default=(0, 0, 0))
+
+    def new(self) -> Iterator[RoundRecord]:
+        """The records that were written since the last call, in order.
+
+        A record with the number of an earlier one takes its place and that of all after it.
+
+        Raises:
+            DamagedRunError: a whole line is no record.
+        """
+        file = self.run / "rounds.jsonl"
+        try:
+            found = file.stat()
+        except FileNotFoundError:
+            return
+        seen = (found.st_ino, found.st_size, found.st_mtime_ns)
+        if seen == self._seen:
+            return
+        another = self._seen[0] not in {0, found.st_ino} or found.st_size < self._begins
+        self._seen = seen
+        if another:
+            self._begins, self._last, self._round = 0, b"", 0
+        with file.open("rb") as lines:
+            lines.seek(self._begins)
+            first = True
+            for line in lines:
+                if not line.endswith(b"\n"):
+                    return
+                # The last line of before comes first, as it was or rewritten.
+                if not (first and line == self._last):
+                    record = self._record(line)
+                    if first and self._last and record.round != self._round:
+                        self._begins, self._last, self._round, self._seen = 0, b"", 0, (0, 0, 0)
+                        yield from self.new()
+                        return
+                    self._begins += 0 if first else len(self._last)
+                    self._last, self._round = line, record.round
+                    yield record
+                first = False
+
+    def _record(self, line: bytes) -> RoundRecord:
+        try:
+            return _RECORD.validate_json(line)
+        except ValidationError as error:
+            raise _damaged(self.run, error) from error
+
+
+def _damaged(run: Path, error: Exception) -> DamagedRunError:
+    reason = " ".join(str(error).split())[:300]
+    return DamagedRunError(f"expected a run in {run}, and reading it failed ({reason}); restore it from a copy")
