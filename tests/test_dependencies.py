@@ -28,6 +28,7 @@ NEEDS = {
     "florist.flower.model_participant": {"train", "flower"},
     "florist.flower.server_evaluation": {"train", "flower"},
     "florist.models": {"train"},
+    "florist.simulating": {"train"},
 }
 HOMES = packages_distributions()  # reads the metadata of every installed package
 # The Trainer of transformers wants accelerate, and nobody here imports it.

@@ -77,16 +77,32 @@ def read_config(path: Path, *layers: Sequence[str], option: str = "--set") -> Co
     for number, overrides in enumerate(layers):
         for name, override in _apply(tables, overrides).items():
             brought[name] = f"{option} {override}".strip() if number == 0 else override
+    config, problems = _checked(tables)
+    if config is None:
+        raise ConfigurationError(_told_by_source(problems, path, in_file, brought))
+    return config
+
+
+def config_of(tables: Mapping[str, Mapping[str, Any]]) -> Config:
+    """The configuration of some tables, which no file holds.
+
+    Raises:
+        ConfigurationError: Some keys are unknown or wrong or contradict each other.
+    """
+    config, problems = _checked({name: dict(table) for name, table in tables.items()})
+    if config is None:
+        raise ConfigurationError("; ".join(problem.text for problem in problems))
+    return config
+
+
+def _checked(tables: dict[str, Any]) -> tuple[Config | None, list[_Problem]]:
     # Unknown keys are taken out first, because a section that has some is not searched for contradictions.
     problems = list(_drop_unknown(tables))
     try:
         config = Config.model_validate(tables)
     except ValidationError as error:
-        problems += _explain(error)
-        raise ConfigurationError(_told_by_source(problems, path, in_file, brought)) from error
-    if problems:
-        raise ConfigurationError(_told_by_source(problems, path, in_file, brought))
-    return config
+        return None, [*problems, *_explain(error)]
+    return (None if problems else config), problems
 
 
 def validated(section: type[SectionType], values: Mapping[str, Any]) -> SectionType:
