@@ -8,9 +8,6 @@ from florist.config.own_method import OwnMethod
 from florist.evaluation import Metric
 from florist.models.local_training import LocalTraining, by_trainer
 
-FROM_CODE = "(given from code)"
-"""What stands in a configuration for the path or the name of what was an object."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Given:

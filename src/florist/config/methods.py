@@ -210,7 +210,7 @@ def make_aggregator(
         overhead: bytes of one direction beside its numbers; a budget counts them as well.
         whole_sum: whether the broadcast is cut after the aggregation.
     """
-    return METHODS[section.method].make(Use(section, largest_rank, itemsize, overhead, whole_sum))
+    return (method_named(section.method) or OWN).make(Use(section, largest_rank, itemsize, overhead, whole_sum))
 
 
 def rank_rule(section: "AggregationSection", itemsize: float = 4, overhead: int = 0) -> "RankRule":

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from florist.config import communication, methods
-from florist.config.sections import Config, Section
+from florist.config.sections import FROM_CODE, Config, Section
 from florist.errors import ConfigurationError, MissingInputError
 
 SectionType = TypeVar("SectionType", bound=Section)
@@ -84,12 +84,14 @@ def read_config(path: Path, *layers: Sequence[str], option: str = "--set") -> Co
 
 
 def config_of(tables: Mapping[str, Mapping[str, Any]]) -> Config:
-    """The configuration of some tables, which no file holds.
+    """The configuration of some tables, which no file holds; a relative path is relative to the current directory.
 
     Raises:
         ConfigurationError: Some keys are unknown or wrong or contradict each other.
     """
-    config, problems = _checked({name: dict(table) for name, table in tables.items()})
+    own = {name: dict(table) for name, table in tables.items()}
+    _anchor(own, Path.cwd())
+    config, problems = _checked(own)
     if config is None:
         raise ConfigurationError("; ".join(problem.text for problem in problems))
     return config
@@ -125,7 +127,7 @@ def to_toml(config: Config) -> str:
 def _anchor(tables: dict[str, Any], folder: Path) -> None:
     for section, key in _PATHS:
         table = tables.get(section)
-        if not isinstance(table, dict):
+        if not isinstance(table, dict) or table.get(key) == FROM_CODE:
             continue
         value = table.get(key)
         # A model may also be a hub id, which looks like a relative path; it is a path where something exists.

@@ -27,6 +27,9 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 LANGUAGE_MODELLING = "causal-lm"
 CLASSIFICATION = "sequence-classification"
 
+FROM_CODE = "(given from code)"
+"""What stands in a configuration for the path or the name of what was an object."""
+
 
 def _one_of(names: Collection[str], *beside: str) -> AfterValidator:
     """A text that is one of these names, or of others beside, refused in the words that pydantic has for a Literal."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from florist.config.given import FROM_CODE
+from florist.config.sections import FROM_CODE
 from florist.errors import ConfigurationError, GivenObjectError
 from florist.evaluation import Measurements, Metric, known_directions
 from florist.federation.records import RoundRecord

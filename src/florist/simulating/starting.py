@@ -6,8 +6,9 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from florist.config.given import FROM_CODE, Given
+from florist.config.given import Given
 from florist.config.reading import config_of
+from florist.config.sections import FROM_CODE
 from florist.config.splits import split
 from florist.errors import ConfigurationError
 from florist.models.loading import fingerprint
