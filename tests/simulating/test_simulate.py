@@ -227,6 +227,8 @@ def test_other_examples_are_refused(
         ({"method": florist.FedIt, "ranks": 2}, "method: expected one of florist"),
         ({"method": florist.FedIt(), "aggregation": {"tau": 0.5}}, "expected no keys with a method that is an object"),
         ({"method": florist.FedIt(), "communication": "compact", "fraction": 2}, "federation.fraction"),
+        ({"data": {"partition": "iid", "test": "a.json"}}, "got partition, test, which are for files"),
+        ({"data": {"promt_template": "x"}}, "unknown key data.promt_template"),
         ({"model": 3}, "model: expected a PreTrainedModel"),
         ({"resume": True}, "expected the directory of the run as out"),
         ({"callbacks": [3]}, "callbacks: expected functions of a RoundRecord"),
@@ -291,6 +293,33 @@ def test_a_loop_of_ones_own_trains_what_is_sent(small: dict[str, Any]) -> None:
         ("north", 1, 2),
         ("south", 1, 2),
     ]
+
+
+def test_a_rank_rule_of_ones_own_cuts_what_is_sent(small: dict[str, Any]) -> None:
+    plain = florist.simulate(**small, method=florist.Florist(Half()), communication="plain")
+    assert set(plain.records[0].ranks.values()) == {2}  # of two clients of rank 2
+    assert read_config(plain.directory.config_file).aggregation.method == "own"
+    assert plain.directory.facts.method == "Florist"
+    by_default = florist.simulate(**small, method=florist.Florist(Half()))
+    config = read_config(by_default.directory.config_file)
+    assert (config.communication.preset, config.federation.local_init) == ("compact", "warm")
+    assert set(by_default.records[0].ranks.values()) == {2}
+    assert by_default.records[0].held_back > 0
+    assert by_default.records[0].upload_bytes < plain.records[0].upload_bytes / 4
+
+
+def test_what_a_method_cannot_use_is_refused(without_shape_checks: None, small: dict[str, Any]) -> None:
+    class Mine:
+        work = florist.Flora().work
+
+        def __call__(self, updates: Any, /) -> Any:
+            return florist.Flora()(updates)
+
+    assert florist.simulate(**small, method=Mine()).records[0].upload_bytes > 0
+    with pytest.raises(ConfigurationError, match="expected no feedback, upload_tau or upload_budget, which are for"):
+        florist.simulate(**small, method=Mine(), communication="compact")
+    with pytest.raises(ConfigurationError, match="communication.upload_tau = 0.5 cuts what clients upload"):
+        florist.simulate(**small, method=florist.LinearRounds(Half()), communication={"upload_tau": 0.5})
 
 
 def test_a_metric_of_ones_own_takes_the_place_of_the_default_and_holds_nothing_out(small: dict[str, Any]) -> None:

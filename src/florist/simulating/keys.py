@@ -1,11 +1,12 @@
 """The arguments of `simulate` as keys of a configuration, where a configuration can say them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from florist.config.communication import with_preset
 from florist.config.methods import METHODS
 from florist.config.own_method import OwnMethod, as_keys, known_method
+from florist.config.sections import FROM_CODE, DataSection
 from florist.errors import ConfigurationError, DataError
 from florist.rounds import Aggregator
 
@@ -68,6 +69,44 @@ def communication_keys(communication: str | Keys | None, own: OwnMethod | None) 
     if own is None or own.known is None:
         return keys
     return with_preset({"preset": own.known.preset, **keys}, own.known.name)
+
+
+READING = frozenset(
+    {
+        "format",
+        "instruction_field",
+        "input_field",
+        "output_field",
+        "label_field",
+        "prompt_template",
+        "chat_template",
+        "loss_on",
+        "max_length",
+        "test_fraction",
+        "validation_fraction",
+    }
+)
+"""The keys of ``[data]`` that say how examples are read and held out; the others say which files they are in."""
+
+
+def data_keys(data: Keys | None, kind: Keys, held_out: Iterable[str]) -> Keys:
+    """The keys of ``[data]``.
+
+    Args:
+        data: those that were given.
+        kind: those that the kind of examples needs, which the given ones change.
+        held_out: what held-out examples were given, of test and validation.
+
+    Raises:
+        ConfigurationError: a key is for files, which there are none of.
+    """
+    files = sorted((data or {}).keys() & (DataSection.model_fields.keys() - READING))
+    if files:
+        raise ConfigurationError(
+            f"data: expected keys that say how examples are read ({', '.join(sorted(READING))}), got {', '.join(files)}, "
+            "which are for files; give the examples as clients, test and validation"
+        )
+    return {**kind, **(data or {}), "path": FROM_CODE, **dict.fromkeys(held_out, FROM_CODE)}
 
 
 def require_known_clients(held_out: object, client_ids: Mapping[str, object], keyword: str) -> None:

@@ -8,7 +8,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from florist.config.given import Given
 from florist.config.reading import config_of
-from florist.config.sections import FROM_CODE
 from florist.config.splits import split
 from florist.errors import ConfigurationError
 from florist.models.loading import fingerprint
@@ -18,6 +17,7 @@ from florist.simulating.examples import Dataset, fingerprint_of, held_out_exampl
 from florist.simulating.keys import (
     Keys,
     communication_keys,
+    data_keys,
     method_keys,
     ranks_of,
     require_known_clients,
@@ -143,7 +143,7 @@ def simulate(
         without_none(
             model=model_keys(model),
             task=task,
-            data={**named.keys, **(data or {}), "path": FROM_CODE, **dict.fromkeys(held_out, FROM_CODE)},
+            data=data_keys(data, named.keys, held_out),
             lora={**lora, "ranks": listed},
             training=training,
             federation={
