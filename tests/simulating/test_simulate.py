@@ -297,13 +297,16 @@ def test_a_loop_of_ones_own_trains_what_is_sent(small: dict[str, Any]) -> None:
 
 def test_a_rank_rule_of_ones_own_cuts_what_is_sent(small: dict[str, Any]) -> None:
     plain = florist.simulate(**small, method=florist.Florist(Half()), communication="plain")
-    assert set(plain.records[0].ranks.values()) == {2}  # of two clients of rank 2
+    assert set(plain.records[0].ranks.values()) == {
+        1
+    }  # of the 2 that two clients with the same rows of A have together
     assert read_config(plain.directory.config_file).aggregation.method == "own"
     assert plain.directory.facts.method == "Florist"
     by_default = florist.simulate(**small, method=florist.Florist(Half()))
     config = read_config(by_default.directory.config_file)
     assert (config.communication.preset, config.federation.local_init) == ("compact", "warm")
-    assert set(by_default.records[0].ranks.values()) == {2}
+    assert set(by_default.records[0].ranks.values()) <= {1, 2}
+    assert by_default.records[0].total_rank < by_default.records[0].input_rank
     assert by_default.records[0].held_back > 0
     assert by_default.records[0].upload_bytes < plain.records[0].upload_bytes / 4
 
@@ -318,7 +321,7 @@ def test_what_a_method_cannot_use_is_refused(without_shape_checks: None, small: 
     assert florist.simulate(**small, method=Mine()).records[0].upload_bytes > 0
     with pytest.raises(ConfigurationError, match="expected no feedback, upload_tau or upload_budget, which are for"):
         florist.simulate(**small, method=Mine(), communication="compact")
-    with pytest.raises(ConfigurationError, match="communication.upload_tau = 0.5 cuts what clients upload"):
+    with pytest.raises(ConfigurationError, match=r"communication\.upload_tau = 0\.5 cuts what clients upload"):
         florist.simulate(**small, method=florist.LinearRounds(Half()), communication={"upload_tau": 0.5})
 
 

@@ -103,8 +103,8 @@ def data_keys(data: Keys | None, kind: Keys, held_out: Iterable[str]) -> Keys:
     files = sorted((data or {}).keys() & (DataSection.model_fields.keys() - READING))
     if files:
         raise ConfigurationError(
-            f"data: expected keys that say how examples are read ({', '.join(sorted(READING))}), got {', '.join(files)}, "
-            "which are for files; give the examples as clients, test and validation"
+            f"data: expected keys that say how examples are read ({', '.join(sorted(READING))}), got "
+            f"{', '.join(files)}, which are for files; give the examples as clients, test and validation"
         )
     return {**kind, **(data or {}), "path": FROM_CODE, **dict.fromkeys(held_out, FROM_CODE)}
 
