@@ -30,6 +30,7 @@ NEEDS = {
     "florist.flower.server_evaluation": {"train", "flower"},
     "florist.models": {"train"},
     "florist.planning.meta_model": {"train"},
+    "florist.simulating": {"train"},
     "florist.tracking.mlflow": {"mlflow"},
     "florist.tracking.tensorboard": {"tensorboard"},
     "florist.tracking.trackio": {"trackio"},

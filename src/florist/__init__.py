@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from florist.one_shot import AggregatedAdapter, aggregate
     from florist.ranks import ByteBudget, Capped, EnergyThreshold, FixedRank, GlobalEnergyThreshold
     from florist.rounds import Broadcast, Certificate, ClientUpdate
+    from florist.simulating import simulate
 
     __version__: str
 
@@ -58,6 +59,7 @@ __all__ = [
     "Warm",
     "aggregate",
     "open_adapter",
+    "simulate",
 ]
 
 _HOMES = {
@@ -89,6 +91,7 @@ _HOMES = {
     "Warm": "florist.federation.local_init",
     "aggregate": "florist.one_shot",
     "open_adapter": "florist.checkpoint",
+    "simulate": "florist.simulating",
 }
 
 

@@ -104,5 +104,9 @@ class TooFewClientsError(FloristError, TimeoutError):
     """A federation had fewer clients than it needs when the time to wait for them was over."""
 
 
+class GivenObjectError(FloristError, TypeError):
+    """A training loop, a metric or a method that was given from code does not return what it should."""
+
+
 class WorkerLostError(FloristError, ChildProcessError):
     """A process that did a part of the work was killed from outside."""

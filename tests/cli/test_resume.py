@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import florist as library
 from florist.config import read_config, to_toml
 from tests.federation.test_simulation import configure, run, weights
 
@@ -54,3 +55,12 @@ def test_a_run_of_an_older_florist_is_refused_by_name(florist: Run, tmp_path: Pa
     (tmp_path / "run.json").write_text('{"florist": "0.0.9", "method": "florist", "threads": 1, "initial": {}}')
     line = refused(florist("simulate", "--resume", tmp_path))
     assert "got one that an earlier florist 0.0.9 wrote, before runs had a format number; begin another run" in line
+
+
+def test_a_run_that_was_begun_from_code_says_how_it_goes_on(florist: Run, tiny_llama: Path, tmp_path: Path) -> None:
+    clients = {"a": ["red is r", "blue is b"], "b": ["green is g", "red is r"]}
+    training = {"steps": 1, "threads": 1}
+    library.simulate(model=tiny_llama, clients=clients, ranks=2, rounds=1, training=training, out=tmp_path / "run")
+    line = refused(florist("simulate", "--resume", tmp_path / "run"))
+    assert "was begun from code, with objects that no file has; go on in Python with the same arguments" in line
+    assert f"florist.simulate(..., out='{tmp_path / 'run'}', resume=True)" in line

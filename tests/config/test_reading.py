@@ -83,6 +83,7 @@ metrics = ["loss", "multiple_choice"]
 every = 2
 split = "validation"
 batch_size = 5
+by_client = true
 max_new_tokens = 6
 multiple_choice = "questions.json"
 choice_prompt = "{question}"

@@ -6,6 +6,7 @@ from rich.table import Table
 
 from florist.cli.output import plain_table
 from florist.data.partition import LabelCounts
+from florist.federation.by_client import last_evaluated, spreads
 from florist.federation.history import RunDirectory
 from florist.federation.records import RoundRecord
 
@@ -82,6 +83,7 @@ def totals(run: RunDirectory, records: Sequence[RoundRecord], *, flushed: bool) 
         for record in records
         for drop in record.dropped
     ]
+    lines += clients_lines(records)
     if records and records[-1].held_back:
         has = "has it" if flushed else "does not have it"
         lines.append(
@@ -94,6 +96,20 @@ def totals(run: RunDirectory, records: Sequence[RoundRecord], *, flushed: bool) 
         else "no final adapter: no round had enough usable updates"
     )
     return [*lines, f"round records in {run.path}/rounds.jsonl; {adapter}"]
+
+
+def clients_lines(records: Sequence[RoundRecord]) -> list[str]:
+    """How unlike the clients fare on their own held-out examples, a line a metric, after the last round measured."""
+    last = last_evaluated(records)
+    if last is None:
+        return []
+    from florist.evaluation.directions import known_directions  # noqa: PLC0415  # its package needs transformers
+
+    names = [name for own in last.client_metrics.values() for name in own]
+    return [
+        f"{each.metric.replace('_', ' ')} on each client's own examples after round {last.round}: {each.text}"
+        for each in spreads(last, known_directions(names))
+    ]
 
 
 def _kilobytes(nbytes: int) -> str:

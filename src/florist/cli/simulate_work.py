@@ -14,7 +14,7 @@ from florist.cli.progress import Progress
 from florist.cli.simulate_progress import RoundsProgress
 from florist.cli.simulate_table import examples_table, rounds_table, totals
 from florist.config.reading import read_config, to_toml
-from florist.config.resuming import IN_ONE_PROCESS, require_resumable
+from florist.config.resuming import IN_ONE_PROCESS, require_from_configuration, require_resumable
 from florist.config.sections import Config
 from florist.config.tracking import tracking_of
 from florist.federation.history import RunDirectory
@@ -61,6 +61,7 @@ def resume_run(path: Path, overrides: Sequence[str], output: Output, progress: P
         Exit: the run was interrupted.
     """
     run = RunDirectory.open(path)
+    require_from_configuration(run)
     before, config = read_config(run.config_file), read_config(run.config_file, overrides)
     require_resumable(run, config, IN_ONE_PROCESS)
     simulation = _built(config, output)

@@ -1,4 +1,4 @@
-"""From a configuration to the objects of a simulation."""
+"""From a configuration, and what code gives in the place of its files, to the objects of a simulation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,8 +8,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from florist.config.communication import aggregator_of, communication_of
+from florist.config.given import NOTHING_GIVEN, Given
 from florist.config.methods import LOCAL_INITS
-from florist.config.metrics import metric_names, metrics
+from florist.config.metrics import client_metrics, metric_names, metrics, require_own_examples
 from florist.config.sections import Config
 from florist.config.splits import Splits, read_splits
 from florist.config.tasks import RecentEncodings, Task, load_task
@@ -35,6 +36,7 @@ class LoadedTask:
         base: the fingerprint of the base's weights.
         tokenizer: the tokenizer of the base.
         task: the encoders, and what else depends on the kind of task.
+        given: what code gave.
     """
 
     config: Config
@@ -43,6 +45,7 @@ class LoadedTask:
     base: str
     tokenizer: PreTrainedTokenizerBase
     task: Task
+    given: Given = NOTHING_GIVEN
 
     def clients(self, training: Mapping[str, Sequence[Example]]) -> tuple[Client, ...]:
         """The clients that have these examples, in their order, with the ranks and settings that are configured.
@@ -60,17 +63,33 @@ class LoadedTask:
 
     def metrics(self, splits: Splits) -> tuple[tuple[Metric, ...], tuple[Metric, ...]]:
         """Metrics of the rounds, and those of the final adapter alone, on the held-out examples."""
-        names = metric_names(self.config)
-        return metrics(self.config, names, self.task.encode_held_out, splits, self.tokenizer)
+        in_rounds, at_the_end = metrics(
+            self.config, self._metric_names, self.task.encode_held_out, splits, self.tokenizer
+        )
+        return in_rounds + self.given.metrics, at_the_end + (self.given.metrics if at_the_end else ())
+
+    def client_metrics(self, splits: Splits) -> Mapping[str, tuple[Metric, ...]]:
+        """Metrics of the rounds on the held-out examples of each client."""
+        return client_metrics(self.config, self._metric_names, self.task.encode_held_out, splits, self.tokenizer)
+
+    @property
+    def _metric_names(self) -> Sequence[str]:
+        # A metric of one's own takes the place of the default one.
+        if self.given.metrics and self.config.evaluation.metrics is None:
+            return ()
+        return metric_names(self.config)
 
 
-def load(config: Config, splits: Splits, encoded: RecentEncodings | None = None) -> LoadedTask:
+def load(
+    config: Config, splits: Splits, encoded: RecentEncodings | None = None, given: Given = NOTHING_GIVEN
+) -> LoadedTask:
     """Load the base model of a configuration.
 
     Args:
         config: what to load.
         splits: its examples, which may tell the classes and the shape of all of them.
         encoded: keeps the encoded examples for other configurations. By default whoever asks for some keeps them.
+        given: objects that take the place of what the configuration names.
 
     Raises:
         ConfigurationError: keys contradict what is in the data.
@@ -79,18 +98,18 @@ def load(config: Config, splits: Splits, encoded: RecentEncodings | None = None)
     """
     training = config.training
     require_precision(TrainingSettings(bf16=training.bf16, fp16=training.fp16), Hardware.found())
-    tokenizer = load_tokenizer(config.model.name_or_path)
+    tokenizer = given.tokenizer or load_tokenizer(config.model.name_or_path)
     tokenizer.padding_side = "right"  # from the left, models that count positions from there would be led astray
     examples = [example for some in splits.training.values() for example in some]
     kept = encoded.of(config, splits) if encoded is not None else None
-    task = load_task(config, tokenizer, examples or [*splits.validation, *splits.test], kept)
+    task = load_task(config, tokenizer, examples or [*splits.validation, *splits.test], kept, given.base)
     # A quantized model is put on its device as it is loaded.
     if torch.cuda.is_available() and config.model.quantization is None:
         task.base.to("cuda")  # pyright: ignore[reportArgumentType]  # transformers wraps Module.to without its overloads
     base = fingerprint(task.base)
     target, ranks = config.lora.target_modules, config.lora.ranks
     largest = max(ranks) if isinstance(ranks, tuple) else ranks
-    aggregator = aggregator_of(config, largest)
+    aggregator = aggregator_of(config, largest, given.method)
     model = FederatedModel(
         task.base,
         target if isinstance(target, str) else list(target),
@@ -98,16 +117,22 @@ def load(config: Config, splits: Splits, encoded: RecentEncodings | None = None)
         task.task_type,
         aggregator.work.trained,
     )
-    return LoadedTask(config, model, aggregator, base, tokenizer, task)
+    return LoadedTask(config, model, aggregator, base, tokenizer, task, given)
 
 
-def build(config: Config, splits: Splits | None = None, encoded: RecentEncodings | None = None) -> Simulation:
+def build(
+    config: Config,
+    splits: Splits | None = None,
+    encoded: RecentEncodings | None = None,
+    given: Given = NOTHING_GIVEN,
+) -> Simulation:
     """Load model and data and put the simulation together.
 
     Args:
         config: what to build.
         splits: its examples, where they were read before.
         encoded: keeps the encoded examples for other simulations.
+        given: objects that take the place of what the configuration names.
 
     Raises:
         ConfigurationError: keys contradict what is in the data, the number of clients for instance.
@@ -119,7 +144,8 @@ def build(config: Config, splits: Splits | None = None, encoded: RecentEncodings
     splits = splits if splits is not None else read_splits(config)
     for check in (_loras, _settings):
         check(config, list(splits.training))  # before the model is loaded, which takes its time
-    loaded = load(config, splits, encoded)
+    require_own_examples(config, splits)
+    loaded = load(config, splits, encoded, given)
     clients = loaded.clients(splits.training)
     federation = config.federation
     rules = Federation(
@@ -131,7 +157,7 @@ def build(config: Config, splits: Splits | None = None, encoded: RecentEncodings
         shared_init=federation.shared_init,
         fraction=federation.fraction,
         min_replies=federation.min_replies,
-        communication=communication_of(config),
+        communication=communication_of(config, given.method),
     )
     rules.require_possible()
     in_rounds, at_the_end = loaded.metrics(splits)
@@ -145,6 +171,8 @@ def build(config: Config, splits: Splits | None = None, encoded: RecentEncodings
         rounds=federation.rounds,
         evaluate_every=config.evaluation.every,
         flush=config.communication.flush,
+        client_metrics=loaded.client_metrics(splits),
+        local_training=given.local_training,
     )
 
 

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from florist.config import methods
-from florist.config.methods import DEFAULT_METHOD, METHODS, make_aggregator, rank_rule
+from florist.config.methods import DEFAULT_METHOD, METHODS, OWN, make_aggregator, method_named, rank_rule
 
 if TYPE_CHECKING:
     from florist.compression.codecs import Codec, FloatCodec
+    from florist.config.own_method import OwnMethod
     from florist.config.sections import Config
     from florist.federation.communication import Communication
     from florist.ranks import RankRule
@@ -71,7 +72,7 @@ def with_default_preset(tables: Mapping[str, Any]) -> Mapping[str, Any]:
     aggregation, communication = (tables.get(name, {}) for name in ("aggregation", "communication"))
     if not (isinstance(aggregation, Mapping) and isinstance(communication, Mapping)):
         return tables
-    method = METHODS.get(str(aggregation.get("method", DEFAULT_METHOD)))
+    method = method_named(str(aggregation.get("method", DEFAULT_METHOD)))
     if method is None:
         return tables
     name = communication.get("preset", method.preset)
@@ -127,7 +128,7 @@ def contradictions(method: str, section: Any) -> list[str]:
         method: the name of the method.
         section: the validated section ``[communication]``.
     """
-    known = METHODS[method]
+    known = method_named(method) or OWN
     wrong: list[str] = []
     able = " or ".join(repr(other.name) for other in METHODS.values() if other.adds_exact_sum)
     if not known.adds_exact_sum:
@@ -155,22 +156,30 @@ def dropped(before: Any, after: Any) -> list[str]:
     return [key for key in FOR_EXACT_SUMS if getattr(before, key) != unset[key] and getattr(after, key) == unset[key]]
 
 
-def aggregator_of(config: "Config", largest_rank: int) -> "Aggregator":
+def aggregator_of(config: "Config", largest_rank: int, own: "OwnMethod | None" = None) -> "Aggregator":
     """The method of a configuration, which leaves to the communication what that cuts.
 
     Args:
         config: a validated one.
         largest_rank: the largest rank that any client trains.
+        own: the object of a method that the configuration cannot say.
     """
     section = config.communication
+    if own is not None:
+        return own.sending(whole_sum=section.feedback_at_server)
     codec = _codec(section.download)
     return make_aggregator(
         config.aggregation, largest_rank, codec.itemsize, 2 * codec.row_overhead, whole_sum=section.feedback_at_server
     )
 
 
-def communication_of(config: "Config") -> "Communication":
-    """The compression of both directions that a configuration asks for."""
+def communication_of(config: "Config", own: "OwnMethod | None" = None) -> "Communication":
+    """The compression of both directions that a configuration asks for.
+
+    Args:
+        config: a validated one.
+        own: the object of a method that the configuration cannot say.
+    """
     from florist.compression.feedback import Compression, Feedback
     from florist.federation.communication import Communication
 
@@ -178,7 +187,7 @@ def communication_of(config: "Config") -> "Communication":
     download: Compression | None = None
     upload: Compression | None = None
     if section.feedback_at_server:
-        download = Compression(_codec(section.download), _download_rule(config), Feedback(SERVER_RANK_FACTOR))
+        download = Compression(_codec(section.download), _download_rule(config, own), Feedback(SERVER_RANK_FACTOR))
     elif section.download != "float32":
         download = Compression(_codec(section.download))
     feedback = Feedback() if section.feedback_at_clients else None
@@ -188,9 +197,11 @@ def communication_of(config: "Config") -> "Communication":
     return Communication(upload, download, saved_codec(section.upload), saved_codec(section.download))
 
 
-def _download_rule(config: "Config") -> "RankRule | None":
+def _download_rule(config: "Config", own: "OwnMethod | None") -> "RankRule | None":
     """The rule that cuts what is due; None where the method sends all of it."""
-    if not METHODS[config.aggregation.method].keys:
+    if own is not None:
+        return own.rank_rule
+    if not (method_named(config.aggregation.method) or OWN).keys:
         return None
     codec = _codec(config.communication.download)
     return rank_rule(config.aggregation, codec.itemsize, 2 * codec.row_overhead)

@@ -169,6 +169,22 @@ _METHODS = (
 
 METHODS: Mapping[str, Method] = {method.name: method for method in _METHODS}
 
+OWN = Method(
+    name="own",
+    title="A method of one's own",
+    arxiv=None,
+    summary="An object that was given from code.",
+    make=lambda _: _refuse_own(),
+    adds_exact_sum=True,  # as far as a configuration knows: whoever has the object knows better
+)
+"""What a configuration calls a method that it cannot say, an object of another class or with another rank rule."""
+
+
+def method_named(name: str) -> Method | None:
+    """The method of a name, `OWN` included; None for an unknown name."""
+    return OWN if name == OWN.name else METHODS.get(name)
+
+
 # The classes themselves in the place of these functions would be looked up, and torch loaded, with the table.
 LOCAL_INITS: "Mapping[str, Callable[[], LocalInit]]" = {
     "fresh": lambda: florist.Fresh(),  # noqa: PLW0108
@@ -194,7 +210,7 @@ def make_aggregator(
         overhead: bytes of one direction beside its numbers; a budget counts them as well.
         whole_sum: whether the broadcast is cut after the aggregation.
     """
-    return METHODS[section.method].make(Use(section, largest_rank, itemsize, overhead, whole_sum))
+    return (method_named(section.method) or OWN).make(Use(section, largest_rank, itemsize, overhead, whole_sum))
 
 
 def rank_rule(section: "AggregationSection", itemsize: float = 4, overhead: int = 0) -> "RankRule":
@@ -220,6 +236,13 @@ def rank_rule(section: "AggregationSection", itemsize: float = 4, overhead: int 
             f"expected one of {', '.join(HOW_MUCH)}, which method = {section.method!r} does not take"
         )
     return florist.Capped(rule, section.max_rank) if section.max_rank is not None else rule
+
+
+def _refuse_own() -> "Aggregator":
+    raise ConfigurationError(
+        f"aggregation.method = {OWN.name!r}: expected one of {', '.join(METHODS)}, and {OWN.name} is an object that "
+        "only code has; give it to florist.simulate"
+    )
 
 
 def _whole_sum() -> "Aggregator":

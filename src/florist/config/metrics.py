@@ -70,13 +70,61 @@ def metrics(
         found = [METRICS[config.task.kind][name](config, examples, tokenizer) for name in some]
         return tuple(metric for i, metric in enumerate(found) if metric not in found[:i])
 
-    test = encode_held_out(splits.test, "the held-out examples")
+    test = encode_held_out(splits.test if names else (), "the held-out examples")
     if on_validation:
         in_rounds = of(encode_held_out(splits.validation, "the validation examples"), measured)
         at_the_end = of(test, names)
     else:
         in_rounds, at_the_end = of(test, names), ()
     return in_rounds, at_the_end + _harness(config, tokenizer)
+
+
+def client_metrics(
+    config: Config,
+    names: Sequence[str],
+    encode_held_out: Callable[[Sequence[Example], str], EncodedExamples],
+    splits: Splits,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Mapping[str, tuple[Metric, ...]]:
+    """Return the metrics of every round on the held-out examples of each client; none where they are not asked for.
+
+    Raises:
+        ConfigurationError: They are asked for, and no client has held-out examples of its own.
+    """
+    by_client = _own_examples(config, splits)
+    names = [name for name in names if name != "multiple_choice"]  # its questions belong to nobody
+
+    def of(examples: EncodedExamples) -> tuple[Metric, ...]:
+        found = [METRICS[config.task.kind][name](config, examples, tokenizer) for name in names]
+        return tuple(metric for i, metric in enumerate(found) if metric not in found[:i])
+
+    return {
+        client_id: of(encode_held_out(examples, f"the held-out examples of {client_id}"))
+        for client_id, examples in by_client.items()
+    }
+
+
+def require_own_examples(config: Config, splits: Splits) -> None:
+    """Check that clients have held-out examples of their own where these are to be measured.
+
+    Raises:
+        ConfigurationError: They have not.
+    """
+    _own_examples(config, splits)
+
+
+def _own_examples(config: Config, splits: Splits) -> Mapping[str, Sequence[Example]]:
+    if not config.evaluation.by_client:
+        return {}
+    on_validation = config.has_validation and config.evaluation.split != "test"
+    own = splits.validation_by_client if on_validation else splits.test_by_client
+    if not own:
+        what = "validation" if on_validation else "test"
+        raise ConfigurationError(
+            f"evaluation.by_client = true: expected {what} examples of every client's own, and data.{what} has those "
+            f"of all together; leave that out, and data.{what}_fraction of every client's examples is held out"
+        )
+    return own
 
 
 def _multiple_choice(config: Config, tokenizer: PreTrainedTokenizerBase) -> MultipleChoice:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from florist.config import communication, methods
-from florist.config.sections import Config, Section
+from florist.config.sections import FROM_CODE, Config, Section
 from florist.errors import ConfigurationError, MissingInputError
 
 SectionType = TypeVar("SectionType", bound=Section)
@@ -92,16 +92,34 @@ def read_config(
             brought[name] = f"{option} {override}".strip() if number == 0 else override
     for section, values in (unused or {}).items():
         tables.setdefault(section, dict(values))
+    config, problems = _checked(tables)
+    if config is None:
+        raise ConfigurationError(_told_by_source(problems, path, in_file, brought))
+    return config
+
+
+def config_of(tables: Mapping[str, Mapping[str, Any]]) -> Config:
+    """The configuration of some tables, which no file holds; a relative path is relative to the current directory.
+
+    Raises:
+        ConfigurationError: Some keys are unknown or wrong or contradict each other.
+    """
+    own = {name: dict(table) for name, table in tables.items()}
+    _anchor(own, Path.cwd())
+    config, problems = _checked(own)
+    if config is None:
+        raise ConfigurationError("; ".join(problem.text for problem in problems))
+    return config
+
+
+def _checked(tables: dict[str, Any]) -> tuple[Config | None, list[_Problem]]:
     # Unknown keys are taken out first, because a section that has some is not searched for contradictions.
     problems = list(_drop_unknown(tables))
     try:
         config = Config.model_validate(tables)
     except ValidationError as error:
-        problems += _explain(error)
-        raise ConfigurationError(_told_by_source(problems, path, in_file, brought)) from error
-    if problems:
-        raise ConfigurationError(_told_by_source(problems, path, in_file, brought))
-    return config
+        return None, [*problems, *_explain(error)]
+    return (None if problems else config), problems
 
 
 def validated(
@@ -152,11 +170,11 @@ def to_toml(config: Config) -> str:
 def _anchor(tables: dict[str, Any], folder: Path) -> None:
     for section, key in _PATHS:
         table = tables.get(section)
-        if not isinstance(table, dict):
+        if not isinstance(table, dict) or table.get(key) == FROM_CODE:
             continue
         value = table.get(key)
-        # A model may also be a hub id, which looks like a relative path; it is a path where something exists.
-        if isinstance(value, str) and (section != "model" or value.startswith(".") or (folder / value).exists()):
+        # A model may be a hub id and a store a server, which look like relative paths; they are where something exists.
+        if isinstance(value, str) and (section not in {"model", "tracking"} or value.startswith(".") or (folder / value).exists()):
             table[key] = str((folder / value).resolve())
 
 

@@ -15,6 +15,19 @@ OVER_FLOWER = (*IN_ONE_PROCESS, "flower.*", "data.path", "model.name_or_path")
 the base of before is checked by its fingerprint."""
 
 
+def require_from_configuration(run: RunDirectory) -> None:
+    """Check that a configuration file says all that a run needs to go on.
+
+    Raises:
+        ConfigurationError: the run was begun from code.
+    """
+    if run.facts.given is not None:
+        raise ConfigurationError(
+            f"the run in {run.path} was begun from code, with objects that no file has; go on in Python with the same "
+            f"arguments: florist.simulate(..., out={str(run.path)!r}, resume=True)"
+        )
+
+
 def require_resumable(run: RunDirectory, config: Config, may_change: Collection[str]) -> None:
     """Check that a run is resumed with the settings that it was begun with, except for those that may change.
 

@@ -16,6 +16,8 @@ from florist.config.methods import (
     HOW_MUCH,
     LOCAL_INITS,
     METHODS,
+    OWN,
+    method_named,
     require_own_keys,
 )
 from florist.tracking.trackers import TRACKERS
@@ -26,13 +28,16 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 LANGUAGE_MODELLING = "causal-lm"
 CLASSIFICATION = "sequence-classification"
 
+FROM_CODE = "(given from code)"
+"""What stands in a configuration for the path or the name of what was an object."""
 
-def _one_of(names: Collection[str]) -> AfterValidator:
-    """A text that is one of these names, refused in the words that pydantic has for a Literal."""
+
+def _one_of(names: Collection[str], *beside: str) -> AfterValidator:
+    """A text that is one of these names, or of others beside, refused in the words that pydantic has for a Literal."""
     *others, last = map(repr, names)
 
     def known(text: str) -> str:
-        if text not in names:
+        if text not in names and text not in beside:
             raise ValueError(f"Input should be {', '.join(others)} or {last}")
         return text
 
@@ -129,7 +134,7 @@ class DataSection(Section):
     rows: str | None = None
     """The part of every training file to use, as a Python slice ``start:stop:step``; ``1::2`` is every second
     example."""
-    format: Literal["auto", "alpaca", "dolly", "messages", "sharegpt"] = "auto"
+    format: Literal["auto", "alpaca", "dolly", "messages", "sharegpt", "text"] = "auto"
     """The shape of the examples; ``auto`` takes the shape of the first one."""
     instruction_field: str | None = None
     """The field of the instruction where the shape is none of these; `output_field` must be set as well."""
@@ -265,8 +270,8 @@ class AggregationSection(Section):
     written down therefore says what was done.
     """
 
-    method: Annotated[str, _one_of(METHODS)] = DEFAULT_METHOD
-    """The name of an aggregation method."""
+    method: Annotated[str, _one_of(METHODS, OWN.name)] = DEFAULT_METHOD
+    """The name of an aggregation method; ``own`` stands for an object that was given from code."""
     tau: Annotated[float, _fraction("the energy")] | None = None
     """The fraction of the energy to keep. It is the default way to say how much."""
     scope: Literal["per-module", "global"] | None = None
@@ -281,7 +286,7 @@ class AggregationSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _with_defaults(cls, given: Any) -> Any:
-        method = METHODS.get(str(given.get("method", DEFAULT_METHOD))) if isinstance(given, Mapping) else None
+        method = method_named(str(given.get("method", DEFAULT_METHOD))) if isinstance(given, Mapping) else None
         if method is None:
             return given  # which is refused with a reason
         defaults: dict[str, Any] = {"scope": "per-module"}
@@ -292,7 +297,7 @@ class AggregationSection(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "AggregationSection":
-        require_own_keys(METHODS[self.method], self.model_dump(exclude={"method"}, exclude_none=True))
+        require_own_keys(method_named(self.method) or OWN, self.model_dump(exclude={"method"}, exclude_none=True))
         rules = {name: value for name in HOW_MUCH if (value := getattr(self, name)) is not None}
         if len(rules) > 1:
             given = " and ".join(f"{name} = {value}" for name, value in rules.items())
@@ -353,6 +358,8 @@ class EvaluationSection(Section):
     split: Literal["validation", "test"] | None = None
     """The examples that the rounds are measured on; by default the validation examples where there are some. The final
     adapter is then measured on the test examples as well."""
+    by_client: bool = False
+    """Whether the rounds are measured on the held-out examples of each client as well."""
     batch_size: Positive = 32
     """How many examples are measured together."""
     max_new_tokens: Positive = 64

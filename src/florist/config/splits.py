@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -33,11 +33,19 @@ class Splits:
         training: the training examples by client, in the order of the clients.
         validation: the examples to choose by; there may be none.
         test: the held-out examples.
+        validation_by_client: those of the validation examples that a client held out of its own, by client.
+        test_by_client: those of the test examples that a client held out of its own, by client.
     """
 
     training: Mapping[str, list[Example]]
     validation: Sequence[Example]
     test: Sequence[Example]
+    validation_by_client: Mapping[str, Sequence[Example]] = field(default_factory=dict[str, Sequence[Example]])
+    test_by_client: Mapping[str, Sequence[Example]] = field(default_factory=dict[str, Sequence[Example]])
+
+
+HeldOut = Sequence[Example] | Mapping[str, Sequence[Example]]
+"""Examples that nobody trains on, whose they are or not."""
 
 
 def read_splits(config: Config, choose: Callable[[Sequence[str]], str] | None = None) -> Splits:
@@ -71,16 +79,38 @@ def read_splits(config: Config, choose: Callable[[Sequence[str]], str] | None = 
     if choose is not None:
         client_id = choose(list(by_client))
         by_client = {client_id: by_client[client_id]}
-    if data.test is not None:
-        test = read_examples(Path(data.path, data.test))
-    else:
-        by_client, test = _held_out(config, by_client, data.test_fraction, "test")
-    if data.validation is not None:
-        return Splits(by_client, read_examples(Path(data.path, data.validation)), test)
-    if data.validation_fraction is not None:
-        by_client, validation = _held_out(config, by_client, data.validation_fraction, "validation")
-        return Splits(by_client, validation, test)
-    return Splits(by_client, [], test)
+    test = read_examples(Path(data.path, data.test)) if data.test is not None else None
+    validation = read_examples(Path(data.path, data.validation)) if data.validation is not None else None
+    return split(config, by_client, test, validation)
+
+
+def split(
+    config: Config, by_client: ClientExamples, test: HeldOut | None = None, validation: HeldOut | None = None
+) -> Splits:
+    """Hold some of every client's examples out, as far as none are given that nobody trains on.
+
+    Args:
+        config: says which fractions are held out, and the seed.
+        by_client: the examples of every client.
+        test: the test examples; by default a fraction of every client's.
+        validation: the validation examples; by default the configured fraction of every client's, or none.
+
+    Raises:
+        DataError: a client has too few examples.
+    """
+    fraction = config.data.validation_fraction
+    if test is None:
+        by_client, test = _held_out(config, by_client, config.data.test_fraction, "test")
+    if validation is None and fraction is not None:
+        by_client, validation = _held_out(config, by_client, fraction, "validation")
+    (chosen_by, chosen_by_client), (tested, tested_by_client) = _whose(validation or []), _whose(test)
+    return Splits(by_client, chosen_by, tested, chosen_by_client, tested_by_client)
+
+
+def _whose(held_out: HeldOut) -> tuple[Sequence[Example], Mapping[str, Sequence[Example]]]:
+    if isinstance(held_out, Mapping):
+        return [example for own in held_out.values() for example in own], held_out
+    return held_out, {}
 
 
 def read_held_out(config: Config) -> Splits:
@@ -159,9 +189,9 @@ _DRAWS = {"test": "hold out", "validation": "hold out for validation"}
 
 def _held_out(
     config: Config, by_client: ClientExamples, fraction: float, what: str
-) -> tuple[ClientExamples, list[Example]]:
+) -> tuple[ClientExamples, ClientExamples]:
     kept: ClientExamples = {}
-    held_out: list[Example] = []
+    held_out: ClientExamples = {}
     for client_id, own in by_client.items():
         try:
             training, held = hold_out(len(own), fraction, config.federation.seed, _DRAWS[what])
@@ -170,7 +200,7 @@ def _held_out(
                 f"{client_id}: {error}; give it more, or set [data] {what} to a file of {what} examples"
             ) from error
         kept[client_id] = [own[i] for i in training]
-        held_out += [own[i] for i in held]
+        held_out[client_id] = [own[i] for i in held]
     return kept, held_out
 
 

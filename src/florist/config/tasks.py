@@ -28,16 +28,20 @@ from florist.data import (
     InstructionPrompt,
     InstructionShape,
     PlainChat,
+    PlainText,
     Renderer,
+    TextShape,
     alpaca_prompt,
+    as_features,
     classes,
     encode_examples,
     instruction_and_input,
+    is_encoded,
     recognise,
     template_prompt,
 )
 from florist.errors import ConfigurationError
-from florist.models.loading import load_causal_lm, load_classifier
+from florist.models.loading import head_of, load_causal_lm, load_classifier, require_classes
 from florist.models.quantization import prepared, quantized_loading
 
 Encode = Callable[[Sequence[Example], str], EncodedExamples]
@@ -83,7 +87,11 @@ class Task:
 
 
 def load_task(
-    config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequence[Example], kept: Encoded | None
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    training: Sequence[Example],
+    kept: Encoded | None,
+    given: PreTrainedModel | None = None,
 ) -> Task:
     """Load the base model of a configuration, and prepare the encoders of its examples.
 
@@ -92,6 +100,7 @@ def load_task(
         tokenizer: the tokenizer of the base.
         training: examples that tell the classes, and the shape of all of them.
         kept: where encoded examples are looked up and kept; None where whoever asks for some keeps them.
+        given: a base model to take in the place of one that is loaded.
 
     Raises:
         ConfigurationError: keys contradict the examples or the tokenizer.
@@ -103,16 +112,22 @@ def load_task(
     quantized = quantized_loading(bits, dtype) if bits is not None else {}
     if config.task.kind == CLASSIFICATION and data.label_field is not None:
         labels = config.task.labels or classes(training, data.label_field)
-        base, head = load_classifier(
-            name, dtype, labels, config.lora.modules_to_save, config.federation.seed, **quantized
-        )
+        own_head = config.lora.modules_to_save
+        if given is not None:
+            base, head = given, head_of(given, name, own_head)
+            require_classes(base, labels)
+        else:
+            base, head = load_classifier(name, dtype, labels, own_head, config.federation.seed, **quantized)
         text = template_prompt(data.prompt_template or "{instruction}")
         encoder = ClassificationEncoder(tokenizer, text, data.label_field, labels, data.max_length)
         encoding = _encoding(encoder, DataCollatorWithPadding(tokenizer), kept, "text")
         return Task(prepared(base) if bits else base, head, "SEQ_CLS", encoding, encoding)
-    base = load_causal_lm(name, dtype, **quantized)
-    render = _renderer(config, tokenizer, training)
+    base = given if given is not None else load_causal_lm(name, dtype, **quantized)
     collate = DataCollatorForSeq2Seq(tokenizer)
+    if is_encoded(training[0]):
+        encoding = _encoding(as_features, collate, kept, "tokens")
+        return Task(base, config.lora.modules_to_save or (), "CAUSAL_LM", encoding, encoding)
+    render = _renderer(config, tokenizer, training)
     learn, answer = (
         _encoding(
             CausalLmEncoder(tokenizer, render, data.max_length, loss_on_prompts),
@@ -154,6 +169,13 @@ def _renderer(config: Config, tokenizer: PreTrainedTokenizerBase, training: Sequ
             f"data.chat_template = true: expected a tokenizer with a chat template, and that of "
             f"{config.model.name_or_path} has none; leave it at 'auto'"
         )
+    if isinstance(shape, TextShape):
+        if data.prompt_template is not None or data.chat_template is True:
+            raise ConfigurationError(
+                "data.prompt_template and data.chat_template = true are for examples with an instruction, and these "
+                "are whole texts: remove them"
+            )
+        return PlainText(shape)
     if isinstance(shape, ChatShape):
         if data.prompt_template is not None:
             raise ConfigurationError(

@@ -2,10 +2,17 @@
 
 from florist.data.causal_lm import CausalLmEncoder, opening_tokens
 from florist.data.classification import ClassificationEncoder, classes
-from florist.data.examples import IGNORED, EncodedExamples, Features, encode_examples
+from florist.data.examples import IGNORED, EncodedExamples, Features, as_features, encode_examples, is_encoded
 from florist.data.prompts import alpaca_prompt, instruction_and_input, template_prompt
 from florist.data.reading import Example, read_examples
-from florist.data.rendering import ChatTemplate, InstructionConversation, InstructionPrompt, PlainChat, Renderer
+from florist.data.rendering import (
+    ChatTemplate,
+    InstructionConversation,
+    InstructionPrompt,
+    PlainChat,
+    PlainText,
+    Renderer,
+)
 from florist.data.shapes import (
     ALPACA,
     DOLLY,
@@ -15,6 +22,7 @@ from florist.data.shapes import (
     ChatShape,
     ExampleShape,
     InstructionShape,
+    TextShape,
     recognise,
 )
 
@@ -37,11 +45,15 @@ __all__ = [
     "InstructionPrompt",
     "InstructionShape",
     "PlainChat",
+    "PlainText",
     "Renderer",
+    "TextShape",
     "alpaca_prompt",
+    "as_features",
     "classes",
     "encode_examples",
     "instruction_and_input",
+    "is_encoded",
     "opening_tokens",
     "read_examples",
     "recognise",

@@ -56,3 +56,27 @@ def encode_examples(
         except DataError as error:
             raise DataError(f"{source}, example {number}: {error}") from error
     return EncodedExamples(features, collate)
+
+
+def is_encoded(example: Example) -> bool:
+    """Tell whether an example holds token numbers already."""
+    return "input_ids" in example
+
+
+def as_features(example: Example) -> Features:
+    """Return the token numbers and labels of an example that was encoded before; without labels, every token counts.
+
+    Raises:
+        DataError: The example has no token numbers, another number of labels, or no token whose loss could count.
+    """
+    ids = example.get("input_ids")
+    labels = example.get("labels", ids)
+    if not (isinstance(ids, list) and isinstance(labels, list) and len(ids) == len(labels)):
+        raise DataError(
+            "expected input_ids and as many labels, both lists of numbers, as in the first example, got an example "
+            f"with the fields {sorted(example)}; encode all examples alike"
+        )
+    # The first token of a sequence is predicted from nothing, so that its loss never counts.
+    if all(label == IGNORED for label in labels[1:]):
+        raise DataError(f"expected at least one label after the first that is not {IGNORED}; remove the example")
+    return {"input_ids": list(ids), "labels": list(labels)}

@@ -7,7 +7,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from florist.data.reading import Example
-from florist.data.shapes import ASSISTANT, SYSTEM, USER, ChatShape, Conversation, InstructionShape, Message
+from florist.data.shapes import ASSISTANT, SYSTEM, USER, ChatShape, Conversation, InstructionShape, Message, TextShape
 from florist.errors import DataError
 
 Span = tuple[int, int]
@@ -34,6 +34,21 @@ class Segment:
 
 Renderer = Callable[[Example], Sequence[Segment]]
 """Turns an example into segments: a prompt, its answer, and in a conversation the next ones in turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlainText:
+    """Takes a whole text as what the model is to write, after no prompt but the tokens that open a text."""
+
+    shape: TextShape
+
+    def __call__(self, example: Example) -> Sequence[Segment]:
+        """Return two segments, of which the first is empty.
+
+        Raises:
+            DataError: The example lacks the text.
+        """
+        return Segment("", framed=True), Segment(self.shape.value(example), answer=True, framed=True)
 
 
 @dataclass(frozen=True, slots=True)

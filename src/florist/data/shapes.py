@@ -117,17 +117,42 @@ class ChatShape:
         return tuple(messages)
 
 
-ExampleShape = InstructionShape | ChatShape
+@dataclass(frozen=True, slots=True)
+class TextShape:
+    """The name of the field that holds a whole text, of which every token is to be learnt."""
+
+    text: str
+
+    def fits(self, example: Example) -> bool:
+        """Tell whether an example has the text."""
+        return isinstance(example.get(self.text), str)
+
+    def value(self, example: Example) -> str:
+        """Return the text.
+
+        Raises:
+            DataError: The example lacks it.
+        """
+        if not self.fits(example):
+            raise DataError(
+                f"expected examples with a text in the field {self.text!r}, got {sorted(example)}; set [data] format"
+            )
+        return str(example[self.text])
+
+
+ExampleShape = InstructionShape | ChatShape | TextShape
 
 ALPACA = InstructionShape("instruction", "input", "output")
 DOLLY = InstructionShape("instruction", "context", "response")
 MESSAGES = ChatShape("messages", "role", "content")
 SHAREGPT = ChatShape("conversations", "from", "value")
+TEXT = TextShape("text")
 KNOWN_SHAPES: Mapping[str, ExampleShape] = {
     "alpaca": ALPACA,
     "dolly": DOLLY,
     "messages": MESSAGES,
     "sharegpt": SHAREGPT,
+    "text": TEXT,
 }
 
 
@@ -150,6 +175,8 @@ def recognise(examples: Sequence[Example]) -> ExampleShape:
 def _described(shape: ExampleShape) -> str:
     if isinstance(shape, InstructionShape):
         return f"{shape.instruction}, {shape.input}, {shape.output}"
+    if isinstance(shape, TextShape):
+        return shape.text
     return f"{shape.messages} with {shape.role} and {shape.content}"
 
 

@@ -59,12 +59,15 @@ class RunFacts:
         threads: how many torch threads it uses. A resumed run uses as many, since sums in another order round
             differently.
         initial: the metrics before the first round.
+        given: what code gave, by name, in words that differ where the objects do; None where a configuration file
+            says all of it.
     """
 
     florist: str
     method: str
     threads: int
     initial: Mapping[str, Number]
+    given: Mapping[str, str] | None = None
 
 
 _FACTS, _TEST = TypeAdapter(RunFacts), TypeAdapter(FinalTest)

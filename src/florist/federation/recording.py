@@ -23,7 +23,11 @@ class LocalWork:
 
 
 def round_record(
-    closed: ClosedRound, work: Mapping[str, LocalWork], metrics: Mapping[str, float], seconds: Mapping[str, float]
+    closed: ClosedRound,
+    work: Mapping[str, LocalWork],
+    metrics: Mapping[str, float],
+    seconds: Mapping[str, float],
+    client_metrics: Mapping[str, Mapping[str, float]] | None = None,
 ) -> RoundRecord:
     """The record of a closed round. It counts what was sent to every client, whether its update counts or not.
 
@@ -32,6 +36,7 @@ def round_record(
         work: what was measured of every client that was asked, by client id.
         metrics: what the global adapter measured after the round; empty where it was not evaluated.
         seconds: the duration of every phase.
+        client_metrics: the same metrics on the held-out examples of each client, where they were measured.
     """
     certificate = closed.broadcast.certificate if closed.broadcast else None
     sent = {client_id: delivery.nbytes for client_id, delivery in closed.deliveries.items()}
@@ -68,4 +73,5 @@ def round_record(
         seconds=seconds,
         codec_error=certificate.codec_error if certificate else 0.0,
         held_back=closed.state.owed.norm,
+        client_metrics=client_metrics or {},
     )

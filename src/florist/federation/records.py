@@ -1,7 +1,7 @@
 """What is written down of a run: a line of ``rounds.jsonl`` for every round, and ``test.json``."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from florist.files.strict_json import Number
 
@@ -62,6 +62,8 @@ class RoundRecord:
         seconds: the duration of every phase.
         codec_error: the norm of what the codec made of the broadcast, less what it was.
         held_back: the norm of what the server holds back and sends later.
+        client_metrics: what the global adapter measured on the held-out examples of each client, by client and metric;
+            empty where that was not asked for, or the round was not evaluated.
     """
 
     round: int
@@ -81,6 +83,7 @@ class RoundRecord:
     seconds: Mapping[str, Number]
     codec_error: Number = 0.0
     held_back: Number = 0.0
+    client_metrics: Mapping[str, Mapping[str, Number]] = field(default_factory=dict[str, Mapping[str, Number]])
 
 
 @dataclass(frozen=True, slots=True)

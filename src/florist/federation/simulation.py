@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -25,7 +25,8 @@ from florist.federation.state import ServerState
 from florist.files.locking import sole_process
 from florist.files.outputs import new_directory
 from florist.models.federated_model import FederatedModel, LocalLora
-from florist.models.training import TrainingSettings, fastest_thread_count, train
+from florist.models.local_training import LocalTraining, TrainingContext, by_trainer, trained
+from florist.models.training import TrainingSettings, fastest_thread_count
 from florist.rounds import NO_ADAPTER, ClientUpdate, SavedParameters
 from florist.seeding import derive_seed
 
@@ -78,6 +79,8 @@ class Simulation:
         final_metrics: what is measured of the final adapter once, on examples that no choice was made by.
         evaluate_every: how many rounds lie between evaluations; the last round is always evaluated.
         flush: whether the final adapter, and its test, have what the server still holds back.
+        client_metrics: what is measured in the rounds on the held-out examples of each client, by client id.
+        local_training: how clients train.
     """
 
     model: FederatedModel
@@ -89,6 +92,8 @@ class Simulation:
     final_metrics: tuple[Metric, ...] = ()
     evaluate_every: int = 1
     flush: bool = True
+    client_metrics: Mapping[str, tuple[Metric, ...]] = field(default_factory=dict[str, tuple[Metric, ...]])
+    local_training: LocalTraining = by_trainer
 
     @property
     def initial_state(self) -> ServerState:
@@ -104,7 +109,16 @@ class Simulation:
         self._show(adapter, saved_parameters)
         return dict(self._measure(self.metrics))
 
-    def start(self, path: Path, config_toml: str, method: str, threads: int | None, observer: Observer) -> RunDirectory:
+    def start(
+        self,
+        path: Path,
+        config_toml: str,
+        method: str,
+        threads: int | None,
+        observer: Observer,
+        *,
+        given: Mapping[str, str] | None = None,
+    ) -> RunDirectory:
         """Measure the base model, choose the number of threads, and create the directory of a run.
 
         Nothing is left behind where the first evaluation fails.
@@ -115,6 +129,7 @@ class Simulation:
             method: the name of the aggregation method, for the record.
             threads: how many torch threads to use; None for the faster of one and all.
             observer: is told of the evaluation.
+            given: what code gave, by name; None where the configuration says all.
 
         Raises:
             OutputExistsError, UnwritableOutputError: as `outputs.require_absent`.
@@ -122,7 +137,7 @@ class Simulation:
         threads = threads or self.fastest_threads()
         torch.set_num_threads(threads)
         observer.evaluating(0)
-        facts = RunFacts(version("florist"), method, threads, self.evaluate(self.initial_state))
+        facts = RunFacts(version("florist"), method, threads, self.evaluate(self.initial_state), given)
         return RunDirectory.create(path, config_toml, facts)
 
     def run(self, directory: RunDirectory, observer: Observer) -> list[RoundRecord]:
@@ -202,7 +217,7 @@ class Simulation:
                     sent[client.client_id] = self.federation.sent_update(state, update, owed.of(client.client_id))
                 except NonFiniteUpdateError as error:
                     unsent.append(Drop(client.client_id, f"its update cannot be sent: {error}"))
-        trained = time.perf_counter()
+        uploaded = time.perf_counter()
         closed = self.federation.close_round(state, [each.update for each in sent.values()], unsent)
         if closed.broadcast is not None:
             # An update that does not count was not sent, as far as the sums go: its client owes what it owed before.
@@ -210,17 +225,19 @@ class Simulation:
             owed = owed.followed_by(round_number, counted)
         aggregated = time.perf_counter()
         metrics: Mapping[str, float] = {}
+        by_client: Mapping[str, Mapping[str, float]] = {}
         if round_number % self.evaluate_every == 0 or round_number == self.rounds:
             observer.evaluating(round_number)
             metrics = self.evaluate(closed.state)
+            by_client = {client_id: dict(self._measure(own)) for client_id, own in self.client_metrics.items()}
         ended = time.perf_counter()
         seconds = {
-            "train": trained - started,
-            "aggregate": aggregated - trained,
+            "train": uploaded - started,
+            "aggregate": aggregated - uploaded,
             "evaluate": ended - aggregated,
             "total": ended - started,
         }
-        return closed.state, owed, round_record(closed, work, metrics, seconds)
+        return closed.state, owed, round_record(closed, work, metrics, seconds, by_client)
 
     def _train(self, client: Client, state: ServerState, observer: Observer) -> tuple[ClientUpdate, LocalWork]:
         round_number, seed = state.round_number + 1, self.federation.seed
@@ -234,13 +251,14 @@ class Simulation:
             seed=self.federation.local_seed(round_number, client.client_id),
             max_rank=self.federation.max_rank,
         )
-        outcome = train(
-            self.model.peft,
-            client.examples,
-            client.training,
+        context = TrainingContext(
+            client_id=client.client_id,
+            round_number=round_number,
             seed=derive_seed(seed, "training", round_number, client.client_id),
+            settings=client.training,
             on_step=lambda done, total: observer.training(round_number, client.client_id, done, total),
         )
+        outcome = trained(self.local_training, self.model.peft, client.examples, context)
         update = ClientUpdate(
             client_id=client.client_id,
             adapter=self.model.read_local(),

@@ -27,7 +27,15 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: The tokenizer cannot be loaded, or it has neither a padding nor an end-of-sequence token.
     """
-    tokenizer = from_pretrained(AutoTokenizer, name_or_path)
+    return with_padding(from_pretrained(AutoTokenizer, name_or_path), name_or_path)
+
+
+def with_padding(tokenizer: PreTrainedTokenizerBase, name_or_path: str) -> PreTrainedTokenizerBase:
+    """Give a tokenizer a padding token where it has none, and return it.
+
+    Raises:
+        ModelError: It has neither a padding nor an end-of-sequence token.
+    """
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         raise ModelError(
             f"{name_or_path}: expected a tokenizer with a padding or an end-of-sequence token, got neither; set "
@@ -90,6 +98,22 @@ def load_classifier(
             label2id={label: number for number, label in enumerate(labels)},
             **loading,
         )
+    names = head_of(model, name_or_path, head)
+    _require_complete(name_or_path, missing, names)
+    return model, names
+
+
+def head_of(model: nn.Module, name_or_path: str, head: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the names of the modules that make up the head of a classifier.
+
+    Args:
+        model: The classifier.
+        name_or_path: What the error calls it.
+        head: The modules to train whole; by default those of ``classifier`` and ``score`` that exist, as in PEFT.
+
+    Raises:
+        ModelError: A named module does not exist, or there is none of the default ones.
+    """
     children = dict(model.named_modules())
     names = head if head is not None else tuple(name for name in ("classifier", "score") if name in children)
     absent = [name for name in names if name not in children]
@@ -98,8 +122,20 @@ def load_classifier(
             f"{name_or_path}: expected the head modules {absent or ['classifier', 'score']}, and the model has "
             f"{sorted(name for name in children if name and '.' not in name)}; set [lora] modules_to_save"
         )
-    _require_complete(name_or_path, missing, names)
-    return model, names
+    return names
+
+
+def require_classes(model: PreTrainedModel, labels: tuple[str, ...]) -> None:
+    """Check that a classifier has a class for every label.
+
+    Raises:
+        ModelError: It has another number of classes.
+    """
+    if model.config.num_labels != len(labels):
+        raise ModelError(
+            f"expected a model with {len(labels)} classes, one for each of {list(labels)}, got one with "
+            f"{model.config.num_labels}; load it with num_labels={len(labels)}, or name its classes in [task] labels"
+        )
 
 
 def _load(auto: Any, name_or_path: str, dtype: torch.dtype, **settings: Any) -> tuple[PreTrainedModel, list[str]]:

@@ -1,0 +1,90 @@
+"""Building a simulation from objects, and playing it into a run directory."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from florist.config.building import build
+from florist.config.given import Given
+from florist.config.reading import read_config, to_toml
+from florist.config.sections import Config
+from florist.config.splits import Splits
+from florist.errors import ConfigurationError
+from florist.federation.history import RunDirectory
+from florist.files.locking import sole_process
+from florist.files.outputs import require_absent
+from florist.simulating.lending import lent
+from florist.simulating.objects import Callbacks, described
+from florist.simulating.resuming import require_same
+from florist.simulating.run import Run
+
+_HEADER = (
+    '# Begun from code by florist.simulate: "given" in run.json names what were objects. No file can begin it again.\n'
+)
+
+
+def play(
+    config: Config,
+    splits: Splits,
+    given: Given,
+    facts: Mapping[str, str],
+    *,
+    observer: Callbacks,
+    out: Path | None,
+    resume: bool,
+) -> Run:
+    """Play a run to its end, a new one or one that goes on.
+
+    Args:
+        config: the settings.
+        splits: the examples.
+        given: the objects.
+        facts: the objects in words.
+        observer: is told of every step.
+        out: the directory of the run; None for a temporary one.
+        resume: whether a run that is there goes on.
+
+    Raises:
+        FloristError: as `building.build`, `resuming.require_same` and `Simulation.start`.
+    """
+    if resume and out is None:
+        raise ConfigurationError("resume = True: expected the directory of the run as out, got none; give out")
+    temporary = tempfile.TemporaryDirectory(prefix="florist-") if out is None else None
+    path = out if temporary is None else Path(temporary.name, "run")
+    assert path is not None  # noqa: S101  # one of the two is there
+    begun = RunDirectory.open(path) if resume and path.exists() else None
+    if begun is not None:
+        require_same(begun, config, facts)
+    else:
+        require_absent(path)
+    threads = torch.get_num_threads()
+    try:
+        with lent(given.base):
+            simulation = build(config, splits, given=given)
+            whole = simulation.model.saved_parameters
+            try:
+                if begun is None:
+                    method = config.aggregation.method
+                    if given.method is not None:
+                        method = described(type(given.method.aggregator))
+                    toml = _HEADER + to_toml(config)
+                    run = simulation.start(path, toml, method, config.training.threads, observer, given=facts)
+                else:
+                    run = begun
+                    _go_on(run, config)
+                simulation.run(run, observer)
+            finally:
+                simulation.model.saved_parameters = whole
+    finally:
+        torch.set_num_threads(threads)
+    return Run(run, temporary)
+
+
+def _go_on(run: RunDirectory, config: Config) -> None:
+    """Write down what may have changed since the run was begun."""
+    with sole_process(run.path):
+        if config.communication.flush != read_config(run.config_file).communication.flush:
+            run.set_aside_result(len(run.records()))  # what was written has what the next one lacks, or lacks it
+        run.save_config(_HEADER + to_toml(config))
