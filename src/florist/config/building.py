@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from florist.config.choice_of_rounds import round_choice
 from florist.config.communication import aggregator_of, communication_of
 from florist.config.methods import LOCAL_INITS
 from florist.config.metrics import metric_names, metrics
@@ -16,10 +18,11 @@ from florist.config.tasks import RecentEncodings, Task, load_task
 from florist.data import Example
 from florist.errors import ConfigurationError
 from florist.evaluation import Metric
+from florist.federation.kept_rounds import KeepRounds
 from florist.federation.rules import Federation
 from florist.federation.simulation import Client, Simulation
 from florist.models.federated_model import FederatedModel, LocalLora
-from florist.models.loading import fingerprint, load_tokenizer
+from florist.models.loading import fingerprint, load_tokenizer, save_tokenizer
 from florist.models.training import Hardware, TrainingSettings, require_precision
 from florist.rounds import Aggregator
 
@@ -116,6 +119,7 @@ def build(config: Config, splits: Splits | None = None, encoded: RecentEncodings
         UnsupportedHardwareError, MissingDependencyError: this machine lacks what the precision or quantization needs.
     """
     metric_names(config)
+    round_choice(config)
     splits = splits if splits is not None else read_splits(config)
     for check in (_loras, _settings):
         check(config, list(splits.training))  # before the model is loaded, which takes its time
@@ -145,6 +149,9 @@ def build(config: Config, splits: Splits | None = None, encoded: RecentEncodings
         rounds=federation.rounds,
         evaluate_every=config.evaluation.every,
         flush=config.communication.flush,
+        choice=round_choice(config),
+        keep_rounds=KeepRounds(federation.keep_rounds),
+        save_tokenizer=partial(save_tokenizer, config.model.name_or_path),
     )
 
 

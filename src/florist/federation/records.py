@@ -1,7 +1,7 @@
 """What is written down of a run: a line of ``rounds.jsonl`` for every round, and ``test.json``."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from florist.files.strict_json import Number
 
@@ -62,6 +62,10 @@ class RoundRecord:
         seconds: the duration of every phase.
         codec_error: the norm of what the codec made of the broadcast, less what it was.
         held_back: the norm of what the server holds back and sends later.
+        lost: by module, the norm of the part of the error that is not sent later: of what was cut or rounded away for
+            good.
+        best_round: the best round so far, where rounds are chosen by a metric.
+        stopped: whether the rounds stopped after this one, for want of an improvement.
     """
 
     round: int
@@ -81,6 +85,9 @@ class RoundRecord:
     seconds: Mapping[str, Number]
     codec_error: Number = 0.0
     held_back: Number = 0.0
+    lost: Mapping[str, Number] = field(default_factory=dict[str, float])
+    best_round: int | None = None
+    stopped: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,18 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def save_tokenizer(name_or_path: str, directory: Path) -> None:
+    """Write the tokenizer of a base into a directory, as it is and not as training set it up.
+
+    Raises:
+        ModelError: The tokenizer cannot be loaded.
+    """
+    try:
+        AutoTokenizer.from_pretrained(name_or_path).save_pretrained(directory)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise _no_model(name_or_path, error) from error
+
+
 def load_causal_lm(name_or_path: str, dtype: torch.dtype, **loading: Any) -> PreTrainedModel:
     """Load a causal language model.
 
