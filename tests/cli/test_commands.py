@@ -24,7 +24,7 @@ from tests.federation.test_simulation import weights
 
 from .running import COMMAND, ENVIRONMENT, Run, refused
 
-COMMANDS = ("aggregate", "compare", "inspect", "simulate", "tune")
+COMMANDS = ("aggregate", "compare", "evaluate", "export", "inspect", "simulate", "tune")
 
 
 @pytest.mark.parametrize("words", [(), *((command,) for command in COMMANDS)], ids=" ".join)

@@ -55,7 +55,7 @@ def test_the_best_round_and_the_evaluations_since_an_improvement(
     assert [replace(choice, patience=n).stops(played) for n in (1, 2, 3)] == [waited >= n for n in (1, 2, 3)]
 
 
-WORSE = "training.learning_rate=0.3"
+WORSE = "training.learning_rate=0.1"
 """After a good first round or so, the loss gets worse."""
 CHOSEN = ("data.validation_fraction=0.2", "federation.rounds=6", WORSE)
 

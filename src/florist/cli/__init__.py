@@ -10,6 +10,8 @@ from typer.core import TyperGroup
 import florist
 from florist.cli.aggregate import aggregate_command
 from florist.cli.compare import compare_command
+from florist.cli.evaluate import evaluate_command
+from florist.cli.export import export_command
 from florist.cli.inspect import inspect_command
 from florist.cli.simulate import simulate_command
 from florist.cli.tune import tune_command
@@ -38,6 +40,8 @@ app = typer.Typer(
 )
 app.command("aggregate")(aggregate_command)
 app.command("compare")(compare_command)
+app.command("evaluate")(evaluate_command)
+app.command("export")(export_command)
 app.command("inspect")(inspect_command)
 app.command("simulate")(simulate_command)
 app.command("tune")(tune_command)

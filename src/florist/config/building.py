@@ -14,7 +14,7 @@ from florist.config.methods import LOCAL_INITS
 from florist.config.metrics import metric_names, metrics
 from florist.config.sections import Config
 from florist.config.splits import Splits, read_splits
-from florist.config.tasks import RecentEncodings, Task, load_task
+from florist.config.tasks import Encoded, RecentEncodings, Task, load_task
 from florist.data import Example
 from florist.errors import ConfigurationError
 from florist.evaluation import Metric
@@ -80,16 +80,9 @@ def load(config: Config, splits: Splits, encoded: RecentEncodings | None = None)
         ModelError: the model cannot be loaded or adapted.
         UnsupportedHardwareError, MissingDependencyError: this machine lacks what the precision or quantization needs.
     """
-    training = config.training
-    require_precision(TrainingSettings(bf16=training.bf16, fp16=training.fp16), Hardware.found())
-    tokenizer = load_tokenizer(config.model.name_or_path)
-    tokenizer.padding_side = "right"  # from the left, models that count positions from there would be led astray
     examples = [example for some in splits.training.values() for example in some]
     kept = encoded.of(config, splits) if encoded is not None else None
-    task = load_task(config, tokenizer, examples or [*splits.validation, *splits.test], kept)
-    # A quantized model is put on its device as it is loaded.
-    if torch.cuda.is_available() and config.model.quantization is None:
-        task.base.to("cuda")  # pyright: ignore[reportArgumentType]  # transformers wraps Module.to without its overloads
+    tokenizer, task = load_base(config, examples or [*splits.validation, *splits.test], kept)
     base = fingerprint(task.base)
     target, ranks = config.lora.target_modules, config.lora.ranks
     largest = max(ranks) if isinstance(ranks, tuple) else ranks
@@ -102,6 +95,30 @@ def load(config: Config, splits: Splits, encoded: RecentEncodings | None = None)
         aggregator.work.trained,
     )
     return LoadedTask(config, model, aggregator, base, tokenizer, task)
+
+
+def load_base(
+    config: Config, examples: Sequence[Example], kept: Encoded | None = None
+) -> tuple[PreTrainedTokenizerBase, Task]:
+    """Load the tokenizer and the bare base model of a configuration, on the device where it is to work.
+
+    Args:
+        config: what to load.
+        examples: examples that tell the classes, and the shape of all of them.
+        kept: where encoded examples are looked up and kept.
+
+    Raises:
+        ConfigurationError, ModelError, UnsupportedHardwareError, MissingDependencyError: as `load`.
+    """
+    training = config.training
+    require_precision(TrainingSettings(bf16=training.bf16, fp16=training.fp16), Hardware.found())
+    tokenizer = load_tokenizer(config.model.name_or_path)
+    tokenizer.padding_side = "right"  # from the left, models that count positions from there would be led astray
+    task = load_task(config, tokenizer, examples, kept)
+    # A quantized model is put on its device as it is loaded.
+    if torch.cuda.is_available() and config.model.quantization is None:
+        task.base.to("cuda")  # pyright: ignore[reportArgumentType]  # transformers wraps Module.to without its overloads
+    return tokenizer, task
 
 
 def build(config: Config, splits: Splits | None = None, encoded: RecentEncodings | None = None) -> Simulation:
