@@ -2,18 +2,24 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub.errors import OfflineModeIsEnabled
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from florist.federation.history import RunDirectory
+from florist.federation.rules import ClosedRound, Federation
+from florist.federation.state import ServerState
 from florist.files.outputs import sha256
+from florist.rounds import ClientUpdate
+from tests.builders import dense_sum
 from tests.federation.test_simulation import configure, run, weights
 
 from .running import Run, refused
@@ -108,7 +114,7 @@ def test_disk_holds_what_is_documented(kept: RunDirectory, forgetful: RunDirecto
     assert sorted(whole) == sorted({f"round-{best:04d}", f"round-{ROUNDS:04d}"})
 
 
-def test_the_certificate_is_of_the_adapter_and_bounds_its_error(kept: RunDirectory) -> None:
+def test_the_certificate_is_of_the_adapter_and_its_clients(kept: RunDirectory) -> None:
     found = json.loads((kept.adapter / "florist.json").read_text())
     assert found["sha256"][WEIGHTS] == sha256(kept.adapter / WEIGHTS)
     assert (found["round"], found["rounds"], found["flushed"]) == (ROUNDS, ROUNDS, True)
@@ -118,8 +124,32 @@ def test_the_certificate_is_of_the_adapter_and_bounds_its_error(kept: RunDirecto
     for name, module in found["modules"].items():
         B, A = (tensors[f"base_model.model.{name}.lora_{half}.weight"] for half in "BA")
         assert module["norm"] == pytest.approx(float((B @ A).norm()), rel=1e-4)
-    # With feedback and a flush at the end, what is missing of the sum is what was let go alone.
-    assert found["error_at_most"] < 1e-3 * found["norm"]
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_the_bound_holds_for_the_sum_of_all_that_the_clients_sent(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flush: bool
+) -> None:
+    sums: dict[str, torch.Tensor] = {}
+    close_round = Federation.close_round
+
+    def watched(self: Federation, state: ServerState, updates: Sequence[ClientUpdate], *rest: Any) -> ClosedRound:
+        for name in updates[0].adapter:
+            sums[name] = sums.get(name, torch.zeros(())) + dense_sum(updates, name)
+        return close_round(self, state, updates, *rest)
+
+    monkeypatch.setattr(Federation, "close_round", watched)
+    directory = run(config, tmp_path / "run", f"communication.flush={str(flush).lower()}")
+    certificate = json.loads((directory.adapter / "florist.json").read_text())
+    tensors = load_file(directory.adapter / WEIGHTS)
+    total = 0.0
+    for name, module in certificate["modules"].items():
+        B, A = (tensors[f"base_model.model.{name}.lora_{half}.weight"].double() for half in "BA")
+        error = float((sums[name] - B @ A).norm())
+        assert error <= module["error_at_most"] * (1 + 1e-5)
+        assert error > 0.1 * module["error_at_most"] > 0  # and is no empty promise
+        total += error**2
+    assert total**0.5 <= certificate["error_at_most"] * (1 + 1e-5)
 
 
 def test_without_feedback_the_bound_holds_for_the_sum_that_the_clients_sent(config: Path, tmp_path: Path) -> None:

@@ -136,6 +136,8 @@ def measure(
         ModelError, UnsupportedHardwareError, MissingDependencyError: the base cannot be loaded here.
         IncompatibleAdaptersError: the adapter is for another task, or another base.
     """
+    if adapter is not None:
+        _require_task(config, adapter)
     metric_names(config)
     told("loading the model")
     tokenizer, task = load_base(config, _telling(config, to_measure))
@@ -147,6 +149,15 @@ def measure(
         return None, of_base
     model = _adapted(config, task, adapter)
     return _measured(model, metrics, told, "the adapter"), of_base
+
+
+def _require_task(config: Config, adapter: SavedAdapter) -> None:
+    expected = "SEQ_CLS" if config.task.kind == CLASSIFICATION else "CAUSAL_LM"
+    if adapter.task_type not in {None, expected}:
+        raise IncompatibleAdaptersError(
+            f"{adapter.path}: expected an adapter for {expected}, as task.kind = {config.task.kind!r} says, got one for "
+            f"{adapter.task_type}; measure it with a configuration of its task"
+        )
 
 
 def _telling(config: Config, to_measure: ToMeasure) -> Sequence[Example]:
@@ -181,11 +192,6 @@ def _measured(model: object, metrics: _ByGroup, told: Callable[[str], None], wha
 
 def _adapted(config: Config, task: Task, adapter: SavedAdapter) -> PeftModel:
     base = config.model.name_or_path
-    if adapter.task_type not in {None, task.task_type}:
-        raise IncompatibleAdaptersError(
-            f"{adapter.path}: expected an adapter for {task.task_type}, as task.kind = {config.task.kind!r} says, got "
-            f"one for {adapter.task_type}; measure it with a configuration of its task"
-        )
     there = dict(task.base.named_modules())
     strange = [
         name
@@ -195,8 +201,8 @@ def _adapted(config: Config, task: Task, adapter: SavedAdapter) -> PeftModel:
     if strange:
         raise IncompatibleAdaptersError(
             f"{adapter.path}: expected an adapter of modules of {base}, which lacks {len(strange)} of them, "
-            f"{strange[0]} for instance; it was trained on {adapter.base_model or 'a base that it does not name'}: name that in "
-            "[model]"
+            f"{strange[0]} for instance; it was trained on {adapter.base_model or 'a base that it does not name'}: "
+            "name that in [model]"
         )
     folder = adapter.weights_path.parent
     try:
