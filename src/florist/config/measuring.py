@@ -155,8 +155,8 @@ def _require_task(config: Config, adapter: SavedAdapter) -> None:
     expected = "SEQ_CLS" if config.task.kind == CLASSIFICATION else "CAUSAL_LM"
     if adapter.task_type not in {None, expected}:
         raise IncompatibleAdaptersError(
-            f"{adapter.path}: expected an adapter for {expected}, as task.kind = {config.task.kind!r} says, got one for "
-            f"{adapter.task_type}; measure it with a configuration of its task"
+            f"{adapter.path}: expected an adapter for {expected}, as task.kind = {config.task.kind!r} says, got one "
+            f"for {adapter.task_type}; measure it with a configuration of its task"
         )
 
 
