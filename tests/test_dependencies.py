@@ -17,6 +17,7 @@ EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 
 # What may import more than an installation without extras brings: the longest prefix of a module's name counts.
 NEEDS = {
+    "florist.cli.hub": {"train"},
     "florist.cli.libraries": {"train"},
     "florist.config": {"train"},
     "florist.data": {"train"},

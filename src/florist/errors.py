@@ -100,6 +100,10 @@ class MissingDependencyError(FloristError, ImportError):
     """The command needs an optional part of florist that is not installed."""
 
 
+class UploadError(FloristError, ConnectionError):
+    """The hub could not be reached, or it refused an upload; what was to be uploaded is on disk."""
+
+
 class TooFewClientsError(FloristError, TimeoutError):
     """A federation had fewer clients than it needs when the time to wait for them was over."""
 

@@ -26,6 +26,7 @@ def test_aggregate_prints_a_table_and_writes_an_adapter(
     assert [entry["weight"] for entry in certificate["inputs"]] == [0.5, 0.25, 0.25]
     assert {entry["num_examples"] for entry in certificate["inputs"]} == {None}
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
         "florist.json",

@@ -24,7 +24,7 @@ from tests.federation.test_simulation import weights
 
 from .running import COMMAND, ENVIRONMENT, Run, refused
 
-COMMANDS = ("aggregate", "compare", "inspect", "simulate", "tune", "watch")
+COMMANDS = ("aggregate", "compare", "evaluate", "export", "init", "inspect", "plan", "simulate", "tune", "watch")
 
 
 @pytest.mark.parametrize("words", [(), *((command,) for command in COMMANDS)], ids=" ".join)
@@ -289,4 +289,7 @@ def test_a_run_that_another_process_plays_is_left_alone(
 def test_a_directory_that_is_no_run_cannot_be_resumed(florist: Run, tmp_path: Path) -> None:
     assert "run.json" in refused(florist("simulate", "--resume", tmp_path))
     told = refused(florist("simulate", "--resume", tmp_path, "-o", tmp_path / "other"))
-    assert "--set may change federation.rounds, evaluation, tracking and communication.flush" in told
+    assert (
+        "--set may change federation.rounds, early_stopping and min_delta, evaluation, tracking and communication.flush"
+        in told
+    )

@@ -107,7 +107,7 @@ def test_a_run_is_swept_and_the_picks_are_written(florist: Run, runs: Path, tiny
     efficient = document["florist_e"]
     assert efficient["tau"] == min(tau for tau, loss in losses.items() if loss <= losses[1.0] + 0.05)
     # What was written is what was measured.
-    names = ["adapter_config.json", "adapter_model.safetensors", "florist.json", "tune.csv", "tune.json"]
+    names = ["README.md", "adapter_config.json", "adapter_model.safetensors", "florist.json", "tune.csv", "tune.json"]
     assert sorted(file.name for file in out.iterdir()) == names
     assert json.loads((out / "tune.json").read_text()) == document
     config = read_config(runs / "florist" / "config.toml")

@@ -18,7 +18,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 }
 BLOCKS = [
     pytest.param(block, id=f"{name}-{number}")
-    for name in ("communication", "data", "evaluation", "watch")
+    for name in ("communication", "data", "evaluation", "runs", "watch")
     for number, block in enumerate(re.findall(r"```toml\n(.*?)```", (DOCS / f"{name}.md").read_text(), re.DOTALL))
 ]
 

@@ -200,6 +200,10 @@ def _weights_path(path: Path, *, allow_pickle: bool) -> Path:
         )
     candidates = [path / WEIGHTS_NAME, path / PICKLE_NAME] if path.is_dir() else [path]
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None and (path / "run.json").is_file():
+        raise MissingInputError(
+            f"expected an adapter, and {path} is the directory of a run: give its adapter, {path / 'adapter'}"
+        )
     if found is None:
         raise MissingInputError(
             f"expected {WEIGHTS_NAME} in the adapter directory {path}, found none: it {_contents(path)}"

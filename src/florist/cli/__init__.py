@@ -10,7 +10,9 @@ from typer.core import TyperGroup
 import florist
 from florist.cli.aggregate import aggregate_command
 from florist.cli.compare import compare_command
+from florist.cli.evaluate import evaluate_command
 from florist.cli.examples import examples_of
+from florist.cli.export import export_command
 from florist.cli.init import init_command
 from florist.cli.inspect import inspect_command
 from florist.cli.plan import plan_command
@@ -43,6 +45,8 @@ app = typer.Typer(
 for _name, _command in {
     "aggregate": aggregate_command,
     "compare": compare_command,
+    "evaluate": evaluate_command,
+    "export": export_command,
     "init": init_command,
     "inspect": inspect_command,
     "plan": plan_command,

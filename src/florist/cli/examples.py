@@ -10,6 +10,14 @@ _EXAMPLES = {
         "florist compare config.toml --methods florist,fedit --seeds 5 -o out",
         "florist compare --resume out",
     ),
+    "evaluate": (
+        "florist evaluate run --by-client --base",
+        "florist evaluate adapter --config config.toml --data new.jsonl",
+    ),
+    "export": (
+        "florist export run --round 3 -o adapter-3",
+        "florist export run --best -o best --push-to-hub me/adapter",
+    ),
     "init": (
         "florist init --model path/to/model --data path/to/data",
         "florist init --preset tinyllama-dolly-equal --data d -o t.toml",

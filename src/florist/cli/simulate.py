@@ -50,7 +50,7 @@ def simulate_command(
     if resume is not None and (config_file is not None or out is not None):
         raise ConfigurationError(
             "--resume goes on with a run as it was configured: give no CONFIG and no -o; --set may change "
-            "federation.rounds, evaluation, tracking and communication.flush"
+            "federation.rounds, early_stopping and min_delta, evaluation, tracking and communication.flush"
         )
 
     from florist.cli.output import Output  # noqa: PLC0415

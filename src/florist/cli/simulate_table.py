@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 
 from florist.cli.output import plain_table
+from florist.config.sections import FederationSection
 from florist.data.partition import LabelCounts
 from florist.federation.by_client import last_evaluated, spreads
 from florist.federation.history import RunDirectory
@@ -60,12 +61,15 @@ def rounds_table(initial: Mapping[str, float], records: Sequence[RoundRecord]) -
     return table
 
 
-def totals(run: RunDirectory, records: Sequence[RoundRecord], *, flushed: bool) -> list[str]:
+def totals(
+    run: RunDirectory, records: Sequence[RoundRecord], federation: FederationSection, *, flushed: bool
+) -> list[str]:
     """What all rounds together sent, who was dropped and why, and where the files are.
 
     Args:
         run: the run.
         records: its round records.
+        federation: says how its rounds were chosen.
         flushed: whether the final adapter has what the server still holds back.
     """
     up, down = sum(r.upload_bytes for r in records), sum(r.download_bytes for r in records)
@@ -84,10 +88,11 @@ def totals(run: RunDirectory, records: Sequence[RoundRecord], *, flushed: bool) 
         for drop in record.dropped
     ]
     lines += clients_lines(records)
-    if records and records[-1].held_back:
+    lines += _choice(records, federation)
+    if records and (final := final_record(records, federation)).held_back:
         has = "has it" if flushed else "does not have it"
         lines.append(
-            f"the server still holds back {_held_back(records[-1])} of what was due in round {records[-1].round}; the "
+            f"the server still holds back {_held_back(final)} of what was due in round {final.round}; the "
             f"final adapter {has}"
         )
     adapter = (
@@ -110,6 +115,29 @@ def clients_lines(records: Sequence[RoundRecord]) -> list[str]:
         f"{each.metric.replace('_', ' ')} on each client's own examples after round {last.round}: {each.text}"
         for each in spreads(last, known_directions(names))
     ]
+
+
+def final_record(records: Sequence[RoundRecord], federation: FederationSection) -> RoundRecord:
+    """The record of the round whose adapter is the final one."""
+    best = records[-1].best_round if federation.best_round else None
+    return records[best - 1] if best is not None else records[-1]
+
+
+def _choice(records: Sequence[RoundRecord], federation: FederationSection) -> list[str]:
+    """Why the rounds stopped, and which was the best, where they were chosen among."""
+    if not records or records[-1].best_round is None:
+        return []
+    last = records[-1]
+    lines = [f"best round {last.best_round}"]
+    if last.stopped:
+        more = f" of more than {federation.min_delta:g}" if federation.min_delta else ""
+        evaluations = f"{federation.early_stopping} evaluation{'s' if federation.early_stopping != 1 else ''}"
+        lines = [
+            f"stopped after round {last.round}: no improvement{more} in {evaluations}; best round {last.best_round}"
+        ]
+    if federation.best_round:
+        lines.append(f"the final adapter is that of round {last.best_round}")
+    return ["; ".join(lines)]
 
 
 def _kilobytes(nbytes: int) -> str:

@@ -81,8 +81,8 @@ def report(run: RunDirectory, output: Output) -> None:
     if tested is not None:
         values = ", ".join(f"{name} {value:.3f}" for name, value in tested.metrics.items())
         output.lines(f"the final adapter on the test examples: {values}")
-    flushed = read_config(run.config_file).communication.flush
-    output.lines(*totals(run, records, flushed=flushed))
+    config = read_config(run.config_file)
+    output.lines(*totals(run, records, config.federation, flushed=config.communication.flush))
     document: dict[str, Any] = {
         "run": str(run.path),
         "method": facts.method,

@@ -98,13 +98,14 @@ def read_result(directory: ComparisonDirectory, cell: Cell, failure: str | None 
     config = directory.config(cell)
     run = directory.begun(cell)
     records = tuple(run.records()) if run is not None else ()
-    in_rounds = records[-1].metrics if records else {}
+    best = records[-1].best_round if records and config.federation.best_round else None
+    in_rounds = records[best - 1 if best is not None else -1].metrics if records else {}
     tested = run.tested if run is not None else None
     at_the_end = tested.metrics if tested is not None else {}
     apart = config.has_validation and config.evaluation.split != "test"
     metrics = at_the_end if apart else {**in_rounds, **at_the_end}
     reason = failure
-    if reason is None and len(records) == config.federation.rounds:
+    if reason is None and best is None and len(records) == config.federation.rounds:
         reason = _last_round_lost(records)
     if reason is None:
         reason = _not_finite(metrics) if directory.is_over(cell) else "has not come to its end"

@@ -2,25 +2,30 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from florist.config.choice_of_rounds import round_choice
 from florist.config.communication import aggregator_of, communication_of
 from florist.config.given import NOTHING_GIVEN, Given
 from florist.config.methods import LOCAL_INITS
 from florist.config.metrics import client_metrics, metric_names, metrics, require_own_examples
 from florist.config.sections import Config
 from florist.config.splits import Splits, read_splits
-from florist.config.tasks import RecentEncodings, Task, load_task
+from florist.config.tasks import Encoded, RecentEncodings, Task, load_task
 from florist.data import Example
 from florist.errors import ConfigurationError
 from florist.evaluation import Metric
+from florist.federation.kept_rounds import KeepRounds
 from florist.federation.rules import Federation
+from florist.federation.run_adapter import SaveTokenizer
 from florist.federation.simulation import Client, Simulation
 from florist.models.federated_model import FederatedModel, LocalLora
-from florist.models.loading import fingerprint, load_tokenizer
+from florist.models.loading import fingerprint, load_tokenizer, save_tokenizer
 from florist.models.training import Hardware, TrainingSettings, require_precision
 from florist.rounds import Aggregator
 
@@ -96,16 +101,9 @@ def load(
         ModelError: the model cannot be loaded or adapted.
         UnsupportedHardwareError, MissingDependencyError: this machine lacks what the precision or quantization needs.
     """
-    training = config.training
-    require_precision(TrainingSettings(bf16=training.bf16, fp16=training.fp16), Hardware.found())
-    tokenizer = given.tokenizer or load_tokenizer(config.model.name_or_path)
-    tokenizer.padding_side = "right"  # from the left, models that count positions from there would be led astray
     examples = [example for some in splits.training.values() for example in some]
     kept = encoded.of(config, splits) if encoded is not None else None
-    task = load_task(config, tokenizer, examples or [*splits.validation, *splits.test], kept, given.base)
-    # A quantized model is put on its device as it is loaded.
-    if torch.cuda.is_available() and config.model.quantization is None:
-        task.base.to("cuda")  # pyright: ignore[reportArgumentType]  # transformers wraps Module.to without its overloads
+    tokenizer, task = load_base(config, examples or [*splits.validation, *splits.test], kept, given)
     base = fingerprint(task.base)
     target, ranks = config.lora.target_modules, config.lora.ranks
     largest = max(ranks) if isinstance(ranks, tuple) else ranks
@@ -118,6 +116,31 @@ def load(
         aggregator.work.trained,
     )
     return LoadedTask(config, model, aggregator, base, tokenizer, task, given)
+
+
+def load_base(
+    config: Config, examples: Sequence[Example], kept: Encoded | None = None, given: Given = NOTHING_GIVEN
+) -> tuple[PreTrainedTokenizerBase, Task]:
+    """Load the tokenizer and the bare base model of a configuration, on the device where it is to work.
+
+    Args:
+        config: what to load.
+        examples: examples that tell the classes, and the shape of all of them.
+        kept: where encoded examples are looked up and kept.
+        given: what code gives in the place of what the configuration names.
+
+    Raises:
+        ConfigurationError, ModelError, UnsupportedHardwareError, MissingDependencyError: as `load`.
+    """
+    training = config.training
+    require_precision(TrainingSettings(bf16=training.bf16, fp16=training.fp16), Hardware.found())
+    tokenizer = given.tokenizer or load_tokenizer(config.model.name_or_path)
+    tokenizer.padding_side = "right"  # from the left, models that count positions from there would be led astray
+    task = load_task(config, tokenizer, examples, kept, given.base)
+    # A quantized model is put on its device as it is loaded.
+    if torch.cuda.is_available() and config.model.quantization is None:
+        task.base.to("cuda")  # pyright: ignore[reportArgumentType]  # transformers wraps Module.to without its overloads
+    return tokenizer, task
 
 
 def build(
@@ -141,6 +164,7 @@ def build(
         UnsupportedHardwareError, MissingDependencyError: this machine lacks what the precision or quantization needs.
     """
     metric_names(config)
+    round_choice(config)
     splits = splits if splits is not None else read_splits(config)
     for check in (_loras, _settings):
         check(config, list(splits.training))  # before the model is loaded, which takes its time
@@ -173,6 +197,9 @@ def build(
         flush=config.communication.flush,
         client_metrics=loaded.client_metrics(splits),
         local_training=given.local_training,
+        choice=round_choice(config),
+        keep_rounds=KeepRounds(federation.keep_rounds),
+        save_tokenizer=_tokenizer_saver(config, given),
     )
 
 
@@ -221,3 +248,14 @@ def _settings(config: Config, client_ids: Sequence[str]) -> list[TrainingSetting
         )
         for batch_size, steps, epochs in zip(own["batch_size"], own["steps"], own["epochs"], strict=True)
     ]
+
+
+def _tokenizer_saver(config: Config, given: Given) -> SaveTokenizer:
+    if given.tokenizer is None:
+        return partial(save_tokenizer, config.model.name_or_path)
+    own = given.tokenizer
+
+    def save(directory: Path) -> None:
+        own.save_pretrained(directory)
+
+    return save

@@ -66,17 +66,22 @@ def metrics(
     # The questions are a test as well: whoever chooses by the metrics of the rounds must not have seen them.
     measured = [name for name in names if not (on_validation and name == "multiple_choice")]
 
-    def of(examples: EncodedExamples, some: Sequence[str]) -> tuple[Metric, ...]:
-        found = [METRICS[config.task.kind][name](config, examples, tokenizer) for name in some]
-        return tuple(metric for i, metric in enumerate(found) if metric not in found[:i])
-
     test = encode_held_out(splits.test if names else (), "the held-out examples")
     if on_validation:
-        in_rounds = of(encode_held_out(splits.validation, "the validation examples"), measured)
-        at_the_end = of(test, names)
+        validation = encode_held_out(splits.validation, "the validation examples")
+        in_rounds = metrics_on(config, measured, validation, tokenizer)
+        at_the_end = metrics_on(config, names, test, tokenizer)
     else:
-        in_rounds, at_the_end = of(test, names), ()
-    return in_rounds, at_the_end + _harness(config, tokenizer)
+        in_rounds, at_the_end = metrics_on(config, names, test, tokenizer), ()
+    return in_rounds, at_the_end + harness(config, tokenizer)
+
+
+def metrics_on(
+    config: Config, names: Sequence[str], examples: EncodedExamples, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Metric, ...]:
+    """Return the metrics of these names on encoded examples, each measurement once."""
+    found = [METRICS[config.task.kind][name](config, examples, tokenizer) for name in names]
+    return tuple(metric for i, metric in enumerate(found) if metric not in found[:i])
 
 
 def client_metrics(
@@ -142,7 +147,8 @@ def _multiple_choice(config: Config, tokenizer: PreTrainedTokenizerBase) -> Mult
     return MultipleChoice(questions, tokenizer, evaluation.batch_size)
 
 
-def _harness(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[Metric, ...]:
+def harness(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[Metric, ...]:
+    """Return the tasks of lm-evaluation-harness that a configuration names, as one metric; or nothing."""
     evaluation = config.evaluation
     if not evaluation.harness_tasks:
         return ()

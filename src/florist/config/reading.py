@@ -174,7 +174,8 @@ def _anchor(tables: dict[str, Any], folder: Path) -> None:
             continue
         value = table.get(key)
         # A model may be a hub id and a store a server, which look like relative paths; they are where something exists.
-        if isinstance(value, str) and (section not in {"model", "tracking"} or value.startswith(".") or (folder / value).exists()):
+        may_be_a_name = section in {"model", "tracking"}
+        if isinstance(value, str) and (not may_be_a_name or value.startswith(".") or (folder / value).exists()):
             table[key] = str((folder / value).resolve())
 
 

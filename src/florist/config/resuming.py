@@ -8,7 +8,14 @@ from florist.config.sections import Config
 from florist.errors import ConfigurationError
 from florist.federation.history import RunDirectory
 
-IN_ONE_PROCESS = ("federation.rounds", "evaluation.*", "communication.flush", "tracking.*")
+IN_ONE_PROCESS = (
+    "federation.rounds",
+    "federation.early_stopping",
+    "federation.min_delta",
+    "evaluation.*",
+    "communication.flush",
+    "tracking.*",
+)
 """Keys that may change where the run of a simulation goes on."""
 OVER_FLOWER = (*IN_ONE_PROCESS, "flower.*", "data.path", "model.name_or_path")
 """Keys that may change over Flower. The paths say where things are on the server's machine; whether clients train on

@@ -261,6 +261,28 @@ class FederationSection(Section):
     """How the next local adapter starts where clients add the broadcast: ``fresh``, ``aligned`` or ``warm``. That is at
     random, along the last global update, or from the global adapter. Where a method lets clients train on from the
     broadcast, that is the start itself."""
+    early_stopping: Positive | None = None
+    """After how many evaluations in a row without an improvement the rounds stop, by the first metric of
+    ``[evaluation]`` on the validation examples; by default all rounds are played."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """By how much the metric has to be better than at the last improvement, for `early_stopping`."""
+    best_round: bool = False
+    """Whether the final adapter is that of the round with the best metric on the validation examples, and not that of
+    the last."""
+    keep_rounds: Literal["last", "sent", "all"] = "last"
+    """What stays on disk of the rounds before the last, so that they can be exported: nothing, what was broadcast, or
+    that and what the server held back."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "FederationSection":
+        if self.min_delta and self.early_stopping is None:
+            raise ValueError(f"min_delta = {self.min_delta} is for early_stopping: set that as well, or remove it")
+        return self
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the validation examples decide when the rounds stop, or which round is the result."""
+        return self.best_round or self.early_stopping is not None
 
 
 class AggregationSection(Section):
@@ -476,6 +498,12 @@ class Config(Section):
         wrong.extend(contradictions(self.aggregation.method, self.communication))
         if self.evaluation.split == "validation" and not self.has_validation:
             wrong.append("evaluation.split = 'validation' needs data.validation or data.validation_fraction")
+        if self.federation.chooses and not (self.has_validation and self.evaluation.split != "test"):
+            wrong.append(
+                "federation.early_stopping and best_round choose by the validation examples, since a test that was "
+                "chosen by is none: set data.validation or data.validation_fraction, and evaluation.split to none but "
+                "'validation'"
+            )
         if self.task.kind == LANGUAGE_MODELLING and self.data.label_field is not None:
             wrong.append(f"data.label_field is for task.kind = {CLASSIFICATION!r}, and it is {LANGUAGE_MODELLING!r}")
         if wrong:

@@ -14,9 +14,14 @@
     RUN/.lock                held by the process that plays the rounds, which RUN/.lock-holder names
     RUN/tracking.json        which trackers were told of which rounds, where a run is tracked (`tracking.bookmark`)
     RUN/test.json            metrics that only the final adapter has, and which way each gets better
-    RUN/adapter/             the final adapter, as PEFT writes it; none where no round had enough usable updates
+    RUN/adapter/             the final adapter, as PEFT writes it, with a model card, a certificate (florist.json) and
+                             the tokenizer of the base; none where no round had enough usable updates
     RUN/adapter-round-0003/  the adapter of a run that had ended after round 3 and went on, or was written with
                              or without what the server holds back; its test is beside it
+
+Where the best round is kept, its folder has the files of the last round too. Where all rounds are kept
+(`kept_rounds.KeepRounds`), each folder has its broadcast, its continued.safetensors and its
+saved_parameters.safetensors for good, and what the server held back if that is kept too.
 
 A round becomes visible by one replacement of ``state/current.json``, after its tensors are on disk; its line in
 ``rounds.jsonl`` follows, and then what nobody needs any more is removed. A run that is killed at any point resumes from
@@ -38,6 +43,7 @@ from safetensors import SafetensorError
 
 from florist.errors import DamagedRunError, MissingInputError, OtherVersionError
 from florist.federation.client_residuals import ClientResiduals
+from florist.federation.kept_rounds import KeepRounds, KeptRounds
 from florist.federation.records import FinalTest, RoundRecord
 from florist.federation.state import ServerState
 from florist.federation.state_folder import LastRound, StateFolder
@@ -61,6 +67,7 @@ class RunFacts:
         initial: the metrics before the first round.
         given: what code gave, by name, in words that differ where the objects do; None where a configuration file
             says all of it.
+        keep_rounds: what stays on disk of the rounds before the last.
     """
 
     florist: str
@@ -68,6 +75,7 @@ class RunFacts:
     threads: int
     initial: Mapping[str, Number]
     given: Mapping[str, str] | None = None
+    keep_rounds: KeepRounds = KeepRounds.LAST
 
 
 _FACTS, _TEST = TypeAdapter(RunFacts), TypeAdapter(FinalTest)
@@ -167,13 +175,20 @@ class RunDirectory:
             shutil.rmtree(aside, ignore_errors=True)
             self.adapter.rename(aside)
 
-    def save(self, state: ServerState, record: RoundRecord, owed: ClientResiduals | None = None) -> None:
+    def save(
+        self,
+        state: ServerState,
+        record: RoundRecord,
+        owed: ClientResiduals | None = None,
+        best: int | None = None,
+    ) -> None:
         """Make a closed round permanent.
 
         Args:
             state: the state of the server after it.
             record: what is written down of it.
             owed: what the clients hold back after it, where they are in this process.
+            best: the best round so far, this one or the one that is kept as such, whose state is to be kept.
 
         Raises:
             DamagedRunError: the rounds before cannot be read.
@@ -181,9 +196,9 @@ class RunDirectory:
         with _damage(self.path):
             before = self._state.last_round()
         begins = before.line_ends if before is not None else 0
-        last = self._state.save(state, record, begins, owed if owed is not None else ClientResiduals())
+        last = self._state.save(state, record, begins, owed if owed is not None else ClientResiduals(), best)
         self._write_line(last)
-        self._state.remove_all_but(last)
+        self._state.remove_all_but(last, self.facts.keep_rounds.files)
 
     def amend(self, state: ServerState, record: RoundRecord) -> None:
         """Replace the record of the last saved round, and who holds what: what became known after it was saved.
@@ -195,7 +210,33 @@ class RunDirectory:
             before = self._state.last_round()
         if before is None:
             raise _damaged(self.path, "there is no round to amend")
-        self._write_line(self._state.make_current(state, record, before.line_begins, before.client_residuals))
+        self._write_line(
+            self._state.make_current(state, record, before.line_begins, before.client_residuals, before.best)
+        )
+
+    def kept_rounds(self) -> KeptRounds | None:
+        """The rounds that can be read again; None before the first whole round.
+
+        Raises:
+            DamagedRunError: a file is missing or cannot be read.
+        """
+        records = self.records()
+        with _damage(self.path):
+            last = self._state.last_round()
+        return KeptRounds(self.path, self._state, last, records, self.facts.keep_rounds) if last is not None else None
+
+    def state_after(self, round_number: int, *, with_held_back: bool = True) -> ServerState:
+        """What makes the global adapter of a round; see `KeptRounds.state_after`.
+
+        Raises:
+            MissingInputError: there is no such round, it added nothing, or it was not kept.
+            DamagedRunError: a file is missing or cannot be read.
+        """
+        kept = self.kept_rounds()
+        if kept is None:
+            raise MissingInputError(f"{self.path}: expected a run with a whole round, and none was played yet")
+        with _damage(self.path):
+            return kept.state_after(round_number, with_held_back=with_held_back)
 
     def client_residuals(self) -> ClientResiduals:
         """What the clients of a simulation held back after the last whole round.
@@ -242,7 +283,7 @@ class RunDirectory:
             last = self._state.last_round()
         if last is not None:
             self._write_line(last)
-        self._state.remove_all_but(last)
+        self._state.remove_all_but(last, self.facts.keep_rounds.files)
         with _damage(self.path):
             return self._state.load(last) if last is not None else initial, records
 
@@ -301,7 +342,7 @@ def _require_format(path: Path, run_json: Any) -> None:
 def _damage(path: Path) -> Generator[None, None, None]:
     try:
         yield
-    except DamagedRunError:
+    except (DamagedRunError, MissingInputError):
         raise
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _damaged(path, " ".join(str(error).split())) from error

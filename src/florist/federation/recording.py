@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from florist.federation.records import ClientRecord, RoundRecord
 from florist.federation.rules import ClosedRound
+from florist.rounds import ModuleCertificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,4 +75,10 @@ def round_record(
         codec_error=certificate.codec_error if certificate else 0.0,
         held_back=closed.state.owed.norm,
         client_metrics=client_metrics or {},
+        lost={name: _lost(module) for name, module in certificate.modules.items()} if certificate else {},
     )
+
+
+def _lost(module: ModuleCertificate) -> float:
+    """The part of the error that is not held back. The two are orthogonal: what is let go was cut off the other."""
+    return max(0.0, module.error**2 - module.held_back**2) ** 0.5

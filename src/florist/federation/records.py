@@ -64,6 +64,10 @@ class RoundRecord:
         held_back: the norm of what the server holds back and sends later.
         client_metrics: what the global adapter measured on the held-out examples of each client, by client and metric;
             empty where that was not asked for, or the round was not evaluated.
+        lost: by module, the norm of the part of the error that is not sent later: of what was cut or rounded away for
+            good.
+        best_round: the best round so far, where rounds are chosen by a metric.
+        stopped: whether the rounds stopped after this one, for want of an improvement.
     """
 
     round: int
@@ -84,6 +88,9 @@ class RoundRecord:
     codec_error: Number = 0.0
     held_back: Number = 0.0
     client_metrics: Mapping[str, Mapping[str, Number]] = field(default_factory=dict[str, Mapping[str, Number]])
+    lost: Mapping[str, Number] = field(default_factory=dict[str, float])
+    best_round: int | None = None
+    stopped: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,25 +2,27 @@
 
 import gc
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
 
-from florist.checkpoint import encode, write_adapter
 from florist.data import EncodedExamples
 from florist.errors import NonFiniteUpdateError
 from florist.evaluation import Measurements, Metric
 from florist.factors import AdapterState
+from florist.federation.choice_of_rounds import RoundChoice
 from florist.federation.client_residuals import ClientResiduals
 from florist.federation.communication import SentUpdate
 from florist.federation.history import RunDirectory, RunFacts
+from florist.federation.kept_rounds import KeepRounds
 from florist.federation.recording import LocalWork, round_record
 from florist.federation.records import Drop, FinalTest, RoundRecord
 from florist.federation.rules import Federation
+from florist.federation.run_adapter import RunAdapter, SaveTokenizer
 from florist.federation.state import ServerState
 from florist.files.locking import sole_process
 from florist.files.outputs import new_directory
@@ -81,6 +83,9 @@ class Simulation:
         flush: whether the final adapter, and its test, have what the server still holds back.
         client_metrics: what is measured in the rounds on the held-out examples of each client, by client id.
         local_training: how clients train.
+        choice: by what metric rounds stop early, or the final adapter is that of the best one; None for neither.
+        keep_rounds: what stays on disk of the rounds before the last.
+        save_tokenizer: writes the tokenizer of the base beside the final adapter; None where it is not at hand.
     """
 
     model: FederatedModel
@@ -94,6 +99,9 @@ class Simulation:
     flush: bool = True
     client_metrics: Mapping[str, tuple[Metric, ...]] = field(default_factory=dict[str, tuple[Metric, ...]])
     local_training: LocalTraining = by_trainer
+    choice: RoundChoice | None = None
+    keep_rounds: KeepRounds = KeepRounds.LAST
+    save_tokenizer: SaveTokenizer | None = None
 
     @property
     def initial_state(self) -> ServerState:
@@ -137,7 +145,8 @@ class Simulation:
         threads = threads or self.fastest_threads()
         torch.set_num_threads(threads)
         observer.evaluating(0)
-        facts = RunFacts(version("florist"), method, threads, self.evaluate(self.initial_state), given)
+        initial = self.evaluate(self.initial_state)
+        facts = RunFacts(version("florist"), method, threads, initial, given, self.keep_rounds)
         return RunDirectory.create(path, config_toml, facts)
 
     def run(self, directory: RunDirectory, observer: Observer) -> list[RoundRecord]:
@@ -167,21 +176,41 @@ class Simulation:
     def _play(self, directory: RunDirectory, observer: Observer) -> list[RoundRecord]:
         state, records = directory.load(self.initial_state)
         owed = directory.client_residuals()
-        if state.round_number < self.rounds:
+        if not self._is_over(records):
             directory.set_aside_result(state.round_number)
-        while state.round_number < self.rounds:
+        while not self._is_over(records):
             state, owed, latest = self._round(state, owed, observer)
-            directory.save(state, latest, owed)
+            latest = self._judged(records, latest)
+            directory.save(state, latest, owed, latest.best_round if self._keeps_best else None)
             records.append(latest)
             observer.closed(latest)
+        best = records[-1].best_round if self._keeps_best else None
+        final, summed = (directory.state_after(best), records[:best]) if best is not None else (state, records)
         if self.final_metrics and directory.tested is None:
-            observer.evaluating(self.rounds)
-            self._show(self._final(state), state.saved_parameters)
+            observer.evaluating(len(summed))
+            self._show(self._final(final), final.saved_parameters)
             found = self._measure(self.final_metrics)
             directory.save_tested(FinalTest(dict(found), dict(found.lower_is_better)))
         if state.broadcasts and not directory.adapter.exists():
-            self._export(state, directory)  # last: a run that has an adapter is over
+            self._export(final, summed, directory)  # last: a run that has an adapter is over
         return records
+
+    @property
+    def _keeps_best(self) -> bool:
+        return self.choice is not None and self.choice.keep_best
+
+    def _is_over(self, records: Sequence[RoundRecord]) -> bool:
+        return len(records) >= self.rounds or (self.choice is not None and self.choice.stops(records))
+
+    def _judged(self, records: Sequence[RoundRecord], latest: RoundRecord) -> RoundRecord:
+        """The record of a round with what it means for the choice among the rounds."""
+        if self.choice is None:
+            return latest
+        so_far = [*records, latest]
+        # Where the metric was changed, a better round may be one that is not kept any more.
+        among = {records[-1].best_round, latest.round} if records and self.choice.keep_best else None
+        stopped = len(so_far) < self.rounds and self.choice.stops(so_far)
+        return replace(latest, best_round=self.choice.best(so_far, among), stopped=stopped)
 
     def _final(self, state: ServerState) -> AdapterState:
         return state.flushed_adapter if self.flush else state.global_adapter
@@ -271,13 +300,13 @@ class Simulation:
         download_bytes = self.federation.download(state, client.client_id).nbytes
         return update, LocalWork(download_bytes, outcome.loss, outcome.seconds)
 
-    def _export(self, state: ServerState, directory: RunDirectory) -> None:
-        adapter, saved_parameters = self.model.deliverable(self._final(state), state.saved_parameters)
-        encoded = encode(
-            adapter,
-            saved_parameters=saved_parameters,
-            base_model=self.base_model,
-            task_type=self.model.task_type,
+    def _export(self, state: ServerState, records: Sequence[RoundRecord], directory: RunDirectory) -> None:
+        written = RunAdapter(
+            self.base_model,
+            self.model.task_type,
+            directory.facts.method,
+            self.model.deliverable,
+            self.save_tokenizer,
         )
         with new_directory(directory.adapter) as draft:
-            write_adapter(draft, encoded)
+            written.write(draft, state, records, flush=self.flush)

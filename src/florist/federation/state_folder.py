@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class LastRound:
         forgotten: the last round whose broadcast was let go; 0 where none was.
         owed: whether the server holds something back.
         client_residuals: the round whose folder has what a client holds back, by client id.
+        best: the best round so far, whose state is kept as well; None where no round is.
         line_begins: how many bytes of ``rounds.jsonl`` come before the line of the round.
         record: that line, as a document.
     """
@@ -46,6 +47,7 @@ class LastRound:
     record: dict[str, Any]
     owed: bool = False
     client_residuals: Mapping[str, int] = field(default_factory=dict[str, int])
+    best: int | None = None
 
     @property
     def line(self) -> bytes:
@@ -62,6 +64,7 @@ _LAST_ROUND = TypeAdapter(LastRound)
 _DESCRIBED = TypeAdapter(dict[str, str])
 _DESCRIPTION = "packed"
 """The entry in the header of a file that has what a codec packed."""
+_BROADCAST = "broadcast.safetensors"
 _OWED = ("owed.safetensors", "owed_parameters.safetensors")
 _LAST_ALONE = (
     "cumulative.safetensors",
@@ -93,7 +96,9 @@ class StateFolder:
             return None
         return _LAST_ROUND.validate_python(strict_json.decode(self._current.read_bytes()))
 
-    def save(self, state: ServerState, record: RoundRecord, line_begins: int, owed: ClientResiduals) -> LastRound:
+    def save(
+        self, state: ServerState, record: RoundRecord, line_begins: int, owed: ClientResiduals, best: int | None = None
+    ) -> LastRound:
         """Write the tensors of a round and make it the last."""
         folder = self._folder(state.round_number)
         shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed before it said so in current.json
@@ -103,18 +108,23 @@ class StateFolder:
             if state.packed_continued is not None:
                 _save_packed(state.packed_continued, draft / "packed_continued.safetensors")
             if state.round_number in state.broadcasts.packed:
-                _save_packed(state.broadcasts.packed[state.round_number], draft / "broadcast.safetensors")
+                _save_packed(state.broadcasts.packed[state.round_number], draft / _BROADCAST)
             elif state.round_number in state.broadcasts:
-                _save_adapter(state.broadcasts[state.round_number], draft / "broadcast.safetensors")
+                _save_adapter(state.broadcasts[state.round_number], draft / _BROADCAST)
             _save_tensors(state.saved_parameters, draft / "saved_parameters.safetensors")
             _save_residual(state.owed, *(draft / name for name in _OWED))
             for client_id, round_number in owed.rounds.items():
                 if round_number == state.round_number:
                     _save_residual(owed[client_id], *(draft / name for name in _owed_by(client_id)))
-        return self.make_current(state, record, line_begins, owed.rounds)
+        return self.make_current(state, record, line_begins, owed.rounds, best)
 
     def make_current(
-        self, state: ServerState, record: RoundRecord, line_begins: int, client_residuals: Mapping[str, int]
+        self,
+        state: ServerState,
+        record: RoundRecord,
+        line_begins: int,
+        client_residuals: Mapping[str, int],
+        best: int | None = None,
     ) -> LastRound:
         """Make a round whose tensors are written the last one, or change what is said of it."""
         last = LastRound(
@@ -126,6 +136,7 @@ class StateFolder:
             client_residuals=dict(client_residuals),
             line_begins=line_begins,
             record=asdict(record),
+            best=best,
         )
         replace_file(self._current, strict_json.encode(asdict(last), indent=1) + "\n")
         return last
@@ -137,7 +148,7 @@ class StateFolder:
             OSError, KeyError, SafetensorError, InvalidUpdateError, UnknownCodecError: a file of it cannot be read.
         """
         folder = self._folder(last.round)
-        files = {number: self._folder(number) / "broadcast.safetensors" for number in last.broadcasts}
+        files = {number: self._folder(number) / _BROADCAST for number in last.broadcasts}
         packed = {number: found for number, file in files.items() if (found := _load_packed(file)) is not None}
         continued = _load_adapter(folder / "continued.safetensors")
         file_of_packed = folder / "packed_continued.safetensors"
@@ -175,19 +186,63 @@ class StateFolder:
         }
         return ClientResiduals(kept, last.client_residuals)
 
-    def remove_all_but(self, last: LastRound | None) -> None:
-        """Remove what neither a later round nor a resumption needs."""
+    def has_broadcast(self, round_number: int) -> bool:
+        """Whether the broadcast of a round is there."""
+        return (self._folder(round_number) / _BROADCAST).exists()
+
+    def has_owed(self, round_number: int) -> bool:
+        """Whether there is what the server held back after a round."""
+        return (self._folder(round_number) / _OWED[0]).exists()
+
+    def load_broadcast(self, round_number: int) -> AdapterState:
+        """What a round added.
+
+        Raises:
+            OSError, KeyError, SafetensorError, InvalidUpdateError, UnknownCodecError: its file cannot be read.
+        """
+        return _load_broadcast(self._folder(round_number) / _BROADCAST)
+
+    def load_around(self, round_number: int, cumulative: AdapterState | None = None) -> ServerState:
+        """The state after a round without clients and broadcasts, whose cumulative sum may be given.
+
+        Raises:
+            OSError, KeyError, SafetensorError: a file of it cannot be read.
+        """
+        folder = self._folder(round_number)
+        owed = [folder / name for name in _OWED]
+        return ServerState(
+            round_number=round_number,
+            cumulative=cumulative if cumulative is not None else _load_adapter(folder / "cumulative.safetensors"),
+            continued=_load_adapter(folder / "continued.safetensors"),
+            saved_parameters=load_file(folder / "saved_parameters.safetensors"),
+            broadcasts=Broadcasts(),
+            holds={},
+            owed=_load_residual(*owed) if self.has_owed(round_number) else NOTHING_OWED,
+        )
+
+    def remove_all_but(self, last: LastRound | None, kept: Collection[str] = ()) -> None:
+        """Remove what neither a later round nor a resumption needs.
+
+        Args:
+            last: the last whole round; None before the first.
+            kept: the names of files that stay of every round that has a broadcast.
+        """
         if last is None:
             needed = set[Path]()
         else:
             folder = self._folder(last.round)
             needed = {folder / name for name in _LAST_ALONE}
-            needed |= {self._folder(number) / "broadcast.safetensors" for number in last.broadcasts}
+            needed |= {self._folder(number) / _BROADCAST for number in last.broadcasts}
             needed |= {
                 self._folder(number) / name
                 for client_id, number in last.client_residuals.items()
                 for name in _owed_by(client_id)
             }
+            if last.best is not None:
+                needed |= {self._folder(last.best) / name for name in _LAST_ALONE}
+            for number in range(1, last.round + 1) if kept else ():
+                if self.has_broadcast(number):
+                    needed |= {self._folder(number) / name for name in kept}
         for folder in self.path.glob("round-*"):
             if not any(file in needed for file in folder.iterdir()):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -218,6 +273,11 @@ def _save_residual(residual: Residual, adapter: Path, saved_parameters: Path) ->
 
 def _load_residual(adapter: Path, saved_parameters: Path) -> Residual:
     return Residual(_load_adapter(adapter), load_file(saved_parameters))
+
+
+def _load_broadcast(file: Path) -> AdapterState:
+    packed = _load_packed(file)
+    return packed.unpacked() if packed is not None else _load_adapter(file)
 
 
 def _save_packed(packed: PackedAdapter, file: Path) -> None:

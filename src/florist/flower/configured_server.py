@@ -14,6 +14,7 @@ from florist.config.sections import CLASSIFICATION
 from florist.config.tracking import tracking_of
 from florist.errors import ConfigurationError, MissingDependencyError, how_to_install
 from florist.federation.history import RunDirectory
+from florist.federation.kept_rounds import KeepRounds
 from florist.files.locking import sole_process
 from florist.files.outputs import restore_replaced
 from florist.flower.journal import Journal
@@ -45,6 +46,12 @@ def configured_server_app(config_file: Path) -> ServerApp:
 def _serve(config: Config, grid: Grid, context: Context) -> None:
     require_installed(config.tracking.to)
     settings, federation, ranks = config.flower, config.federation, config.lora.ranks
+    if federation.early_stopping is not None or federation.best_round:
+        raise ConfigurationError(
+            "federation.early_stopping and best_round are for rounds in one process (florist simulate): over Flower "
+            "every round is played, and the final adapter is that of the last; remove them, keep the rounds with "
+            "federation.keep_rounds = 'sent', and write the best one with florist export RUN --round N"
+        )
     method = config.aggregation.method
     largest = max(ranks) if isinstance(ranks, tuple) else ranks
     aggregator = aggregator_of(config, largest)
@@ -74,7 +81,7 @@ def _serve(config: Config, grid: Grid, context: Context) -> None:
         evaluate=evaluation.measure if evaluation is not None else None,
         evaluate_on_clients=settings.evaluation == "clients",
         reference=evaluation.agreement if evaluation is not None else None,
-        journal=Journal(path, method, to_toml(config)),
+        journal=Journal(path, method, to_toml(config), KeepRounds(federation.keep_rounds)),
         communication=communication_of(config),
         on_round=tracking.closed,
     )
@@ -89,7 +96,15 @@ def _serve(config: Config, grid: Grid, context: Context) -> None:
     # A run that was over and goes on with more rounds has an adapter already, the one of its earlier rounds.
     with sole_process(path):
         flush = config.communication.flush
-        strategy.export(adapter, config.model.name_or_path, task_type, deliverable, flush=flush, replace=True)
+        strategy.export(
+            adapter,
+            config.model.name_or_path,
+            task_type,
+            deliverable,
+            flush=flush,
+            replace=True,
+            save_tokenizer=evaluation.save_tokenizer if evaluation is not None else None,
+        )
     LOG.info("the final adapter is in %s", adapter)
 
 

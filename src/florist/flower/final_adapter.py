@@ -1,16 +1,12 @@
 """The global adapter of a run over Flower as PEFT reads it."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
-from florist.checkpoint import encode, write_adapter
-from florist.factors import AdapterState
+from florist.federation.records import RoundRecord
+from florist.federation.run_adapter import Deliverable, RunAdapter, SaveTokenizer
 from florist.federation.state import ServerState
 from florist.files.outputs import new_directory, replaced_directory
-from florist.rounds import SavedParameters
-
-Deliverable = Callable[[AdapterState, SavedParameters], tuple[AdapterState, SavedParameters]]
-"""Makes the global model out of the pristine base, from what a server's state has."""
 
 
 def write_global_adapter(
@@ -22,8 +18,11 @@ def write_global_adapter(
     *,
     flush: bool = True,
     replace: bool = False,
+    records: Sequence[RoundRecord] = (),
+    method: str | None = None,
+    save_tokenizer: SaveTokenizer | None = None,
 ) -> None:
-    """Write the global adapter, all of it or nothing.
+    """Write the global adapter with its certificate and model card, all of it or nothing.
 
     Args:
         path: the directory to create.
@@ -34,14 +33,14 @@ def write_global_adapter(
             is needed for such methods alone.
         flush: whether the adapter has what the server still holds back.
         replace: whether the adapter takes the place of one that is there.
+        records: the records of the rounds up to the state. Without them there is no certificate and no card.
+        method: the name of the aggregation method.
+        save_tokenizer: writes the tokenizer of the base; None where the server has none.
 
     Raises:
         OutputExistsError: the path is taken, and nothing is to be replaced.
         InvalidAdapterError: nothing was aggregated yet.
     """
-    adapter, saved_parameters = state.flushed_adapter if flush else state.global_adapter, state.saved_parameters
-    if deliverable is not None:
-        adapter, saved_parameters = deliverable(adapter, saved_parameters)
-    encoded = encode(adapter, saved_parameters=saved_parameters, base_model=base_model, task_type=task_type)
+    written = RunAdapter(base_model, task_type, method, deliverable, save_tokenizer)
     with (replaced_directory if replace else new_directory)(path) as draft:
-        write_adapter(draft, encoded)
+        written.write(draft, state, records, flush=flush)

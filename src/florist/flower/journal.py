@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from florist.errors import ConfigurationError, DamagedRunError
 from florist.federation.communication import Communication
 from florist.federation.history import RunDirectory, RunFacts
+from florist.federation.kept_rounds import KeepRounds
 from florist.federation.records import RoundRecord
 from florist.federation.rules import Federation
 from florist.federation.state import ServerState
@@ -46,11 +47,13 @@ class Journal:
         path: the directory, which is created as the first round begins, and resumed from where it exists.
         method: the name of the aggregation method, for the record.
         config_toml: the configuration behind the run; empty where there is none.
+        keep_rounds: what stays on disk of the rounds before the last, for a run that begins.
     """
 
     path: Path
     method: str
     config_toml: str = ""
+    keep_rounds: KeepRounds = KeepRounds.LAST
 
     @property
     def directory(self) -> RunDirectory:
@@ -77,7 +80,9 @@ class Journal:
         """
         if not self.begun:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            facts = RunFacts(version("florist"), self.method, torch.get_num_threads(), initial())
+            facts = RunFacts(
+                version("florist"), self.method, torch.get_num_threads(), initial(), keep_rounds=self.keep_rounds
+            )
             RunDirectory.create(self.path, self.config_toml, facts)
         elif self.config_toml:
             self.directory.save_config(self.config_toml)

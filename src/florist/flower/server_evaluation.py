@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from florist.config import Config
 from florist.config.splits import read_held_out
 from florist.factors import AdapterState
+from florist.federation.run_adapter import SaveTokenizer
 from florist.federation.state import ServerState
 from florist.flower.agreement import Agreement
 from florist.flower.loaded_base import AllMetrics, load_base
 from florist.models.federated_model import FederatedModel
+from florist.models.loading import save_tokenizer
 from florist.rounds import SavedParameters
 
 
@@ -21,11 +24,13 @@ class ServerEvaluation:
         model: the base with its adapters.
         agreement: what clients must have in common with it.
         metrics: the metrics of the rounds.
+        save_tokenizer: writes the tokenizer of the base.
     """
 
     model: FederatedModel
     agreement: Agreement
     metrics: AllMetrics
+    save_tokenizer: SaveTokenizer | None = None
 
     @classmethod
     def of(cls, config: Config) -> "ServerEvaluation":
@@ -39,7 +44,7 @@ class ServerEvaluation:
         loaded = load_base(config, splits)
         in_rounds, _ = loaded.metrics(splits)
         agreement = Agreement(config.flower.base_name or loaded.base, loaded.model.shapes)
-        return cls(loaded.model, agreement, AllMetrics(in_rounds))
+        return cls(loaded.model, agreement, AllMetrics(in_rounds), partial(save_tokenizer, config.model.name_or_path))
 
     def measure(self, state: ServerState) -> Mapping[str, float]:
         """Measure the global model of a state."""

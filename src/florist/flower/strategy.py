@@ -20,13 +20,14 @@ from florist.federation.communication import Communication
 from florist.federation.local_init import Aligned, LocalInit
 from florist.federation.records import RoundRecord
 from florist.federation.rules import ClosedRound, Federation
+from florist.federation.run_adapter import Deliverable, SaveTokenizer
 from florist.federation.state import ServerState
 from florist.files.locking import sole_process
 from florist.flower.agreement import Agreement, ask_saved_parameters
 from florist.flower.arrays import adapter_to_arrays
 from florist.flower.client_metrics import weighted_mean
 from florist.flower.exchange import Exchange
-from florist.flower.final_adapter import Deliverable, write_global_adapter
+from florist.flower.final_adapter import write_global_adapter
 from florist.flower.journal import Journal
 from florist.flower.membership import Membership
 from florist.flower.messages import EVALUATE, TRAIN, Evaluation, Upload, name_of
@@ -262,9 +263,21 @@ class FloristStrategy(Strategy):
         *,
         flush: bool = True,
         replace: bool = False,
+        save_tokenizer: SaveTokenizer | None = None,
     ) -> None:
         """Write the global adapter as PEFT reads it, all of it or nothing; see `write_global_adapter`."""
-        write_global_adapter(Path(path), self.state, base_model, task_type, deliverable, flush=flush, replace=replace)
+        write_global_adapter(
+            Path(path),
+            self.state,
+            base_model,
+            task_type,
+            deliverable,
+            flush=flush,
+            replace=replace,
+            records=self.records,
+            method=self._journal.method if self._journal is not None else None,
+            save_tokenizer=save_tokenizer,
+        )
 
     @property
     def _underway(self) -> OpenRound:

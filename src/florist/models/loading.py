@@ -47,6 +47,15 @@ def with_padding(tokenizer: PreTrainedTokenizerBase, name_or_path: str) -> PreTr
     return tokenizer
 
 
+def save_tokenizer(name_or_path: str, directory: Path) -> None:
+    """Write the tokenizer of a base into a directory, as it is and not as training set it up.
+
+    Raises:
+        ModelError: The tokenizer cannot be loaded.
+    """
+    from_pretrained(AutoTokenizer, name_or_path).save_pretrained(directory)
+
+
 def load_causal_lm(name_or_path: str, dtype: torch.dtype, **loading: Any) -> PreTrainedModel:
     """Load a causal language model.
 

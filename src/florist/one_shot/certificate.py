@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from florist.checkpoint import SavedAdapter
-from florist.checkpoint.reading import CONFIG_NAME
+from florist.checkpoint.reading import CONFIG_NAME, WEIGHTS_NAME
 from florist.errors import InvalidAdapterError, InvalidUpdateError
+from florist.files import strict_json
 from florist.files.outputs import sha256
+from florist.one_shot.card import CARD_NAME, model_card
 from florist.one_shot.weights import CountedIn, Weight, Weights
-from florist.rounds import Certificate
+from florist.rounds import Certificate, SavedParameters
 
 CERTIFICATE_NAME = "florist.json"
 
@@ -88,6 +90,33 @@ def sealed(content: Mapping[str, Any], weights_path: Path) -> dict[str, Any]:
     """The content with the hashes of the result, by which a reader knows that the certificate belongs to it."""
     files = (weights_path, weights_path.with_name(CONFIG_NAME))
     return {**content, "sha256": {file.name: sha256(file) for file in files}}
+
+
+def write_certified(
+    directory: Path, content: Mapping[str, Any], config: Mapping[str, Any], saved_parameters: SavedParameters
+) -> dict[str, Any]:
+    """Write the certificate and the model card of an adapter that was written into a directory.
+
+    Args:
+        directory: where the adapter is.
+        content: the certificate without the hashes of the adapter.
+        config: the content of adapter_config.json.
+        saved_parameters: the parameters that are stored whole, of which a classifier's head tells its classes.
+
+    Returns:
+        The content of the certificate file.
+    """
+    found = sealed(content, directory / WEIGHTS_NAME)
+    # A document of a run has a null in the place of a number that is not finite.
+    (directory / CERTIFICATE_NAME).write_text(strict_json.encode(found, indent=2) + "\n", encoding="utf-8")
+    (directory / CARD_NAME).write_text(model_card(found, config, _classes(saved_parameters)), encoding="utf-8")
+    return found
+
+
+def _classes(saved_parameters: SavedParameters) -> int | None:
+    """The outputs of the last weight of a head."""
+    heads = [tensor for _, tensor in sorted(saved_parameters.items()) if tensor.ndim == 2]
+    return heads[-1].shape[0] if heads else None
 
 
 def certified_weight(saved: SavedAdapter) -> Weight | None:

@@ -1,6 +1,5 @@
 """Combine saved adapters into one, and write the result."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +12,11 @@ import torch
 
 from florist.aggregation import Florist, lossless_sum
 from florist.checkpoint import Export, encode, serving_notes, write_adapter
-from florist.checkpoint.reading import WEIGHTS_NAME
 from florist.errors import ConfigurationError
 from florist.factors import AdapterState, LoraFactor, stack
 from florist.files.outputs import new_directory
 from florist.linalg import ordered_spectrum
-from florist.one_shot.certificate import CERTIFICATE_NAME, certificate_document, sealed
+from florist.one_shot.certificate import certificate_document, write_certified
 from florist.one_shot.inputs import OUTPUT_BIAS, Inputs, open_inputs
 from florist.ranks import RankRule
 from florist.rounds import Aggregator, Broadcast, Certificate, ClientUpdate, ModuleCertificate, SavedParameters
@@ -98,7 +96,7 @@ class AggregatedAdapter:
         settings: Mapping[str, Any] | None = None,
         beside: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
-        """Write a PEFT adapter and its certificate, whole or not at all.
+        """Write a PEFT adapter, its certificate and its model card, whole or not at all.
 
         Args:
             directory: the directory to create.
@@ -152,10 +150,9 @@ class AggregatedAdapter:
         )
         with new_directory(directory) as draft:
             write_adapter(draft, encoded)
-            content = sealed(content, draft / WEIGHTS_NAME)
+            content = write_certified(draft, content, encoded.config, self.saved_parameters)
             for name, text in (beside or {}).items():
                 (draft / name).write_text(text, encoding="utf-8")
-            (draft / CERTIFICATE_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return content
 
 

@@ -1,0 +1,52 @@
+"""Uploading a directory to the Hugging Face hub."""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+from florist.errors import ConfigurationError, MissingDependencyError, UploadError
+
+_REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def require_hub(repo_id: str) -> None:
+    """Check what can be checked before an upload.
+
+    Raises:
+        ConfigurationError: the name is none of a repository.
+        MissingDependencyError: huggingface_hub is not installed.
+    """
+    if not _REPO_ID.fullmatch(repo_id):
+        raise ConfigurationError(f"expected --push-to-hub as organisation/name, got {repo_id!r}")
+    if find_spec("huggingface_hub") is None:
+        raise MissingDependencyError(
+            "--push-to-hub uploads with huggingface_hub, which is not installed: pip install -e '.[train]' in a clone "
+            "of florist"
+        )
+
+
+def push(directory: Path, repo_id: str, *, private: bool) -> str:
+    """Upload a directory, into a repository that is created if it is not there; return its address.
+
+    Args:
+        directory: what to upload.
+        repo_id: the repository, as ``organisation/name``.
+        private: whether a repository that is created is private.
+
+    Raises:
+        UploadError: the hub cannot be reached, or it refuses, for want of a token for instance.
+    """
+    from huggingface_hub import HfApi  # noqa: PLC0415  # optional
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled  # noqa: PLC0415
+
+    api = HfApi()
+    try:
+        address = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo_id, folder_path=directory, commit_message="Upload an adapter made by florist")
+    except (OfflineModeIsEnabled, HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UploadError(
+            f"the adapter is in {directory}, and uploading it to {repo_id} failed: {reason}; see that the hub can be "
+            f"reached and that you are logged in (hf auth login), then run: hf upload {repo_id} {directory}"
+        ) from error
+    return str(address)
