@@ -31,6 +31,7 @@ NEEDS = {
     "florist.flower.server_evaluation": {"train", "flower"},
     "florist.models": {"train"},
     "florist.planning.meta_model": {"train"},
+    "florist.reporting": {"report"},
     "florist.simulating": {"train"},
     "florist.tracking.mlflow": {"mlflow"},
     "florist.tracking.tensorboard": {"tensorboard"},

@@ -24,7 +24,19 @@ from tests.federation.test_simulation import weights
 
 from .running import COMMAND, ENVIRONMENT, Run, refused
 
-COMMANDS = ("aggregate", "compare", "evaluate", "export", "init", "inspect", "plan", "simulate", "tune", "watch")
+COMMANDS = (
+    "aggregate",
+    "compare",
+    "evaluate",
+    "export",
+    "init",
+    "inspect",
+    "plan",
+    "report",
+    "simulate",
+    "tune",
+    "watch",
+)
 
 
 @pytest.mark.parametrize("words", [(), *((command,) for command in COMMANDS)], ids=" ".join)

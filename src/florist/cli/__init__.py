@@ -16,6 +16,7 @@ from florist.cli.export import export_command
 from florist.cli.init import init_command
 from florist.cli.inspect import inspect_command
 from florist.cli.plan import plan_command
+from florist.cli.report import report_command
 from florist.cli.simulate import simulate_command
 from florist.cli.tune import tune_command
 from florist.cli.watch import watch_command
@@ -50,6 +51,7 @@ for _name, _command in {
     "init": init_command,
     "inspect": inspect_command,
     "plan": plan_command,
+    "report": report_command,
     "simulate": simulate_command,
     "tune": tune_command,
     "watch": watch_command,

@@ -44,6 +44,9 @@ def compare_command(
         Path | None, typer.Option("--out", "-o", help="The directory to create; by default one in runs/.")
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the comparison in this directory.")] = None,
+    with_report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Whether to write report.html, the page of `florist report`.")
+    ] = True,
     quiet: Quiet = False,
     verbose: Verbose = False,
     as_json: AsJson = False,
@@ -74,7 +77,12 @@ def compare_command(
         from florist.cli.compare_work import play_comparison, report  # noqa: PLC0415
 
         results = play_comparison(directory, jobs, output, progress)
-    if report(directory, results, output):
+    failed = report(directory, results, output)
+    if with_report:
+        from florist.cli.report_work import report_at_the_end  # noqa: PLC0415
+
+        report_at_the_end(directory.path, output)
+    if failed:
         raise typer.Exit(1)
 
 

@@ -27,6 +27,7 @@ _EXAMPLES = {
         "florist plan llama-7b --ranks 64,32,16,16,8,8,4,4 --tau-rank 9",
         "florist plan tinyllama --clients 100 --fraction 0.1 --rounds 75",
     ),
+    "report": ("florist report run", "florist report comparison --figures figures"),
     "simulate": (
         "florist simulate config.toml --set federation.rounds=5 -o run",
         "florist simulate --resume run --set federation.rounds=8",

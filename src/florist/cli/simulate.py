@@ -38,6 +38,9 @@ def simulate_command(
             show_default=False,
         ),
     ] = None,
+    with_report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Whether to write report.html, the page of `florist report`.")
+    ] = True,
     quiet: Quiet = False,
     verbose: Verbose = False,
     as_json: AsJson = False,
@@ -68,6 +71,10 @@ def simulate_command(
     from florist.cli.simulate_work import report  # noqa: PLC0415
 
     report(run, output)
+    if with_report:
+        from florist.cli.report_work import report_at_the_end  # noqa: PLC0415
+
+        report_at_the_end(run.path, output)
     if not run.adapter.exists():
         raise typer.Exit(1)
 

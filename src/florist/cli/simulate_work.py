@@ -17,6 +17,7 @@ from florist.config.reading import read_config, to_toml
 from florist.config.resuming import IN_ONE_PROCESS, require_from_configuration, require_resumable
 from florist.config.sections import Config
 from florist.config.tracking import tracking_of
+from florist.data.partition import LabelCounts
 from florist.federation.history import RunDirectory
 from florist.files.locking import sole_process
 from florist.tracking.trackers import require_installed
@@ -38,9 +39,11 @@ def start_run(config: Config, path: Path, output: Output, progress: Progress) ->
         FloristError: as `building.build` and `Simulation.start`.
         Exit: the run was interrupted.
     """
-    simulation = _built(config, output)
+    simulation, counted = _built(config, output)
     observer = RoundsProgress(progress, verbose=output.verbose)
     run = simulation.start(path, to_toml(config), config.aggregation.method, config.training.threads, observer)
+    if counted is not None:
+        run.save_examples(counted)
     _play(simulation, run, observer, config, output)
     return run
 
@@ -64,7 +67,7 @@ def resume_run(path: Path, overrides: Sequence[str], output: Output, progress: P
     require_from_configuration(run)
     before, config = read_config(run.config_file), read_config(run.config_file, overrides)
     require_resumable(run, config, IN_ONE_PROCESS)
-    simulation = _built(config, output)
+    simulation, _ = _built(config, output)
     if overrides:
         with sole_process(path):
             if config.communication.flush != before.communication.flush:
@@ -96,7 +99,8 @@ def report(run: RunDirectory, output: Output) -> None:
     output.document(document)
 
 
-def _built(config: Config, output: Output) -> "Simulation":
+def _built(config: Config, output: Output) -> "tuple[Simulation, LabelCounts | None]":
+    """The simulation of a configuration, and which client has which examples, where those have labels."""
     require_installed(config.tracking.to)
     load_training_libraries("simulate")
     from florist.config.building import build  # noqa: PLC0415  # needs these libraries
@@ -112,7 +116,7 @@ def _built(config: Config, output: Output) -> "Simulation":
     few = few_examples(config, splits)
     if few is not None:
         output.note(few)
-    return simulation
+    return simulation, counted
 
 
 def _play(

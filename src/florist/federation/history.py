@@ -4,6 +4,8 @@
     RUN/begun.toml           the configuration that the run was begun with
     RUN/run.json             format, version, method, threads, metrics before the first round
     RUN/rounds.jsonl         one record a round
+    RUN/examples.json        how many training examples of which label each client has, where examples have labels
+    RUN/report.html          the page that `florist report` makes of all this
     RUN/state/current.json   the last whole round: its number, who holds what, which broadcasts are kept, its record
     RUN/state/round-0003/    the tensors of round 3: broadcast.safetensors, as long as a client may lack it; and of the
                              last round cumulative.safetensors (all that was ever added), continued.safetensors,
@@ -34,13 +36,14 @@ import os
 import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
 
+from florist.data.partition import LabelCounts
 from florist.errors import DamagedRunError, MissingInputError, OtherVersionError
 from florist.federation.client_residuals import ClientResiduals
 from florist.federation.kept_rounds import KeepRounds, KeptRounds
@@ -68,6 +71,7 @@ class RunFacts:
         given: what code gave, by name, in words that differ where the objects do; None where a configuration file
             says all of it.
         keep_rounds: what stays on disk of the rounds before the last.
+        environment: versions and machine, by what they are of; empty in runs that did not record it.
     """
 
     florist: str
@@ -76,9 +80,10 @@ class RunFacts:
     initial: Mapping[str, Number]
     given: Mapping[str, str] | None = None
     keep_rounds: KeepRounds = KeepRounds.LAST
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
-_FACTS, _TEST = TypeAdapter(RunFacts), TypeAdapter(FinalTest)
+_FACTS, _TEST, _EXAMPLES = TypeAdapter(RunFacts), TypeAdapter(FinalTest), TypeAdapter(LabelCounts)
 _RECORD = TypeAdapter(RoundRecord)
 
 
@@ -157,6 +162,21 @@ class RunDirectory:
     def save_tested(self, test: FinalTest) -> None:
         """Make the metrics of the final adapter permanent."""
         replace_file(self._tests, strict_json.encode(asdict(test), indent=2) + "\n")
+
+    @property
+    def examples(self) -> LabelCounts | None:
+        """How many training examples of which label each client has; None where nobody wrote it down.
+
+        Raises:
+            DamagedRunError: examples.json cannot be read.
+        """
+        with _damage(self.path):
+            file = self._examples
+            return _EXAMPLES.validate_python(strict_json.decode(file.read_bytes())) if file.exists() else None
+
+    def save_examples(self, counted: LabelCounts) -> None:
+        """Write down how many training examples of which label each client has."""
+        replace_file(self._examples, strict_json.encode(asdict(counted)) + "\n")
 
     def save_config(self, config_toml: str) -> None:
         """Replace the configuration that the run goes on with; the one that it was begun with stays."""
@@ -290,6 +310,10 @@ class RunDirectory:
     @property
     def _tests(self) -> Path:
         return self.path / "test.json"
+
+    @property
+    def _examples(self) -> Path:
+        return self.path / "examples.json"
 
     @property
     def _lines(self) -> Path:

@@ -41,6 +41,8 @@ def round_record(
     """
     certificate = closed.broadcast.certificate if closed.broadcast else None
     sent = {client_id: delivery.nbytes for client_id, delivery in closed.deliveries.items()}
+    geometry = closed.changes.geometry
+    norms = dict(zip(closed.ranks, geometry.norms, strict=False))
     clients = tuple(
         ClientRecord(
             client_id=update.client_id,
@@ -51,6 +53,7 @@ def round_record(
             loss=work[update.client_id].loss,
             seconds=work[update.client_id].seconds,
             held_back=update.held_back,
+            update_norm=norms.get(update.client_id),
         )
         for update in closed.counted
     )
@@ -76,6 +79,7 @@ def round_record(
         held_back=closed.state.owed.norm,
         client_metrics=client_metrics or {},
         lost={name: _lost(module) for name, module in certificate.modules.items()} if certificate else {},
+        cosines=geometry.cosines,
     )
 
 

@@ -19,6 +19,8 @@ class ClientRecord:
         loss: the mean training loss.
         seconds: how long it trained.
         held_back: the norm of what it holds back and sends later.
+        update_norm: the norm of what its training changed, over all modules; None where no factors travelled, and in
+            runs that did not record it.
     """
 
     client_id: str
@@ -29,6 +31,7 @@ class ClientRecord:
     loss: Number
     seconds: Number
     held_back: Number = 0.0
+    update_norm: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,9 @@ class RoundRecord:
             good.
         best_round: the best round so far, where rounds are chosen by a metric.
         stopped: whether the rounds stopped after this one, for want of an improvement.
+        cosines: the cosines between the clients' updates, the lower triangle without its diagonal: row i belongs to
+            the i-th of `clients` and has those with the clients before it. Rows go as far as
+            `geometry.MOST_CLIENTS`; they are empty in runs that did not record them.
     """
 
     round: int
@@ -91,6 +97,7 @@ class RoundRecord:
     lost: Mapping[str, Number] = field(default_factory=dict[str, float])
     best_round: int | None = None
     stopped: bool = False
+    cosines: tuple[tuple[float | None, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from florist.errors import ConfigurationError
 from florist.factors import AdapterState, LoraFactor
 from florist.federation.admission import Expected
 from florist.federation.communication import Communication, SentUpdate, saved_parameter_bytes
+from florist.federation.geometry import Changes
 from florist.federation.local_init import Agreed, Aligned, Continued, LocalInit, LocalStart, change
 from florist.federation.records import Drop
 from florist.federation.state import ServerState
@@ -89,6 +90,7 @@ class ClosedRound:
         ranks: the rank that each of their clients trained, before any cut, by client id.
         stack_rank: the total rank of what their clients trained, before any cut, which FLoRA would broadcast.
         stack_bytes: the bytes of it, as no codec made them fewer, with the parameters that travel whole.
+        changes: what the training of each of their clients changed, in the order of `counted`.
     """
 
     state: ServerState
@@ -100,6 +102,7 @@ class ClosedRound:
     ranks: Mapping[str, int]
     stack_rank: int
     stack_bytes: int
+    changes: Changes = field(default_factory=Changes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,10 +272,11 @@ class Federation:
         upload_bytes = {update.client_id: self._sent_bytes(update) for update in usable}
         ranks = {update.client_id: self._trained_rank(update) for update in usable}
         stack = self._stacked(usable)
+        changes = Changes(tuple(self._change(update, state) for update in usable))
         if len(usable) < self.required_replies:
             unchanged = replace(state, round_number=round_number)
-            return ClosedRound(unchanged, None, usable, upload_bytes, {}, tuple(dropped), ranks, *stack)
-        aggregated = self.aggregator([self._change(update, state) for update in usable])
+            return ClosedRound(unchanged, None, usable, upload_bytes, {}, tuple(dropped), ranks, *stack, changes)
+        aggregated = self.aggregator(changes.updates)
         sent = self.communication.sent_broadcast(aggregated, state.owed, self.aggregator.work)
         certificate = replace(sent.broadcast.certificate, bytes_in=sum(upload_bytes.values()))
         broadcast = replace(sent.broadcast, certificate=certificate)
@@ -295,7 +299,7 @@ class Federation:
             client_id: self._download(client_id, moved, added, broadcast.saved_parameters, packed=packed)
             for client_id in counted
         }
-        return ClosedRound(moved, broadcast, usable, upload_bytes, deliveries, tuple(dropped), ranks, *stack)
+        return ClosedRound(moved, broadcast, usable, upload_bytes, deliveries, tuple(dropped), ranks, *stack, changes)
 
     def _init(self, state: ServerState, client_id: str) -> LocalInit:
         if state.continued:

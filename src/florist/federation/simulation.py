@@ -17,6 +17,7 @@ from florist.factors import AdapterState
 from florist.federation.choice_of_rounds import RoundChoice
 from florist.federation.client_residuals import ClientResiduals
 from florist.federation.communication import SentUpdate
+from florist.federation.environment import environment
 from florist.federation.history import RunDirectory, RunFacts
 from florist.federation.kept_rounds import KeepRounds
 from florist.federation.recording import LocalWork, round_record
@@ -146,7 +147,7 @@ class Simulation:
         torch.set_num_threads(threads)
         observer.evaluating(0)
         initial = self.evaluate(self.initial_state)
-        facts = RunFacts(version("florist"), method, threads, initial, given, self.keep_rounds)
+        facts = RunFacts(version("florist"), method, threads, initial, given, self.keep_rounds, environment())
         return RunDirectory.create(path, config_toml, facts)
 
     def run(self, directory: RunDirectory, observer: Observer) -> list[RoundRecord]:

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from florist.errors import ConfigurationError, DamagedRunError
 from florist.federation.communication import Communication
+from florist.federation.environment import environment
 from florist.federation.history import RunDirectory, RunFacts
 from florist.federation.kept_rounds import KeepRounds
 from florist.federation.records import RoundRecord
@@ -81,7 +82,12 @@ class Journal:
         if not self.begun:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             facts = RunFacts(
-                version("florist"), self.method, torch.get_num_threads(), initial(), keep_rounds=self.keep_rounds
+                version("florist"),
+                self.method,
+                torch.get_num_threads(),
+                initial(),
+                keep_rounds=self.keep_rounds,
+                environment=environment(),
             )
             RunDirectory.create(self.path, self.config_toml, facts)
         elif self.config_toml:

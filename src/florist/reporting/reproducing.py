@@ -1,0 +1,52 @@
+"""How to load a result, and how to come by it again."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from florist.reporting.content import Block, Code, Section, Table
+
+
+def loading(adapter: Path, base_model: str | None, task_type: str | None = None) -> Section:
+    """Three lines that load an adapter; no section where there is none.
+
+    Args:
+        adapter: the directory of the adapter.
+        base_model: the directory or hub id of its base.
+        task_type: PEFT's name of the task.
+    """
+    kind = "AutoPeftModelForSequenceClassification" if task_type == "SEQ_CLS" else "AutoPeftModelForCausalLM"
+    there = (adapter / "adapter_config.json").is_file()
+    code = (
+        f"from peft import {kind}\n"
+        f"model = {kind}.from_pretrained({str(adapter)!r})\n"
+        "merged = model.merge_and_unload()  # a plain model of transformers, if that is what you need"
+    )
+    blocks: list[Block] = []
+    if there:
+        blocks = [Code(f"PEFT finds the base model, {base_model}, by itself" if base_model else "With PEFT", code)]
+    return Section("load", "How to load the result", blocks)
+
+
+def reproducing(command: str, facts: Mapping[str, str], configurations: Mapping[str, str]) -> Section:
+    """The command that does it again, what it ran on, and the whole configuration.
+
+    Args:
+        command: the command.
+        facts: versions, seed and machine, by what they are.
+        configurations: the text of each configuration, by its title.
+    """
+    known = [[name, value] for name, value in facts.items() if value]
+    return Section(
+        "reproduce",
+        "How to reproduce it",
+        [
+            Code(
+                "The command"
+                if "\n" not in command
+                else "The commands, one for each entry; other seeds in the same way",
+                command,
+            ),
+            Table("Versions, seed and machine", ["", "value"], known),
+            *(Code(title, text, folded=True) for title, text in configurations.items()),
+        ],
+    )
