@@ -21,7 +21,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import DataCollatorForSeq2Seq, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from florist.data import ALPACA, CausalLmEncoder, EncodedExamples, InstructionPrompt, template_prompt
+from florist.data.causal_lm import CausalLmEncoder
+from florist.data.examples import EncodedExamples
+from florist.data.prompts import template_prompt
+from florist.data.rendering import InstructionPrompt
+from florist.data.shapes import ALPACA
 from florist.errors import FloristError
 from florist.evaluation import ExactMatch
 from florist.files.outputs import new_directory, replace_file, require_absent

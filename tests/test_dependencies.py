@@ -21,6 +21,7 @@ NEEDS = {
     "florist.cli.libraries": {"train"},
     "florist.config": {"train"},
     "florist.data": {"train"},
+    "florist.data.partition": set(),
     "florist.data.tables": {"train", "data"},
     "florist.evaluation": {"train"},
     "florist.evaluation.harness": {"train", "eval"},

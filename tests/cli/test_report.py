@@ -64,7 +64,6 @@ def test_the_page_of_an_aggregate_names_what_went_in(florist: Run, saved_adapter
         (["nowhere"], "a run, a comparison or an aggregate at nowhere"),
         (["run", "-o", "taken"], "taken already exists"),
         (["run", "--figures", "taken"], "taken already exists"),
-        (["run", "-o", "no/page.html"], "there is no directory"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

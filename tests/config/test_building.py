@@ -15,7 +15,7 @@ from florist.config import Config, read_config
 from florist.config.building import _loras, build, load
 from florist.config.splits import few_examples, read_splits, who_has_which
 from florist.config.tasks import RecentEncodings
-from florist.data import IGNORED, EncodedExamples
+from florist.data.examples import IGNORED, EncodedExamples
 from florist.errors import ConfigurationError, DataError, MissingInputError, ModelError, UnsupportedHardwareError
 from florist.evaluation import Classification, ExactMatch, LanguageModelLoss, MultipleChoice
 from florist.federation.local_init import Warm

@@ -66,6 +66,10 @@ min_replies = 2
 seed = 123456789012345
 shared_init = false
 local_init = "warm"
+early_stopping = 3
+min_delta = 0.001
+best_round = true
+keep_rounds = "sent"
 [aggregation]
 method = "florist"
 tau = 0.99
@@ -467,6 +471,9 @@ def test_defaults_are_written_out(tmp_path: Path) -> None:
         "seed": 0,
         "shared_init": True,
         "local_init": "warm",
+        "min_delta": 0.0,
+        "best_round": False,
+        "keep_rounds": "last",
     }
     assert written["training"]["learning_rate"] == 3e-4
 

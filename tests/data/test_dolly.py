@@ -7,7 +7,11 @@ from transformers import AutoTokenizer
 
 from florist.config import Config
 from florist.config.splits import read_splits, who_has_which
-from florist.data import DOLLY, IGNORED, CausalLmEncoder, InstructionPrompt, alpaca_prompt, recognise
+from florist.data.causal_lm import CausalLmEncoder
+from florist.data.examples import IGNORED
+from florist.data.prompts import alpaca_prompt
+from florist.data.rendering import InstructionPrompt
+from florist.data.shapes import DOLLY, recognise
 
 FOLDER = Path(__file__).parents[3] / "shared" / "data" / "dolly8"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"the Dolly clients are not at {FOLDER}")

@@ -9,20 +9,13 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
-from florist.data import (
-    ALPACA,
-    IGNORED,
-    CausalLmEncoder,
-    ClassificationEncoder,
-    EncodedExamples,
-    InstructionPrompt,
-    InstructionShape,
-    alpaca_prompt,
-    classes,
-    encode_examples,
-    read_examples,
-    template_prompt,
-)
+from florist.data.causal_lm import CausalLmEncoder
+from florist.data.classification import ClassificationEncoder, classes
+from florist.data.examples import IGNORED, EncodedExamples, encode_examples
+from florist.data.prompts import alpaca_prompt, template_prompt
+from florist.data.reading import read_examples
+from florist.data.rendering import InstructionPrompt
+from florist.data.shapes import ALPACA, InstructionShape
 from florist.errors import DataError, MissingInputError
 
 PAD, EOS, UNKNOWN = 0, 1, 2

@@ -9,19 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from florist.data import (
-    ALPACA,
-    IGNORED,
-    MESSAGES,
-    CausalLmEncoder,
-    ChatTemplate,
-    InstructionConversation,
-    InstructionPrompt,
-    PlainChat,
-    instruction_and_input,
-    template_prompt,
-)
-from florist.data.rendering import Segment
+from florist.data.causal_lm import CausalLmEncoder
+from florist.data.examples import IGNORED
+from florist.data.prompts import instruction_and_input, template_prompt
+from florist.data.rendering import ChatTemplate, InstructionConversation, InstructionPrompt, PlainChat, Segment
+from florist.data.shapes import ALPACA, MESSAGES
 from florist.errors import DataError
 
 CHATML = (

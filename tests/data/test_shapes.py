@@ -3,8 +3,7 @@ from typing import Any
 
 import pytest
 
-from florist.data import ALPACA, DOLLY, MESSAGES, SHAREGPT, ExampleShape, recognise
-from florist.data.shapes import Message
+from florist.data.shapes import ALPACA, DOLLY, MESSAGES, SHAREGPT, ExampleShape, Message, recognise
 from florist.errors import DataError
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from florist.data import read_examples
+from florist.data.reading import read_examples
 from florist.data.tables import is_dataset
 from florist.errors import DataError, FloristError, MissingDependencyError, MissingInputError
 

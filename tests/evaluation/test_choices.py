@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from florist.data import read_examples, template_prompt
+from florist.data.prompts import template_prompt
+from florist.data.reading import read_examples
 from florist.errors import DataError
 from florist.evaluation import MultipleChoice, Question, read_questions
 

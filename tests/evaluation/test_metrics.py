@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from florist.data import IGNORED, EncodedExamples, Features
+from florist.data.examples import IGNORED, EncodedExamples, Features
 from florist.evaluation import Classification, ExactMatch, LanguageModelLoss, Metric
 
 EOS = 1

@@ -93,7 +93,7 @@ def live(config_file: Path, out: Path, lifetime: float, ages: Any) -> None:
 
 def resume_by_command(out: Path) -> None:
     torch.set_num_threads(1)
-    sys.argv = ["florist", "simulate", "--resume", str(out)]
+    sys.argv = ["florist", "simulate", "--resume", str(out), "--no-report"]
     main()
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from florist.config import read_config
 from florist.config.building import build
-from florist.data import EncodedExamples
+from florist.data.examples import EncodedExamples
 from florist.errors import ConfigurationError
 from florist.federation.history import RunDirectory
 from florist.flower import configured_client_app, configured_server_app
@@ -291,7 +291,7 @@ def test_a_full_disk_leaves_the_adapter_of_the_rounds_before(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("florist.flower.final_adapter.write_adapter", full)
+        patch.setattr("florist.federation.run_adapter.write_adapter", full)
         with pytest.raises(OSError, match="No space left"):
             resumed()
     assert (directory.adapter / "adapter_model.safetensors").read_bytes() == before

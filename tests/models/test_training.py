@@ -8,15 +8,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
-from florist.data import (
-    ALPACA,
-    CausalLmEncoder,
-    EncodedExamples,
-    InstructionPrompt,
-    encode_examples,
-    read_examples,
-    template_prompt,
-)
+from florist.data.causal_lm import CausalLmEncoder
+from florist.data.examples import EncodedExamples, encode_examples
+from florist.data.prompts import template_prompt
+from florist.data.reading import read_examples
+from florist.data.rendering import InstructionPrompt
+from florist.data.shapes import ALPACA
 from florist.errors import UnsupportedHardwareError
 from florist.evaluation import LanguageModelLoss
 from florist.factors import AdapterState, LoraFactor

@@ -17,7 +17,7 @@ from florist.config.metrics import client_metrics, metric_names, metrics, requir
 from florist.config.sections import Config
 from florist.config.splits import Splits, read_splits
 from florist.config.tasks import Encoded, RecentEncodings, Task, load_task
-from florist.data import Example
+from florist.data.reading import Example
 from florist.errors import ConfigurationError
 from florist.evaluation import Metric
 from florist.federation.kept_rounds import KeepRounds

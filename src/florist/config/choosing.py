@@ -9,7 +9,7 @@ from florist.config.building import load
 from florist.config.metrics import METRICS
 from florist.config.sections import AggregationSection, Config
 from florist.config.splits import Splits, read_splits
-from florist.data import Example
+from florist.data.reading import Example
 from florist.errors import ConfigurationError, IncompatibleAdaptersError, UnsupportedAdapterError
 from florist.evaluation import Metric
 from florist.evaluation.directions import Measurements

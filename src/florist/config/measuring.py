@@ -15,7 +15,7 @@ from florist.config.metrics import harness, metric_names, metrics_on
 from florist.config.sections import CLASSIFICATION, Config
 from florist.config.splits import read_splits
 from florist.config.tasks import Task
-from florist.data import Example, read_examples
+from florist.data.reading import Example, read_examples
 from florist.errors import ConfigurationError, IncompatibleAdaptersError
 from florist.evaluation import Measurements, Metric
 

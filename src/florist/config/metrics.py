@@ -7,7 +7,9 @@ from transformers import PreTrainedTokenizerBase
 
 from florist.config.sections import CLASSIFICATION, LANGUAGE_MODELLING, Config
 from florist.config.splits import Splits
-from florist.data import EncodedExamples, Example, read_examples, template_prompt
+from florist.data.examples import EncodedExamples
+from florist.data.prompts import template_prompt
+from florist.data.reading import Example, read_examples
 from florist.errors import ConfigurationError, MissingInputError
 from florist.evaluation import (
     Classification,

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 from florist.config.sections import Config, as_slice
-from florist.data import Example, read_examples
 from florist.data.partition import (
     LabelCounts,
     Partition,
@@ -19,6 +18,7 @@ from florist.data.partition import (
     iid,
     shards,
 )
+from florist.data.reading import Example, read_examples
 from florist.data.tables import is_dataset
 from florist.errors import ConfigurationError, DataError, MissingInputError
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from florist.data import KNOWN_SHAPES, Example, read_examples
+from florist.data.reading import Example, read_examples
+from florist.data.shapes import KNOWN_SHAPES
 from florist.data.tables import is_dataset
 from florist.errors import DataError, MissingInputError, ModelError
 from florist.models.federated_model import linear_modules

@@ -14,32 +14,20 @@ from transformers import (
 
 from florist.config.sections import CLASSIFICATION, Config
 from florist.config.splits import Splits
-from florist.data import (
-    KNOWN_SHAPES,
-    CausalLmEncoder,
-    ChatShape,
+from florist.data.causal_lm import CausalLmEncoder
+from florist.data.classification import ClassificationEncoder, classes
+from florist.data.examples import EncodedExamples, Features, as_features, encode_examples, is_encoded
+from florist.data.prompts import alpaca_prompt, instruction_and_input, template_prompt
+from florist.data.reading import Example
+from florist.data.rendering import (
     ChatTemplate,
-    ClassificationEncoder,
-    EncodedExamples,
-    Example,
-    ExampleShape,
-    Features,
     InstructionConversation,
     InstructionPrompt,
-    InstructionShape,
     PlainChat,
     PlainText,
     Renderer,
-    TextShape,
-    alpaca_prompt,
-    as_features,
-    classes,
-    encode_examples,
-    instruction_and_input,
-    is_encoded,
-    recognise,
-    template_prompt,
 )
+from florist.data.shapes import KNOWN_SHAPES, ChatShape, ExampleShape, InstructionShape, TextShape, recognise
 from florist.errors import ConfigurationError
 from florist.models.loading import head_of, load_causal_lm, load_classifier, require_classes
 from florist.models.quantization import prepared, quantized_loading

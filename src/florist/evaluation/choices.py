@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from florist.data import Example, opening_tokens
-from florist.data.reading import as_text
+from florist.data.causal_lm import opening_tokens
+from florist.data.reading import Example, as_text
 from florist.errors import DataError
 from florist.evaluation.directions import Measurements
 

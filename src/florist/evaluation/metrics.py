@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
-from florist.data import IGNORED, EncodedExamples, Features
+from florist.data.examples import IGNORED, EncodedExamples, Features
 from florist.evaluation.directions import Measurements
 
 # What is left out here comes from the model's generation_config.json, and published ones penalise repetitions.

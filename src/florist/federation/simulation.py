@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from florist.data import EncodedExamples
+from florist.data.examples import EncodedExamples
 from florist.errors import NonFiniteUpdateError
 from florist.evaluation import Measurements, Metric
 from florist.factors import AdapterState

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import set_seed
 
-from florist.data import EncodedExamples
+from florist.data.examples import EncodedExamples
 from florist.errors import GivenObjectError
 from florist.models.training import TrainingOutcome, TrainingSettings, train
 from florist.seeding import generator

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from florist.data import EncodedExamples
+from florist.data.examples import EncodedExamples
 from florist.errors import UnsupportedHardwareError
 
 

@@ -39,7 +39,8 @@ def page_of(path: Path) -> Page:
 
 
 def write_page(page: Page, file: Path) -> None:
-    """Write a page over the one that is there, whole or not at all."""
+    """Write a page over the one that is there, whole or not at all, and make the folders on the way."""
+    file.absolute().parent.mkdir(parents=True, exist_ok=True)
     replace_file(file, html(page))
 
 
@@ -50,7 +51,7 @@ def write_figures(page: Page, folder: Path) -> list[Path]:
         The files, in the order of the page.
 
     Raises:
-        OutputExistsError, MissingInputError: as `outputs.require_absent`.
+        OutputExistsError: the folder is taken.
     """
     with new_directory(folder) as draft:
         written = [file for figure in page.figures for file in figure.write(draft)]

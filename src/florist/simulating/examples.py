@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from florist.data import Example
+from florist.data.reading import Example
 from florist.errors import DataError
 
 Dataset = Iterable[Any]
