@@ -1,10 +1,12 @@
 import subprocess
 import sys
 
+import huggingface_hub
 import pytest
 
 from florist.cli import heartbeat, main
 
+from .hub import Hub
 from .running import COMMAND, ENVIRONMENT, Result, Run
 
 
@@ -36,3 +38,11 @@ def process() -> Run:
         return Result(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The hub, as far as this process sees it."""
+    hub = Hub()
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+    return hub

@@ -12,6 +12,7 @@ from florist.checkpoint import encode, open_adapter, write_adapter
 from tests.breaking import Break, copied, edit_config, edit_tensors, first, last
 from tests.builders import adapter, relative_error
 
+from .hub import Hub
 from .running import Run, refused
 
 
@@ -32,6 +33,33 @@ def test_aggregate_prints_a_table_and_writes_an_adapter(
         "florist.json",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_aggregate_is_uploaded_with_its_card_and_its_certificate(
+    florist: Run, saved_adapters: list[Path], tmp_path: Path, hub: Hub
+) -> None:
+    asked = ("aggregate", *saved_adapters, "-o", tmp_path / "out", "--push-to-hub", "me/adapter")
+    result = florist(*asked, "--private", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["repository"] == "me/adapter"
+    assert "uploaded to https://hub.example/me/adapter" in result.stderr
+    files = ["README.md", "adapter_config.json", "adapter_model.safetensors", "florist.json"]
+    assert hub.asked == [("me/adapter", True, True), ("me/adapter", files)]
+    assert "repository" not in json.loads((tmp_path / "out" / "florist.json").read_text())
+
+
+def test_an_upload_is_refused_before_anything_is_written_or_leaves_the_aggregate(
+    florist: Run, saved_adapters: list[Path], tmp_path: Path, hub: Hub
+) -> None:
+    asked = ("aggregate", *saved_adapters, "-o", tmp_path / "out")
+    assert "expected --push-to-hub as organisation/name" in refused(florist(*asked, "--push-to-hub", "a b"))
+    assert "--private is for --push-to-hub" in refused(florist(*asked, "--private"))
+    assert not (tmp_path / "out").exists()
+    hub.error = OSError("no route")
+    told = florist(*asked, "--push-to-hub", "me/adapter")
+    assert told.returncode == 2
+    assert "uploading it to me/adapter failed: no route" in told.stderr.splitlines()[-1]
+    assert open_adapter(tmp_path / "out").adapter.total_rank > 0
 
 
 def test_aggregate_json_is_all_of_stdout(florist: Run, saved_adapters: list[Path], tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import OfflineModeIsEnabled
@@ -22,6 +21,7 @@ from florist.rounds import ClientUpdate
 from tests.builders import dense_sum
 from tests.federation.test_simulation import configure, run, weights
 
+from .hub import Hub
 from .running import Run, refused
 
 WEIGHTS = "adapter_model.safetensors"
@@ -187,27 +187,9 @@ def test_a_run_is_no_adapter(florist: Run, kept: RunDirectory, tmp_path: Path) -
     assert f"{kept.path} is the directory of a run: give its adapter, {kept.path}/adapter" in line
 
 
-class Hub:
-    """Stands for the hub: it keeps what it is asked for."""
-
-    error: Exception | None = None
-    asked: list[tuple[Any, ...]]
-
-    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> str:
-        if self.error is not None:
-            raise self.error
-        self.asked = [(repo_id, private, exist_ok)]
-        return f"https://hub.example/{repo_id}"
-
-    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
-        self.asked.append((repo_id, sorted(file.name for file in folder_path.iterdir())))
-
-
 def test_an_upload_takes_everything_beside_the_adapter(
-    florist: Run, kept: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    florist: Run, kept: RunDirectory, tmp_path: Path, hub: Hub
 ) -> None:
-    hub = Hub()
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
     asked = ("export", kept.path, "-o", tmp_path / "out", "--push-to-hub", "me/adapter")
     told = florist(*asked, "--private")
     assert told.returncode == 0, told.stderr
@@ -216,12 +198,8 @@ def test_an_upload_takes_everything_beside_the_adapter(
     assert {"README.md", "florist.json", WEIGHTS, "adapter_config.json", "tokenizer.json"} <= set(hub.asked[1][1])
 
 
-def test_an_upload_that_fails_is_told_in_one_line(
-    florist: Run, kept: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hub = Hub()
+def test_an_upload_that_fails_is_told_in_one_line(florist: Run, kept: RunDirectory, tmp_path: Path, hub: Hub) -> None:
     hub.error = OfflineModeIsEnabled("Cannot reach the hub: offline mode is enabled.\nmore")
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
     told = florist("export", kept.path, "-o", tmp_path / "out", "--push-to-hub", "me/adapter")
     assert told.returncode == 2
     last = told.stderr.strip().splitlines()[-1]

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -86,8 +87,14 @@ def a_record(number: int, names: Sequence[str], modules: Sequence[str], *, bare:
         clients=clients,
         dropped=(Drop(names[-1], f"its update holds NaN {HOSTILE}"),) if len(names) > 1 else (),
         seconds={"train": 6.0, "aggregate": 0.5, "evaluate": 1.0, "total": 7.5},
-        **({} if bare else {"held_back": 0.4, "cosines": cosines}),
+        **({} if bare else {"held_back": 0.4, "cosines": cosines, **_chosen(number, counted)}),
     )
+
+
+def _chosen(number: int, names: Sequence[str]) -> dict[str, Any]:
+    """Metrics of every client, of which the last has the worst loss, and no improvement after round 2."""
+    by_client = {name: {"loss": 1.0 + k + 1 / number, "mine": 0.5} for k, name in enumerate(names)}
+    return {"client_metrics": by_client, "best_round": min(number, 2), "stopped": number == 3}
 
 
 def a_run(
@@ -162,9 +169,12 @@ def a_comparison(path: Path, losses: Mapping[str, tuple[str, float]], seeds: Seq
         current.write_text(json.dumps(document))
 
 
+_NEW = {"cosines", "client_metrics", "best_round", "stopped"}
+
+
 def _without_new(record: dict[str, object]) -> dict[str, object]:
-    """A line as it was before norms and cosines were recorded."""
+    """A line as it was before norms, cosines and the choice of rounds were recorded."""
     clients = record["clients"]
     assert isinstance(clients, tuple)
     old = [{key: value for key, value in client.items() if key != "update_norm"} for client in clients]
-    return {**{key: value for key, value in record.items() if key != "cosines"}, "clients": old}
+    return {**{key: value for key, value in record.items() if key not in _NEW}, "clients": old}

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,12 @@ from florist.comparison.intervals import Estimate
 from florist.comparison.summary import summarise
 from florist.errors import MissingInputError, OutputExistsError
 from florist.federation.records import RoundRecord
+from florist.reporting.client_metrics import client_metrics
+from florist.reporting.content import Table
 from florist.reporting.contributions import cosines, drops, update_norms
 from florist.reporting.curves import Point, metric_against_bytes, metric_by_round
+from florist.reporting.figures import Figure
+from florist.reporting.numbers import MISSING
 from florist.reporting.of_run import adapter_spectra, page_of_run
 from florist.reporting.operating_points import operating_points
 from florist.reporting.spectra import layer, rank_against_tau, ranks_by_layer, singular_values
@@ -145,6 +150,50 @@ def test_figures_become_files_without_a_browser(tmp_path: Path) -> None:
     assert not [file for file in files if file.suffix == ".svg" and "currentColor" in file.read_text()]
     with pytest.raises(OutputExistsError):
         write_figures(page, tmp_path / "figures")
+
+
+def test_the_metrics_of_each_client_have_a_table_and_figures(tmp_path: Path) -> None:
+    records = [a_record(number, ["a", "b", "c", "d"], module_names(2)) for number in (1, 2)]
+    records.append(replace(records[0], round=3, client_metrics={}))
+    table, loss, mine = client_metrics(records, {"loss": True})
+    assert isinstance(table, Table)
+    assert "after round 2 " in table.caption
+    assert table.lines == [
+        ["loss", "2.5", "3.5", "c", "1.5", "3.5", "0.8165"],
+        ["mine", "0.5", MISSING, MISSING, "0.5", "0.5", "0"],
+    ]
+    assert isinstance(loss, Figure)
+    assert isinstance(mine, Figure)
+    assert {(row["client"], row["round"]): row["value"] for row in loss.rows} == {
+        ("a", 1): 2.0, ("b", 1): 3.0, ("c", 1): 4.0, ("a", 2): 1.5, ("b", 2): 2.5, ("c", 2): 3.5,
+    }  # fmt: skip
+    assert client_metrics(records[2:], {"loss": True}) == []
+
+
+def test_a_perplexity_whose_square_no_float_holds_is_shown() -> None:
+    record = replace(a_record(1, ["a", "b"], []), client_metrics={"a": {"perplexity": 1e200}, "b": {"perplexity": 1.0}})
+    table = client_metrics([record], {"perplexity": True})[0]
+    assert isinstance(table, Table)
+    assert table.lines[0][1:4] == ["5e+199", "1e+200", "a"]
+    assert table.lines[0][-1] == "5e+199"
+
+
+def test_the_page_tells_which_round_was_the_best_and_that_the_rounds_stopped(tmp_path: Path) -> None:
+    a_run(tmp_path / "stopped")
+    a_run(tmp_path / "goes-on", rounds=2)
+    a_run(tmp_path / "old", bare=True)
+    pages = {name: page_of_run(tmp_path / name) for name in ("stopped", "goes-on", "old")}
+    tables = {name: page.sections[0].blocks[0] for name, page in pages.items()}
+    lines = {name: dict(table.lines) for name, table in tables.items() if isinstance(table, Table)}  # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert lines["stopped"]["stopped"] == "after round 3, for want of an improvement"
+    assert lines["stopped"]["best round"] == lines["goes-on"]["best round"] == "2"
+    assert "stopped" not in lines["goes-on"]
+    assert not {"stopped", "best round"} & lines["old"].keys()
+    assert pages["stopped"].summary.endswith(
+        ". The rounds stopped early, for want of an improvement. The best round was 2."
+    )
+    assert pages["goes-on"].summary.endswith("KB. The best round was 2.")
+    assert "best round" not in pages["old"].summary
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from florist.cli.hub import Private, PushToHub, require_hub
 from florist.cli.options import AsJson, Quiet, Verbose
 from florist.cli.weights import parse_weights
 from florist.config.methods import DEFAULT_METHOD, DEFAULT_TAU, one_shot_methods, require_one_shot
@@ -94,6 +95,8 @@ def aggregate_command(
         bool, typer.Option("--average-full", help="Average the parameters that were trained whole, as a head.")
     ] = False,
     device: Annotated[str, typer.Option(help="Where to decompose: cpu, cuda, cuda:1.")] = "cpu",
+    push_to_hub: PushToHub = None,
+    private: Private = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     as_json: AsJson = False,
@@ -108,6 +111,7 @@ def aggregate_command(
     from florist.config.sections import AggregationSection  # noqa: PLC0415
     from florist.files.outputs import require_absent  # noqa: PLC0415
 
+    require_hub(push_to_hub, private=private)
     require_absent(out)
     num_examples = parse_weights(weights) if weights is not None else None
     wanted = {
@@ -142,5 +146,7 @@ def aggregate_command(
         allow_base_mismatch=allow_base_mismatch,
         average_full=average_full,
         device=device,
+        push_to_hub=push_to_hub,
+        private=private,
         output=Output(as_json=as_json, quiet=quiet, verbose=verbose),
     )

@@ -11,6 +11,7 @@ from florist import one_shot
 from florist.aggregation import Florist
 from florist.checkpoint import Export
 from florist.cli.aggregate_table import module_table, totals
+from florist.cli.hub import push
 from florist.cli.memory import keep_freed_memory
 from florist.cli.output import Output
 from florist.cli.summaries import absences
@@ -34,9 +35,11 @@ def combine_adapters(
     allow_base_mismatch: bool,
     average_full: bool,
     device: str,
+    push_to_hub: str | None,
+    private: bool,
     output: Output,
 ) -> None:
-    """Combine adapters, write the result, and print what became of them.
+    """Combine adapters, write the result, print what became of them, and upload it.
 
     Args:
         adapters: their directories or hub ids.
@@ -49,10 +52,13 @@ def combine_adapters(
         allow_base_mismatch: as for `one_shot.aggregate`.
         average_full: as for `one_shot.aggregate`.
         device: the device to decompose on.
+        push_to_hub: the repository to upload to; None for none.
+        private: whether a repository that is created is private.
         output: where to print.
 
     Raises:
         ConfigurationError: `pad_rank_to` is less than the largest rank of the result.
+        UploadError: the hub could not be reached, or refused.
         FloristError: as `one_shot.open_inputs` and `one_shot.combine`.
     """
     keep_freed_memory()
@@ -86,6 +92,9 @@ def combine_adapters(
     output.lines(*totals(document, out))
     for note in (*absences(result.inputs.compatibility.absent), *document["notes"]):
         output.note(note)
+    if push_to_hub is not None:
+        output.lines(f"uploaded to {push(out, push_to_hub, private=private)}")
+        document = {**document, "repository": push_to_hub}
     output.document(document)
 
 

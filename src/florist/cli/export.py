@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from florist.cli.hub import Private, PushToHub, require_hub
 from florist.cli.options import AsJson, Quiet, Verbose
 from florist.errors import ConfigurationError
 
@@ -27,12 +28,8 @@ def export_command(
             show_default=False,
         ),
     ] = None,
-    push_to_hub: Annotated[
-        str | None, typer.Option(metavar="REPO_ID", help="Upload the directory to this repository of the hub as well.")
-    ] = None,
-    private: Annotated[
-        bool, typer.Option("--private", help="With --push-to-hub: a repository that is created is private.")
-    ] = False,
+    push_to_hub: PushToHub = None,
+    private: Private = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     as_json: AsJson = False,
@@ -46,8 +43,7 @@ def export_command(
 
     if best and round_number is not None:
         raise ConfigurationError("--round and --best contradict each other: each names a round; give one")
-    if private and push_to_hub is None:
-        raise ConfigurationError("--private is for --push-to-hub REPO_ID: add that, or leave --private out")
+    require_hub(push_to_hub, private=private)
     require_absent(out)
 
     # torch takes seconds: it is not loaded before the arguments are known to be right.

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from florist.cli.hub import push, require_hub
+from florist.cli.hub import push
 from florist.cli.libraries import load_training_libraries
 from florist.cli.output import Output
 from florist.config.communication import aggregator_of
@@ -49,11 +49,9 @@ def export_round(
     Raises:
         MissingInputError: there is no such run or round, or it was not kept.
         ConfigurationError: the rounds were not measured by a metric that can choose the best.
-        MissingDependencyError: something is not installed that the run's method or the upload needs.
+        MissingDependencyError: something is not installed that the run's method needs.
         UploadError: the hub could not be reached, or refused.
     """
-    if push_to_hub is not None:
-        require_hub(push_to_hub)
     run = RunDirectory.open(path)
     config, kept = read_config(run.config_file), run.kept_rounds()
     if kept is None:

@@ -3,19 +3,38 @@
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from florist.errors import ConfigurationError, MissingDependencyError, UploadError
 
 _REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def require_hub(repo_id: str) -> None:
+PushToHub = Annotated[
+    str | None, typer.Option(metavar="REPO_ID", help="Upload the directory to this repository of the hub as well.")
+]
+Private = Annotated[
+    bool, typer.Option("--private", help="With --push-to-hub: a repository that is created is private.")
+]
+
+
+def require_hub(repo_id: str | None, *, private: bool) -> None:
     """Check what can be checked before an upload.
 
+    Args:
+        repo_id: the repository; None where nothing is uploaded.
+        private: whether a repository that is created is to be private.
+
     Raises:
-        ConfigurationError: the name is none of a repository.
+        ConfigurationError: the name is none of a repository, or there is none that could be private.
         MissingDependencyError: huggingface_hub is not installed.
     """
+    if repo_id is None:
+        if private:
+            raise ConfigurationError("--private is for --push-to-hub REPO_ID: add that, or leave --private out")
+        return
     if not _REPO_ID.fullmatch(repo_id):
         raise ConfigurationError(f"expected --push-to-hub as organisation/name, got {repo_id!r}")
     if find_spec("huggingface_hub") is None:

@@ -57,7 +57,8 @@ def spreads(record: RoundRecord, lower_is_better: Mapping[str, bool]) -> tuple[S
             sign = 1 if lower_is_better[name] else -1
             whose = max(values, key=lambda each, own=values, sign=sign: _badness(own[each], sign))
             worst = values[whose]
-        deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values.values()) / len(values))
+        # The square of a perplexity may be too large for a float.
+        deviation = math.hypot(*(value - mean for value in values.values())) / math.sqrt(len(values))
         found.append(Spread(name, mean, worst, whose, min(values.values()), max(values.values()), deviation))
     return tuple(found)
 

@@ -1,7 +1,8 @@
 """Figures of who contributed what: examples, the size of updates, how far they agree, and the losses of training."""
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import altair as alt
@@ -45,9 +46,8 @@ def examples_by_label(counted: LabelCounts) -> Figure:
 
 def update_norms(records: Sequence[RoundRecord]) -> Figure | None:
     """The norm of what each client's training changed, by round."""
-    return _by_client(
-        records,
-        "update_norm",
+    return by_client_and_round(
+        ((record.round, client.client_id, client.update_norm) for record in records for client in record.clients),
         name="update-norms",
         title="norm of the updates by client and round",
         caption="The Frobenius norm over all modules, from the factors, before any weight. A client that is far larger "
@@ -58,9 +58,8 @@ def update_norms(records: Sequence[RoundRecord]) -> Figure | None:
 
 def training_losses(records: Sequence[RoundRecord]) -> Figure | None:
     """The mean training loss of each client, by round."""
-    return _by_client(
-        records,
-        "loss",
+    return by_client_and_round(
+        ((record.round, client.client_id, client.loss) for record in records for client in record.clients),
         name="training-losses",
         title="training loss by client and round",
         caption="The mean over the steps of the round, on the client's own training examples.",
@@ -161,14 +160,22 @@ def parts(records: Sequence[RoundRecord]) -> Table | None:
     return Table("The clients, over all rounds", heads, lines)
 
 
-def _by_client(
-    records: Sequence[RoundRecord], attribute: str, *, name: str, title: str, caption: str, what: str
+def by_client_and_round(
+    values: Iterable[tuple[int, str, float | None]], *, name: str, title: str, caption: str, what: str
 ) -> Figure | None:
+    """A heat map with a line for each client and a column for each round; None where no value is there, or all are 0.
+
+    Args:
+        values: the round, the client, and the value; one that is missing or not finite leaves its place free.
+        name: the name of the figure.
+        title: its title.
+        caption: how to read it.
+        what: what the values are.
+    """
     rows: list[Row] = [
-        {"client": client.client_id, "round": record.round, "value": float(f"{value:.5g}")}
-        for record in records
-        for client in record.clients
-        if (value := getattr(client, attribute)) is not None and value == value  # noqa: PLR0124  # NaN is not itself
+        {"client": client, "round": number, "value": float(f"{value:.5g}")}
+        for number, client, value in values
+        if value is not None and math.isfinite(value)
     ]
     if not rows or not any(row["value"] for row in rows):
         return None

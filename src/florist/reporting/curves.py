@@ -95,7 +95,7 @@ def metric_by_round(metric: str, axis: str, points: Sequence[Point]) -> Figure |
     ends = "; ".join(f"{name} ends at {_last(points, name):.4g}" for name in names[:8])
     note = " Bars are 95% intervals of the mean over the seeds." if with_intervals else ""
     return Figure(
-        name=f"round-{_slug(metric)}",
+        name=f"round-{slug(metric)}",
         title=f"{metric.replace('_', ' ')} by round",
         caption=f"Round 0 is the base model without an adapter.{note}",
         alt=f"Line chart of {metric} by round. {ends}.",
@@ -130,7 +130,7 @@ def metric_against_bytes(
         for name in names[:8]
     )
     return Figure(
-        name=f"bytes-{_slug(metric)}",
+        name=f"bytes-{slug(metric)}",
         title=f"{metric.replace('_', ' ')} against bytes",
         caption="A point for each round: what was reached, and what all clients together had sent and received until "
         "then. Further left is cheaper.",
@@ -297,5 +297,6 @@ def _last(points: Sequence[Point], series: str) -> float:
     return [point.value.mean for point in points if point.series == series][-1]
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """A name of a metric as a part of the name of a figure, which is an anchor and a file."""
     return "".join(letter if letter.isalnum() else "-" for letter in name.lower()).strip("-")[:40] or "metric"

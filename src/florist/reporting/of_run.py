@@ -2,7 +2,7 @@
 
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from florist.federation.records import RoundRecord
 from florist.linalg.spectrum import Spectrum
 from florist.one_shot.inspection import spectra
 from florist.reporting import contributions
+from florist.reporting.client_metrics import client_metrics
 from florist.reporting.content import Block, Page, Section, Table, filled
 from florist.reporting.curves import (
     MOST_METRICS,
@@ -44,7 +45,8 @@ def page_of_run(path: Path) -> Page:
     run = RunDirectory.open(path)
     facts, records, config = run.facts, run.records(), _config(run)
     tested = run.tested
-    better = {**directions(facts.initial), **(tested.lower_is_better if tested is not None else {})}
+    measured = [*facts.initial, *(name for record in records for own in record.client_metrics.values() for name in own)]
+    better = {**directions(measured), **(tested.lower_is_better if tested is not None else {})}
     sections = [
         Section(
             "result",
@@ -58,7 +60,7 @@ def page_of_run(path: Path) -> Page:
             update_blocks(records, adapter_spectra(run.adapter), "the final adapter"),
         ),
         Section("held-back", "What is held back", held_back_blocks(records)),
-        Section("clients", "Who contributed", _clients(run, records)),
+        Section("clients", "Who contributed", _clients(run, records, better)),
         loading(run.adapter, _get(config, "model", "name_or_path"), _task_type(config)),
         reproducing(
             f"florist simulate {run.begun_file}",
@@ -86,7 +88,7 @@ def adapter_spectra(adapter: Path) -> Mapping[str, Spectrum]:
         return {}
 
 
-def directions(metrics: Mapping[str, float]) -> Mapping[str, bool]:
+def directions(metrics: Iterable[str]) -> Mapping[str, bool]:
     """Whether a smaller value is the better one, for metrics that florist measures itself.
 
     What measures them needs transformers, and without it nothing is known of any metric.
@@ -165,6 +167,8 @@ def _summary(run: RunDirectory, records: Sequence[RoundRecord], config: Mapping[
         ["method", facts.method],
         ["model", str(_get(config, "model", "name_or_path") or MISSING)],
         ["rounds played", f"{played} of {planned}" if planned else str(played)],
+        ["best round", _best_round(records)],
+        ["stopped", f"after round {played}, for want of an improvement" if _stopped(records) else MISSING],
         ["rounds that changed nothing", str(sum(not record.aggregated for record in records))],
         ["clients that counted", str(len(clients))],
         ["ranks", ", ".join(map(str, ranks)) if isinstance(ranks, list) else str(ranks or MISSING)],
@@ -245,7 +249,7 @@ def _seconds(records: Sequence[RoundRecord]) -> list[list[str]]:
     return [[f"seconds {title}", f"{seconds:.1f}"] for title, seconds in sums.items() if seconds]
 
 
-def _clients(run: RunDirectory, records: Sequence[RoundRecord]) -> list[Block]:
+def _clients(run: RunDirectory, records: Sequence[RoundRecord], better: Mapping[str, bool]) -> list[Block]:
     counted = run.examples
     found: list[Block | None] = [
         contributions.parts(records),
@@ -260,6 +264,7 @@ def _clients(run: RunDirectory, records: Sequence[RoundRecord]) -> list[Block]:
             "How far the clients agree on where to go, over all pairs of them.",
         ),
         contributions.training_losses(records),
+        *client_metrics(records, better),
         contributions.drops([(run.path.name, records)]),
     ]
     return [block for block in found if block is not None]
@@ -283,10 +288,20 @@ def _in_a_sentence(run: RunDirectory, records: Sequence[RoundRecord], better: Ma
         if lower is None or before == after
         else (", which is better" if (after < before) == lower else ", which is worse")
     )
+    best = f" The best round was {_best_round(records)}." if records[-1].best_round is not None else ""
+    early = f" The rounds stopped early, for want of an improvement.{best}" if _stopped(records) else best
     return (
         f"{name.replace('_', ' ')} went from {number(before)} to {number(after)}{verdict}, in {len(records)} rounds in "
-        f"which all clients sent and received {nbytes(traffic)}."
+        f"which all clients sent and received {nbytes(traffic)}.{early}"
     )
+
+
+def _best_round(records: Sequence[RoundRecord]) -> str:
+    return str(records[-1].best_round or MISSING) if records else MISSING
+
+
+def _stopped(records: Sequence[RoundRecord]) -> bool:
+    return bool(records) and records[-1].stopped
 
 
 def _config(run: RunDirectory) -> Mapping[str, Any]:
