@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from florist.cli.compare_work import open_comparison
+from florist.comparison.directory import ComparisonDirectory
+from florist.comparison.planning import Comparison, Entry
 from florist.config import read_config
 
 from .running import COMMAND, ENVIRONMENT, Run, refused
@@ -74,6 +77,24 @@ def test_tables_files_and_json_say_the_same(florist: Run, config: Path, tmp_path
     assert "mean (lowest to highest) over seeds" in again.stdout
     assert "need at least 3 seeds" in again.stdout
     assert "±" not in again.stdout
+
+
+def test_a_comparison_goes_on_only_with_its_trackers(
+    florist: Run, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracked = ["tracking.to=wandb"]
+    entries = {entry: read_config(config, tracked) for entry in (Entry("a", ()), Entry("b", ()))}
+    comparison = Comparison("0", tuple(entries), (0,), 1)
+    ComparisonDirectory.create(tmp_path / "out", comparison, read_config(config, tracked), entries)
+    monkeypatch.setattr("florist.tracking.trackers.find_spec", lambda _: None)
+    line = refused(florist("compare", "--resume", tmp_path / "out"))
+    assert "tracking.to has 'wandb': Weights & Biases is not installed" in line
+    assert not list((tmp_path / "out" / "cells").glob("*/seed-*"))
+    # A run that is over is not tracked any more: its tables can be made without.
+    for cell in comparison.cells:
+        (ComparisonDirectory(tmp_path / "out").run_path(cell) / "adapter").mkdir(parents=True)
+        (ComparisonDirectory(tmp_path / "out").run_path(cell) / "run.json").write_text('{"format": 2}')
+    assert open_comparison(tmp_path / "out").comparison == comparison
 
 
 def test_variants_alone_are_compared_with_the_configuration_as_it_is(

@@ -8,6 +8,7 @@ import pytest
 
 from florist.cli.plan_table import scaled
 from florist.cli.plan_work import parse_rate, parse_size
+from florist.config import read_config
 from florist.errors import ConfigurationError
 
 from .running import ENVIRONMENT, Run, refused
@@ -76,6 +77,42 @@ def test_cut_uploads_are_for_methods_that_can_cut_them(florist: Run) -> None:
     assert cost["flora"]["total_rank"] == 44 * 32
 
 
+@pytest.mark.parametrize("preset", ["plain", "compact", "paper"])
+def test_a_preset_means_for_each_method_what_it_means_in_a_configuration(
+    florist: Run, tmp_path: Path, preset: str
+) -> None:
+    document = json.loads(florist("plan", "tinyllama", "--preset", preset, "--json").stdout)
+    file = tmp_path / "config.toml"
+    file.write_text(
+        f'[model]\nname_or_path = "m"\n[data]\npath = "."\n[lora]\nranks = 8\n[communication]\npreset = "{preset}"\n'
+    )
+    for name, cost in document["methods"].items():
+        config = read_config(file, [f"aggregation.method={name}"])
+        said = cost["communication"]
+        assert said == {key: getattr(config.communication, key) for key in said}
+        assert (said.get("feedback", False), said.get("upload_tau")) == (
+            config.communication.feedback,
+            config.communication.upload_tau,
+        )
+        assert (document["preset"], document["upload"], document["download"], document["local_init"]) == (
+            preset, said["upload"], said["download"], config.federation.local_init,
+        )  # fmt: skip
+
+
+def test_a_preset_is_its_codecs_and_gives_way_to_what_is_said(florist: Run) -> None:
+    def bytes_of(*arguments: str) -> dict[str, int]:
+        document = json.loads(florist("plan", "tinyllama", *arguments, "--json").stdout)
+        return {name: cost["upload_bytes"] + cost["download_bytes"] for name, cost in document["methods"].items()}
+
+    assert bytes_of("--preset", "compact") == bytes_of("--upload", "int4", "--download", "int4")
+    assert bytes_of("--preset", "compact", "--upload", "int8") == bytes_of("--upload", "int8", "--download", "int4")
+    assert bytes_of("--preset", "plain") == bytes_of()
+    told = "florist, flora: the preset compact cuts uploads by energy"
+    assert told in florist("plan", "tinyllama", "--preset", "compact").stdout
+    assert told not in florist("plan", "tinyllama", "--preset", "compact", "--upload-rank", "9").stdout
+    assert "communication" not in json.loads(florist("plan", "tinyllama", "--json").stdout)["methods"]["florist"]
+
+
 def test_a_million_clients_take_no_longer_than_eight(florist: Run) -> None:
     florist("plan", "tinyllama")  # imports
     began = time.process_time()
@@ -96,6 +133,7 @@ def test_a_million_clients_take_no_longer_than_eight(florist: Run) -> None:
         (("tinyllama", "--ranks", "4,8", "--clients", "5"), "--ranks names 2 clients and --clients says 5"),
         (("tinyllama", "--fraction", "2"), "expected a fraction of the clients in (0, 1], got 2.0"),
         (("tinyllama", "--upload", "int5"), "--upload: expected one of float32"),
+        (("tinyllama", "--preset", "tiny"), "--preset: expected one of plain, paper, compact, got 'tiny'"),
         (("tinyllama", "--local-init", "cold"), "--local-init: expected one of fresh"),
         (("tinyllama", "--dtype", "int8"), "--dtype: expected one of float32"),
         (("tinyllama", "--methods", "fedavg"), "--methods: expected names out of florist"),

@@ -71,6 +71,7 @@ def a_record(number: int, names: Sequence[str], modules: Sequence[str], *, bare:
     )
     several = min(len(counted), MOST_CLIENTS)
     cosines = tuple(tuple(round(math.cos(i + j + number), 4) for j in range(i)) for i in range(several))
+    new: dict[str, Any] = {} if bare else {"held_back": 0.4, "cosines": cosines, **_chosen(number, counted)}
     return RoundRecord(
         round=number,
         aggregated=True,
@@ -87,7 +88,7 @@ def a_record(number: int, names: Sequence[str], modules: Sequence[str], *, bare:
         clients=clients,
         dropped=(Drop(names[-1], f"its update holds NaN {HOSTILE}"),) if len(names) > 1 else (),
         seconds={"train": 6.0, "aggregate": 0.5, "evaluate": 1.0, "total": 7.5},
-        **({} if bare else {"held_back": 0.4, "cosines": cosines, **_chosen(number, counted)}),
+        **new,
     )
 
 

@@ -184,7 +184,9 @@ def test_the_page_tells_which_round_was_the_best_and_that_the_rounds_stopped(tmp
     a_run(tmp_path / "old", bare=True)
     pages = {name: page_of_run(tmp_path / name) for name in ("stopped", "goes-on", "old")}
     tables = {name: page.sections[0].blocks[0] for name, page in pages.items()}
-    lines = {name: dict(table.lines) for name, table in tables.items() if isinstance(table, Table)}  # pyright: ignore[reportArgumentType, reportCallIssue]
+    lines = {
+        name: {line[0]: line[1] for line in table.lines} for name, table in tables.items() if isinstance(table, Table)
+    }
     assert lines["stopped"]["stopped"] == "after round 3, for want of an improvement"
     assert lines["stopped"]["best round"] == lines["goes-on"]["best round"] == "2"
     assert "stopped" not in lines["goes-on"]

@@ -49,9 +49,12 @@ def open_comparison(path: Path) -> ComparisonDirectory:
 
     Raises:
         MissingInputError, DamagedRunError: there is none, or it is damaged.
+        MissingDependencyError: a tracker of a run that is not over is not installed.
     """
     directory = ComparisonDirectory.open(path)
-    directory.comparison  # noqa: B018  # a damaged one is refused before the libraries are loaded
+    # A damaged one is refused before the libraries are loaded, and a tracker is missed before hours of training.
+    to_play = [cell for cell in directory.comparison.cells if not directory.is_over(cell)]
+    require_installed({name for cell in to_play for name in directory.config(cell).tracking.to})
     load_training_libraries("compare")
     return directory
 

@@ -42,12 +42,24 @@ def plan_command(
             "By default everything.",
         ),
     ] = None,
-    upload: Annotated[str, typer.Option(help="The codec of uploads, as float16 or int4.")] = "float32",
-    download: Annotated[str, typer.Option(help="The codec of broadcasts.")] = "float32",
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="What a preset of [communication] says of codecs and starts: plain, compact or paper; compact is the "
+            "default of FLoRIST."
+        ),
+    ] = None,
+    upload: Annotated[
+        str | None, typer.Option(help="The codec of uploads, as float16 or int4; by default that of --preset.")
+    ] = None,
+    download: Annotated[str | None, typer.Option(help="The codec of broadcasts; by default that of --preset.")] = None,
     upload_rank: Annotated[
         int | None, typer.Option(min=1, help="The rank that uploads are cut to, for methods that can cut them.")
     ] = None,
-    local_init: Annotated[str, typer.Option(help="How local adapters start: fresh, aligned or warm.")] = "aligned",
+    local_init: Annotated[
+        str | None,
+        typer.Option(help="How local adapters start: fresh, aligned or warm; by default as --preset, else aligned."),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="The dtype of the base: float32, bfloat16 or float16.")] = "float32",
     methods: Annotated[str, typer.Option(help="Aggregation methods, as florist,fedit,flora, or all.")] = "all",
     uplink: Annotated[str | None, typer.Option(help="A client's rate up, as 10Mbit, to know the seconds.")] = None,
@@ -65,10 +77,11 @@ def plan_command(
     simulate then measures; else they are expectations, with what absent clients have to be sent later.
     """
     from florist.cli.output import Output  # noqa: PLC0415
-    from florist.cli.plan_work import Question, parse_rate, parse_size, report  # noqa: PLC0415
+    from florist.cli.plan_work import Question, parse_rate, parse_size, preset_defaults, report  # noqa: PLC0415
 
     if (model, model_option, shapes).count(None) != 2:
         raise ConfigurationError("expected one of MODEL, --model and --shapes, as florist plan llama-7b; give one")
+    defaults = preset_defaults(preset or "plain")
     question = Question(
         model=model or model_option,
         shapes=shapes,
@@ -78,10 +91,11 @@ def plan_command(
         fraction=fraction,
         rounds=rounds,
         tau_rank=tau_rank,
-        upload=upload,
-        download=download,
+        preset=preset,
+        upload=upload or defaults["upload"],
+        download=download or defaults["download"],
         upload_rank=upload_rank,
-        local_init=local_init,
+        local_init=local_init or defaults["local_init"],
         dtype=dtype,
         methods=methods,
         uplink=parse_rate("--uplink", uplink) if uplink is not None else None,

@@ -1,7 +1,7 @@
 """What ``florist plan`` does, once its arguments are read: it plans, and prints or writes down the plan."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,8 +9,8 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from florist.cli.output import Output
 from florist.cli.plan_table import client_table, federation_table, headline, notes
-from florist.config.communication import CODEC_NAMES
-from florist.config.methods import LOCAL_INITS
+from florist.config.communication import BESIDE, CODEC_NAMES, HOW_MUCH, PRESETS, with_preset
+from florist.config.methods import DEFAULT_LOCAL_INIT, LOCAL_INITS
 from florist.errors import ConfigurationError
 from florist.planning.kept import KeptRanks, parse_kept
 from florist.planning.plan import METHOD_NAMES, MethodCost, Setup, plan
@@ -40,6 +40,7 @@ class Question:
     fraction: float
     rounds: int
     tau_rank: str | None
+    preset: str | None
     upload: str
     download: str
     upload_rank: int | None
@@ -58,6 +59,29 @@ class Question:
         down = 8 / self.downlink if self.downlink is not None else 0.0
         return max(client.upload_bytes * up + client.download_bytes * down for client in cost.by_rank)
 
+    def communication(self, method: str) -> Mapping[str, Any]:
+        """The keys of ``[communication]`` that the preset means for a method, with the codecs that are planned."""
+        given = {"preset": self.preset, "upload": self.upload, "download": self.download}
+        return with_preset(given, method)
+
+    def uncut(self, methods: Iterable[str]) -> list[str]:
+        """The methods whose uploads the preset cuts, if nobody says to which rank."""
+        if self.preset is None or self.upload_rank is not None:
+            return []
+        return [name for name in methods if not self.communication(name).keys().isdisjoint(HOW_MUCH)]
+
+
+def preset_defaults(preset: str) -> Mapping[str, str]:
+    """What a preset says of the codecs and of how local adapters start.
+
+    Raises:
+        ConfigurationError: there is none of this name.
+    """
+    if preset not in PRESETS:
+        raise ConfigurationError(f"--preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
+    local_init = BESIDE[preset].get("federation", {}).get("local_init", DEFAULT_LOCAL_INIT)
+    return {"upload": PRESETS[preset]["upload"], "download": PRESETS[preset]["download"], "local_init": local_init}
+
 
 def report(question: Question, output: Output) -> None:
     """Plan, and print the tables or the document.
@@ -74,6 +98,11 @@ def report(question: Question, output: Output) -> None:
         client_table(costs, seconds), heading="\nOne client in a round; the least and the most of unlike ranks"
     )
     output.lines(*notes(setup, costs, question.budget))
+    if uncut := question.uncut(names):
+        output.lines(
+            f"{', '.join(uncut)}: the preset {question.preset} cuts uploads by energy, to ranks that depend on the "
+            "training; whole ones are planned, and --upload-rank is your guess"
+        )
     output.document(_document(question, setup, costs, seconds))
 
 
@@ -167,6 +196,8 @@ def _document(
             methods[name]["seconds_per_round"] = seconds[name]
         if question.budget is not None:
             methods[name]["fits_budget"] = cost.traffic_bytes <= question.budget
+        if question.preset is not None:
+            methods[name]["communication"] = dict(question.communication(name))
     return {
         "model": setup.model.name,
         "parameters": setup.model.parameters,
@@ -176,6 +207,7 @@ def _document(
         "ranks": {str(rank): count for rank, count in sorted(population.counts.items())},
         "rounds": setup.rounds,
         "tau_rank": setup.kept.source,
+        "preset": question.preset,
         "upload": question.upload,
         "download": question.download,
         "upload_rank": question.upload_rank,
