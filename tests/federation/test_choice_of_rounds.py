@@ -3,11 +3,16 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from florist.cli.output import Output
+from florist.cli.simulate_table import totals
+from florist.cli.simulate_work import report
 from florist.config import read_config, to_toml
 from florist.config.building import build
+from florist.config.sections import FederationSection
 from florist.errors import ConfigurationError
 from florist.federation.choice_of_rounds import RoundChoice
 from florist.federation.history import RunDirectory
@@ -85,6 +90,38 @@ def test_a_run_stops_and_its_adapter_is_that_of_the_best_round(
     assert weights(stopped.path) == weights(shorter.path)
     assert (stopped.path / "test.json").read_text() == (shorter.path / "test.json").read_text()
     assert json.loads((stopped.path / "adapter" / "florist.json").read_text())["round"] == best
+
+
+def test_simulate_tells_why_the_rounds_stopped(stopped: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    report(stopped, Output(as_json=False))
+    last = stopped.records()[-1]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("stopped after")]
+    assert line == (
+        f"stopped after round {last.round}: no improvement in 2 evaluations; best round {last.round - 2}; the final "
+        f"adapter is that of round {last.round - 2}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "stops", "expected"),
+    [
+        ({"early_stopping": 1}, True, "stopped after round 3: no improvement in 1 evaluation; best round 2"),
+        (
+            {"early_stopping": 2, "min_delta": 0.05},
+            True,
+            "stopped after round 3: no improvement of more than 0.05 in 2 evaluations; best round 2",
+        ),
+        ({"early_stopping": 2}, False, "best round 2"),
+        ({"best_round": True}, False, "best round 2; the final adapter is that of round 2"),
+    ],
+)
+def test_the_line_on_the_choice_of_rounds(
+    stopped: RunDirectory, keys: dict[str, Any], stops: bool, expected: str
+) -> None:
+    played = [replace(line, best_round=min(line.round, 2)) for line in records(3, 1, 2)]
+    played[-1] = replace(played[-1], stopped=stops)
+    assert expected in totals(stopped, played, FederationSection(**keys), flushed=True)
+    assert not [line for line in totals(stopped, records(3, 1), FederationSection(), flushed=True) if "best" in line]
 
 
 def test_an_interrupted_run_chooses_as_one_that_was_not(stopped: RunDirectory, config: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from florist.config import read_config
 from florist.config.building import build
 from florist.data.examples import EncodedExamples
-from florist.errors import ConfigurationError
+from florist.errors import ConfigurationError, MissingInputError
 from florist.federation.history import RunDirectory
 from florist.flower import configured_client_app, configured_server_app
 from florist.flower.configured_client import _base, _participant, participant_of_node
@@ -261,6 +261,31 @@ def test_the_final_adapter_has_what_the_server_holds_back_where_that_is_asked_fo
         for folder in (directory.adapter, inside.adapter, tmp_path / same, tmp_path / other)
     )
     assert found == of_simulation == expected != different
+
+
+@pytest.mark.parametrize("override", [{"federation.early_stopping": 2}, {"federation.best_round": True}])
+def test_every_round_is_played_and_the_last_delivered(override: Values, file: Path, tmp_path: Path) -> None:
+    settings = {"flower.run": str(tmp_path / "run"), "data.validation_fraction": 0.25, **override}
+    with pytest.raises(
+        ConfigurationError, match=r"federation\.early_stopping and best_round are for rounds in one process"
+    ):
+        serve(file, settings)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("keep", ["last", "sent"])
+def test_rounds_are_kept_where_that_is_asked_for(keep: str, file: Path, tmp_path: Path) -> None:
+    settings = {"flower.run": str(tmp_path / "run"), "flower.evaluation": "none", "federation.keep_rounds": keep}
+    serve(file, settings)
+    directory = RunDirectory.open(tmp_path / "run")
+    if keep == "last":
+        with pytest.raises(MissingInputError, match="1 of 1 were not kept"):
+            directory.state_after(1, with_held_back=False)
+        return
+    kept = directory.state_after(1, with_held_back=False)
+    inside = run(file, tmp_path / "inside", "federation.rounds=1").state_after(1, with_held_back=False)
+    found, expected = kept.global_adapter, inside.global_adapter
+    assert all(torch.equal(found[name].B, expected[name].B) for name in expected)
 
 
 @pytest.fixture

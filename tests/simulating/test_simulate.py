@@ -100,6 +100,21 @@ def test_a_method_as_an_object_is_the_method_of_that_name(small: dict[str, Any])
     assert read_config(by_object.directory.config_file) == read_config(by_name.directory.config_file)
 
 
+def test_progress_is_a_line_a_round_on_stderr_where_it_is_asked_for(
+    small: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    florist.simulate(**small)
+    assert "round 1" not in capsys.readouterr().err
+    small["rounds"] = 2
+    run = florist.simulate(**small, progress=True)
+    printed = capsys.readouterr()
+    lines = [line for line in printed.err.splitlines() if line.startswith("round ")]
+    assert lines == [record.text for record in run.records]
+    assert lines[1].startswith(f"round 2: loss {run.metrics['loss']:.3f}, perplexity ")
+    assert lines[1].endswith(f"total rank {run.records[1].total_rank}")
+    assert "round 1" not in printed.out
+
+
 # --- the model
 
 

@@ -35,10 +35,7 @@ class RoundsProgress:
         self._progress.count(record.round)
         for line in clients_of(record) if self._verbose else ():
             self._progress.line(line)
-        metrics = "".join(f"{name} {value:.3f}, " for name, value in record.metrics.items())
-        aggregated = f"total rank {record.total_rank}" if record.ranks else "whole weights averaged"
-        outcome = aggregated if record.aggregated else "too few replies, nothing changed"
-        self._progress.line(f"round {record.round}: {metrics}{outcome}")
+        self._progress.line(record.text)
 
     def line(self, text: str) -> None:
         """Print a line that stays."""

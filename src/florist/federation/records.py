@@ -99,6 +99,13 @@ class RoundRecord:
     stopped: bool = False
     cosines: tuple[tuple[float | None, ...], ...] = ()
 
+    @property
+    def text(self) -> str:
+        """What came of the round, in a line."""
+        metrics = "".join(f"{name} {value:.3f}, " for name, value in self.metrics.items())
+        aggregated = f"total rank {self.total_rank}" if self.ranks else "whole weights averaged"
+        return f"round {self.round}: {metrics}{aggregated if self.aggregated else 'too few replies, nothing changed'}"
+
 
 @dataclass(frozen=True, slots=True)
 class FinalTest:

@@ -1,6 +1,7 @@
 """The objects that a federation is begun with: what they are called, and what florist makes of them."""
 
 import copy
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,12 @@ class Callbacks:
         for each in self.told:
             if _observes(each) and hasattr(each, what):
                 getattr(each, what)(*arguments)
+
+
+def tell(record: RoundRecord) -> None:
+    """A callback that writes a line on the round to stderr."""
+    sys.stderr.write(f"{record.text}\n")
+    sys.stderr.flush()
 
 
 def require_callables(callbacks: Sequence[Any]) -> Callbacks:

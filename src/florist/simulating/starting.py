@@ -29,6 +29,7 @@ from florist.simulating.objects import (
     model_keys,
     own_metrics,
     require_callables,
+    tell,
     usable_tokenizer,
 )
 from florist.simulating.playing import play
@@ -48,6 +49,7 @@ def simulate(
     train: LocalTraining | None = None,
     metric: OwnMetrics | Sequence[OwnMetrics] | None = None,
     callbacks: Sequence[Any] = (),
+    progress: bool = False,
     out: str | Path | None = None,
     resume: bool = False,
     seed: int = 0,
@@ -84,6 +86,7 @@ def simulate(
         metric: a function of the model that returns values by name, or several. It takes the place of the metric that
             would be measured by default; ``evaluation={"metrics": [...]}`` has both.
         callbacks: functions that are called with the record of every round, and observers.
+        progress: whether stderr gets a line after every round.
         out: the directory to create for the run; by default a temporary one, which goes with the result.
         resume: whether to go on with the run in `out`, if there is one.
         seed: everything random derives from it.
@@ -128,7 +131,7 @@ def simulate(
     named = named_examples(clients, "clients")
     listed = ranks_of(ranks, list(named.by_client))
     own, said = method_keys(method, aggregation, listed)
-    metrics, observer = own_metrics(metric), require_callables(callbacks)
+    metrics, observer = own_metrics(metric), require_callables((*([tell] if progress else []), *callbacks))
     evaluation, lora = dict(evaluation or {}), dict(lora or {})
     if "ranks" in lora:
         raise ConfigurationError("lora: expected the keys of [lora] but the ranks, which have an argument of their own")
