@@ -18,12 +18,13 @@ from florist.federation.choice_of_rounds import RoundChoice
 from florist.federation.client_residuals import ClientResiduals
 from florist.federation.communication import SentUpdate
 from florist.federation.environment import environment
-from florist.federation.history import RunDirectory, RunFacts
+from florist.federation.history import RunDirectory
 from florist.federation.kept_rounds import KeepRounds
 from florist.federation.recording import LocalWork, round_record
 from florist.federation.records import Drop, FinalTest, RoundRecord
 from florist.federation.rules import Federation
 from florist.federation.run_adapter import RunAdapter, SaveTokenizer
+from florist.federation.run_facts import RunFacts
 from florist.federation.state import ServerState
 from florist.files.locking import sole_process
 from florist.files.outputs import new_directory
