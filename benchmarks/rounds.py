@@ -24,9 +24,10 @@ import torch
 
 from florist.aggregation import Florist
 from florist.factors import AdapterState, LoraFactor
-from florist.federation.history import RunDirectory, RunFacts
+from florist.federation.history import RunDirectory
 from florist.federation.recording import LocalWork, round_record
 from florist.federation.rules import Federation
+from florist.federation.run_facts import RunFacts
 from florist.federation.state import ServerState
 from florist.linalg import routes
 from florist.ranks import EnergyThreshold

@@ -267,6 +267,7 @@ def test_a_variant_may_have_its_own_communication(florist: Run, config: Path, tm
     assert "communication.feedback = True is for methods whose clients add the exact sum" in line
 
 
+@pytest.mark.slow
 def test_all_methods_take_what_they_can_of_a_preset(florist: Run, config: Path, tmp_path: Path) -> None:
     words = ("--methods", "all", "--seeds", "1", "--set", "communication.preset=compact", "-o", tmp_path / "out")
     told = florist("compare", config, *words)

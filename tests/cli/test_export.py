@@ -13,8 +13,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from florist.federation.closed_round import ClosedRound
 from florist.federation.history import RunDirectory
-from florist.federation.rules import ClosedRound, Federation
+from florist.federation.rules import Federation
 from florist.federation.state import ServerState
 from florist.files.outputs import sha256
 from florist.rounds import ClientUpdate

@@ -130,7 +130,11 @@ def test_contradictions_in_several_tables_are_told_at_once(tmp_path: Path) -> No
             'partition = "random"',
             "data.partition: Input should be 'given', 'iid', 'dirichlet', 'by-field' or 'shards', got 'random'",
         ),
-        ("data", 'format = "csv"', "data.format: Input should be 'auto', 'alpaca', 'dolly', 'messages', 'sharegpt' or 'text'"),
+        (
+            "data",
+            'format = "csv"',
+            "data.format: Input should be 'auto', 'alpaca', 'dolly', 'messages', 'sharegpt' or 'text'",
+        ),
         ("data", 'chat_template = "yes please"', "data.chat_template: Input should be "),
         ("data", 'loss_on = "prompt"', "data.loss_on: Input should be 'response' or 'all', got 'prompt'"),
         ("model", 'quantization = "2bit"', "model.quantization: Input should be '4bit' or '8bit', got '2bit'"),

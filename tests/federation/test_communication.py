@@ -18,10 +18,12 @@ from florist.compression.residual import NOTHING_OWED, Residual
 from florist.errors import NonFiniteUpdateError
 from florist.factors import AdapterState
 from florist.federation.client_residuals import ClientResiduals
+from florist.federation.closed_round import ClosedRound
 from florist.federation.communication import Communication, SentUpdate
+from florist.federation.downloads import Download
 from florist.federation.local_init import Aligned, Fresh, LocalInit, Warm
 from florist.federation.recording import LocalWork, round_record
-from florist.federation.rules import ClosedRound, Download, Federation
+from florist.federation.rules import Federation
 from florist.federation.state import ServerState
 from florist.ranks import EnergyThreshold, FixedRank
 from florist.rounds import NO_ADAPTER, Aggregator, ClientUpdate

@@ -27,8 +27,9 @@ from florist.errors import (
 from florist.factors import AdapterState, LoraFactor
 from florist.federation.broadcasts import Broadcasts
 from florist.federation.client_residuals import ClientResiduals
-from florist.federation.history import RunDirectory, RunFacts
+from florist.federation.history import RunDirectory
 from florist.federation.records import ClientRecord, Drop, FinalTest, RoundRecord
+from florist.federation.run_facts import RunFacts
 from florist.federation.state import ServerState
 from florist.rounds import NO_ADAPTER
 from tests.builders import SHAPES, adapter

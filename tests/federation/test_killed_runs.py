@@ -124,7 +124,11 @@ def contents(run: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     ("method", "local_init", "preset"),
-    [("florist", "warm", "paper"), ("fedex", "fresh", "paper"), ("florist", "aligned", "compact")],
+    [
+        pytest.param("florist", "warm", "paper", marks=pytest.mark.slow),
+        pytest.param("fedex", "fresh", "paper", marks=pytest.mark.slow),
+        ("florist", "aligned", "compact"),
+    ],
 )
 def test_killed_at_random_moments_a_run_ends_as_if_it_never_was(
     tiny_llama: Path, toy_data: Path, tmp_path: Path, method: str, local_init: str, preset: str

@@ -10,7 +10,8 @@ from florist.config.communication import CODEC_NAMES, aggregator_of, communicati
 from florist.config.methods import LOCAL_INITS, METHODS
 from florist.config.sections import Config
 from florist.factors import AdapterState, LoraFactor
-from florist.federation.rules import ClosedRound, Federation
+from florist.federation.closed_round import ClosedRound
+from florist.federation.rules import Federation
 from florist.federation.state import ServerState
 from florist.planning.architectures import ModelShape
 from florist.planning.kept import KeptRanks

@@ -16,8 +16,9 @@ from florist.data.partition import LabelCounts
 from florist.factors import AdapterState, LoraFactor
 from florist.federation.broadcasts import Broadcasts
 from florist.federation.geometry import MOST_CLIENTS
-from florist.federation.history import RunDirectory, RunFacts
+from florist.federation.history import RunDirectory
 from florist.federation.records import ClientRecord, Drop, RoundRecord
+from florist.federation.run_facts import RunFacts
 from florist.federation.state import ServerState
 from florist.federation.state_folder import StateFolder
 from florist.files import strict_json

@@ -16,6 +16,7 @@ def test_every_program_is_excerpted() -> None:
     assert len(BLOCKS) == len(PROGRAMS) + 3
 
 
+@pytest.mark.slow
 def test_the_other_blocks_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pandas")
     monkeypatch.chdir(tmp_path)

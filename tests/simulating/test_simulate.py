@@ -73,7 +73,7 @@ def without_seconds(records: list[RoundRecord]) -> list[RoundRecord]:
 # --- the same as from a configuration
 
 
-@pytest.mark.parametrize("by_object", [False, True], ids=["path", "object"])
+@pytest.mark.parametrize("by_object", [pytest.param(False, marks=pytest.mark.slow), True], ids=["path", "object"])
 def test_it_is_the_run_of_the_configuration_bit_for_bit(
     arguments: dict[str, Any], tiny_llama: Path, toy_data: Path, tmp_path: Path, by_object: bool
 ) -> None:
@@ -268,6 +268,7 @@ def test_a_loop_and_a_metric_must_return_numbers(small: dict[str, Any]) -> None:
 # --- one's own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
 def test_an_example_runs(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(file), run_name="__main__")

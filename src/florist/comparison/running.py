@@ -22,8 +22,8 @@ from florist.config.splits import read_splits
 from florist.config.tasks import RecentEncodings
 from florist.config.tracking import tracking_of
 from florist.errors import ConfigurationError, FloristError, WorkerLostError
+from florist.federation.observer import Observer
 from florist.federation.records import RoundRecord
-from florist.federation.simulation import Observer
 from florist.files.locking import sole_process
 from florist.tracking.observing import TrackedObserver
 

@@ -16,6 +16,9 @@ from florist.rounds import ClientUpdate, SavedParameters, Trained
 LARGEST_NORM = torch.finfo(torch.float32).max ** 0.5
 """The largest norm of a half, and of the product of both: squares of larger ones overflow in float32."""
 
+ROWS_TOLERANCE = 1e-4
+"""How far a row of A that a client derives may be from the server's, as a fraction of its norm."""
+
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """The dtypes that factors may have."""
 

@@ -11,6 +11,9 @@ from florist.factors import AdapterState
 from florist.linalg import ThinSvd, WeightedFactor, decompose
 from florist.rounds import NO_ADAPTER
 
+CATCH_UP_ROUNDS = 16
+"""For how many rounds broadcasts are kept, so that a client that was away is sent those alone."""
+
 Computed = TypeVar("Computed")
 
 

@@ -5,7 +5,7 @@ A run that was interrupted therefore chooses and stops as one that was not.
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from florist.federation.records import RoundRecord
 
@@ -58,6 +58,20 @@ class RoundChoice:
     def stops(self, records: Sequence[RoundRecord]) -> bool:
         """Whether the rounds stop after the last of these records."""
         return self.patience is not None and self.waited(records) >= self.patience
+
+    def judged(self, records: Sequence[RoundRecord], latest: RoundRecord, rounds: int) -> RoundRecord:
+        """The record of a round with what it means for the choice among the rounds.
+
+        Args:
+            records: the records of the rounds before.
+            latest: the record of the round.
+            rounds: how many rounds are played where they do not stop early.
+        """
+        so_far = [*records, latest]
+        # Where the metric was changed, a better round may be one that is not kept any more.
+        among = {records[-1].best_round, latest.round} if records and self.keep_best else None
+        stopped = len(so_far) < rounds and self.stops(so_far)
+        return replace(latest, best_round=self.best(so_far, among), stopped=stopped)
 
     def _values(self, records: Sequence[RoundRecord]) -> list[tuple[int, float]]:
         changed, found = False, list[tuple[int, float]]()

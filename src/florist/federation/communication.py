@@ -209,6 +209,13 @@ def saved_parameter_bytes(parameters: SavedParameters, codec: FloatCodec | None)
     return sum(tensor.numel() * codec.dtype.itemsize for tensor in parameters.values())
 
 
+def upload_bytes_of(update: ClientUpdate, work: ClientWork) -> int:
+    """The bytes that an update travelled in: those that its client counted, or those of an update as it is."""
+    if update.sent_bytes is not None:
+        return update.sent_bytes
+    return work.sent_bytes(update.adapter) + saved_bytes(update.saved_parameters)
+
+
 def _with_codec_error(module: ModuleCertificate, codec_error: float) -> ModuleCertificate:
     error = math.hypot(module.error, codec_error)
     kept = 1.0 - (error / module.norm) ** 2 if module.norm else module.energy_kept

@@ -32,59 +32,26 @@ which is missing is written and anything more is cut. A number that is not finit
 (`strict_json`).
 """
 
-import os
 import shutil
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter
-from safetensors import SafetensorError
 
 from florist.data.partition import LabelCounts
-from florist.errors import DamagedRunError, MissingInputError, OtherVersionError
+from florist.errors import MissingInputError
 from florist.federation.client_residuals import ClientResiduals
-from florist.federation.kept_rounds import KeepRounds, KeptRounds
+from florist.federation.damage import damage_told, damaged
+from florist.federation.kept_rounds import KeptRounds
 from florist.federation.records import FinalTest, RoundRecord
+from florist.federation.round_lines import RoundLines
+from florist.federation.run_facts import RunFacts, facts_document, read_facts, require_format
 from florist.federation.state import ServerState
 from florist.federation.state_folder import LastRound, StateFolder
 from florist.files import strict_json
 from florist.files.outputs import new_directory, remove_drafts, replace_file
-from florist.files.strict_json import Number
 
-FORMAT = 2
-"""Of a run directory. The first one, which had no number, kept every round."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunFacts:
-    """What a run needs to know of itself beside its configuration.
-
-    Attributes:
-        florist: the version that began it.
-        method: the name of the aggregation method.
-        threads: how many torch threads it uses. A resumed run uses as many, since sums in another order round
-            differently.
-        initial: the metrics before the first round.
-        given: what code gave, by name, in words that differ where the objects do; None where a configuration file
-            says all of it.
-        keep_rounds: what stays on disk of the rounds before the last.
-        environment: versions and machine, by what they are of; empty in runs that did not record it.
-    """
-
-    florist: str
-    method: str
-    threads: int
-    initial: Mapping[str, Number]
-    given: Mapping[str, str] | None = None
-    keep_rounds: KeepRounds = KeepRounds.LAST
-    environment: Mapping[str, str] = field(default_factory=dict[str, str])
-
-
-_FACTS, _TEST, _EXAMPLES = TypeAdapter(RunFacts), TypeAdapter(FinalTest), TypeAdapter(LabelCounts)
-_RECORD = TypeAdapter(RoundRecord)
+_TEST, _EXAMPLES = TypeAdapter(FinalTest), TypeAdapter(LabelCounts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +70,7 @@ class RunDirectory:
         with new_directory(path) as draft:
             for name in ("config.toml", "begun.toml"):
                 (draft / name).write_text(config_toml, encoding="utf-8")
-            document = {"format": FORMAT, **asdict(facts)}
-            (draft / "run.json").write_text(strict_json.encode(document, indent=2) + "\n", encoding="utf-8")
+            (draft / "run.json").write_text(facts_document(facts), encoding="utf-8")
             (draft / "rounds.jsonl").touch()
             (draft / "state").mkdir()
         return cls(path)
@@ -120,7 +86,7 @@ class RunDirectory:
         """
         if not (path / "run.json").is_file():
             raise MissingInputError(f"expected the directory of a run at {path}, found no run.json in it")
-        _require_format(path, _run_json(path))
+        require_format(path)
         return cls(path)
 
     @property
@@ -145,8 +111,7 @@ class RunDirectory:
         Raises:
             DamagedRunError: run.json cannot be read.
         """
-        with _damage(self.path):
-            return _FACTS.validate_python(_run_json(self.path))
+        return read_facts(self.path)
 
     @property
     def tested(self) -> FinalTest | None:
@@ -155,7 +120,7 @@ class RunDirectory:
         Raises:
             DamagedRunError: test.json cannot be read.
         """
-        with _damage(self.path):
+        with damage_told(self.path):
             file = self._tests
             return _TEST.validate_python(strict_json.decode(file.read_bytes())) if file.exists() else None
 
@@ -170,7 +135,7 @@ class RunDirectory:
         Raises:
             DamagedRunError: examples.json cannot be read.
         """
-        with _damage(self.path):
+        with damage_told(self.path):
             file = self._examples
             return _EXAMPLES.validate_python(strict_json.decode(file.read_bytes())) if file.exists() else None
 
@@ -213,11 +178,10 @@ class RunDirectory:
         Raises:
             DamagedRunError: the rounds before cannot be read.
         """
-        with _damage(self.path):
-            before = self._state.last_round()
+        before = self._last_round()
         begins = before.line_ends if before is not None else 0
         last = self._state.save(state, record, begins, owed if owed is not None else ClientResiduals(), best)
-        self._write_line(last)
+        self._lines.write(last)
         self._state.remove_all_but(last, self.facts.keep_rounds.files)
 
     def amend(self, state: ServerState, record: RoundRecord) -> None:
@@ -226,11 +190,10 @@ class RunDirectory:
         Raises:
             DamagedRunError: no round was saved, or current.json cannot be read.
         """
-        with _damage(self.path):
-            before = self._state.last_round()
+        before = self._last_round()
         if before is None:
-            raise _damaged(self.path, "there is no round to amend")
-        self._write_line(
+            raise damaged(self.path, "there is no round to amend")
+        self._lines.write(
             self._state.make_current(state, record, before.line_begins, before.client_residuals, before.best)
         )
 
@@ -241,8 +204,7 @@ class RunDirectory:
             DamagedRunError: a file is missing or cannot be read.
         """
         records = self.records()
-        with _damage(self.path):
-            last = self._state.last_round()
+        last = self._last_round()
         return KeptRounds(self.path, self._state, last, records, self.facts.keep_rounds) if last is not None else None
 
     def state_after(self, round_number: int, *, with_held_back: bool = True) -> ServerState:
@@ -255,7 +217,7 @@ class RunDirectory:
         kept = self.kept_rounds()
         if kept is None:
             raise MissingInputError(f"{self.path}: expected a run with a whole round, and none was played yet")
-        with _damage(self.path):
+        with damage_told(self.path):
             return kept.state_after(round_number, with_held_back=with_held_back)
 
     def client_residuals(self) -> ClientResiduals:
@@ -264,8 +226,8 @@ class RunDirectory:
         Raises:
             DamagedRunError: a file is missing or cannot be read.
         """
-        with _damage(self.path):
-            last = self._state.last_round()
+        last = self._last_round()
+        with damage_told(self.path):
             return self._state.client_residuals(last) if last is not None else ClientResiduals()
 
     def records(self) -> list[RoundRecord]:
@@ -274,19 +236,7 @@ class RunDirectory:
         Raises:
             DamagedRunError: a file is missing or cannot be read.
         """
-        with _damage(self.path):
-            last = self._state.last_round()
-            earlier = self._lines.read_bytes()[: last.line_begins if last is not None else None]
-            if last is None and earlier:
-                raise _damaged(self.path, "rounds.jsonl has rounds, and there is no state/current.json")
-            documents = [strict_json.decode(line) for line in earlier.splitlines()]
-            if last is not None:
-                documents.append(last.record)
-            records = [_RECORD.validate_python(document) for document in documents]
-            played = last.round if last is not None else 0
-            if [record.round for record in records] != list(range(1, played + 1)):
-                raise _damaged(self.path, "rounds.jsonl does not have one line for every round")
-        return records
+        return self._lines.records(self._last_round())
 
     def load(self, initial: ServerState) -> tuple[ServerState, list[RoundRecord]]:
         """The state after the last whole round, or `initial` where there is none, and the records so far.
@@ -299,12 +249,11 @@ class RunDirectory:
         records = self.records()
         for folder in (self.path, self._state.path):
             remove_drafts(folder)
-        with _damage(self.path):
-            last = self._state.last_round()
+        last = self._last_round()
         if last is not None:
-            self._write_line(last)
+            self._lines.write(last)
         self._state.remove_all_but(last, self.facts.keep_rounds.files)
-        with _damage(self.path):
+        with damage_told(self.path):
             return self._state.load(last) if last is not None else initial, records
 
     @property
@@ -316,64 +265,13 @@ class RunDirectory:
         return self.path / "examples.json"
 
     @property
-    def _lines(self) -> Path:
-        return self.path / "rounds.jsonl"
+    def _lines(self) -> RoundLines:
+        return RoundLines(self.path)
 
     @property
     def _state(self) -> StateFolder:
         return StateFolder(self.path / "state")
 
-    def _write_line(self, last: LastRound) -> None:
-        """Put the line of the last round where it belongs in ``rounds.jsonl``, and cut what comes after."""
-        with self._lines.open("r+b") as lines:
-            if lines.seek(0, os.SEEK_END) < last.line_begins:
-                raise _damaged(self.path, "rounds.jsonl lacks earlier rounds")
-            lines.seek(last.line_begins)
-            if lines.read() == last.line:
-                return
-            lines.truncate(last.line_begins)
-            lines.seek(last.line_begins)
-            lines.write(last.line)
-            lines.flush()
-            os.fsync(lines.fileno())
-
-
-def _run_json(path: Path) -> Any:
-    with _damage(path):
-        return strict_json.decode((path / "run.json").read_bytes())
-
-
-def _require_format(path: Path, run_json: Any) -> None:
-    found = run_json.get("format", 1) if isinstance(run_json, dict) else None
-    if type(found) is not int or found == FORMAT:
-        return  # what is no number is damage, which is said by who reads the rest
-    by = f"florist {run_json.get('florist', 'of an unknown version')}"
-    if found > FORMAT:
-        raise OtherVersionError(
-            f"{path}: expected a run of format {FORMAT}, got format {found} of {by}; install that version or a later "
-            "one to go on with it"
-        )
-    # The version may be that of this florist, since the format has changed between two releases.
-    adapter = path / "adapter"
-    usable = f"; its adapter in {adapter} can still be used" if adapter.is_dir() else ""
-    raise OtherVersionError(
-        f"{path}: expected a run of format {FORMAT}, got one that an earlier {by} wrote, before runs had a format "
-        f"number{usable}; begin another run, or go on with the version or commit that began this one"
-    )
-
-
-@contextmanager
-def _damage(path: Path) -> Generator[None, None, None]:
-    try:
-        yield
-    except (DamagedRunError, MissingInputError):
-        raise
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise _damaged(path, " ".join(str(error).split())) from error
-
-
-def _damaged(path: Path, reason: str) -> DamagedRunError:
-    return DamagedRunError(
-        f"expected a whole run in {path}, and reading it failed ({reason}); restore the directory from a copy, or "
-        "start the run anew"
-    )
+    def _last_round(self) -> LastRound | None:
+        with damage_told(self.path):
+            return self._state.last_round()

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from florist.federation.closed_round import ClosedRound
 from florist.federation.records import ClientRecord, RoundRecord
-from florist.federation.rules import ClosedRound
 from florist.rounds import ModuleCertificate
 
 

@@ -13,96 +13,27 @@ import torch
 from torch import Tensor
 
 from florist.aggregation import lossless_sum
-from florist.compression.packed import PackedAdapter
 from florist.compression.residual import NOTHING_OWED, Residual
 from florist.errors import ConfigurationError
 from florist.factors import AdapterState, LoraFactor
-from florist.federation.admission import Expected
-from florist.federation.communication import Communication, SentUpdate, saved_parameter_bytes
+from florist.federation.admission import ROWS_TOLERANCE, Expected
+from florist.federation.before_cuts import BeforeCuts
+from florist.federation.broadcasts import CATCH_UP_ROUNDS
+from florist.federation.closed_round import ClosedRound
+from florist.federation.communication import Communication, SentUpdate, upload_bytes_of
+from florist.federation.downloads import NOTHING_LACKED, Download, Downloads
 from florist.federation.geometry import Changes
 from florist.federation.local_init import Agreed, Aligned, Continued, LocalInit, LocalStart, change
 from florist.federation.records import Drop
 from florist.federation.state import ServerState
-from florist.rounds import (
-    NO_ADAPTER,
-    NOTHING,
-    Aggregator,
-    Broadcast,
-    ClientUpdate,
-    SavedParameters,
-    saved_bytes,
-    weight_name,
-)
+from florist.rounds import Aggregator, ClientUpdate
 from florist.seeding import derive_seed, generator, random_rows
-
-ROWS_TOLERANCE = 1e-4
-"""How far a row of A that a client derives may be from the server's, as a fraction of its norm."""
-
-
-CATCH_UP_ROUNDS = 16
-"""For how many rounds broadcasts are kept, so that a client that was away is sent those alone."""
 
 
 def clients_asked(fraction: float, clients: int) -> int:
     """How many of so many clients a round asks."""
     # 0.1 * 30 is 3.0000000000000004: the ceiling must not ask a fourth client for that.
     return max(1, math.ceil(round(fraction * clients, 9)))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Download:
-    """What the server sends to one client.
-
-    Attributes:
-        adapter: what the client adds to its global adapter: what it missed, or the broadcast of a round. It is empty
-            where `packed` has that.
-        continued: the first components of the continued adapter, as many as the client's rank, to train on from.
-        saved_parameters: the current values of the parameters that travel whole; empty where the client has them.
-        directions: the first rows of A to start from, under B = 0, where the client cannot tell them from `adapter`.
-        packed: the broadcasts that the client adds one after the other, where a codec packed them.
-        packed_continued: `continued` as it is sent, where a codec packed it.
-        nbytes: the bytes of all that is sent. A half of `continued` that nobody trains is not, nor are the zeros of
-            `directions`.
-        replaces: whether `adapter` is the whole global adapter, bit for bit, and takes the place of the client's.
-    """
-
-    adapter: AdapterState
-    continued: AdapterState
-    saved_parameters: SavedParameters
-    directions: AdapterState
-    nbytes: int
-    replaces: bool = False
-    packed: tuple[PackedAdapter, ...] = ()
-    packed_continued: PackedAdapter | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ClosedRound:
-    """The outcome of a round.
-
-    Attributes:
-        state: the state to start the next round from.
-        broadcast: what was aggregated; None where too few updates could be used and nothing changed.
-        counted: the updates that went in, as they were uploaded.
-        upload_bytes: the bytes of each of them, by client id.
-        deliveries: what each of their clients is sent now, by client id; empty where nothing changed.
-        dropped: the clients whose updates were refused, and the reasons.
-        ranks: the rank that each of their clients trained, before any cut, by client id.
-        stack_rank: the total rank of what their clients trained, before any cut, which FLoRA would broadcast.
-        stack_bytes: the bytes of it, as no codec made them fewer, with the parameters that travel whole.
-        changes: what the training of each of their clients changed, in the order of `counted`.
-    """
-
-    state: ServerState
-    broadcast: Broadcast | None
-    counted: tuple[ClientUpdate, ...]
-    upload_bytes: Mapping[str, int]
-    deliveries: Mapping[str, Download]
-    dropped: tuple[Drop, ...]
-    ranks: Mapping[str, int]
-    stack_rank: int
-    stack_bytes: int
-    changes: Changes = field(default_factory=Changes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,23 +118,9 @@ class Federation:
         """
         holds = state.holds.get(client_id)
         if holds is not None and holds >= state.latest:
-            return Download(NO_ADAPTER, NO_ADAPTER, NOTHING, NO_ADAPTER, 0)
-        missed = state.broadcasts.missed_since(holds or 0)
-        packed = state.broadcasts.packed_since(holds or 0)
-        several = (missed is None or len(missed) > 1) and packed is None
-        replaces = several and (missed is None or holds is None)
-        if packed is not None:
-            added = NO_ADAPTER
-        else:
-            added = state.cumulative if replaces else state.broadcasts.sum_since(holds or 0)
-        of_base = () if state.broadcasts else {weight_name(module) for module in self.shapes}
-        whole = {name: tensor for name, tensor in state.saved_parameters.items() if name not in of_base}
-        # The sum of several no longer shows the last of them.
-        start = self._init(state, client_id)
-        directions = start.directions(state, self.client_ranks[client_id]) if several else NO_ADAPTER
-        return self._download(
-            client_id, state, added, whole, packed=packed or (), directions=directions, replaces=replaces
-        )
+            return NOTHING_LACKED
+        start, rank = self._init(state, client_id), self.client_ranks[client_id]
+        return self._downloads.lacked(state, holds, rank, start=start, adapted=self.shapes)
 
     def with_holds(self, state: ServerState, told: Mapping[str, int | None]) -> ServerState:
         """The state with what clients say they hold, since an engine may lose a delivery, and a client what it had.
@@ -246,6 +163,21 @@ class Federation:
         whose = () if self.shared_init or work.shared_rows else (client_id,)
         return derive_seed(self.seed, "local adapter", *when, *whose)
 
+    def sent_update(self, state: ServerState, update: ClientUpdate, owed: Residual = NOTHING_OWED) -> SentUpdate:
+        """What a client sends of what it trained, and what it holds back.
+
+        Args:
+            state: the state before the round.
+            update: as it was trained.
+            owed: what the client held back before.
+
+        Raises:
+            NonFiniteUpdateError, InvalidUpdateError, IncompatibleAdaptersError: as `Communication.sent_update`.
+        """
+        rank = self.client_ranks[update.client_id]
+        given = self._init(state, update.client_id).given(state, rank)
+        return self.communication.sent_update(update, owed, self.aggregator.work, given=given, max_rank=rank)
+
     def close_round(
         self, state: ServerState, updates: Sequence[ClientUpdate], unsent: Sequence[Drop] = ()
     ) -> ClosedRound:
@@ -269,9 +201,9 @@ class Federation:
             else:
                 dropped.append(Drop(update.client_id, reason))
         usable = tuple(counted[client_id] for client_id in sorted(counted))
-        upload_bytes = {update.client_id: self._sent_bytes(update) for update in usable}
-        ranks = {update.client_id: self._trained_rank(update) for update in usable}
-        stack = self._stacked(usable)
+        upload_bytes = {update.client_id: upload_bytes_of(update, self.aggregator.work) for update in usable}
+        trained = BeforeCuts(self.client_ranks, self.shapes, self.communication.uploads_changes)
+        ranks, stack = trained.ranks(usable), trained.stack(usable)
         changes = Changes(tuple(self._change(update, state) for update in usable))
         if len(usable) < self.required_replies:
             unchanged = replace(state, round_number=round_number)
@@ -294,12 +226,15 @@ class Federation:
             packed_continued=sent.continued,
             owed=sent.owed,
         )
-        added, packed = (broadcast.shared, ()) if sent.shared is None else (NO_ADAPTER, (sent.shared,))
         deliveries = {
-            client_id: self._download(client_id, moved, added, broadcast.saved_parameters, packed=packed)
+            client_id: self._downloads.delivery(moved, broadcast, sent.shared, self.client_ranks[client_id])
             for client_id in counted
         }
         return ClosedRound(moved, broadcast, usable, upload_bytes, deliveries, tuple(dropped), ranks, *stack, changes)
+
+    @property
+    def _downloads(self) -> Downloads:
+        return Downloads(self.communication, self.aggregator.work)
 
     def _init(self, state: ServerState, client_id: str) -> LocalInit:
         if state.continued:
@@ -307,40 +242,6 @@ class Federation:
         if self.aggregator.work.agreed_rows:
             return Agreed(self.local_seed(state.round_number + 1, client_id), self.max_rank, self.shapes)
         return self.local_init
-
-    def sent_update(self, state: ServerState, update: ClientUpdate, owed: Residual = NOTHING_OWED) -> SentUpdate:
-        """What a client sends of what it trained, and what it holds back.
-
-        Args:
-            state: the state before the round.
-            update: as it was trained.
-            owed: what the client held back before.
-
-        Raises:
-            NonFiniteUpdateError, InvalidUpdateError, IncompatibleAdaptersError: as `Communication.sent_update`.
-        """
-        rank = self.client_ranks[update.client_id]
-        given = self._init(state, update.client_id).given(state, rank)
-        return self.communication.sent_update(update, owed, self.aggregator.work, given=given, max_rank=rank)
-
-    def _sent_bytes(self, update: ClientUpdate) -> int:
-        if update.sent_bytes is not None:
-            return update.sent_bytes
-        return self.aggregator.work.sent_bytes(update.adapter) + saved_bytes(update.saved_parameters)
-
-    def _trained_rank(self, update: ClientUpdate) -> int:
-        if self.communication.uploads_changes:
-            return self.client_ranks[update.client_id]
-        return max((spec.rank for spec in update.adapter.specs.values()), default=0)
-
-    def _stacked(self, updates: Sequence[ClientUpdate]) -> tuple[int, int]:
-        """The total rank and the bytes of what clients trained, which an upload that was cut does not show."""
-        if not self.communication.uploads_changes:
-            return sum(update.adapter.total_rank for update in updates), sum(update.nbytes for update in updates)
-        ranks = sum(self.client_ranks[update.client_id] for update in updates)
-        numbers = ranks * sum(sum(shape) for shape in self.shapes.values())
-        saved = sum(saved_bytes(update.saved_parameters) for update in updates)
-        return ranks * len(self.shapes), numbers * torch.float32.itemsize + saved
 
     def _change(self, update: ClientUpdate, state: ServerState) -> ClientUpdate:
         adapter = update.adapter
@@ -354,31 +255,6 @@ class Federation:
             return replace(update, adapter=adapter)
         given = self._init(state, update.client_id).given(state, self.client_ranks[update.client_id])
         return replace(update, adapter=change(adapter, given))
-
-    def _download(
-        self,
-        client_id: str,
-        state: ServerState,
-        added: AdapterState,
-        saved_parameters: SavedParameters,
-        *,
-        packed: tuple[PackedAdapter, ...] = (),
-        directions: AdapterState = NO_ADAPTER,
-        replaces: bool = False,
-    ) -> Download:
-        rank = self.client_ranks[client_id]
-        own = state.continued.map(lambda factor: factor.leading(rank))
-        packed_own = state.packed_continued.leading(rank) if state.packed_continued is not None else None
-        # Before the first broadcast the parameters are those of the base, which no codec has rounded.
-        codec = self.communication.saved_download if state.broadcasts else None
-        nbytes = (
-            added.nbytes
-            + sum(each.nbytes for each in packed)
-            + (packed_own.nbytes if packed_own is not None else self.aggregator.work.continued_bytes(own))
-            + saved_parameter_bytes(saved_parameters, codec)
-            + sum(factor.A.nbytes for factor in directions.values())
-        )
-        return Download(added, own, saved_parameters, directions, nbytes, replaces, packed, packed_own)
 
     def _refusal(self, update: ClientUpdate, state: ServerState, counted: Mapping[str, ClientUpdate]) -> str | None:
         if update.client_id not in self.client_ranks:

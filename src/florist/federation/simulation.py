@@ -3,10 +3,9 @@
 import gc
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -18,12 +17,14 @@ from florist.federation.choice_of_rounds import RoundChoice
 from florist.federation.client_residuals import ClientResiduals
 from florist.federation.communication import SentUpdate
 from florist.federation.environment import environment
-from florist.federation.history import RunDirectory, RunFacts
+from florist.federation.history import RunDirectory
 from florist.federation.kept_rounds import KeepRounds
+from florist.federation.observer import Observer
 from florist.federation.recording import LocalWork, round_record
 from florist.federation.records import Drop, FinalTest, RoundRecord
 from florist.federation.rules import Federation
 from florist.federation.run_adapter import RunAdapter, SaveTokenizer
+from florist.federation.run_facts import RunFacts
 from florist.federation.state import ServerState
 from florist.files.locking import sole_process
 from florist.files.outputs import new_directory
@@ -49,23 +50,6 @@ class Client:
     examples: EncodedExamples
     lora: LocalLora
     training: TrainingSettings
-
-
-@runtime_checkable
-class Observer(Protocol):
-    """Is told what a simulation does, to show its progress; the command line draws bars from it."""
-
-    def evaluating(self, round_number: int) -> None:
-        """The global adapter is being evaluated; round 0 is the base model."""
-        ...
-
-    def training(self, round_number: int, client_id: str, done: int, total: int) -> None:
-        """A client took a step."""
-        ...
-
-    def closed(self, record: RoundRecord) -> None:
-        """A round was saved."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -181,7 +165,7 @@ class Simulation:
             directory.set_aside_result(state.round_number)
         while not self._is_over(records):
             state, owed, latest = self._round(state, owed, observer)
-            latest = self._judged(records, latest)
+            latest = self.choice.judged(records, latest, self.rounds) if self.choice is not None else latest
             directory.save(state, latest, owed, latest.best_round if self._keeps_best else None)
             records.append(latest)
             observer.closed(latest)
@@ -202,16 +186,6 @@ class Simulation:
 
     def _is_over(self, records: Sequence[RoundRecord]) -> bool:
         return len(records) >= self.rounds or (self.choice is not None and self.choice.stops(records))
-
-    def _judged(self, records: Sequence[RoundRecord], latest: RoundRecord) -> RoundRecord:
-        """The record of a round with what it means for the choice among the rounds."""
-        if self.choice is None:
-            return latest
-        so_far = [*records, latest]
-        # Where the metric was changed, a better round may be one that is not kept any more.
-        among = {records[-1].best_round, latest.round} if records and self.choice.keep_best else None
-        stopped = len(so_far) < self.rounds and self.choice.stops(so_far)
-        return replace(latest, best_round=self.choice.best(so_far, among), stopped=stopped)
 
     def _final(self, state: ServerState) -> AdapterState:
         return state.flushed_adapter if self.flush else state.global_adapter

@@ -7,7 +7,8 @@ from flwr.app import RecordDict
 
 from florist.compression.packed import PackedAdapter
 from florist.errors import InvalidUpdateError
-from florist.federation.rules import Download, Federation
+from florist.federation.downloads import Download
+from florist.federation.rules import Federation
 from florist.federation.state import ServerState
 from florist.flower import messages, protocol
 from florist.flower.arrays import Rows, unpacked

@@ -12,10 +12,11 @@ from pydantic import TypeAdapter, ValidationError
 from florist.errors import ConfigurationError, DamagedRunError
 from florist.federation.communication import Communication
 from florist.federation.environment import environment
-from florist.federation.history import RunDirectory, RunFacts
+from florist.federation.history import RunDirectory
 from florist.federation.kept_rounds import KeepRounds
 from florist.federation.records import RoundRecord
 from florist.federation.rules import Federation
+from florist.federation.run_facts import RunFacts
 from florist.federation.state import ServerState
 from florist.files import strict_json
 from florist.files.outputs import replace_file

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 
 from flwr.app import MetricRecord
 
+from florist.federation.closed_round import ClosedRound
 from florist.federation.recording import round_record
 from florist.federation.records import RoundRecord
-from florist.federation.rules import ClosedRound
 from florist.federation.state import ServerState
 from florist.flower.journal import Journal
 from florist.flower.open_round import OpenRound

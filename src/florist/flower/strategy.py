@@ -16,10 +16,11 @@ from flwr.serverapp.strategy import Result, Strategy
 from typing_extensions import override
 
 from florist.errors import ConfigurationError
+from florist.federation.closed_round import ClosedRound
 from florist.federation.communication import Communication
 from florist.federation.local_init import Aligned, LocalInit
 from florist.federation.records import RoundRecord
-from florist.federation.rules import ClosedRound, Federation
+from florist.federation.rules import Federation
 from florist.federation.run_adapter import Deliverable, SaveTokenizer
 from florist.federation.state import ServerState
 from florist.files.locking import sole_process

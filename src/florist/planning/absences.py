@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from florist.federation.rules import CATCH_UP_ROUNDS
+from florist.federation.broadcasts import CATCH_UP_ROUNDS
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,7 +1,7 @@
 """A simulation that is tracked, and shown as well."""
 
+from florist.federation.observer import Observer
 from florist.federation.records import RoundRecord
-from florist.federation.simulation import Observer
 from florist.tracking.tracking import Tracking
 
 

@@ -1,0 +1,39 @@
+"""What a round produces, for the engine that sends it and for the record of the round."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from florist.federation.downloads import Download
+from florist.federation.geometry import Changes
+from florist.federation.records import Drop
+from florist.federation.state import ServerState
+from florist.rounds import Broadcast, ClientUpdate
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClosedRound:
+    """The outcome of a round.
+
+    Attributes:
+        state: the state to start the next round from.
+        broadcast: what was aggregated; None where too few updates could be used and nothing changed.
+        counted: the updates that went in, as they were uploaded.
+        upload_bytes: the bytes of each of them, by client id.
+        deliveries: what each of their clients is sent now, by client id; empty where nothing changed.
+        dropped: the clients whose updates were refused, and the reasons.
+        ranks: the rank that each of their clients trained, before any cut, by client id.
+        stack_rank: the total rank of what their clients trained, before any cut, which FLoRA would broadcast.
+        stack_bytes: the bytes of it, as no codec made them fewer, with the parameters that travel whole.
+        changes: what the training of each of their clients changed, in the order of `counted`.
+    """
+
+    state: ServerState
+    broadcast: Broadcast | None
+    counted: tuple[ClientUpdate, ...]
+    upload_bytes: Mapping[str, int]
+    deliveries: Mapping[str, Download]
+    dropped: tuple[Drop, ...]
+    ranks: Mapping[str, int]
+    stack_rank: int
+    stack_bytes: int
+    changes: Changes = field(default_factory=Changes)
