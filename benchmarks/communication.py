@@ -79,7 +79,8 @@ SIXTEEN = (
     "federation.rounds=10",
 )
 
-COMPACT = Entry("warm int4 0.7 up 0.75", "florist", (*compressed("int4", 0.7, 0.75), WARM))
+COMPACT = Entry("int4 0.7 up 0.75", "florist", compressed("int4", 0.7, 0.75))
+WARM_COMPACT = Entry("warm int4 0.7 up 0.75", "florist", (*compressed("int4", 0.7, 0.75), WARM))
 BUDGETS = ("aggregation.budget=60kB", "communication.upload_budget=25kB", "communication.feedback=true", *codec("int4"))
 
 TABLES: Mapping[str, Table] = {
@@ -120,6 +121,7 @@ TABLES: Mapping[str, Table] = {
         (
             (PLAIN, 5e-3),
             (COMPACT, 5e-3),
+            (WARM_COMPACT, 5e-3),
         ),
     ),
     "neighbours": Table(
@@ -128,7 +130,7 @@ TABLES: Mapping[str, Table] = {
         (UNLIKE,),
         (
             (PLAIN, 5e-3),
-            (COMPACT, 5e-3),
+            (WARM_COMPACT, 5e-3),
             (Entry("float16 0.9", "florist", compressed("float16", 0.9, None)), 5e-3),
             (Entry("warm int8 0.7 up 0.75", "florist", (*compressed("int8", 0.7, 0.75), WARM)), 5e-3),
             (Entry("warm int4 60 kB up 25 kB", "florist", (*BUDGETS, WARM)), 5e-3),
@@ -152,20 +154,25 @@ TABLES: Mapping[str, Table] = {
         "Ranks 64, 32, 16, 16, 8, 8, 4, 4, twenty rounds",
         "3",
         (UNLIKE, "federation.rounds=20"),
-        ((PLAIN, 5e-3), (COMPACT, 5e-3)),
+        ((PLAIN, 5e-3), (COMPACT, 5e-3), (WARM_COMPACT, 5e-3)),
     ),
     "strings": Table(
         "Eight string tasks, ten rounds, ranks 32, 16, 16, 8, 8, 4, 4, 2",
         "3",
         (),
-        ((PLAIN, 3e-3), (COMPACT, 3e-3)),
+        (
+            (PLAIN, 3e-3),
+            (COMPACT, 3e-3),
+            (WARM_COMPACT, 3e-3),
+            (Entry("warm plain", "florist", ("aggregation.tau=0.9", WARM)), 3e-3),
+        ),
         task="strings",
     ),
     "categories": Table(
         "Dolly's categories by an encoder, five rounds, ranks 64, 32, 16, 16, 8, 8, 4, 4",
         "3",
         ('evaluation.metrics=["loss","accuracy"]',),
-        ((PLAIN, 2e-3), (COMPACT, 2e-3)),
+        ((PLAIN, 2e-3), (COMPACT, 2e-3), (WARM_COMPACT, 2e-3)),
         task="categories",
     ),
     "chat": Table(
@@ -182,7 +189,7 @@ TABLES: Mapping[str, Table] = {
             'lora.target_modules=["q_proj","v_proj"]',
             "evaluation.batch_size=16",
         ),
-        ((PLAIN, 1e-3), (COMPACT, 1e-3)),
+        ((PLAIN, 1e-3), (COMPACT, 1e-3), (WARM_COMPACT, 1e-3)),
         task="chat",
     ),
 }

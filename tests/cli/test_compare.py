@@ -56,7 +56,7 @@ def test_tables_files_and_json_say_the_same(florist: Run, config: Path, tmp_path
     paired = sum(losses["fedit", seed] - losses["florist", seed] for seed in (0, 1)) / 2
     assert measured["difference"]["mean"] == pytest.approx(paired, abs=1e-12)
     assert measured["difference"]["low"] <= paired <= measured["difference"]["high"]
-    assert measured["verdict"] in {"better", "worse", "tied"}
+    assert measured["verdict"] is None  # two seeds say nothing
     assert lines["florist"]["metrics"]["loss"]["difference"] is None
     assert lines["full"]["total_rank"] is lines["full"]["efficiency"] is None
     assert lines["fedit"]["efficiency"] == 1 / lines["fedit"]["total_rank"]

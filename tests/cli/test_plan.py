@@ -142,6 +142,8 @@ def test_a_million_clients_take_no_longer_than_eight(florist: Run) -> None:
         (("tinyllama", "--uplink", "fast"), "--uplink: expected bits a second, as 10Mbit"),
         (("tinyllama", "--downlink", "0Mbit"), "--downlink: expected bits a second, as 10Mbit"),
         (("tinyllama", "--budget", "much"), "--budget: expected bytes, as 500MB"),
+        (("tinyllama", "--rounds", "999999999999"), "--rounds"),
+        (("--shapes", "q=8x8*99999999"), "--shapes: expected at most 100000 modules of a shape, got 99999999"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_in_a_line(florist: Run, arguments: tuple[str, ...], says: str) -> None:

@@ -12,7 +12,7 @@ from florist.comparison.directory import ComparisonDirectory
 from florist.comparison.planning import Cell, Entry, configure, method_entry
 from florist.comparison.results import CellResult, read_result
 from florist.comparison.running import Unobserved, plan, play
-from florist.comparison.summary import Verdict, summarise
+from florist.comparison.summary import summarise
 from florist.errors import (
     ConfigurationError,
     DamagedRunError,
@@ -139,8 +139,10 @@ def test_which_way_a_benchmark_gets_better_is_what_its_run_says(played: Comparis
         run.save_tested(FinalTest({**run.tested.metrics, **harness}, lower_is_better))
     results = [read_result(directory, cell) for cell in directory.comparison.cells]
     lines = {line.name: line for line in summarise(results)}
-    assert lines["flora"].metrics["crows_pairs_english/pct_stereotype"].verdict is Verdict.WORSE
-    assert lines["flora"].metrics["crows_pairs_english/odd"].verdict is None
+    stereotypes, odd = (lines["flora"].metrics[f"crows_pairs_english/{name}"] for name in ("pct_stereotype", "odd"))
+    assert stereotypes.difference is not None
+    assert stereotypes.difference.sign == 1
+    assert (stereotypes.lower_is_better, odd.lower_is_better) == (True, None)
     assert lines["flora"].metrics["loss"].lower_is_better
 
 

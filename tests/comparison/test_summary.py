@@ -33,6 +33,13 @@ def test_differences_are_taken_within_a_seed() -> None:
     assert lines["florist"].metrics["loss"].verdict is None
 
 
+def test_two_seeds_give_no_verdict() -> None:
+    results = [
+        result(name, seed, {"loss": loss}) for seed in (0, 1) for name, loss in (("florist", 1.0), ("fedit", 2.0))
+    ]
+    assert by_name(summarise(results))["fedit"].metrics["loss"].verdict is None
+
+
 @pytest.mark.parametrize(
     ("metric", "shift", "verdict"),
     [
@@ -149,14 +156,14 @@ def test_validation_is_summarised_beside_the_test() -> None:
         summarise(
             [
                 result(name, seed, {"loss": 1.0}, validation={"loss": value + 0.1 * seed * value})
-                for seed in range(2)
+                for seed in range(3)
                 for name, value in (("florist", 2.0), ("flora", 1.0))
             ]
         )
     )
     assert lines["flora"].metrics["loss"].verdict is Verdict.TIED
-    assert lines["flora"].validation["loss"].value == estimate([1.0, 1.1])
-    assert lines["flora"].validation["loss"].difference == estimate([-1.0, 1.1 - 2.2])
+    assert lines["flora"].validation["loss"].value == estimate([1.0, 1.1, 1.2])
+    assert lines["flora"].validation["loss"].difference == estimate([-1.0, 1.1 - 2.2, 1.2 - 2.4])
 
 
 def test_the_reference_is_florist_or_the_first() -> None:

@@ -57,7 +57,7 @@ def test_by_default_all_that_other_methods_send_travels_as_it_is(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("preset", "tau", "start"), [("plain", 0.9, "aligned"), ("paper", 0.9, "fresh"), ("compact", 0.7, "warm")]
+    ("preset", "tau", "start"), [("plain", 0.9, "aligned"), ("paper", 0.9, "fresh"), ("compact", 0.7, "aligned")]
 )
 def test_what_belongs_to_a_preset_in_other_sections_gives_way_to_what_is_set_there(
     tmp_path: Path, preset: str, tau: float, start: str

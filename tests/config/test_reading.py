@@ -470,7 +470,7 @@ def test_defaults_are_written_out(tmp_path: Path) -> None:
         "fraction": 1.0,
         "seed": 0,
         "shared_init": True,
-        "local_init": "warm",
+        "local_init": "aligned",
         "min_delta": 0.0,
         "best_round": False,
         "keep_rounds": "last",

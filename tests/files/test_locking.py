@@ -1,4 +1,5 @@
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -6,12 +7,18 @@ import pytest
 
 from florist.errors import DirectoryInUseError
 from florist.files import locking
-from florist.files.locking import sole_process
+from florist.files.locking import is_held, sole_process
 
 
 @pytest.fixture(autouse=True)
 def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locking, "PATIENCE", 0.2)
+
+
+def named(directory: Path) -> int:
+    pid, host = (directory / ".lock-holder").read_text().split()
+    assert host == socket.gethostname()
+    return int(pid)
 
 
 def test_a_directory_is_held_once_at_a_time(tmp_path: Path) -> None:
@@ -24,7 +31,7 @@ def test_a_directory_is_held_once_at_a_time(tmp_path: Path) -> None:
             pytest.fail("the block must not run")
     for _ in range(2):
         with sole_process(tmp_path):
-            assert (tmp_path / ".lock-holder").read_text() == f"{os.getpid()}\n"
+            assert named(tmp_path) == os.getpid()
         assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} in ({".lock": b""}, {})
 
 
@@ -58,6 +65,15 @@ def test_a_process_that_dies_lets_go(tmp_path: Path) -> None:
         with sole_process(tmp_path):
             os._exit(9)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-    assert (tmp_path / ".lock-holder").read_text() == f"{child}\n"
+    assert named(tmp_path) == child
+    assert not is_held(tmp_path)
     with sole_process(tmp_path):
-        assert (tmp_path / ".lock-holder").read_text() == f"{os.getpid()}\n"
+        assert named(tmp_path) == os.getpid()
+        assert is_held(tmp_path)
+    assert not is_held(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["1 another-machine\n", "who knows\n", "1\n", ""])
+def test_a_holder_of_whom_nothing_can_be_known_is_taken_for_alive(name: str, tmp_path: Path) -> None:
+    (tmp_path / ".lock-holder").write_text(name)
+    assert is_held(tmp_path)

@@ -233,6 +233,14 @@ def test_other_examples_are_refused(
         ({"ranks": {"north": 2}}, "ranks: expected one for each of north, south; missing south"),
         ({"ranks": {"north": 2, "south": 2, "east": 2}}, "no client is called east"),
         ({"ranks": [2, 2, 2]}, "lora.ranks"),
+        ({"ranks": "16"}, "ranks: expected a whole number for all clients, one each, or a dictionary by client"),
+        ({"ranks": 4.0}, "ranks: expected a whole number"),
+        ({"ranks": None}, "ranks: expected a whole number"),
+        ({"evaluation": "loss"}, r"evaluation: expected the keys of \[evaluation\] as a dictionary, got 'loss'"),
+        ({"training": 3}, r"training: expected the keys of \[training\] as a dictionary"),
+        ({"data": "x"}, r"data: expected the keys of \[data\] as a dictionary"),
+        ({"federation": {"patience": 3}}, "unknown key federation.patience"),
+        ({"federation": {"best_round": True}}, "choose by the validation examples"),
         ({"lora": {"ranks": 3}}, "have an argument of their own"),
         ({"lora": {"rank": 3}}, r"unknown key lora.rank \(did you mean lora.ranks\?\)|unknown key lora.rank"),
         ({"training": {"step": 3}}, r"unknown key training.step \(did you mean training.steps\?\)"),
@@ -263,6 +271,23 @@ def test_a_loop_and_a_metric_must_return_numbers(small: dict[str, Any]) -> None:
         florist.simulate(**small, train=lambda *_: None)
     with pytest.raises(GivenObjectError, match="metric: expected a dictionary of numbers by name"):
         florist.simulate(**small, metric=lambda _: 3.0)
+
+
+def test_rounds_stop_early_and_are_tracked_where_that_is_asked_for(small: dict[str, Any], tmp_path: Path) -> None:
+    seen: list[int] = []
+    given = {
+        "rounds": 4,
+        "validation": [("red\n", "r")],
+        "federation": {"early_stopping": 1, "min_delta": 100.0, "best_round": True},
+        "tracking": {"to": ["tensorboard"]},
+        "callbacks": lambda record: seen.append(record.round),  # one will do
+        "out": tmp_path / "run",
+    }
+    run = florist.simulate(**small | given)
+    assert [record.round for record in run.records] == seen
+    assert run.records[-1].stopped
+    assert len(seen) < 4
+    assert [*tmp_path.rglob("events.out.tfevents*")]
 
 
 # --- one's own
@@ -320,7 +345,7 @@ def test_a_rank_rule_of_ones_own_cuts_what_is_sent(small: dict[str, Any]) -> Non
     assert plain.directory.facts.method == "Florist"
     by_default = florist.simulate(**small, method=florist.Florist(Half()))
     config = read_config(by_default.directory.config_file)
-    assert (config.communication.preset, config.federation.local_init) == ("compact", "warm")
+    assert (config.communication.preset, config.federation.local_init) == ("compact", "aligned")
     assert set(by_default.records[0].ranks.values()) <= {1, 2}
     assert by_default.records[0].total_rank < by_default.records[0].input_rank
     assert by_default.records[0].held_back > 0

@@ -58,7 +58,7 @@ def cost_table(lines: Sequence[Line]) -> Table:
             Text(line.name),
             _cost(line.total_rank, 1, ".1f"),
             _cost(line.last_total_rank, 1, ".1f"),
-            _cost(line.efficiency, 1, ".1e"),
+            _cost(line.efficiency, 1e-4, ".2f"),
             _cost(line.upload_bytes, 1e6, ".2f"),
             _cost(line.download_bytes, 1e6, ".2f"),
             _cost(line.client_upload_bytes, 1e3, ".1f"),
@@ -120,7 +120,7 @@ def _difference(measured: Measured | None) -> Text:
     if measured is None or measured.difference is None:
         return Text("")
     text = Text(_mean(measured.difference, lambda value: f"{value:+.3f}"))
-    if measured.verdict is not None and measured.difference.count >= FEWEST_VALUES:
+    if measured.verdict is not None:
         text.append(f" {measured.verdict.value}", style=_STYLES[measured.verdict])
     return text
 

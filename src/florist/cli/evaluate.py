@@ -48,7 +48,7 @@ def evaluate_command(
     verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a saved adapter by the metrics of [evaluation], on held-out examples or on any file of examples."""
+    """Measure a saved adapter by the metrics of its configuration, on held-out examples or on any file of examples."""
     from florist.cli.output import Output  # noqa: PLC0415
     from florist.config.reading import read_config  # noqa: PLC0415
 

@@ -42,6 +42,7 @@ def init_command(
     """
     from florist.cli import init_work  # noqa: PLC0415  # pydantic takes its time
     from florist.cli.output import Output  # noqa: PLC0415
+    from florist.files.outputs import write_file  # noqa: PLC0415
 
     output = Output(as_json=as_json, quiet=quiet, verbose=verbose)
     if preset == "list":
@@ -71,11 +72,12 @@ def init_command(
         else:
             text = init_work.surveyed(options, out, ask=None if yes else _ask)
     except click.Abort:
+        typer.echo(err=True)  # after the question
         raise ConfigurationError(
-            f"a question was not answered, and {out} was not written; give --model and --data, and --yes to be asked "
-            "nothing"
+            f"a question was not answered, and {out} was not written; give --yes to take what is proposed, or the "
+            "option that answers it, as --ranks or --clients"
         ) from None
-    init_work.write(text, out)
+    write_file(out, text)
     output.lines(f"{out} written; play it with: florist simulate {out}")
     output.document({"config": str(out)})
 

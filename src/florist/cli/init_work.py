@@ -11,7 +11,6 @@ from florist.config.drafting import draft
 from florist.config.presets import set_ups
 from florist.config.sections import CLASSIFICATION
 from florist.errors import ConfigurationError, DataError
-from florist.files.outputs import replace_file
 
 if TYPE_CHECKING:
     from florist.config.surveying import DataLook, ModelLook
@@ -116,12 +115,6 @@ def surveyed(options: Options, out: Path, ask: Ask | None) -> str:
     return draft(tables, _title(out), _notes(model, data))
 
 
-def write(text: str, out: Path) -> None:
-    """Write the file, over another one if there is one, and make the folders on the way."""
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    replace_file(out, text)
-
-
 def numbers(text: str, option: str) -> tuple[int, ...]:
     """Read whole numbers with commas between them.
 
@@ -172,6 +165,10 @@ def _sharing(options: Options, data: "DataLook", ranks: tuple[int, ...], ask: As
     count = options.clients or (len(ranks) if len(ranks) > 1 else None)
     if count is None:
         count = numbers(_answer(ask, "How many clients share the examples", str(_CLIENTS)), "--clients")[0]
+    if count > data.examples:
+        raise ConfigurationError(
+            f"--clients: expected at most the {data.examples} examples that they share, got {count}"
+        )
     if field is None and ask is not None and options.label_field is None and data.kinds:
         question = f"A field in which clients are unlike ({', '.join(data.kinds)}), or none"
         field = ask(question, "none")

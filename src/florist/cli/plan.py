@@ -33,7 +33,7 @@ def plan_command(
         int | None, typer.Option(min=1, help="How many clients; by default as many as --ranks names, or 8.")
     ] = None,
     fraction: Annotated[float, typer.Option(help="The fraction of the clients that each round asks.")] = 1.0,
-    rounds: Annotated[int, typer.Option(min=1, help="How many rounds.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many rounds.")] = 1,
     tau_rank: Annotated[
         str | None,
         typer.Option(

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from florist.cli.output import Output
 from florist.cli.report_libraries import INSTALL, missing_library
-from florist.errors import FloristError
 
 
 def write_report(directory: Path, out: Path | None, figures: Path | None, output: Output) -> None:
@@ -53,7 +52,7 @@ def report_at_the_end(directory: Path, output: Output) -> None:
 
     try:
         write_page(page_of(directory), directory / PAGE)
-    except (FloristError, OSError) as error:
+    except Exception as error:  # noqa: BLE001  # the drawing libraries have errors of their own, and the run is whole
         output.note(f"no report is written: {' '.join(str(error).split())}")
         return
     output.lines(f"report in {directory / PAGE}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from florist.aggregation.efficiency import communication_efficiency
-from florist.comparison.intervals import Estimate, estimate
+from florist.comparison.intervals import FEWEST_VALUES, Estimate, estimate
 from florist.comparison.results import CellResult
 
 FAVOURITE = "florist"
@@ -37,8 +37,10 @@ class Measured:
 
     @property
     def verdict(self) -> Verdict | None:
-        """What the interval of the difference says; None if there is no interval, or if the direction is unknown."""
-        sign = self.difference.sign if self.difference is not None else None
+        """What the interval of the difference says; None if there is none, of too few seeds, or without a direction."""
+        if self.difference is None or self.difference.count < FEWEST_VALUES:
+            return None
+        sign = self.difference.sign
         if sign is None or self.lower_is_better is None:
             return None
         if sign == 0:

@@ -33,7 +33,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 BESIDE: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "plain": {},
     "paper": {"federation": {"local_init": "fresh"}},
-    "compact": {"aggregation": {"tau": 0.7}, "federation": {"local_init": "warm"}},
+    "compact": {"aggregation": {"tau": 0.7}},
 }
 """Keys of other sections that belong to a preset. A tau is not set where something else says how much to keep."""
 

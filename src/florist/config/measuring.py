@@ -12,7 +12,7 @@ from florist.checkpoint import SavedAdapter
 from florist.checkpoint.layout import ExpertLayout
 from florist.config.building import load_base
 from florist.config.metrics import harness, metric_names, metrics_on
-from florist.config.sections import CLASSIFICATION, Config
+from florist.config.sections import CLASSIFICATION, FROM_CODE, Config
 from florist.config.splits import read_splits
 from florist.config.tasks import Task
 from florist.data.reading import Example, read_examples
@@ -67,6 +67,10 @@ def examples_of(config: Config, split: Split, *, by_client: bool) -> ToMeasure:
         raise ConfigurationError(
             "expected validation examples, and the configuration has none: set data.validation or "
             "data.validation_fraction, or measure on --split test or train"
+        )
+    if data.path == FROM_CODE:
+        raise ConfigurationError(
+            "the examples of this run were objects, which code gave: give a file of examples with --data FILE"
         )
     file = {"test": data.test, "validation": data.validation, "train": None}[split]
     if file is not None:

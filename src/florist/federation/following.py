@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from florist.errors import DamagedRunError, MissingInputError
 from florist.federation.records import FinalTest, RoundRecord
 from florist.files import strict_json
-from florist.files.locking import HOLDER_NAME
+from florist.files.locking import is_held
 from florist.files.strict_json import Number
 
 _RECORD, _TEST = TypeAdapter(RoundRecord), TypeAdapter(FinalTest)
@@ -29,7 +29,7 @@ class RunStatus:
         initial: the metrics before the first round.
         rounds: how many rounds it is to have; None where no configuration says so.
         has_adapter: whether the final adapter is there.
-        at_work: whether a process says that it plays the run. One that was killed cannot take that back.
+        at_work: whether a process plays the run (`locking.is_held`).
         test: the metrics of the final adapter, once they are there.
     """
 
@@ -74,7 +74,7 @@ def read_status(run: Path) -> RunStatus | None:
             initial=_METRICS.validate_python(facts["initial"]),
             rounds=config["federation"]["rounds"] if config else None,  # a strategy of one's own may have none
             has_adapter=(run / "adapter").exists(),
-            at_work=(run / HOLDER_NAME).exists(),
+            at_work=is_held(run),
             test=_TEST.validate_python(strict_json.decode(test.read_bytes())) if test.exists() else None,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -144,5 +144,6 @@ class RecordTail:
 
 
 def _damaged(run: Path, error: Exception) -> DamagedRunError:
-    reason = " ".join(str(error).split())[:300]
+    told = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+    reason = " ".join(told.split())[:300]
     return DamagedRunError(f"expected a run in {run}, and reading it failed ({reason}); restore it from a copy")

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,7 +44,7 @@ def sole_process(directory: Path) -> Generator[None, None, None]:
         if error.errno not in _NO_LOCKS:
             raise
     try:
-        holder.write_text(f"{os.getpid()}\n", encoding="utf-8")
+        holder.write_text(f"{os.getpid()} {socket.gethostname()}\n", encoding="utf-8")
         yield
     finally:
         holder.unlink(missing_ok=True)  # before the lock is released: afterwards it may be the next holder's
@@ -52,6 +53,34 @@ def sole_process(directory: Path) -> Generator[None, None, None]:
 
 def _name(holder: Path) -> str:
     try:
-        return f"process {int(holder.read_text(encoding='utf-8'))}"
+        pid, _ = _holder(holder)
     except (OSError, ValueError):
         return "another process"
+    return f"process {pid}"
+
+
+def is_held(directory: Path) -> bool:
+    """Whether a process is at work in a directory, as far as this machine can know without asking for the lock.
+
+    A process that was killed leaves its name behind. On another machine, which shares the disk, it is taken for alive.
+    """
+    try:
+        pid, host = _holder(directory / HOLDER_NAME)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return True
+    if host != socket.gethostname():
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is alive, and somebody else's
+        return True
+    return True
+
+
+def _holder(file: Path) -> tuple[int, str]:
+    pid, host = file.read_text(encoding="utf-8").split(maxsplit=1)
+    return int(pid), host.strip()

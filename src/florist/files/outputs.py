@@ -109,6 +109,19 @@ def replace_file(path: Path, content: str) -> None:
         raise
 
 
+def write_file(path: Path, content: str) -> None:
+    """Write a text file as `replace_file` does, and make the folders on the way.
+
+    Raises:
+        UnwritableOutputError: a folder cannot be made.
+    """
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnwritableOutputError(f"cannot write {path}: {error.strerror}; choose another place") from error
+    replace_file(path, content)
+
+
 def remove_drafts(folder: Path) -> None:
     """Remove what a process left half written in a folder because it was killed; nobody else may be writing there."""
     for entry in folder.iterdir():

@@ -14,6 +14,8 @@ from florist.planning.presets import PRESETS
 ALL_LINEAR = "all-linear"
 CONFIG = "config.json"
 
+MOST_LAYERS = 100_000
+"""The most modules of one shape: more are a slip of the pen, and a line for each would be made."""
 _WRITTEN = re.compile(r"(?P<name>[\w.-]+)[=:](?P<m>[1-9]\d*)x(?P<n>[1-9]\d*)(\*(?P<count>[1-9]\d*))?")
 
 
@@ -73,6 +75,8 @@ def written_shapes(text: str) -> ModelShape:
                 f"--shapes: expected NAME=OUTxIN*COUNT, as q_proj=4096x4096*32, with commas between, got {entry!r}"
             )
         count, shape = int(match["count"] or 1), (int(match["m"]), int(match["n"]))
+        if count > MOST_LAYERS:
+            raise ConfigurationError(f"--shapes: expected at most {MOST_LAYERS} modules of a shape, got {count}")
         layers = max(layers, count)
         for number in range(count):
             name = f"{number}.{match['name']}"

@@ -41,7 +41,7 @@ def page_of_aggregate(path: Path) -> Page:
         Section("cost", "What it cost", _tuned(path)),
         Section("update", "Where the update lives", update),
         Section("clients", "Who contributed", _inputs(content)),
-        loading(path, _base(path)),
+        loading(path),
         Section("reproduce", "How to reproduce it", _reproduce(path, content)),
     ]
     summary = (
@@ -124,14 +124,6 @@ def _tuned(path: Path) -> list[Block]:
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return []  # it is not what the page is about
     return [figure for figure in figures if figure is not None]
-
-
-def _base(path: Path) -> str | None:
-    try:
-        found = json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return found if isinstance(found, str) else None
 
 
 def _reproduce(path: Path, content: Mapping[str, Any]) -> list[Block]:

@@ -86,7 +86,7 @@ def page_of_comparison(path: Path) -> Page:
         ),
         Section("held-back", "What is held back", _held_back(results)),
         Section("clients", "Who contributed", _clients(results, shown, whose)),
-        loading(run / "adapter", configs[best].model.name_or_path),
+        loading(run / "adapter"),
         reproducing(
             "\n".join(
                 f"florist simulate {file} --set federation.seed={plan.seeds[0]}"

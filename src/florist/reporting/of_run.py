@@ -61,7 +61,7 @@ def page_of_run(path: Path) -> Page:
         ),
         Section("held-back", "What is held back", held_back_blocks(records)),
         Section("clients", "Who contributed", _clients(run, records, better)),
-        loading(run.adapter, _get(config, "model", "name_or_path"), _task_type(config)),
+        loading(run.adapter),
         reproducing(
             f"florist simulate {run.begun_file}",
             {
@@ -318,7 +318,3 @@ def _config(run: RunDirectory) -> Mapping[str, Any]:
 def _get(config: Mapping[str, Any], section: str, key: str) -> Any:
     found = config.get(section)
     return found.get(key) if isinstance(found, dict) else None
-
-
-def _task_type(config: Mapping[str, Any]) -> str:
-    return "SEQ_CLS" if _get(config, "task", "kind") == "sequence-classification" else "CAUSAL_LM"

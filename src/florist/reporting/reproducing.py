@@ -1,21 +1,24 @@
 """How to load a result, and how to come by it again."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from florist.reporting.content import Block, Code, Section, Table
 
 
-def loading(adapter: Path, base_model: str | None, task_type: str | None = None) -> Section:
+def loading(adapter: Path) -> Section:
     """Three lines that load an adapter; no section where there is none.
 
     Args:
-        adapter: the directory of the adapter.
-        base_model: the directory or hub id of its base.
-        task_type: PEFT's name of the task.
+        adapter: the directory of the adapter, whose configuration names its base and its task.
     """
-    kind = "AutoPeftModelForSequenceClassification" if task_type == "SEQ_CLS" else "AutoPeftModelForCausalLM"
-    there = (adapter / "adapter_config.json").is_file()
+    file = adapter / "adapter_config.json"
+    there = file.is_file()
+    settings = json.loads(file.read_bytes()) if there else {}
+    base_model = settings.get("base_model_name_or_path")
+    classifies = settings.get("task_type") == "SEQ_CLS"
+    kind = "AutoPeftModelForSequenceClassification" if classifies else "AutoPeftModelForCausalLM"
     code = (
         f"from peft import {kind}\n"
         f"model = {kind}.from_pretrained({str(adapter)!r})\n"

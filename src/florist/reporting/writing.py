@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from florist.errors import MissingInputError
-from florist.files.outputs import new_directory, replace_file
+from florist.files.outputs import new_directory, write_file
 from florist.one_shot.certificate import CERTIFICATE_NAME
 from florist.reporting.content import Page
 from florist.reporting.of_aggregate import page_of_aggregate
@@ -40,8 +40,7 @@ def page_of(path: Path) -> Page:
 
 def write_page(page: Page, file: Path) -> None:
     """Write a page over the one that is there, whole or not at all, and make the folders on the way."""
-    file.absolute().parent.mkdir(parents=True, exist_ok=True)
-    replace_file(file, html(page))
+    write_file(file, html(page))
 
 
 def write_figures(page: Page, folder: Path) -> list[Path]:

@@ -14,14 +14,20 @@ Keys = Mapping[str, Any]
 """Keys of one section of a configuration, with their values."""
 
 
-def ranks_of(ranks: int | Sequence[int] | Mapping[str, int], client_ids: Sequence[str]) -> int | tuple[int, ...]:
+def ranks_of(ranks: Any, client_ids: Sequence[str]) -> int | tuple[int, ...]:
     """The ranks as ``[lora] ranks`` has them: one for all clients, or one each in their order.
 
     Raises:
-        ConfigurationError: they are named, and a client has none, or a name is no client.
+        ConfigurationError: they are no ranks; or they are named, and a client has none, or a name is no client.
     """
+    if isinstance(ranks, int):
+        return ranks
     if not isinstance(ranks, Mapping):
-        return ranks if isinstance(ranks, int) else tuple(ranks)
+        if not isinstance(ranks, Sequence) or isinstance(ranks, str):
+            raise ConfigurationError(
+                f"ranks: expected a whole number for all clients, one each, or a dictionary by client, got {ranks!r}"
+            )
+        return tuple(ranks)
     missing = [name for name in client_ids if name not in ranks]
     unknown = [name for name in ranks if name not in client_ids]
     if missing or unknown:
@@ -109,6 +115,17 @@ def data_keys(data: Keys | None, kind: Keys, held_out: Iterable[str]) -> Keys:
     return {**kind, **(data or {}), "path": FROM_CODE, **dict.fromkeys(held_out, FROM_CODE)}
 
 
+def require_keys(**tables: object) -> None:
+    """Check that what was given for sections of a configuration are dictionaries.
+
+    Raises:
+        ConfigurationError: one is something else.
+    """
+    for name, table in tables.items():
+        if table is not None and not isinstance(table, Mapping):
+            raise ConfigurationError(f"{name}: expected the keys of [{name}] as a dictionary, got {table!r}")
+
+
 def require_known_clients(held_out: object, client_ids: Mapping[str, object], keyword: str) -> None:
     """Check that held-out examples by client are those of clients.
 
@@ -121,7 +138,12 @@ def require_known_clients(held_out: object, client_ids: Mapping[str, object], ke
 
 
 def without_none(**tables: Keys | None) -> dict[str, dict[str, Any]]:
-    """The sections that are given, and of them the keys that are."""
+    """The sections that are given, and of them the keys that are.
+
+    Raises:
+        ConfigurationError: a section is no dictionary.
+    """
+    require_keys(**tables)
     return {
         name: {key: value for key, value in table.items() if value is not None}
         for name, table in tables.items()

@@ -88,18 +88,23 @@ def tell(record: RoundRecord) -> None:
     sys.stderr.flush()
 
 
-def require_callables(callbacks: Sequence[Any]) -> Callbacks:
+def require_callables(callbacks: Any, *, told: bool = False) -> Callbacks:
     """The callbacks of a run.
+
+    Args:
+        callbacks: one, or several.
+        told: whether a line on every round goes to stderr as well.
 
     Raises:
         ConfigurationError: one of them cannot be called.
     """
-    for each in callbacks:
+    several = callbacks if isinstance(callbacks, Sequence) else (callbacks,)
+    for each in several:
         if not callable(each) and not _observes(each):
             raise ConfigurationError(
                 f"callbacks: expected functions of a RoundRecord, or objects with the methods of Observer, got {each!r}"
             )
-    return Callbacks(tuple(callbacks))
+    return Callbacks((*((tell,) if told else ()), *several))
 
 
 def own_metrics(metric: "OwnMetrics | Sequence[OwnMetrics] | None") -> tuple[Metric, ...]:

@@ -11,6 +11,7 @@ from florist.config.given import Given
 from florist.config.reading import read_config, to_toml
 from florist.config.sections import Config
 from florist.config.splits import Splits
+from florist.config.tracking import tracking_of
 from florist.errors import ConfigurationError
 from florist.federation.history import RunDirectory
 from florist.files.locking import sole_process
@@ -19,6 +20,8 @@ from florist.simulating.lending import lent
 from florist.simulating.objects import Callbacks, described
 from florist.simulating.resuming import require_same
 from florist.simulating.run import Run
+from florist.tracking.observing import TrackedObserver
+from florist.tracking.trackers import require_installed
 
 _HEADER = (
     '# Begun from code by florist.simulate: "given" in run.json names what were objects. No file can begin it again.\n'
@@ -59,6 +62,7 @@ def play(
         require_same(begun, config, facts)
     else:
         require_absent(path)
+    require_installed(config.tracking.to)
     threads = torch.get_num_threads()
     try:
         with lent(given.base):
@@ -74,7 +78,9 @@ def play(
                 else:
                     run = begun
                     _go_on(run, config)
-                simulation.run(run, observer)
+                with tracking_of(config, run.path) as tracking:
+                    tracking.begin()
+                    simulation.run(run, TrackedObserver(observer, tracking))
             finally:
                 simulation.model.saved_parameters = whole
     finally:

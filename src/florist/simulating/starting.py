@@ -1,6 +1,6 @@
 """``florist.simulate``: a federation in one process, from objects."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from florist.config.given import Given
 from florist.config.reading import config_of
 from florist.config.splits import split
 from florist.errors import ConfigurationError
+from florist.federation.records import RoundRecord
 from florist.models.loading import fingerprint
 from florist.models.local_training import LocalTraining, by_trainer
 from florist.rounds import Aggregator
@@ -20,6 +21,7 @@ from florist.simulating.keys import (
     data_keys,
     method_keys,
     ranks_of,
+    require_keys,
     require_known_clients,
     without_none,
 )
@@ -29,7 +31,6 @@ from florist.simulating.objects import (
     model_keys,
     own_metrics,
     require_callables,
-    tell,
     usable_tokenizer,
 )
 from florist.simulating.playing import play
@@ -48,7 +49,7 @@ def simulate(
     validation: Dataset | Mapping[str, Dataset] | None = None,
     train: LocalTraining | None = None,
     metric: OwnMetrics | Sequence[OwnMetrics] | None = None,
-    callbacks: Sequence[Any] = (),
+    callbacks: Callable[[RoundRecord], Any] | Sequence[Any] = (),
     progress: bool = False,
     out: str | Path | None = None,
     resume: bool = False,
@@ -64,6 +65,8 @@ def simulate(
     aggregation: Keys | None = None,
     communication: str | Keys | None = None,
     evaluation: Keys | None = None,
+    federation: Keys | None = None,
+    tracking: Keys | None = None,
 ) -> Run:
     r"""Fine-tune with a federation of clients in this process: train, aggregate, evaluate, round by round.
 
@@ -85,7 +88,7 @@ def simulate(
             that trains the parameters that require gradients, and returns the mean loss.
         metric: a function of the model that returns values by name, or several. It takes the place of the metric that
             would be measured by default; ``evaluation={"metrics": [...]}`` has both.
-        callbacks: functions that are called with the record of every round, and observers.
+        callbacks: a function that is called with the record of every round, or several, and observers.
         progress: whether stderr gets a line after every round.
         out: the directory to create for the run; by default a temporary one, which goes with the result.
         resume: whether to go on with the run in `out`, if there is one.
@@ -101,6 +104,8 @@ def simulate(
         aggregation: keys of ``[aggregation]`` for a method that is a name.
         communication: a preset, or keys of ``[communication]``.
         evaluation: keys of ``[evaluation]``.
+        federation: further keys of ``[federation]``, ``early_stopping`` or ``keep_rounds`` for instance.
+        tracking: keys of ``[tracking]``.
 
     Returns:
         The run, which has ended.
@@ -128,10 +133,12 @@ def simulate(
     >>> [client.rank for client in run.records[0].clients], sorted(run.metrics)
     ([4, 2], ['loss', 'perplexity'])
     """
+    require_keys(data=data, lora=lora, evaluation=evaluation, aggregation=aggregation)
+    require_keys(federation=federation, tracking=tracking)
     named = named_examples(clients, "clients")
     listed = ranks_of(ranks, list(named.by_client))
     own, said = method_keys(method, aggregation, listed)
-    metrics, observer = own_metrics(metric), require_callables((*([tell] if progress else []), *callbacks))
+    metrics, observer = own_metrics(metric), require_callables(callbacks, told=progress)
     evaluation, lora = dict(evaluation or {}), dict(lora or {})
     if "ranks" in lora:
         raise ConfigurationError("lora: expected the keys of [lora] but the ranks, which have an argument of their own")
@@ -150,6 +157,7 @@ def simulate(
             lora={**lora, "ranks": listed},
             training=training,
             federation={
+                **(federation or {}),
                 "rounds": rounds,
                 "seed": seed,
                 "fraction": fraction,
@@ -160,6 +168,7 @@ def simulate(
             aggregation=said,
             communication=communication_keys(communication, own),
             evaluation=evaluation,
+            tracking=tracking,
         )
     )
     if own is not None:

@@ -13,7 +13,7 @@ class CommunicationSection(Section):
 
     preset: Annotated[str, one_of(PRESETS)] | None = None
     """Settings by one name, which the other keys change. ``compact``, the default of florist, sends 4 bits both ways at
-    tau 0.7, from a warm start, and sends later what it cuts. ``plain``, the default of the other methods, sends float32
+    tau 0.7, and sends later what it cuts. ``plain``, the default of the other methods, sends float32
     and forgets what it cuts. ``paper`` is plain, and local adapters start fresh."""
     download: Annotated[str, one_of(CODEC_NAMES)] = "float32"
     """How the numbers of a broadcast travel."""
