@@ -63,7 +63,7 @@ def test_tables_of_every_method_fit_a_narrow_terminal(tmp_path: Path) -> None:
     console.print(quality_table(lines, "florist"))
     printed = [line.split() for line in stream.getvalue().splitlines() if line.split()]
     costs = {line[0]: line[1:] for line in printed[2:7]}
-    assert costs["florist"] == ["10.0", "10.0", "1.0e-01", "0.00", "0.00", "0.1", "0.1", "0.50", "6.0"]
+    assert costs["florist"] == ["10.0", "10.0", "1000.00", "0.00", "0.00", "0.1", "0.1", "0.50", "6.0"]
     assert costs["full"] == costs["florist"][3:]
     assert costs["lost"] == []
     assert "…" not in stream.getvalue()

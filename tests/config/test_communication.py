@@ -44,7 +44,7 @@ def test_by_default_florist_sends_little_and_keeps_the_rest(tmp_path: Path) -> N
     config = read(tmp_path)
     assert config == read(tmp_path, MINIMAL + '[communication]\npreset = "compact"\n')
     assert settings(config) == {**EVERYTHING, **PRESETS["compact"]}
-    assert (config.aggregation.tau, config.federation.local_init) == (0.7, "warm")
+    assert (config.aggregation.tau, config.federation.local_init) == (0.7, "aligned")
     assert aggregator_of(config, 8) == WholeSum()
     assert read(tmp_path, to_toml(config)) == config
 

@@ -44,9 +44,10 @@ def absences(asked_share: float, rounds: int, *, packed: bool) -> Absences:
     Cost: O(rounds).
     """
     f, away = asked_share, 1.0 - asked_share
+    whole = np.zeros(rounds)
     if away == 0:
-        return Absences({}, np.zeros(1))
-    t, whole = np.arange(1, rounds + 1), np.zeros(rounds)
+        return Absences({}, whole)
+    t = np.arange(1, rounds + 1)
     missed = {d: f * away**d * (rounds - 1 - d) for d in range(1, min(CATCH_UP_ROUNDS, rounds - 2) + 1)}
     for new_at in range(2, min(rounds, CATCH_UP_ROUNDS + 1 if packed else 2) + 1):
         missed[new_at - 1] = missed.get(new_at - 1, 0.0) + away ** (new_at - 1)
