@@ -4,10 +4,17 @@ import sys
 import huggingface_hub
 import pytest
 
-from florist.cli import heartbeat, main
+from florist.cli import heartbeat, main, report_work
 
 from .hub import Hub
 from .running import COMMAND, ENVIRONMENT, Result, Run
+
+
+@pytest.fixture(autouse=True)
+def _without_pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page that simulate and compare write at their end takes a second; test_report is about it."""
+    if request.module.__name__.rpartition(".")[2] != "test_report":
+        monkeypatch.setattr(report_work, "report_at_the_end", lambda _directory, _output: None)
 
 
 @pytest.fixture

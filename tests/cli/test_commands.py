@@ -125,7 +125,9 @@ def test_simulate_prints_tables_and_json_as_designed(
     process: Run, florist: Run, tiny_llama: Path, toy_data: Path, tmp_path: Path
 ) -> None:
     config = simulation(tmp_path, tiny_llama, toy_data)
-    result = process("simulate", config, "--set", "federation.rounds=2", "-o", tmp_path / "run", "--json")
+    result = process(
+        "simulate", config, "--set", "federation.rounds=2", "-o", tmp_path / "run", "--json", "--no-report"
+    )
     assert result.returncode == 0, result.stderr
     document = json.loads(result.stdout)
     assert document["run"] == str(tmp_path / "run")

@@ -18,7 +18,9 @@ from florist.flower.strategy import FloristStrategy
 from tests.federation.test_simulation import FAST, configure, run
 from tests.flower.grids import MemoryGrid
 
-MORE = [pytest.param(method, marks=pytest.mark.slow) for method in ("flora", "fedit", "flexlora", "fedsvd")]
+MORE = [
+    pytest.param(method, marks=pytest.mark.slow) for method in ("ffa", "fedex", "flora", "fedit", "flexlora", "fedsvd")
+]
 COMPACT = '[communication]\npreset = "compact"\n'
 CODES = '[communication]\nupload = "int8"\ndownload = "int8"\n'
 
@@ -77,7 +79,7 @@ def assert_same_federation(file: Path, folder: Path) -> tuple[ServerState, list[
     return found, records
 
 
-@pytest.mark.parametrize("method", ["florist", "ffa", "fedex", "linear", *MORE])
+@pytest.mark.parametrize("method", ["florist", "linear", *MORE])
 def test_the_same_adapter_bit_for_bit(method: str, tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:
     file = configure(tmp_path, tiny_llama, toy_data, rounds=3, extra=f'[aggregation]\nmethod = "{method}"')
     _, records = assert_same_federation(file, tmp_path)
@@ -91,7 +93,8 @@ def test_the_same_with_what_is_held_back(tiny_llama: Path, toy_data: Path, tmp_p
     assert all(client.held_back > 0 for line in records for client in line.clients)
 
 
-@pytest.mark.parametrize("start", ["warm", pytest.param("fresh", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["warm", "fresh"])
 def test_the_same_from_another_start(start: str, tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:
     extra = f'local_init = "{start}"\n{COMPACT}'
     assert_same_federation(configure(tmp_path, tiny_llama, toy_data, extra=extra), tmp_path)
@@ -106,12 +109,13 @@ def test_the_same_where_half_of_the_clients_are_asked(
     assert {line.clients[0].client_id for line in records} == {"client_0", "client_1"}
 
 
-@pytest.mark.parametrize("method", ["ffa", pytest.param("fedex", marks=pytest.mark.slow), *MORE])
+@pytest.mark.parametrize("method", MORE)
 def test_the_same_through_a_codec_alone(method: str, tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:
     extra = f'[aggregation]\nmethod = "{method}"\n{CODES}'
     assert_same_federation(configure(tmp_path, tiny_llama, toy_data, extra=extra), tmp_path)
 
 
+@pytest.mark.slow
 def test_the_same_by_a_budget(tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:
     extra = '[communication]\nupload = "int4"\nupload_budget = "4kB"\nfeedback = "clients"\n'
     _, records = assert_same_federation(configure(tmp_path, tiny_llama, toy_data, extra=extra), tmp_path)

@@ -16,6 +16,7 @@ from .browser import needs_chromium, opened
 from .made import HOSTILE, a_comparison, a_run
 
 KINDS = ("run", "old", "comparison")
+ONE_QUICK = ("run", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:]))
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,7 @@ def test_a_section_without_data_is_left_out(pages: dict[str, Page], tmp_path: Pa
 
 
 @needs_chromium
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ONE_QUICK)
 def test_a_browser_draws_every_figure_in_silence(pages: dict[str, Page], kind: str, tmp_path: Path) -> None:
     write_page(pages[kind], tmp_path / "report.html")
     found = opened(tmp_path / "report.html", tmp_path)
