@@ -185,6 +185,7 @@ class Interrupted(Unobserved):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_goes_on_where_it_was(
     base: Path, played: ComparisonDirectory, tmp_path: Path
 ) -> None:
@@ -208,6 +209,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(
     assert [record.round for record in run.records()] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_begun_with_other_settings_is_not_gone_on_with(base: Path, tmp_path: Path) -> None:
     directory = started(base, tmp_path / "out", (FEDIT, FLORIST), (0,))
     with pytest.raises(KeyboardInterrupt):

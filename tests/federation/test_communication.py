@@ -162,7 +162,9 @@ HAPPENING: list[dict[str, tuple[str, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize("local_init", [Fresh(), Aligned()], ids=["fresh", "aligned"])
+@pytest.mark.parametrize(
+    "local_init", [pytest.param(Fresh(), marks=pytest.mark.slow), Aligned()], ids=["fresh", "aligned"]
+)
 @every_codec
 def test_in_every_round_what_was_sent_and_what_is_held_back_are_what_was_trained(
     codec: Codec, local_init: LocalInit

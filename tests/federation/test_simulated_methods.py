@@ -102,7 +102,11 @@ COMPRESSED += [(method, "fresh", "compact") for method in ("flora", "fedit", "ff
 
 @pytest.mark.parametrize(
     ("method", "local_init", "preset"),
-    [*((method, init, "paper") for method, init in [*ADDED, *CONTINUED, ("full", "fresh")]), *COMPRESSED],
+    [
+        *((method, init, "paper") for method, init in [*ADDED, *CONTINUED, ("full", "fresh")]),
+        *COMPRESSED[:2],
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in COMPRESSED[2:]),
+    ],
 )
 def test_a_run_learns_is_exported_and_survives_a_kill(
     prepared: Path, tiny_llama: Path, tmp_path: Path, method: str, local_init: str, preset: str

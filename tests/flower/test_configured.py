@@ -207,6 +207,7 @@ def test_whole_weights_need_a_server_with_the_base(file: Path, tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_whole_weights_become_the_adapter_that_leads_to_them(
     file: Path, tiny_llama: Path, toy_data: Path, tmp_path: Path
 ) -> None:
@@ -242,7 +243,7 @@ def test_a_classifier_with_its_head_is_the_same_as_in_the_process(
     assert json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())["task_type"] == "SEQ_CLS"
 
 
-@pytest.mark.parametrize("flush", [True, False])
+@pytest.mark.parametrize("flush", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_the_final_adapter_has_what_the_server_holds_back_where_that_is_asked_for(
     flush: bool, file: Path, tmp_path: Path
 ) -> None:
@@ -273,7 +274,7 @@ def test_every_round_is_played_and_the_last_delivered(override: Values, file: Pa
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("keep", ["last", "sent"])
+@pytest.mark.parametrize("keep", [pytest.param("last", marks=pytest.mark.slow), "sent"])
 def test_rounds_are_kept_where_that_is_asked_for(keep: str, file: Path, tmp_path: Path) -> None:
     settings = {"flower.run": str(tmp_path / "run"), "flower.evaluation": "none", "federation.keep_rounds": keep}
     serve(file, settings)
@@ -297,6 +298,7 @@ def resumed(file: Path, tmp_path: Path) -> Callable[[], RunDirectory]:
     return again
 
 
+@pytest.mark.slow
 def test_a_run_that_has_ended_is_left_as_it_is(resumed: Callable[[], RunDirectory]) -> None:
     before = (resumed().adapter / "adapter_model.safetensors").read_bytes()
     directory = resumed()
@@ -304,6 +306,7 @@ def test_a_run_that_has_ended_is_left_as_it_is(resumed: Callable[[], RunDirector
     assert (directory.adapter / "adapter_model.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_adapter_of_the_rounds_before(
     resumed: Callable[[], RunDirectory], file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,6 +328,7 @@ def test_a_full_disk_leaves_the_adapter_of_the_rounds_before(
     assert (directory.adapter / "adapter_model.safetensors").read_bytes() != before
 
 
+@pytest.mark.slow
 def test_a_crash_between_two_adapters_is_healed_before_the_next_rounds(
     resumed: Callable[[], RunDirectory], monkeypatch: pytest.MonkeyPatch
 ) -> None:

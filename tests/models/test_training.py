@@ -74,7 +74,7 @@ def parameters(model: FederatedModel) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.peft.named_parameters()}
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.2])
 def test_training_reproduces_from_its_seed_and_nothing_else(
     model: FederatedModel, examples: EncodedExamples, dropout: float
 ) -> None:
@@ -133,6 +133,7 @@ def test_the_loss_is_that_of_the_batches(model: FederatedModel, examples: Encode
     assert 0 < outcome.seconds < 60
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_is_a_larger_batch(model: FederatedModel, examples: EncodedExamples) -> None:
     whole = replace(SETTINGS, batch_size=8, steps=2)
     parts = replace(whole, batch_size=4, gradient_accumulation_steps=2)
@@ -223,6 +224,7 @@ def test_the_optimiser_takes_its_settings(
     assert not same_bits(trained(model, examples, SETTINGS, 1), trained(model, examples, change(SETTINGS), 1))
 
 
+@pytest.mark.slow
 def test_a_schedule_ends_within_the_round(model: FederatedModel, examples: EncodedExamples) -> None:
     linear = replace(SETTINGS, lr_scheduler_type="linear")
     constant = trained(model, examples, SETTINGS, 1)

@@ -84,10 +84,8 @@ def test_every_cell_of_a_comparison_is_a_run_of_its_own(config: Path, tmp_path: 
     assert {run.data.params["aggregation.tau"] for run in runs.values()} == {"0.99", "0.5"}
 
 
-@pytest.mark.parametrize(
-    "where",
-    ["clients", pytest.param("server", marks=pytest.mark.slow), pytest.param("none", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["clients", "server", "none"])
 def test_a_round_over_flower_is_told_once_with_what_was_measured(config: Path, tmp_path: Path, where: str) -> None:
     settings = {"flower.run": str(tmp_path / "run"), "flower.evaluation": where, "tracking.to": "tensorboard"}
     serve(config, settings)
