@@ -19,7 +19,7 @@ class WeightsAndBiases:
 
         The run is one beside any other that the process has, and what the process prints stays its own.
         """
-        import wandb  # noqa: PLC0415
+        import wandb  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
 
         library: Any = wandb  # not installed, it is taken for this file
         return cls(
