@@ -233,6 +233,7 @@ def test_a_run_that_diverges_is_failed_and_the_others_go_on(base: Path, tmp_path
     assert found[FLORIST].failure is None
 
 
+@pytest.mark.slow
 def test_a_run_that_breaks_off_is_failed_and_can_be_tried_again(base: Path, tmp_path: Path) -> None:
     directory = started(base, tmp_path / "out", (FLORA, FLORIST), overrides=["federation.rounds=1"])
     config = tmp_path / "out" / "cells" / "flora" / "config.toml"

@@ -142,6 +142,7 @@ def test_a_client_holds_what_the_server_has_whatever_happened(
     same_start(talk, found, expected)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(events=EVENTS, bound=st.sampled_from([1, 2, 16]), tau=st.sampled_from([0.3, 1.0]))
 def test_a_client_derives_the_rows_of_the_server_whatever_happened(events: list[str], bound: int, tau: float) -> None:

@@ -222,6 +222,7 @@ def test_whole_weights_become_the_adapter_that_leads_to_them(
     assert metric(loaded)["loss"] == pytest.approx(mine[-1].metrics["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_classifier_with_its_head_is_the_same_as_in_the_process(
     tiny_bert: Path, toy_data: Path, tmp_path: Path, file: Path
 ) -> None:
@@ -345,6 +346,7 @@ def test_a_crash_between_two_adapters_is_healed_before_the_next_rounds(
     assert (directory.adapter / "adapter_model.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_process_keeps_the_examples_of_one_client(file: Path) -> None:
     def encoded() -> list[EncodedExamples]:
         gc.collect()

@@ -489,6 +489,7 @@ def test_a_server_that_is_resumed_goes_on_with_what_was_held_back(stop: int, tmp
     assert_same(second, whole)
 
 
+@pytest.mark.slow
 def test_a_server_that_was_killed_before_it_saved_a_round_plays_it_again(tmp_path: Path) -> None:
     """The clients have trained the round by then, and must not take it for one that counted."""
     settings = {"communication": communication()}

@@ -329,6 +329,7 @@ def test_after_a_failed_round_clients_train_on_from_what_they_had(aggregator: Ag
         assert all(torch.equal(found[k].A, expected[k].A) and torch.equal(found[k].B, expected[k].B) for k in expected)
 
 
+@pytest.mark.slow
 def test_a_round_waits_for_the_clients_that_it_needs() -> None:
     clients = three()
     strategy, grid = between(clients, wait=30.0, min_replies=3)
@@ -877,6 +878,7 @@ def test_an_update_without_a_module_counts_as_zero_there() -> None:
     assert relative_error(dense(strategy.state.cumulative, "layers.1.up"), expected) < 1e-5
 
 
+@pytest.mark.slow
 def test_two_servers_in_one_journal_are_kept_apart(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "run", "florist")
     play(three(), rounds=1, journal=journal)

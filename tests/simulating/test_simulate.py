@@ -173,6 +173,7 @@ def test_a_classifier_keeps_its_head(tiny_bert: Path, clients: dict[str, Any]) -
 # --- the examples
 
 
+@pytest.mark.slow
 def test_examples_of_every_kind_are_the_same_examples(tiny_llama: Path, small: dict[str, Any]) -> None:
     datasets = pytest.importorskip("datasets")
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
