@@ -107,6 +107,7 @@ TABLES: Mapping[str, Table] = {
         (
             (PLAIN, 5e-3),
             (Entry("fedex", "fedex"), 5e-3),
+            (COMPACT, 5e-3),
             (Entry("warm int4 0.7 up 0.75", "florist", (*compressed("int4", 0.7, 0.75), WARM)), 5e-3),
             (Entry("warm int4 0.9 up 0.9", "florist", (*compressed("int4", 0.9, 0.9), WARM)), 5e-3),
             (Entry("warm int8 0.95 up 0.95", "florist", (*compressed("int8", 0.95, 0.95), WARM)), 5e-3),
@@ -134,9 +135,9 @@ TABLES: Mapping[str, Table] = {
             (Entry("float16 0.9", "florist", compressed("float16", 0.9, None)), 5e-3),
             (Entry("warm int8 0.7 up 0.75", "florist", (*compressed("int8", 0.7, 0.75), WARM)), 5e-3),
             (Entry("warm int4 60 kB up 25 kB", "florist", (*BUDGETS, WARM)), 5e-3),
-            (Entry("raflora", "raflora"), 3e-3),
-            (Entry("fedsvd", "fedsvd"), 1e-2),
-            (Entry("raflora int4", "raflora", codec("int4")), 3e-3),
+            (Entry("raflora", "raflora"), 2e-3),
+            (Entry("fedsvd", "fedsvd"), 3e-3),
+            (Entry("raflora int4", "raflora", codec("int4")), 2e-3),
         ),
     ),
     "fedex": Table(
