@@ -211,6 +211,7 @@ def test_the_table_of_every_method_shows_what_it_sent(
     assert json.loads((tmp_path / "run" / "run.json").read_text())["method"] == method
 
 
+@pytest.mark.slow
 def test_what_is_held_back_is_shown_and_flushed_where_asked(
     florist: Run, tiny_llama: Path, toy_data: Path, tmp_path: Path
 ) -> None:

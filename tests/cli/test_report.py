@@ -124,6 +124,7 @@ def test_no_report_and_no_library_leave_the_run_alone(
     assert not (tmp_path / "run" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_compare_writes_the_page_at_its_end(florist: Run, tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:
     config = simulation(tmp_path, tiny_llama, toy_data)
     variants = [f"florist {tau}: aggregation.tau={tau}, communication.preset=plain" for tau in (0.5, 0.99)]

@@ -153,6 +153,7 @@ def test_a_comparison_that_is_over_plays_nothing_again(played: ComparisonDirecto
     assert seen == []
 
 
+@pytest.mark.slow
 def test_a_comparison_that_another_process_plays_is_left_alone(played: ComparisonDirectory) -> None:
     before = adapters(played)
     with sole_process(played.path), pytest.raises(DirectoryInUseError, match="wait for that one"):
@@ -224,6 +225,7 @@ def test_a_run_that_was_begun_with_other_settings_is_not_gone_on_with(base: Path
     assert len(begun.records()) == played
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_failed_and_the_others_go_on(base: Path, tmp_path: Path) -> None:
     wild = Entry("wild", ("training.learning_rate=1e38",))
     directory = started(base, tmp_path / "out", (wild, FLORIST), overrides=["federation.rounds=1"])

@@ -130,6 +130,7 @@ def contents(run: Path) -> dict[str, bytes]:
         ("florist", "aligned", "compact"),
     ],
 )
+@pytest.mark.slow
 def test_killed_at_random_moments_a_run_ends_as_if_it_never_was(
     tiny_llama: Path, toy_data: Path, tmp_path: Path, method: str, local_init: str, preset: str
 ) -> None:

@@ -163,6 +163,7 @@ def test_a_client_derives_the_rows_of_the_server_whatever_happened(events: list[
 
 @settings(deadline=None, max_examples=25)
 @given(events=EVENTS, local_init=st.sampled_from([Fresh(), Aligned(), Warm()]), bound=st.sampled_from([1, 2, 16]))
+@pytest.mark.slow
 def test_a_client_that_is_sent_what_was_packed_has_the_bits_of_the_server(
     events: list[str], local_init: LocalInit, bound: int
 ) -> None:

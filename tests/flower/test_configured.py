@@ -245,6 +245,7 @@ def test_a_classifier_with_its_head_is_the_same_as_in_the_process(
 
 
 @pytest.mark.parametrize("flush", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
 def test_the_final_adapter_has_what_the_server_holds_back_where_that_is_asked_for(
     flush: bool, file: Path, tmp_path: Path
 ) -> None:
@@ -276,6 +277,7 @@ def test_every_round_is_played_and_the_last_delivered(override: Values, file: Pa
 
 
 @pytest.mark.parametrize("keep", [pytest.param("last", marks=pytest.mark.slow), "sent"])
+@pytest.mark.slow
 def test_rounds_are_kept_where_that_is_asked_for(keep: str, file: Path, tmp_path: Path) -> None:
     settings = {"flower.run": str(tmp_path / "run"), "flower.evaluation": "none", "federation.keep_rounds": keep}
     serve(file, settings)

@@ -19,7 +19,8 @@ from tests.federation.test_simulation import FAST, configure, run
 from tests.flower.grids import MemoryGrid
 
 MORE = [
-    pytest.param(method, marks=pytest.mark.slow) for method in ("ffa", "fedex", "flora", "fedit", "flexlora", "fedsvd")
+    pytest.param(method, marks=pytest.mark.slow)
+    for method in ("linear", "ffa", "fedex", "flora", "fedit", "flexlora", "fedsvd")
 ]
 COMPACT = '[communication]\npreset = "compact"\n'
 CODES = '[communication]\nupload = "int8"\ndownload = "int8"\n'
@@ -79,7 +80,7 @@ def assert_same_federation(file: Path, folder: Path) -> tuple[ServerState, list[
     return found, records
 
 
-@pytest.mark.parametrize("method", ["florist", "linear", *MORE])
+@pytest.mark.parametrize("method", ["florist", *MORE])
 def test_the_same_adapter_bit_for_bit(method: str, tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:
     file = configure(tmp_path, tiny_llama, toy_data, rounds=3, extra=f'[aggregation]\nmethod = "{method}"')
     _, records = assert_same_federation(file, tmp_path)
@@ -101,6 +102,7 @@ def test_the_same_from_another_start(start: str, tiny_llama: Path, toy_data: Pat
 
 
 @pytest.mark.parametrize("preset", [COMPACT, pytest.param(CODES, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_the_same_where_half_of_the_clients_are_asked(
     preset: str, tiny_llama: Path, toy_data: Path, tmp_path: Path
 ) -> None:
@@ -123,6 +125,7 @@ def test_the_same_by_a_budget(tiny_llama: Path, toy_data: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("communication", [COMPACT, pytest.param(CODES, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_the_same_with_a_head(communication: str, tiny_bert: Path, toy_data: Path, tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     text = FAST.format(model=tiny_bert, data=toy_data, steps=4, rounds=3, extra="")

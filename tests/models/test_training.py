@@ -91,6 +91,7 @@ def test_training_reproduces_from_its_seed_and_nothing_else(
     assert same_bits(first, run(1))
 
 
+@pytest.mark.slow
 def test_without_dropout_the_seed_decides_the_order_of_batches(
     model: FederatedModel, examples: EncodedExamples
 ) -> None:
@@ -234,6 +235,7 @@ def test_a_schedule_ends_within_the_round(model: FederatedModel, examples: Encod
     assert same_bits(first, trained(model, examples, linear, 1))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_for_training_only(model: FederatedModel, examples: EncodedExamples) -> None:
     full = trained(model, examples, SETTINGS, 1)
     mixed = trained(model, examples, replace(SETTINGS, bf16=True), 1)

@@ -65,6 +65,7 @@ def test_a_tracker_that_fails_is_a_note_and_the_run_is_whole(
     assert RunDirectory.open(tmp_path / "run").adapter.exists()
 
 
+@pytest.mark.slow
 def test_every_cell_of_a_comparison_is_a_run_of_its_own(config: Path, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
