@@ -1,4 +1,4 @@
-"""The options that every command has, with one meaning."""
+"""The options that several commands have, with one meaning."""
 
 from typing import Annotated
 
@@ -10,4 +10,7 @@ Quiet = Annotated[
 ]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Also print what is decided and why, and a line for every part.")
+]
+WithReport = Annotated[
+    bool, typer.Option("--report/--no-report", help="Whether to write report.html, the page of `florist report`.")
 ]

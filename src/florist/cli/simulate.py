@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from florist.cli.options import AsJson, Quiet, Verbose
+from florist.cli.options import AsJson, Quiet, Verbose, WithReport
 from florist.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -38,9 +38,7 @@ def simulate_command(
             show_default=False,
         ),
     ] = None,
-    with_report: Annotated[
-        bool, typer.Option("--report/--no-report", help="Whether to write report.html, the page of `florist report`.")
-    ] = True,
+    with_report: WithReport = True,
     quiet: Quiet = False,
     verbose: Verbose = False,
     as_json: AsJson = False,

@@ -14,12 +14,11 @@ from florist.cli.progress import Progress
 from florist.cli.simulate_progress import RoundsProgress
 from florist.cli.simulate_table import examples_table, rounds_table, totals
 from florist.config.reading import read_config, to_toml
-from florist.config.resuming import IN_ONE_PROCESS, require_from_configuration, require_resumable
+from florist.config.resuming import IN_ONE_PROCESS, adopt, require_from_configuration, require_resumable
 from florist.config.sections import Config
 from florist.config.tracking import tracking_of
 from florist.data.partition import LabelCounts
 from florist.federation.history import RunDirectory
-from florist.files.locking import sole_process
 from florist.tracking.trackers import require_installed
 
 if TYPE_CHECKING:
@@ -65,14 +64,11 @@ def resume_run(path: Path, overrides: Sequence[str], output: Output, progress: P
     """
     run = RunDirectory.open(path)
     require_from_configuration(run)
-    before, config = read_config(run.config_file), read_config(run.config_file, overrides)
+    config = read_config(run.config_file, overrides)
     require_resumable(run, config, IN_ONE_PROCESS)
     simulation, _ = _built(config, output)
     if overrides:
-        with sole_process(path):
-            if config.communication.flush != before.communication.flush:
-                run.set_aside_result(len(run.records()))  # what was written has what the next one lacks, or lacks it
-            run.save_config(to_toml(config))
+        adopt(run, config)
     _play(simulation, run, RoundsProgress(progress, verbose=output.verbose), config, output)
     return run
 

@@ -3,10 +3,11 @@
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from florist.config.reading import read_config
+from florist.config.reading import read_config, to_toml
 from florist.config.sections import Config
 from florist.errors import ConfigurationError
 from florist.federation.history import RunDirectory
+from florist.files.locking import sole_process
 
 IN_ONE_PROCESS = (
     "federation.rounds",
@@ -75,3 +76,20 @@ def _settings(config: Config) -> Iterator[tuple[str, Any]]:
 
 def _shown(value: object) -> str:
     return "none" if value is None else repr(value)
+
+
+def adopt(run: RunDirectory, config: Config, header: str = "") -> None:
+    """Write down the configuration that a run goes on with, which may differ in what may change.
+
+    Args:
+        run: the run.
+        config: the configuration.
+        header: what its file begins with.
+
+    Raises:
+        DirectoryInUseError: another process plays the run.
+    """
+    with sole_process(run.path):
+        if config.communication.flush != read_config(run.config_file).communication.flush:
+            run.set_aside_result(len(run.records()))  # what was written has what the next one lacks, or lacks it
+        run.save_config(header + to_toml(config))

@@ -8,13 +8,13 @@ import torch
 
 from florist.config.building import build
 from florist.config.given import Given
-from florist.config.reading import read_config, to_toml
+from florist.config.reading import to_toml
+from florist.config.resuming import adopt
 from florist.config.sections import Config
 from florist.config.splits import Splits
 from florist.config.tracking import tracking_of
 from florist.errors import ConfigurationError
 from florist.federation.history import RunDirectory
-from florist.files.locking import sole_process
 from florist.files.outputs import require_absent
 from florist.simulating.lending import lent
 from florist.simulating.objects import Callbacks, described
@@ -77,7 +77,7 @@ def play(
                     run = simulation.start(path, toml, method, config.training.threads, observer, given=facts)
                 else:
                     run = begun
-                    _go_on(run, config)
+                    adopt(run, config, _HEADER)
                 with tracking_of(config, run.path) as tracking:
                     tracking.begin()
                     simulation.run(run, TrackedObserver(observer, tracking))
@@ -86,11 +86,3 @@ def play(
     finally:
         torch.set_num_threads(threads)
     return Run(run, temporary)
-
-
-def _go_on(run: RunDirectory, config: Config) -> None:
-    """Write down what may have changed since the run was begun."""
-    with sole_process(run.path):
-        if config.communication.flush != read_config(run.config_file).communication.flush:
-            run.set_aside_result(len(run.records()))  # what was written has what the next one lacks, or lacks it
-        run.save_config(_HEADER + to_toml(config))
