@@ -3,7 +3,39 @@
 Every message says what was expected, what came, and what to do next. Each class derives from the builtin that a
 caller who does not know florist would catch, too. The command line prints the message on one line and exits with
 status 2.
+
+A message quotes what came, and that may come from a stranger: a file, a model hub, a client on the network. Therefore
+every message is one line of printable characters, however long or forged what it quotes is.
 """
+
+LONGEST_MESSAGE = 900
+"""The characters of a message; one that is longer loses its middle, since it ends with what to do."""
+
+
+def one_line(text: str, longest: int = LONGEST_MESSAGE) -> str:
+    """Foreign text as it may be logged: on one line, without control characters, and not longer than a reader reads.
+
+    Args:
+        text: anything.
+        longest: the characters of the result.
+
+    >>> one_line("q_proj\\n[INFO] forged \\x1b[31mline")
+    'q_proj\\\\n[INFO] forged \\\\x1b[31mline'
+    >>> one_line("a" * 91 + "; do this", longest=60)
+    'aaaaaaaaaaaaaaaa ... (of 100 characters) ... aaaaaa; do this'
+    """
+    if len(text) > 4 * longest:  # what is escaped may be four times as long, and text may be megabytes
+        text = _without_middle(text, 4 * longest)
+    if not text.isprintable():
+        text = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return _without_middle(text, longest) if len(text) > longest else text
+
+
+def _without_middle(text: str, longest: int) -> str:
+    mark = f" ... (of {len(text)} characters) ... "
+    tail = longest // 4
+    head = max(0, longest - tail - len(mark))
+    return f"{text[:head]}{mark}{text[-tail:]}"
 
 
 class FloristError(Exception):
@@ -16,6 +48,10 @@ class FloristError(Exception):
     ...     print(error)
     expected 0 < tau <= 1 (a fraction of the energy to keep), got 1.5
     """
+
+    def __str__(self) -> str:
+        """The message on one line. `args` has it as it was given."""
+        return one_line(super().__str__())
 
 
 def how_to_install(extras: str) -> str:
