@@ -13,14 +13,14 @@ LONGEST_MESSAGE = 900
 
 
 def one_line(text: str, longest: int = LONGEST_MESSAGE) -> str:
-    """Foreign text as it may be logged: on one line, without control characters, and not longer than a reader reads.
+    r"""Foreign text as it may be logged: on one line, without control characters, and not longer than a reader reads.
 
     Args:
         text: anything.
         longest: the characters of the result.
 
-    >>> one_line("q_proj\\n[INFO] forged \\x1b[31mline")
-    'q_proj\\\\n[INFO] forged \\\\x1b[31mline'
+    >>> one_line("q_proj\n[INFO] forged \x1b[31mline")
+    'q_proj\\n[INFO] forged \\x1b[31mline'
     >>> one_line("a" * 91 + "; do this", longest=60)
     'aaaaaaaaaaaaaaaa ... (of 100 characters) ... aaaaaa; do this'
     """
