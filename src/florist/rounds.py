@@ -112,8 +112,9 @@ class ModuleCertificate:
         norm: ``||dW||_F`` of the exact weighted sum.
         error: ``||dW - dW_g||_F``, where ``dW_g`` is what the broadcast makes of the uploads. It is the square root of
             the discarded energy for a cut, and the aggregation noise for a mean of the halves. It is right to a
-            relative 1e-3, the rounding of what is broadcast included, down to about 1e-15 of the norms of the uploads:
-            float64 knows no better. A sum of which no more than that is left counts as zero, and its error as well.
+            relative 1e-3, the rounding of what is broadcast included, or to about 1e-15 of the norms of the uploads and
+            of what is sent, where that is more: float64 knows no better. A sum that is less than that beside its own
+            terms counts as zero, and its error as well.
             With feedback the norm is that of what was due, and the error that of what has not been sent yet.
         absent_from: the clients that sent nothing for the module; each counts as a zero update.
         codec_error: the part of the error that the codec made.
