@@ -52,6 +52,7 @@ def open_comparison(path: Path) -> ComparisonDirectory:
         MissingDependencyError: a tracker of a run that is not over is not installed.
     """
     directory = ComparisonDirectory.open(path)
+    directory.require_whole()
     # A damaged one is refused before the libraries are loaded, and a tracker is missed before hours of training.
     to_play = [cell for cell in directory.comparison.cells if not directory.is_over(cell)]
     require_installed({name for cell in to_play for name in directory.config(cell).tracking.to})
@@ -75,6 +76,11 @@ def play_comparison(directory: ComparisonDirectory, jobs: int, output: Output, p
     from florist.comparison.running import play  # noqa: PLC0415  # needs the training libraries
 
     output.detail(*decisions(directory.base), threads_chosen(directory.comparison.threads, directory.base))
+    for cell in directory.comparison.cells:
+        run = directory.begun(cell)
+        damage = run.result.damage() if run is not None else None
+        if run is not None and damage is not None:
+            output.note(f"{run.path}: {damage}: it is written again, from the state after the last round")
     cells = CellsProgress(progress, verbose=output.verbose)
     cells.begin(directory)
     try:

@@ -14,7 +14,7 @@ from florist.cli.progress import Progress
 from florist.cli.simulate_progress import RoundsProgress
 from florist.cli.simulate_table import examples_table, rounds_table, totals
 from florist.config.reading import read_config, to_toml
-from florist.config.resuming import IN_ONE_PROCESS, adopt, require_from_configuration, require_resumable
+from florist.config.resuming import adopt, changes, config_to_resume
 from florist.config.sections import Config
 from florist.config.tracking import tracking_of
 from florist.data.partition import LabelCounts
@@ -58,15 +58,19 @@ def resume_run(path: Path, overrides: Sequence[str], output: Output, progress: P
 
     Raises:
         MissingInputError: there is no run.
+        DamagedRunError: a file of it is missing, cannot be read or is not as it was written.
         ConfigurationError: settings were changed that may not change (`resuming.IN_ONE_PROCESS`).
         FloristError: as `building.build` and `Simulation.run`.
         Exit: the run was interrupted.
     """
     run = RunDirectory.open(path)
-    require_from_configuration(run)
-    config = read_config(run.config_file, overrides)
-    require_resumable(run, config, IN_ONE_PROCESS)
+    config = config_to_resume(run, overrides)
     simulation, _ = _built(config, output)
+    changed, damage = changes(run, config), run.result.damage()
+    if changed:
+        output.note(f"the run goes on with {', '.join(changed)}")
+    if damage is not None:
+        output.note(f"{damage}: it is written again, from the state after the last round")
     if overrides:
         adopt(run, config)
     _play(simulation, run, RoundsProgress(progress, verbose=output.verbose), config, output)

@@ -14,7 +14,7 @@ from florist.cli.decisions import clients_of
 from florist.cli.output import Output
 from florist.cli.watch_table import Row, curve, line_of, rows_table, size
 from florist.errors import MissingInputError
-from florist.federation.following import RecordTail, RunStatus, read_status
+from florist.federation.following import RecordTail, RunStatus, read_status, require_records
 from florist.federation.records import RoundRecord
 from florist.files import strict_json
 
@@ -41,9 +41,12 @@ class _Run:
         Over Flower a round is recorded before its clients have measured it. A record without metrics is therefore
         complete once another follows or the run is over.
         """
+        first = self.status is None
         self.status = read_status(self.tail.run)
         if self.status is None:
             return
+        if first:
+            require_records(self.tail.run)
         for record in self.tail.new():
             while self.rows and self.rows[-1].round >= record.round:
                 self.rows.pop()

@@ -165,7 +165,6 @@ def _play_cell(path: Path, cell: Cell, threads: int, observer: Observer | None) 
     watching = observer or Unobserved()
     try:
         config = directory.config(cell)
-        directory.clear_drafts(cell)
         simulation = build(config, encoded=_ENCODED)
         begun = directory.begun(cell)
         if begun is not None:

@@ -27,7 +27,7 @@ from florist.federation.run_adapter import RunAdapter, SaveTokenizer
 from florist.federation.run_facts import RunFacts
 from florist.federation.state import ServerState
 from florist.files.locking import sole_process
-from florist.files.outputs import new_directory
+from florist.files.outputs import replaced_directory
 from florist.models.federated_model import FederatedModel, LocalLora
 from florist.models.local_training import LocalTraining, TrainingContext, by_trainer, trained
 from florist.models.training import TrainingSettings, fastest_thread_count
@@ -139,7 +139,7 @@ class Simulation:
 
         Every round is saved before the next begins. All randomness derives from the seed, the round and the client,
         so that an interrupted run that goes on ends as if it had never stopped, bit for bit. A run that has ended and
-        goes on with more rounds keeps its earlier adapter under another name (`RunDirectory.set_aside_result`). Where
+        goes on with more rounds keeps its earlier adapter under another name (`FinalResult.set_aside`). Where
         no round had enough usable updates there is nothing to add to the base, and no adapter is written.
 
         Returns:
@@ -162,7 +162,7 @@ class Simulation:
         state, records = directory.load(self.initial_state)
         owed = directory.client_residuals()
         if not self._is_over(records):
-            directory.set_aside_result(state.round_number)
+            directory.result.set_aside(state.round_number)
         while not self._is_over(records):
             state, owed, latest = self._round(state, owed, observer, first_claims(records))
             latest = self.choice.judged(records, latest, self.rounds) if self.choice is not None else latest
@@ -171,13 +171,14 @@ class Simulation:
             observer.closed(latest)
         best = records[-1].best_round if self._keeps_best else None
         final, summed = (directory.state_after(best), records[:best]) if best is not None else (state, records)
-        if self.final_metrics and directory.tested is None:
+        if self.final_metrics and not directory.result.has_test:
             observer.evaluating(len(summed))
             self._show(self._final(final), final.saved_parameters)
             found = self._measure(self.final_metrics)
             directory.save_tested(FinalTest(dict(found), dict(found.lower_is_better)))
-        if state.broadcasts and not directory.adapter.exists():
+        if state.broadcasts and not directory.result.has_adapter:
             self._export(final, summed, directory)  # last: a run that has an adapter is over
+            directory.result.record_adapter()
         return records
 
     @property
@@ -283,5 +284,5 @@ class Simulation:
             self.model.deliverable,
             self.save_tokenizer,
         )
-        with new_directory(directory.adapter) as draft:
+        with replaced_directory(directory.adapter) as draft:  # a damaged one, or one of which no hash was written down
             written.write(draft, state, records, flush=self.flush)

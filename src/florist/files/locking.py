@@ -9,7 +9,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from florist.errors import DirectoryInUseError
+from florist.errors import DirectoryInUseError, UnwritableOutputError
+from florist.files.outputs import replace_file
+from florist.files.reading import read_bytes
 
 LOCK_NAME = ".lock"
 HOLDER_NAME = ".lock-holder"
@@ -28,6 +30,7 @@ def sole_process(directory: Path) -> Generator[None, None, None]:
 
     Raises:
         DirectoryInUseError: another process holds it.
+        UnwritableOutputError: the lock file cannot be opened.
     """
     holder = directory / HOLDER_NAME
     lock = FileLock(directory / LOCK_NAME)
@@ -42,9 +45,12 @@ def sole_process(directory: Path) -> Generator[None, None, None]:
         pass
     except OSError as error:
         if error.errno not in _NO_LOCKS:
-            raise
+            raise UnwritableOutputError(
+                f"expected to lock {directory} for this process, and its {LOCK_NAME} cannot be opened "
+                f"({error.strerror}); remove that file if no process is at work there"
+            ) from error
     try:
-        holder.write_text(f"{os.getpid()} {socket.gethostname()}\n", encoding="utf-8")
+        replace_file(holder, f"{os.getpid()} {socket.gethostname()}\n")
         yield
     finally:
         holder.unlink(missing_ok=True)  # before the lock is released: afterwards it may be the next holder's
@@ -82,5 +88,5 @@ def is_held(directory: Path) -> bool:
 
 
 def _holder(file: Path) -> tuple[int, str]:
-    pid, host = file.read_text(encoding="utf-8").split(maxsplit=1)
+    pid, host = read_bytes(file, 1_000).decode().split(maxsplit=1)
     return int(pid), host.strip()

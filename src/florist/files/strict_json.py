@@ -23,9 +23,12 @@ def decode(text: str | bytes) -> Any:
     """The document of a text, in which every null is None.
 
     Raises:
-        ValueError: it is not JSON.
+        ValueError: it is not JSON, or nests too deeply.
     """
-    return json.loads(text)
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("lists or objects are nested too deeply") from None
 
 
 def _finite(document: Any) -> Any:
