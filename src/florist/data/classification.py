@@ -63,8 +63,8 @@ def classes(examples: Sequence[Example], label_field: str) -> tuple[str, ...]:
     found = tuple(sorted(every))
     if len(found) < 2:
         raise DataError(
-            f"expected at least two classes in {label_field!r}, got {list(found)}; set [data] label_field to the field "
-            "that holds the class"
+            f"expected at least two classes in {label_field!r}, got {listed(found)}; set [data] label_field to the "
+            "field that holds the class"
         )
     return found
 

@@ -64,11 +64,23 @@ def text_of(example: Mapping[str, Any], field: str) -> str:
     raise DataError(f"expected a text or a number in the field {field!r}, got {_described(value)}; correct the example")
 
 
-def listed(names: Iterable[object], most: int = 5) -> str:
-    """Names for a message: the first few as Python writes them, and how many more there are."""
+def some_of(names: Iterable[str], most: int = 5) -> str:
+    """Names for a message: the first few, and how many more there are.
+
+    >>> some_of(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
     every = list(names)
-    rest = f" and {len(every) - most} more" if len(every) > most else ""
-    return f"[{', '.join(reprlib.repr(name) for name in every[:most])}]{rest}"
+    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
+
+
+def listed(values: Iterable[object], most: int = 5) -> str:
+    """Values for a message as Python writes them: the first few, and how many more there are.
+
+    >>> listed(["a", 1, None])
+    "['a', 1, None]"
+    """
+    return f"[{some_of(map(reprlib.repr, values), most)}]"
 
 
 def _whole(text: str, field: str) -> str:

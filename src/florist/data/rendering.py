@@ -212,8 +212,8 @@ class ChatTemplate:
             )
         except TemplateError as error:
             raise DataError(
-                f"the tokenizer's chat template refuses the roles {listed(message.role for message in messages)}: {error}; "
-                "change the example, or set [data] chat_template = false"
+                f"the tokenizer's chat template refuses the roles {listed(message.role for message in messages)}: "
+                f"{error}; change the example, or set [data] chat_template = false"
             ) from error
         return str(rendered)
 
