@@ -509,7 +509,9 @@ def test_an_overridden_configuration_is_read_back_equal(tmp_path: Path, override
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 def test_any_text_and_number_is_read_back_equal(tmp_path: Path, text: str, number: float) -> None:
     minimal = read(tmp_path)
-    data = DataSection(path="/rows", prompt_template=text, test=text, dirichlet_alpha=number)
+    data = DataSection(
+        path="/rows", prompt_template=text, partition_field=text, dirichlet_alpha=number, partition="shards"
+    )
     config = minimal.model_copy(update={"data": data})
     assert read_back(config, tmp_path / "run") == config
 

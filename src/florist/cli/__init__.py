@@ -20,7 +20,7 @@ from florist.cli.report import report_command
 from florist.cli.simulate import simulate_command
 from florist.cli.tune import tune_command
 from florist.cli.watch import watch_command
-from florist.errors import FloristError
+from florist.errors import FloristError, one_line
 
 
 class _InterruptedError(Exception):
@@ -95,5 +95,5 @@ def main() -> None:
 
 
 def _stop(message: str, *, status: int) -> None:
-    typer.echo(f"florist: {' '.join(message.split())}", err=True)
+    typer.echo(f"florist: {one_line(' '.join(message.split()))}", err=True)
     sys.exit(status)

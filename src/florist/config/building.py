@@ -18,6 +18,7 @@ from florist.config.robust import guard_of, robust_rule
 from florist.config.sections import Config
 from florist.config.splits import Splits, read_splits
 from florist.config.tasks import Encoded, RecentEncodings, Task, load_task
+from florist.data.fields import some_of
 from florist.data.reading import Example
 from florist.errors import ConfigurationError
 from florist.evaluation import Metric
@@ -218,7 +219,7 @@ def _loras(config: Config, client_ids: Sequence[str]) -> list[LocalLora]:
     if wrong:
         lists = " and ".join(f"{name} lists {number} clients" for name, number in wrong.items())
         raise ConfigurationError(
-            f"{lists}, and the data has {count}: {', '.join(client_ids)}; give one each or one for all"
+            f"{lists}, and the data has {count}: {some_of(client_ids)}; give one each or one for all"
         )
     return [
         LocalLora(rank, alpha, lora.use_rslora, lora.lora_dropout) for rank, alpha in zip(ranks, alphas, strict=True)
@@ -233,7 +234,7 @@ def _settings(config: Config, client_ids: Sequence[str]) -> list[TrainingSetting
         own[key] = value if isinstance(value, tuple) else (value,) * count
         if len(own[key]) != count:
             raise ConfigurationError(
-                f"training.{key} lists {len(own[key])} clients, and the data has {count}: {', '.join(client_ids)}; "
+                f"training.{key} lists {len(own[key])} clients, and the data has {count}: {some_of(client_ids)}; "
                 "give one each or one for all"
             )
     return [
