@@ -108,6 +108,10 @@ class MissingInputError(FloristError, FileNotFoundError):
     """A file or directory that was named does not exist."""
 
 
+class UnreadableFileError(FloristError, ValueError):
+    """A path leads to no regular file, or to one that is larger than what is expected there."""
+
+
 class DamagedRunError(FloristError, ValueError):
     """A run directory lacks a file or holds one that cannot be read."""
 
