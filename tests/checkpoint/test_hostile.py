@@ -140,12 +140,12 @@ def test_a_config_that_peft_does_not_write_is_refused(adapter: Path, changes: di
     refusal(adapter)
 
 
-@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+@pytest.mark.parametrize("key", ["rank_pattern", pytest.param("alpha_pattern", marks=pytest.mark.slow)])
 def test_an_expression_made_to_take_for_ever_is_refused(adapter: Path, key: str):
     save_file(tensors("a" * 60 + "!"), adapter / "adapter_model.safetensors")
     (adapter / "adapter_config.json").write_text(json.dumps(CONFIG | {key: {"(a+)+$": 2}}))
     started = time.perf_counter()
-    with pytest.raises(InvalidAdapterError, match=r"the config of .*safetensors: .* matched within 2 seconds"):
+    with pytest.raises(InvalidAdapterError, match=r"the config of .*safetensors: .* matched within 1 s"):
         open_adapter(adapter)
     assert time.perf_counter() - started < 25
 

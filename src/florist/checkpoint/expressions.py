@@ -16,8 +16,8 @@ from functools import lru_cache
 
 from florist.errors import InvalidAdapterError, one_line
 
-CPU_SECONDS = 2
-"""The time that all expressions of a config have together, in seconds of the processor."""
+CPU_SECONDS = 1
+"""The time that all expressions of a config have together, in seconds of the processor. Most need a thousandth."""
 _WALL_SECONDS = 30.0
 """The same on a clock, for a busy machine, and for a system that cannot limit the processor."""
 _LONGEST = 100_000
@@ -101,8 +101,8 @@ def first_matches(keys: Sequence[str], names: Collection[str]) -> dict[str, int]
     plain = _PlainKeys(keys)
     if plain.masks * len(names) > _MOST_STEPS:
         raise InvalidAdapterError(
-            f"expected patterns for {len(names)} modules that are looked up in reasonable time, got {len(keys)} keys of "
-            "unlike shapes; name whole modules, or write fewer keys"
+            f"expected patterns for {len(names)} modules that are looked up in reasonable time, got {len(keys)} keys "
+            "of unlike shapes; name whole modules, or write fewer keys"
         )
     found = {name: number for name in names if (number := plain.first(name)) is not None}
     if plain.others:
@@ -148,8 +148,8 @@ def _matched(how: str, expressions: tuple[str, ...], names: tuple[str, ...]) -> 
         )
     except subprocess.SubprocessError as error:
         raise InvalidAdapterError(
-            f"expected expressions over module names that are matched within {CPU_SECONDS} seconds, got {quoted}, which "
-            "are not: some expressions take Python longer than anybody waits; name the modules instead"
+            f"expected expressions over module names that are matched within {CPU_SECONDS} s, got {quoted}, "
+            "which are not: some expressions take Python longer than anybody waits; name the modules instead"
         ) from error
     return json.loads(done.stdout)
 

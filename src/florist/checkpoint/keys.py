@@ -125,10 +125,8 @@ def sort_keys(
     embeddings = {shapes[key] for name, key in saved.items() if _is_embedding(name)} if ties_embeddings else set()
     tied = {name: key for name, key in unnamed.items() if _is_embedding(name) and shapes[key] in embeddings}
     problems += [_unknown(key) for name, key in unnamed.items() if name not in tied]
-    if len(adapters) > 1 and not problems:
-        problems.append(f"{' and '.join(list(adapters.values())[:2])} belong to two adapters: a file must hold one")
     modules, incomplete = _pairs(halves)
-    problems += incomplete
+    problems += [*_of_two_adapters(adapters), *incomplete]
     if not halves and not problems:
         problems.append("it holds no lora_A and lora_B at all")
     if problems:
@@ -181,6 +179,12 @@ def _pairs(halves: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, ModuleKey
         if A in keys and B in keys:
             modules[module] = ModuleKeys(keys[A], keys[B], keys.get(_OUTPUT_BIAS), embedding)
     return modules, problems
+
+
+def _of_two_adapters(adapters: Mapping[str, str]) -> list[str]:
+    """What is wrong with names of several adapters in one file, given one key of each: halves of two are no pair."""
+    some_keys = list(adapters.values())[:2]
+    return [f"{' and '.join(some_keys)} belong to two adapters: a file must hold one"] if len(adapters) > 1 else []
 
 
 def _refuse_variant(path: Path, key: str) -> None:

@@ -199,8 +199,9 @@ def _refuse_unsupported(path: Path, config: Mapping[str, Any]) -> None:
     if peft_type is None:
         raise InvalidAdapterError(f'expected "peft_type": "LORA" in {path}, found no peft_type')
     if not isinstance(peft_type, str) or peft_type.upper() != "LORA":
+        shown = one_line(peft_type, 60) if isinstance(peft_type, str) else reprlib.repr(peft_type)
         raise UnsupportedAdapterError(
-            f"{path} is a {one_line(peft_type, 60) if isinstance(peft_type, str) else reprlib.repr(peft_type)} adapter: florist combines plain LoRA only; train it as LoRA"
+            f"{path} is a {shown} adapter: florist combines plain LoRA only; train it as LoRA"
         )
     unknown = {key: key for key in config if _looks_like_variant(key)}
     for key, name in {**_VARIANTS, **unknown}.items():
