@@ -18,22 +18,8 @@ import florist
 from florist.cli import main
 from tests.fuzz.mutations import mutated_bytes, mutated_document, nasty_values
 from tests.fuzz.oracle import refused_or_taken, require_readable
+from tests.fuzz.tiny_adapter import CONFIG, PREFIX, WEIGHTS, tensors
 
-PREFIX = "base_model.model."
-MODULES = ("layers.0.q", "layers.1.q")
-CONFIG: dict[str, Any] = {
-    "peft_type": "LORA",
-    "base_model_name_or_path": "org/base",
-    "task_type": "CAUSAL_LM",
-    "r": 2,
-    "lora_alpha": 4,
-    "use_rslora": False,
-    "rank_pattern": {},
-    "alpha_pattern": {"layers.1.q": 3},
-    "target_modules": ["q"],
-    "modules_to_save": None,
-    "bias": "none",
-}
 CERTIFICATE: dict[str, Any] = {
     "format": 1,
     "florist": "0.1.0",
@@ -41,19 +27,6 @@ CERTIFICATE: dict[str, Any] = {
     "num_examples": 3,
     "sha256": {"adapter_model.safetensors": "0" * 64, "adapter_config.json": "0" * 64},
 }
-
-
-def tensors(seed: int) -> dict[str, torch.Tensor]:
-    draw = torch.Generator().manual_seed(seed)
-    shapes = {"A": (2, 3), "B": (4, 2)}
-    return {
-        f"{PREFIX}{module}.lora_{half}.weight": torch.randn(shape, generator=draw)
-        for module in MODULES
-        for half, shape in shapes.items()
-    }
-
-
-WEIGHTS = save(tensors(0))
 
 
 def put(folder: Path, config: bytes, weights: bytes, certificate: bytes | None = None) -> None:
