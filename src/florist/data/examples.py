@@ -1,6 +1,5 @@
 """Encoded examples, and how some of them become a batch."""
 
-import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
@@ -80,9 +79,9 @@ def as_features(example: Example) -> Features:
             f"with the fields {listed(example)}; encode all examples alike"
         )
     for name, numbers in (("input_ids", ids), ("labels", labels)):
-        other = next((each for each in numbers if not isinstance(each, int) or isinstance(each, bool)), None)
-        if other is not None:
-            raise DataError(f"expected {name} to be whole numbers, got {reprlib.repr(other)}; encode the example again")
+        others = [each for each in numbers if not isinstance(each, int) or isinstance(each, bool)]
+        if others:
+            raise DataError(f"expected {name} to be whole numbers, got {listed(others)}; encode the example again")
     # The first token of a sequence is predicted from nothing, so that its loss never counts.
     if all(label == IGNORED for label in labels[1:]):
         raise DataError(f"expected at least one label after the first that is not {IGNORED}; remove the example")
