@@ -146,6 +146,10 @@ def _matched(how: str, expressions: tuple[str, ...], names: tuple[str, ...]) -> 
             check=True,
             timeout=_WALL_SECONDS,
         )
+    except OSError as error:
+        raise InvalidAdapterError(
+            f"expected plain module names, since no process can be started to match {quoted}: {error}"
+        ) from error
     except subprocess.SubprocessError as error:
         raise InvalidAdapterError(
             f"expected expressions over module names that are matched within {CPU_SECONDS} s, got {quoted}, "
