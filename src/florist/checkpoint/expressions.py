@@ -11,6 +11,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 
@@ -77,8 +78,10 @@ def require_expressions(keys: Iterable[str], what: str) -> None:
         try:
             if left < 0:
                 raise ValueError(f"such expressions have more than {_LONGEST} characters")  # noqa: TRY301
-            re.compile(key)
-            re.compile(at_the_end(key))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of syntax that may mean something else one day
+                re.compile(key)
+                re.compile(at_the_end(key))
         except (re.error, ValueError, OverflowError, RecursionError, MemoryError) as error:
             raise InvalidAdapterError(
                 f"expected a regular expression over module names in {what}, got {one_line(key, 100)!r}: "
@@ -146,6 +149,10 @@ def _matched(how: str, expressions: tuple[str, ...], names: tuple[str, ...]) -> 
             check=True,
             timeout=_WALL_SECONDS,
         )
+    except OSError as error:
+        raise InvalidAdapterError(
+            f"expected plain module names, since no process can be started to match {quoted}: {error}"
+        ) from error
     except subprocess.SubprocessError as error:
         raise InvalidAdapterError(
             f"expected expressions over module names that are matched within {CPU_SECONDS} s, got {quoted}, "
