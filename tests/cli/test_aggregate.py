@@ -136,7 +136,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "base": (edit_config(base_model_name_or_path="elsewhere"), "--allow-base-mismatch"),
     "dora": (edit_config(use_dora=True), "DoRA"),
     "deep config": (lambda a: (a / "adapter_config.json").write_text('{"a":' * 100_000), "expected JSON"),
-    "no expression": (edit_config(target_modules="("), "to be names or a regular expression, got '('"),
+    "no expression": (edit_config(target_modules="("), "over module names in target_modules of"),
     "no names": (edit_config(target_modules=5), "to be names or a regular expression, got 5"),
     "huge alpha": (edit_config(lora_alpha=10**400), "expected lora_alpha in"),
     "huge rank": (edit_config(r=10**400), "to be a whole number from 1"),

@@ -62,7 +62,7 @@ def other_tensors(rng: random.Random) -> bytes:
         if fault == 0:
             name = name.replace(*rng.choice(((".weight", ".default.weight"), ("_A", "_B"), ("q", "p"), (PREFIX, ""))))
         elif fault == 1:
-            tensor = tensor.T.contiguous()
+            tensor = tensor.permute(*reversed(range(tensor.ndim))).contiguous()
         elif fault == 2:
             tensor = torch.randn([rng.randint(0, 5) for _ in range(rng.randint(0, 4))])
         elif fault == 3:
