@@ -172,7 +172,7 @@ def test_a_comparison_with_a_damaged_run_is_refused(florist: Run, config: Path, 
         lambda: (cell.parent / "config.toml").write_text(
             to_toml(read_config(cell.parent / "config.toml", ["training.learning_rate=0.5"]))
         ),
-        lambda: (cell / "state" / "current.json").unlink(),
+        (cell / "state" / "current.json").unlink,
     ):
         spoil()
         before = tree(out)

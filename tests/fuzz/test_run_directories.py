@@ -91,7 +91,10 @@ def another_document(run: Path, rng: random.Random, _: Path) -> None:
     )
     lines = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
     place = rng.randrange(len(lines))
-    lines[place] = json.dumps(mutated_document(json.loads(lines[place]), rng))
+    try:
+        lines[place] = json.dumps(mutated_document(json.loads(lines[place]), rng))
+    except RecursionError:  # no encoder writes what is nested so deeply
+        lines[place] = '{"last": ' + "[" * 5_000 + "]" * 5_000 + "}"
     file.write_text("\n".join(lines) + "\n")
 
 
@@ -209,6 +212,5 @@ def test_some_corruptions(runs: Runs, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_many_corruptions(runs: Runs, tmp_path: Path) -> None:
     found = [corrupt(number, runs, tmp_path) for number in range(QUICK, ALL)]
-    print({each: found.count(each) for each in found})
     assert found.count("refused") > 200
     assert found.count("ended") > 100
