@@ -58,7 +58,7 @@ class FinalResult:
 
         Cost: it is read once.
         """
-        self._record(_ADAPTER)
+        self._record([name for name in _ADAPTER if (self.run / name).is_file()])
 
     @property
     def has_test(self) -> bool:
@@ -71,7 +71,9 @@ class FinalResult:
 
         Cost: it is read once.
         """
-        return self._is_whole(_ADAPTER)
+        last = self._last_round()
+        names = [name for name in _ADAPTER if name in last.result]
+        return bool(names) and self._is_whole(names)
 
     def damage(self) -> str | None:
         """What of the result is missing or not as it was written; None where it is whole, or not yet there.

@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from florist.errors import DirectoryInUseError, UnwritableOutputError
-from florist.files.outputs import replace_file
+from florist.files.outputs import remove, replace_file
 from florist.files.reading import read_bytes
 
 LOCK_NAME = ".lock"
@@ -50,10 +50,11 @@ def sole_process(directory: Path) -> Generator[None, None, None]:
                 f"({error.strerror}); remove that file if no process is at work there"
             ) from error
     try:
+        remove(holder)  # whatever it is
         replace_file(holder, f"{os.getpid()} {socket.gethostname()}\n")
         yield
     finally:
-        holder.unlink(missing_ok=True)  # before the lock is released: afterwards it may be the next holder's
+        remove(holder)  # before the lock is released: afterwards it may be the next holder's
         lock.release()
 
 
