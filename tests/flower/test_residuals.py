@@ -248,7 +248,7 @@ TWO = {FIRST: (12, 16)}
         (of_first(shape=(16, 12)), f"{FIRST}: expected the shape (12, 16), got (16, 12)"),
         (of_first(shape=(2**30, 1), rank=0), f"{FIRST}: expected the shape (12, 16), got (1073741824"),
         (of_first(rank=2**30), "expected a rank of at most 2, as introduced, got 1073741824"),
-        (of_first(rank=2), f"{FIRST}: expected codes of shape"),
+        (of_first(rank=1), f"{FIRST}: expected codes of shape"),
         (of_first(rank=10**30), "expected "),
         (
             lambda upload: replace(
