@@ -3,6 +3,8 @@
 Whatever is made here goes through Flower's own serialisation, so that it is what could come from the network.
 """
 
+# cases are drawn, and no secrets
+
 import json
 import random
 from collections.abc import Callable, Mapping
@@ -27,14 +29,14 @@ def broken(content: RecordDict, rng: random.Random) -> RecordDict:
     """A copy of a message with one to three faults, as it arrives; most of them carry a digest that fits."""
     while True:
         found = copied(content)
-        for _ in range(rng.choice((1, 1, 1, 2, 3))):
-            rng.choice(_FAULTS)(found, rng)
-        if rng.random() < 0.85:
-            seal(found)
         try:
+            for _ in range(rng.choice((1, 1, 1, 2, 3))):
+                rng.choice(_FAULTS)(found, rng)
+            if rng.random() < 0.85:
+                seal(found)
             return recorddict_from_proto(recorddict_to_proto(found))
-        except (TypeError, ValueError, OverflowError):
-            continue  # Flower cannot send it: another one
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            continue  # it cannot be made or sent: another one
 
 
 def copied(content: RecordDict) -> RecordDict:
@@ -118,7 +120,8 @@ def _tensors(content: RecordDict, rng: random.Random) -> None:
 
 
 def _rename(tensors: dict[str, Tensor], name: str, rng: random.Random) -> None:
-    other = rng.choice((FORGED + ".B", "a" * 3_000_000 + ".B", "", ".B", "B", name + ".B", "../../x.B", name.upper()))
+    long = rng.choice((900, 10_000, 3_000_000))
+    other = rng.choice((FORGED + ".B", "a" * long + ".B", "", ".B", "B", name + ".B", "../../x.B", name.upper()))
     tensors[other] = tensors.pop(name)
 
 
@@ -137,7 +140,8 @@ def _retype(tensors: dict[str, Tensor], name: str, rng: random.Random) -> None:
 def _numbers(tensors: dict[str, Tensor], name: str, rng: random.Random) -> None:
     tensor = tensors[name].clone()
     if tensor.numel() and tensor.dtype.is_floating_point and tensor.dtype.itemsize > 1:
-        value = rng.choice((float("nan"), float("inf"), -float("inf"), 3e38, 1e30, 1e-40, 0.0))
+        value = torch.tensor(rng.choice((float("nan"), float("inf"), -float("inf"), 3e38, 1e30, 1e-40, 0.0)))
+        value = value.to(tensor.dtype)
         tensor.view(-1)[rng.randrange(tensor.numel())] = value
         if rng.random() < 0.3:
             tensor.fill_(value)
@@ -154,7 +158,7 @@ def _ranks(tensors: dict[str, Tensor], name: str, rng: random.Random) -> None:
             tensors[half] = torch.cat([tensor] * times, dimension) if times else tensor.narrow(dimension, 0, 0).clone()
 
 
-def _drop(tensors: dict[str, Tensor], name: str, rng: random.Random) -> None:  # noqa: ARG001  # one of several faults
+def _drop(tensors: dict[str, Tensor], name: str, rng: random.Random) -> None:  # one of several faults
     del tensors[name]
 
 

@@ -4,6 +4,8 @@ Refused means that the client is dropped with a readable reason, and that the ro
 the client does not answer. Accepted means that the broadcast is the dense sum. Nothing else is raised.
 """
 
+# ruff: noqa: S311  # cases are drawn, and no secrets
+
 import logging
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -84,7 +86,7 @@ def instruction(assignment: Assignment, *, packed: bool) -> Instruction:
 
 def assignment(communication: Communication = PACKED) -> Assignment:
     terms = UploadTerms.of(communication)
-    return Assignment(1, -1, 0, False, 5, 6, 8, Trained.FACTORS.value, "warm", 0, terms)  # noqa: FBT003  # in order
+    return Assignment(1, -1, 0, False, 5, 6, 8, Trained.FACTORS.value, "warm", 0, terms)  # in order
 
 
 def uploads() -> list[Upload]:
@@ -161,7 +163,7 @@ class Server:
         self.app, self.clients = app_of(clients), clients
         strategy, grid = between(clients, communication=communication)
         strategy.start(grid, num_rounds=0)
-        self.introductions = dict(strategy._members.roster.members)  # noqa: SLF001  # as the clients introduced themselves
+        self.introductions = dict(strategy._members.roster.members)  # as the clients introduced themselves
         self.replies = {name: self.reply(node, 1) for node, name in enumerate("abc", 7)}
         # The strange but sound: of another round, of another client, and of another kind.
         self.others = [self.replies["b"], self.replies["c"], self.reply(7, 2)]
@@ -213,7 +215,7 @@ class Server:
 class Nobody:
     """A grid on which no client is reached a second time."""
 
-    def send_and_receive(self, messages: object, *, timeout: float) -> list[Message]:  # noqa: ARG002  # as Flower's
+    def send_and_receive(self, messages: object, *, timeout: float) -> list[Message]:  # as Flower's
         return []
 
 
@@ -305,5 +307,3 @@ def test_a_client_refuses_a_hostile_server(tmp_path: Path, monkeypatch: pytest.M
 def test_a_client_refuses_thousands_of_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert answers_hostile(range(1_000, 3_000), tmp_path) > 500
-
-

@@ -48,9 +48,7 @@ class Limits:
         return cls(_SLACK + names + 2 * sum(map(_listed, modules)))
 
     @classmethod
-    def of_reply(
-        cls, shapes: Mapping[str, tuple[int, int]], rank: int, saved_parameters: SavedParameters
-    ) -> "Limits":
+    def of_reply(cls, shapes: Mapping[str, tuple[int, int]], rank: int, saved_parameters: SavedParameters) -> "Limits":
         """What a reply may be that brings factors of these shapes up to a rank, and values of saved parameters."""
         named = cls.of_names(shapes, saved_parameters)
         numbers = sum(rank * (m + n + 1) for m, n in shapes.values())
