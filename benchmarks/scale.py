@@ -14,6 +14,7 @@ A slope is that of the least squares line through the points after the first 100
 that were away and the rank of the global adapter are what they stay. Everything is float32 on one torch thread.
 """
 
+# ruff: noqa: PLC0415  # Flower is an extra, which only one part needs
 import argparse
 import os
 import platform
@@ -119,6 +120,11 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+def peak() -> int:
+    """The largest resident bytes of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def on_disk(folder: Path) -> int:
     """Bytes of all files."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -136,7 +142,8 @@ def clients(folder: Path, scale: float) -> None:
             recent, used = (each[-max(1, rounds // 10) :] for each in (stub.seconds, stub.cpu))
             print(
                 f"round {number:3d}: {sum(recent) / len(recent):.2f} s a round ({sum(used) / len(used):.2f} s of CPU), "
-                f"{len(stub.owed):4d} clients hold something back, state {on_disk(folder / 'run' / 'state') / 1e6:.1f} MB, "
+                f"{len(stub.owed):4d} clients hold something back, "
+                f"state {on_disk(folder / 'run' / 'state') / 1e6:.1f} MB, "
                 f"current.json {(folder / 'run' / 'state' / 'current.json').stat().st_size / 1e3:.0f} KB, "
                 f"resident {resident() / 1e6:.0f} MB",
                 flush=True,
@@ -155,8 +162,8 @@ def aggregate(folder: Path, scale: float) -> None:
     made, size = time.perf_counter() - began, on_disk(folder)
     print(f"\naggregate: {count} adapters of 2 modules of 64 x 64, rank 4: {size / 1e6:.0f} MB, made in {made:.0f} s")
     began = time.perf_counter()
-    peak = peak_kib(["aggregate", *paths, "-o", str(folder / "out")])
-    print(f"florist aggregate: {time.perf_counter() - began:.1f} s, peak {peak / 1e3:.0f} MB", flush=True)
+    used = peak_kib(["aggregate", *paths, "-o", str(folder / "out")])
+    print(f"florist aggregate: {time.perf_counter() - began:.1f} s, peak {used / 1e3:.0f} MB", flush=True)
 
 
 def messages(folder: Path, scale: float) -> None:  # noqa: ARG001  # as the other parts
@@ -182,7 +189,7 @@ def messages(folder: Path, scale: float) -> None:  # noqa: ARG001  # as the othe
         print(
             f"round {number}: {time.perf_counter() - began:.1f} s, of it aggregation {record.seconds['aggregate']:.1f} "
             f"s; {len(record.clients)} clients count, up {record.upload_bytes / 1e6:.0f} MB, down "
-            f"{record.download_bytes / 1e6:.0f} MB, peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB",
+            f"{record.download_bytes / 1e6:.0f} MB, peak {peak() / 1e6:.0f} MB",
             flush=True,
         )
 

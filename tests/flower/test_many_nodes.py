@@ -43,4 +43,3 @@ def test_64_supernodes_all_count_in_every_round(tmp_path: Path) -> None:
     records = RunDirectory.open(directory).records()
     assert [len(record.clients) for record in records] == [NODES] * 2
     assert [record.dropped for record in records] == [()] * 2
-    print(f"{NODES} SuperNodes, seconds a round: {[round(record.seconds['total'], 1) for record in records]}")

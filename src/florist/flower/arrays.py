@@ -63,7 +63,7 @@ def arrays_to_adapter(arrays: ArrayRecord, rows: Rows | None = None) -> AdapterS
         strange = {half.dtype for half in (B, A) if half is not None and half.dtype not in FLOATS}
         if strange:
             raise InvalidUpdateError(
-                f"{name}: expected floating-point factors of 16, 32 or 64 bits, got {sorted(map(str, strange))[0]}"
+                f"{name}: expected floating-point factors of 16, 32 or 64 bits, got {min(map(str, strange))}"
             )
         if B is not None and B.ndim == 2 and A is None and rows is not None:
             try:

@@ -9,6 +9,7 @@ starts from sound messages, which it writes to a temporary folder. What is raise
 that is not readable, stops it, and the input is written to ``crash-...``.
 """
 
+# ruff: noqa: T201, E402  # a program, which instruments what it imports
 import sys
 import tempfile
 from collections.abc import Callable
