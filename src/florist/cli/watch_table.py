@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from florist.cli.output import plain_table
+from florist.errors import one_line
 from florist.federation.records import RoundRecord
 
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
@@ -47,15 +48,15 @@ class Row:
         rank = str(record.total_rank) if record.ranks else ""  # averaged weights have no rank
         return cls(
             round=record.round,
-            metrics=record.metrics,
+            metrics={one_line(name, 100): value for name, value in record.metrics.items()},
             rank=rank if record.aggregated else "none",
             upload_bytes=record.upload_bytes,
             download_bytes=record.download_bytes,
             held_back=record.relative_error if record.aggregated and record.held_back else None,
             seconds=record.seconds.get("total"),
             clients=len(record.clients),
-            dropped=tuple(f"{drop.client_id} dropped: {' '.join(drop.reason.split())}" for drop in record.dropped),
-            clipped=tuple(f"{clip.client_id} scaled down: {' '.join(clip.reason.split())}" for clip in record.clipped),
+            dropped=tuple(f"{one_line(drop.client_id, 100)} dropped: {drop.reason}" for drop in record.dropped),
+            clipped=tuple(f"{one_line(clip.client_id, 100)} scaled down: {clip.reason}" for clip in record.clipped),
         )
 
 

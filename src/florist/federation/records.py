@@ -3,7 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from florist.errors import one_line
 from florist.files.strict_json import Number
+
+LONGEST_REASON = 400
+"""The characters that a record keeps of a reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +43,13 @@ class ClientRecord:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """A client that was asked and does not count, and the reason."""
+    """A client that was asked and does not count, and the reason, on one line: it may quote what a client sent."""
 
     client_id: str
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", one_line(self.reason, LONGEST_REASON))
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from florist.files.locking import sole_process
 from florist.flower.agreement import Agreement, ask_saved_parameters
 from florist.flower.arrays import adapter_to_arrays
 from florist.flower.client_metrics import weighted_mean
+from florist.flower.client_texts import one_line
 from florist.flower.exchange import Exchange
 from florist.flower.final_adapter import write_global_adapter
 from florist.flower.journal import Journal
@@ -319,7 +320,7 @@ class FloristStrategy(Strategy):
         answers = self._answers(replies)
         found = [each for some in answers.values() for each in some[:1] if isinstance(each, Evaluation)]
         for each in found:
-            LOG.info("round %d: %s measured %s", underway.number, each.client_id, dict(each.metrics))
+            LOG.info("round %d: %s measured %s", underway.number, each.client_id, one_line(str(dict(each.metrics))))
         self.state = underway.as_told(self.state)
         metrics = weighted_mean(found)
         self._book.amend(self.state, self._closed, underway, metrics)
