@@ -10,6 +10,7 @@ from florist.federation.damage import damage_told, damaged
 from florist.federation.records import RoundRecord
 from florist.federation.state_folder import LastRound
 from florist.files import strict_json
+from florist.files.unwritable import unwritable_told
 
 _RECORD = TypeAdapter(RoundRecord)
 
@@ -51,8 +52,9 @@ class RoundLines:
 
         Raises:
             DamagedRunError: earlier lines are missing.
+            UnwritableOutputError: there is no room. A part of a line may be there, which the next call cuts.
         """
-        with self._file.open("r+b") as lines:
+        with unwritable_told(self._file), self._file.open("r+b") as lines:
             if lines.seek(0, os.SEEK_END) < last.line_begins:
                 raise damaged(self.run, "rounds.jsonl lacks earlier rounds")
             lines.seek(last.line_begins)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from florist.compression.packed import PackedAdapter
 from florist.compression.residual import NOTHING_OWED, Residual
@@ -20,6 +20,7 @@ from florist.federation.records import RoundRecord
 from florist.federation.state import ServerState
 from florist.files import strict_json
 from florist.files.outputs import new_directory, replace_file
+from florist.files.tensors import save_tensors
 from florist.rounds import SavedParameters
 
 
@@ -283,7 +284,7 @@ def _load_broadcast(file: Path) -> AdapterState:
 def _save_packed(packed: PackedAdapter, file: Path) -> None:
     # One entry: several come in any order, and a run that goes on has to end with the same bytes.
     metadata = {_DESCRIPTION: strict_json.encode(dict(packed.description()))}
-    save_file(dict(packed.tensors()), file, metadata=metadata)
+    save_tensors(packed.tensors(), file, metadata)
 
 
 def _load_packed(file: Path) -> PackedAdapter | None:
@@ -302,7 +303,7 @@ def _save_adapter(adapter: AdapterState, file: Path) -> None:
 
 
 def _save_tensors(tensors: SavedParameters, file: Path) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+    save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
 
 
 def _load_adapter(file: Path) -> AdapterState:

@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from florist.errors import DirectoryInUseError
+from florist.files.unwritable import unwritable_told
 
 LOCK_NAME = ".lock"
 HOLDER_NAME = ".lock-holder"
@@ -28,11 +29,13 @@ def sole_process(directory: Path) -> Generator[None, None, None]:
 
     Raises:
         DirectoryInUseError: another process holds it.
+        UnwritableOutputError: there is no room to say so, or nothing may be written.
     """
     holder = directory / HOLDER_NAME
     lock = FileLock(directory / LOCK_NAME)
     try:
-        lock.acquire(timeout=PATIENCE, poll_interval=PATIENCE / 20)
+        with unwritable_told(directory):
+            lock.acquire(timeout=PATIENCE, poll_interval=PATIENCE / 20)
     except Timeout as error:
         raise DirectoryInUseError(
             f"expected {directory} for this process alone, and {_name(holder)} is at work in it: two would write over "
@@ -44,7 +47,8 @@ def sole_process(directory: Path) -> Generator[None, None, None]:
         if error.errno not in _NO_LOCKS:
             raise
     try:
-        holder.write_text(f"{os.getpid()} {socket.gethostname()}\n", encoding="utf-8")
+        with unwritable_told(holder):
+            holder.write_text(f"{os.getpid()} {socket.gethostname()}\n", encoding="utf-8")
         yield
     finally:
         holder.unlink(missing_ok=True)  # before the lock is released: afterwards it may be the next holder's

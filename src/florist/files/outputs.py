@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from florist.errors import OutputExistsError, UnwritableOutputError
+from florist.files.unwritable import unwritable_told
 
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{16}")
 
@@ -36,9 +37,9 @@ def new_directory(path: Path) -> Generator[Path, None, None]:
     `path` are made where they do not exist, and vanish with it.
 
     Raises:
-        OutputExistsError, UnwritableOutputError: as `require_absent`.
+        OutputExistsError, UnwritableOutputError: as `require_absent`; or the disk is full.
     """
-    with _folders_for(path, keep=True):
+    with unwritable_told(path), _folders_for(path, keep=True):
         draft = _begun(path)
         try:
             yield draft
@@ -61,7 +62,7 @@ def replaced_directory(path: Path) -> Generator[Path, None, None]:
 
     Raises:
         OutputExistsError: a file is at `path`.
-        UnwritableOutputError: as `require_absent`.
+        UnwritableOutputError: as `new_directory`.
     """
     restore_replaced(path)
     if not path.is_dir():
@@ -70,12 +71,13 @@ def replaced_directory(path: Path) -> Generator[Path, None, None]:
         return
     draft, aside = _draft(path), _aside(path)
     try:
-        _make(draft, path)
-        yield draft
-        _finish(draft)
-        path.rename(aside)
-        draft.rename(path)
-        _flush(path.absolute().parent)
+        with unwritable_told(path):
+            _make(draft, path)
+            yield draft
+            _finish(draft)
+            path.rename(aside)
+            draft.rename(path)
+            _flush(path.absolute().parent)
     except BaseException:
         restore_replaced(path)
         shutil.rmtree(draft, ignore_errors=True)
@@ -95,7 +97,16 @@ def restore_replaced(path: Path) -> None:
 
 
 def replace_file(path: Path, content: str) -> None:
-    """Write a text file so that a reader, or a crash, sees the old content or the new one."""
+    """Write a text file so that a reader, or a crash, sees the old content or the new one.
+
+    Raises:
+        UnwritableOutputError: there is no room, or nothing may be written; the old content stays.
+    """
+    with unwritable_told(path):
+        _replace_file(path, content)
+
+
+def _replace_file(path: Path, content: str) -> None:
     draft = _draft(path)
     try:
         with draft.open("x", encoding="utf-8") as stream:
@@ -113,7 +124,7 @@ def write_file(path: Path, content: str) -> None:
     """Write a text file as `replace_file` does, and make the folders on the way.
 
     Raises:
-        UnwritableOutputError: a folder cannot be made.
+        UnwritableOutputError: a folder cannot be made, or there is no room.
     """
     try:
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
