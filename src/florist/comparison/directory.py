@@ -21,7 +21,7 @@ from florist.config.reading import read_config, to_toml
 from florist.config.sections import Config
 from florist.errors import DamagedRunError, MissingInputError
 from florist.federation.history import RunDirectory
-from florist.files.outputs import new_directory
+from florist.files.outputs import new_directory, remove_drafts
 
 _COMPARISON = TypeAdapter(Comparison)
 
@@ -111,7 +111,10 @@ class ComparisonDirectory:
         return run is not None and run.adapter.exists()
 
     def clear_drafts(self, cell: Cell) -> None:
-        """Remove what is left of a cell that was killed while its directory was being created."""
+        """Remove what is left half written of a cell that was killed; nobody may be playing it."""
         path = self.run_path(cell)
+        for folder in (path, path / "state"):
+            if folder.is_dir():
+                remove_drafts(folder)
         for draft in path.parent.glob(f".{path.name}.*"):
             shutil.rmtree(draft, ignore_errors=True)

@@ -152,6 +152,9 @@ def _play_at_once(
             pool.shutdown(wait=False, cancel_futures=True)
             for child in set(multiprocessing.active_children()) - before:
                 child.terminate()  # each has saved its rounds
+                child.join()
+            for cell in cells:
+                directory.clear_drafts(cell)
             if isinstance(error, BrokenProcessPool):
                 raise WorkerLostError(
                     f"a process that played a cell was killed, as systems do when memory runs out; go on in "

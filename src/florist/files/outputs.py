@@ -26,7 +26,13 @@ def require_absent(path: Path) -> None:
         UnwritableOutputError: a folder on the way is a file, or may not be written to, or the name cannot be.
     """
     with _folders_for(path, keep=False):
-        _begun(path).rmdir()
+        _refuse_existing(path)
+        draft = _draft(path)
+        try:
+            _make(draft, path)
+        finally:
+            with suppress(FileNotFoundError):
+                draft.rmdir()
 
 
 @contextmanager
@@ -40,8 +46,10 @@ def new_directory(path: Path) -> Generator[Path, None, None]:
         OutputExistsError, UnwritableOutputError: as `require_absent`; or the disk is full.
     """
     with unwritable_told(path), _folders_for(path, keep=True):
-        draft = _begun(path)
+        _refuse_existing(path)
+        draft = _draft(path)
         try:
+            _make(draft, path)  # in here: a signal may come as soon as it is made
             yield draft
             _finish(draft)
             _refuse_existing(path)
@@ -185,14 +193,6 @@ def _make_folder(folder: Path, path: Path) -> bool:
             ) from None
         raise UnwritableOutputError(_not_writable(path, folder.parent, error)) from error
     return True
-
-
-def _begun(path: Path) -> Path:
-    """The empty directory that is to become `path`: making one shows whether it can be made."""
-    _refuse_existing(path)
-    draft = _draft(path)
-    _make(draft, path)
-    return draft
 
 
 def _make(draft: Path, path: Path) -> None:

@@ -19,8 +19,8 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[st
         metadata: texts for the header of the file.
 
     Raises:
-        OSError: the disk is full, or the system refuses to write the file for another reason. The error that safetensors
-            raises then derives from none of Python's. `outputs.new_directory` says what to do.
+        OSError: the disk is full, or the system refuses to write the file for another reason. The error that
+            safetensors raises then derives from none of Python's. `outputs.new_directory` says what to do.
     """
     try:
         save_file(dict(tensors), file, metadata=dict(metadata) if metadata is not None else None)
