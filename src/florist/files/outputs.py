@@ -30,9 +30,11 @@ def require_absent(path: Path) -> None:
         draft = _draft(path)
         try:
             _make(draft, path)
-        finally:
-            with suppress(FileNotFoundError):
+            draft.rmdir()
+        except BaseException:
+            with suppress(OSError):
                 draft.rmdir()
+            raise
 
 
 @contextmanager
