@@ -137,7 +137,7 @@ class OutputExistsError(FloristError, FileExistsError):
 
 
 class UnwritableOutputError(FloristError, PermissionError):
-    """The folder for the output may not be written to."""
+    """The output cannot be written: its folder may not be written to, or there is no room on the disk."""
 
 
 class DirectoryInUseError(FloristError, BlockingIOError):

@@ -27,14 +27,14 @@ QUICK, ALL = 30, 600
 RESULT = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "adapter/florist.json", "test.json")
 
 
-class Interrupted(Exception):
+class RoundOverError(Exception):
     """Ends a run after a round."""
 
 
 class Interrupting(Silent):
     def closed(self, record: RoundRecord) -> None:
         if record.round == 2:
-            raise Interrupted
+            raise RoundOverError
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def runs(tiny_llama: Path, toy_data: Path, tmp_path_factory: pytest.TempPathFact
     )
     simulation = build(config)
     half = simulation.start(folder / "half", to_toml(config), "florist", 1, Silent())
-    with pytest.raises(Interrupted):
+    with pytest.raises(RoundOverError):
         simulation.run(half, Interrupting())
     ended = RunDirectory(shutil.copytree(half.path, folder / "ended"))
     simulation.run(ended, Silent())
@@ -86,7 +86,7 @@ def another_document(run: Path, rng: random.Random, _: Path) -> None:
         [
             each
             for each in files_of(run)
-            if each.suffix in {".json", ".jsonl"} and each.parent == run or each.name == "current.json"
+            if (each.suffix in {".json", ".jsonl"} and each.parent == run) or each.name == "current.json"
         ]
     )
     lines = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
@@ -154,8 +154,18 @@ def left_over(run: Path, rng: random.Random, _: Path) -> None:
 
 
 CORRUPTIONS = (
-    flipped, one_bit, another_document, removed, emptied, folder_removed, swapped, of_another_run, no_file, more, left_over
-)  # fmt: skip
+    flipped,
+    one_bit,
+    another_document,
+    removed,
+    emptied,
+    folder_removed,
+    swapped,
+    of_another_run,
+    no_file,
+    more,
+    left_over,
+)
 
 
 def tree(run: Path) -> dict[str, object]:

@@ -12,12 +12,14 @@ from florist.cli.decisions import decisions, threads_chosen
 from florist.cli.libraries import load_training_libraries
 from florist.cli.output import Output
 from florist.cli.progress import Progress
+from florist.cli.stopping import exit_status
 from florist.comparison.directory import ComparisonDirectory
 from florist.comparison.planning import Entry, without_feedback
 from florist.comparison.results import CellResult
 from florist.comparison.summary import reference, summarise
 from florist.comparison.tables import comparison_document, metric_source, write_tables
 from florist.config.sections import Config
+from florist.errors import UnwritableOutputError
 from florist.tracking.trackers import require_installed
 
 
@@ -70,6 +72,7 @@ def play_comparison(directory: ComparisonDirectory, jobs: int, output: Output, p
         progress: where to show how they go.
 
     Raises:
+        UnwritableOutputError: the disk is full; what was played is saved.
         FloristError: as `running.play`.
         Exit: the comparison was interrupted.
     """
@@ -92,9 +95,11 @@ def play_comparison(directory: ComparisonDirectory, jobs: int, output: Output, p
             on_end=cells.ended,
             in_worker=partial(load_training_libraries, "compare"),
         )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         progress.stopped(f"interrupted; go on with: florist compare --resume {directory.path}")
-        raise typer.Exit(130) from None
+        raise typer.Exit(exit_status(stop)) from None
+    except UnwritableOutputError as error:
+        raise UnwritableOutputError(f"{error}; then go on with: florist compare --resume {directory.path}") from error
 
 
 def report(directory: ComparisonDirectory, results: Sequence[CellResult], output: Output) -> bool:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from florist.cli.decisions import clients_of
 from florist.cli.output import Output
+from florist.cli.stopping import exit_status
 from florist.cli.watch_table import Row, curve, line_of, rows_table, size
 from florist.errors import MissingInputError
 from florist.federation.following import RecordTail, RunStatus, read_status, require_records
@@ -110,8 +111,8 @@ def follow(path: Path, interval: float, output: Output, *, as_json: bool) -> Non
             _print_lines(run, interval, console, output, as_json=as_json)
         else:
             _draw(run, interval, console)
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as stop:
+        raise typer.Exit(exit_status(stop)) from None
 
 
 def _print_lines(run: _Run, interval: float, console: Console, output: Output, *, as_json: bool) -> None:

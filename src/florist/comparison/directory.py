@@ -21,7 +21,7 @@ from florist.config.resuming import IN_ONE_PROCESS, require_resumable
 from florist.config.sections import Config
 from florist.errors import DamagedRunError, MissingInputError
 from florist.federation.history import RunDirectory
-from florist.files.outputs import new_directory
+from florist.files.outputs import new_directory, remove_drafts, remove_stale
 from florist.files.reading import read_bytes
 
 _COMPARISON = TypeAdapter(Comparison)
@@ -133,3 +133,11 @@ class ComparisonDirectory:
             if run is not None:
                 run.require_whole()
                 require_resumable(run, self.config(cell), IN_ONE_PROCESS)
+
+    def clear_drafts(self, cell: Cell) -> None:
+        """Remove what is left half written of a cell that was killed; nobody may be playing it."""
+        path = self.run_path(cell)
+        for folder in (path, path / "state"):
+            if folder.is_dir():
+                remove_drafts(folder)
+        remove_stale(path)

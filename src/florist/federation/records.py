@@ -54,11 +54,14 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A client whose update the guard scaled down, the factor below 1, and the reason."""
+    """A client whose update the guard scaled down, the factor below 1, and the reason, on one line."""
 
     client_id: str
     factor: Number
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", one_line(self.reason, LONGEST_REASON))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from florist.federation.last_round import CURRENT, NO_LINES, LastRound, chained
 from florist.federation.records import RoundRecord
 from florist.files import strict_json
 from florist.files.reading import read_bytes, require_regular
+from florist.files.unwritable import unwritable_told
 
 FILE = "rounds.jsonl"
 MOST_BYTES = 1 << 31
@@ -62,10 +63,11 @@ class RoundLines:
 
         Raises:
             DamagedRunError: earlier lines are missing.
+            UnwritableOutputError: there is no room. A part of a line may be there, which the next call cuts.
         """
         with damage_told(self.run):
             require_regular(self.file)
-        with self.file.open("r+b") as lines:
+        with unwritable_told(self.file), self.file.open("r+b") as lines:
             if lines.seek(0, os.SEEK_END) < last.line_begins:
                 raise damaged(self.run, f"{FILE} lacks earlier rounds")
             lines.seek(last.line_begins)

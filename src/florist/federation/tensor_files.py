@@ -4,12 +4,13 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from florist.compression.packed import PackedAdapter
 from florist.compression.residual import Residual
 from florist.factors import AdapterState, LoraFactor
 from florist.files import strict_json
+from florist.files.tensors import save_tensors as write_tensors
 from florist.rounds import SavedParameters
 
 _DESCRIBED = TypeAdapter(dict[str, str])
@@ -39,7 +40,7 @@ def save_packed(packed: PackedAdapter, file: Path) -> None:
     """Write what a codec packed, as it is sent."""
     # One entry: several come in any order, and a run that goes on has to end with the same bytes.
     metadata = {_DESCRIPTION: strict_json.encode(dict(packed.description()))}
-    save_file(dict(packed.tensors()), file, metadata=metadata)
+    write_tensors(packed.tensors(), file, metadata)
 
 
 def load_packed(file: Path) -> PackedAdapter | None:
@@ -60,7 +61,7 @@ def save_adapter(adapter: AdapterState, file: Path) -> None:
 
 def save_tensors(tensors: SavedParameters, file: Path) -> None:
     """Write tensors by name."""
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+    write_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
 
 
 def load_adapter(file: Path) -> AdapterState:

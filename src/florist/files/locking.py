@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from florist.errors import DirectoryInUseError, UnwritableOutputError
 from florist.files.outputs import remove, replace_file
 from florist.files.reading import read_bytes
+from florist.files.unwritable import unwritable_told
 
 LOCK_NAME = ".lock"
 HOLDER_NAME = ".lock-holder"
@@ -30,17 +31,21 @@ def sole_process(directory: Path) -> Generator[None, None, None]:
 
     Raises:
         DirectoryInUseError: another process holds it.
-        UnwritableOutputError: the lock file cannot be opened.
+        UnwritableOutputError: the lock file cannot be opened, there is no room to say who holds it, or nothing may be
+            written.
     """
     holder = directory / HOLDER_NAME
     lock = FileLock(directory / LOCK_NAME)
     try:
-        lock.acquire(timeout=PATIENCE, poll_interval=PATIENCE / 20)
+        with unwritable_told(directory):
+            lock.acquire(timeout=PATIENCE, poll_interval=PATIENCE / 20)
     except Timeout as error:
         raise DirectoryInUseError(
             f"expected {directory} for this process alone, and {_name(holder)} is at work in it: two would write over "
             "each other's rounds; wait for that one, or end it and resume"
         ) from error
+    except UnwritableOutputError:
+        raise  # it says what to do
     except NotImplementedError:  # so do older versions of filelock say that a file system has no locks
         pass
     except OSError as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 from florist.errors import OutputExistsError, UnwritableOutputError
 from florist.files.holding import abandoned, hold, hold_directory, release
 from florist.files.reading import sha256 as sha256  # noqa: PLC0414  # what is written is hashed
+from florist.files.unwritable import unwritable_told
 
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{16}")
 _NAME = 50
@@ -28,11 +29,10 @@ def require_absent(path: Path) -> None:
         UnwritableOutputError: a folder on the way is a file, or may not be written to, or the name cannot be.
     """
     with _folders_for(path, keep=False):
-        draft, held = _begun(path)
-        try:
+        _refuse_existing(path)
+        remove_stale(path)
+        with _new_draft(path) as draft:
             draft.rmdir()
-        finally:
-            release(held)
 
 
 @contextmanager
@@ -44,21 +44,17 @@ def new_directory(path: Path) -> Generator[Path, None, None]:
     attempt is removed (`remove_stale`).
 
     Raises:
-        OutputExistsError, UnwritableOutputError: as `require_absent`.
+        OutputExistsError, UnwritableOutputError: as `require_absent`; or the disk is full.
     """
-    with _folders_for(path, keep=True):
-        draft, held = _begun(path)
-        try:
+    with unwritable_told(path), _folders_for(path, keep=True):
+        _refuse_existing(path)
+        remove_stale(path)
+        with _new_draft(path) as draft:
             yield draft
             _finish(draft)
             _refuse_existing(path)
             draft.rename(path)
             _flush(path.absolute().parent)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
-        finally:
-            release(held)
 
 
 @contextmanager
@@ -80,19 +76,16 @@ def replaced_directory(path: Path) -> Generator[Path, None, None]:
         return
     remove_stale(path)
     aside = _aside(path)
-    draft, held = _made(path)
     try:
-        yield draft
-        _finish(draft)
-        path.rename(aside)
-        draft.rename(path)
-        _flush(path.absolute().parent)
+        with unwritable_told(path), _new_draft(path) as draft:
+            yield draft
+            _finish(draft)
+            path.rename(aside)
+            draft.rename(path)
+            _flush(path.absolute().parent)
     except BaseException:
         restore_replaced(path)
-        shutil.rmtree(draft, ignore_errors=True)
         raise
-    finally:
-        release(held)
     remove(aside)
 
 
@@ -111,23 +104,31 @@ def replace_file(path: Path, content: str) -> None:
     """Write a text file so that a reader, or a crash, sees the old content or the new one.
 
     What a process that was killed left of an earlier attempt is removed (`remove_stale`).
+
+    Raises:
+        UnwritableOutputError: there is no room, or nothing may be written; the old content stays.
     """
     remove_stale(path)
-    while True:
-        draft = _draft(path)
-        try:
-            with draft.open("x", encoding="utf-8") as stream:
-                if not hold(draft, stream.fileno()):
-                    continue  # another process took it for abandoned before it was held
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-                draft.replace(path)
-            _flush(path.parent)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
-        return
+    with unwritable_told(path):
+        while not _replaced(path, content):
+            pass  # another process took the draft for abandoned before it was held
+
+
+def _replaced(path: Path, content: str) -> bool:
+    draft = _draft(path)
+    try:
+        with draft.open("x", encoding="utf-8") as stream:
+            if not hold(draft, stream.fileno()):
+                return False
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+            draft.replace(path)
+        _flush(path.parent)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    return True
 
 
 def write_file(path: Path, content: str) -> None:
@@ -217,25 +218,31 @@ def _make_folder(folder: Path, path: Path) -> bool:
     return True
 
 
-def _begun(path: Path) -> tuple[Path, int | None]:
-    """The empty directory that is to become `path`: making one shows whether it can be made."""
-    _refuse_existing(path)
-    remove_stale(path)
-    return _made(path)
-
-
-def _made(path: Path) -> tuple[Path, int | None]:
-    """An empty directory beside `path`, and what holds it, to `release`."""
+@contextmanager
+def _new_draft(path: Path) -> Generator[Path, None, None]:
+    """An empty directory beside `path`, which this process holds for the block; it vanishes where the block fails."""
     while True:
-        draft = _draft(path)
+        draft, held = _draft(path), None
         try:
-            draft.mkdir()
-        except OSError as error:
-            raise UnwritableOutputError(_not_writable(path, draft.parent, error)) from error
-        try:
-            return draft, hold_directory(draft)
-        except FileNotFoundError:  # another process has found it before it was held, and removed it
-            continue
+            _make(draft, path)  # in here: a signal may come as soon as it is made
+            try:
+                held = hold_directory(draft)
+            except FileNotFoundError:
+                continue  # another process has found it before it was held, and removed it
+            yield draft
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        finally:
+            release(held)
+        return
+
+
+def _make(draft: Path, path: Path) -> None:
+    try:
+        draft.mkdir()
+    except OSError as error:
+        raise UnwritableOutputError(_not_writable(path, draft.parent, error)) from error
 
 
 def _not_writable(path: Path, folder: Path, error: OSError) -> str:
