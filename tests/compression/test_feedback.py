@@ -134,3 +134,9 @@ def test_the_norm_of_a_small_product_does_not_underflow() -> None:
     factor = adapter(3, 0, dtype=torch.float32)["layers.1.up"]
     small = LoraFactor(1e-12 * factor.B, 1e-12 * factor.A)
     assert product_norm(small) == pytest.approx(1e-24 * factor.energy() ** 0.5, rel=1e-5)
+
+
+def test_factors_that_are_sent_as_they_are_lose_to_the_codec_alone() -> None:
+    for account in Compression(CODECS["int4"])(adapter(3, 0)).accounts.values():
+        assert account.cut_error == account.held_back == 0
+        assert account.let_go == account.codec_error > 0
