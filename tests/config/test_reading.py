@@ -510,7 +510,7 @@ def test_an_overridden_configuration_is_read_back_equal(tmp_path: Path, override
 def test_any_text_and_number_is_read_back_equal(tmp_path: Path, text: str, number: float) -> None:
     minimal = read(tmp_path)
     data = DataSection(
-        path="/rows", prompt_template=text, partition_field=text, dirichlet_alpha=number, partition="shards"
+        path="/rows", prompt_template=text, instruction_field=text, output_field=text, dirichlet_alpha=number
     )
     config = minimal.model_copy(update={"data": data})
     assert read_back(config, tmp_path / "run") == config
