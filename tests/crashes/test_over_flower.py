@@ -33,7 +33,7 @@ from florist.federation.history import RunDirectory
 from florist.flower import FloristStrategy, Journal
 from florist.ranks import EnergyThreshold
 from tests.federation.test_killed_runs import contents
-from tests.flower.grids import MemoryGrid, as_in_a_process
+from tests.flower.grids import MemoryGrid, as_in_a_process, identified
 from tests.flower.participants import Light, app_of
 from tests.flower.test_residuals import communication
 
@@ -64,8 +64,9 @@ class Remote(MemoryGrid):
         names: list[str] = []
         for message in messages:
             self._pipe.send(message_to_proto(message).SerializeToString())
-            name = f"message-{next(self._numbers)}"
-            self._replies[name] = [read(each) for each in self._pipe.recv()]
+            name, replies = self._pipe.recv()
+            identified(message, name)
+            self._replies[name] = [read(each) for each in replies]
             names.append(name)
         return names
 
@@ -78,7 +79,7 @@ def answer(grid: MemoryGrid, asked: bytes | None) -> Any:
     if asked is None:
         return list(grid.get_node_ids())
     (name,) = grid.push_messages([read(asked)])
-    return [message_to_proto(each).SerializeToString() for each in grid.pull_messages([name])]
+    return name, [message_to_proto(each).SerializeToString() for each in grid.pull_messages([name])]
 
 
 def strategy(path: Path) -> FloristStrategy:
