@@ -86,7 +86,7 @@ def another_document(run: Path, rng: random.Random, _: Path) -> None:
         [
             each
             for each in files_of(run)
-            if each.suffix in {".json", ".jsonl"} and each.parent == run or each.name == "current.json"
+            if (each.suffix in {".json", ".jsonl"} and each.parent == run) or each.name == "current.json"
         ]
     )
     lines = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
@@ -154,8 +154,18 @@ def left_over(run: Path, rng: random.Random, _: Path) -> None:
 
 
 CORRUPTIONS = (
-    flipped, one_bit, another_document, removed, emptied, folder_removed, swapped, of_another_run, no_file, more, left_over
-)  # fmt: skip
+    flipped,
+    one_bit,
+    another_document,
+    removed,
+    emptied,
+    folder_removed,
+    swapped,
+    of_another_run,
+    no_file,
+    more,
+    left_over,
+)
 
 
 def tree(run: Path) -> dict[str, object]:
