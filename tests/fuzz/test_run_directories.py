@@ -27,14 +27,14 @@ QUICK, ALL = 30, 600
 RESULT = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "adapter/florist.json", "test.json")
 
 
-class RoundOverError(Exception):
+class InterruptedRunError(Exception):
     """Ends a run after a round."""
 
 
 class Interrupting(Silent):
     def closed(self, record: RoundRecord) -> None:
         if record.round == 2:
-            raise RoundOverError
+            raise InterruptedRunError
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def runs(tiny_llama: Path, toy_data: Path, tmp_path_factory: pytest.TempPathFact
     )
     simulation = build(config)
     half = simulation.start(folder / "half", to_toml(config), "florist", 1, Silent())
-    with pytest.raises(RoundOverError):
+    with pytest.raises(InterruptedRunError):
         simulation.run(half, Interrupting())
     ended = RunDirectory(shutil.copytree(half.path, folder / "ended"))
     simulation.run(ended, Silent())
