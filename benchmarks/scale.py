@@ -175,9 +175,8 @@ def messages(folder: Path, scale: float) -> None:  # noqa: ARG001  # as the othe
 
     count, modules, rounds = max(3, int(100 * scale)), max(4, int(200 * scale)), 3
     shapes = {f"layers.{k}.q_proj": (64, 64) for k in range(modules)}
-    print(
-        f"\nmessages: {count} clients, {modules} modules of 64 x 64, rank 8, broadcasts up to rank 16, {rounds} rounds over Flower in memory"
-    )
+    print(f"\nmessages: {count} clients, {modules} modules of 64 x 64, rank 8, {rounds} rounds over Flower in memory;")
+    print("broadcasts are cut to rank 16 a module")
     nodes = {k: Light(f"client_{k:03d}", 8, shapes=shapes) for k in range(1, count + 1)}
     grid = MemoryGrid(app_of(nodes), {node: {} for node in nodes})
     for light in nodes.values():
