@@ -43,7 +43,7 @@ from florist.federation.recording import LocalWork, round_record
 from florist.federation.rules import Federation
 from florist.federation.run_facts import RunFacts
 from florist.federation.state import ServerState
-from florist.ranks import EnergyThreshold
+from florist.ranks import Capped, EnergyThreshold
 from florist.rounds import ClientUpdate
 from florist.seeding import derive_seed, random_rows
 
@@ -174,13 +174,16 @@ def messages(folder: Path, scale: float) -> None:  # noqa: ARG001  # as the othe
     from florist.flower import FloristStrategy  # Flower is an extra
 
     count, modules, rounds = max(3, int(100 * scale)), max(4, int(200 * scale)), 3
-    shapes = {f"layers.{k}.q_proj": (256, 256) for k in range(modules)}
-    print(f"\nmessages: {count} clients, {modules} modules of 256 x 256, rank 8, {rounds} rounds over Flower in memory")
+    shapes = {f"layers.{k}.q_proj": (64, 64) for k in range(modules)}
+    print(f"\nmessages: {count} clients, {modules} modules of 64 x 64, rank 8, {rounds} rounds over Flower in memory;")
+    print("broadcasts are cut to rank 16 a module")
     nodes = {k: Light(f"client_{k:03d}", 8, shapes=shapes) for k in range(1, count + 1)}
     grid = MemoryGrid(app_of(nodes), {node: {} for node in nodes})
     for light in nodes.values():
         light.starts = Forgetful()
-    strategy = FloristStrategy(Florist(EnergyThreshold(0.9)), min_clients=count, wait=60.0, evaluate_on_clients=False)
+    strategy = FloristStrategy(
+        Florist(Capped(EnergyThreshold(0.9), 16)), min_clients=count, wait=60.0, evaluate_on_clients=False
+    )
     for number in range(1, rounds + 1):
         began = time.perf_counter()
         strategy.start(grid, num_rounds=number)

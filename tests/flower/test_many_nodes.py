@@ -38,7 +38,7 @@ def test_64_supernodes_all_count_in_every_round(tmp_path: Path) -> None:
         number = federation.submit(
             Path(__file__).parents[2] / "examples" / "flower", {**given, "flower.evaluation": "none"}, resources
         )
-        status = federation.wait(number, 600)
+        status = federation.wait(number, 1200)
         assert status.completed, federation.server_log(number)
     records = RunDirectory.open(directory).records()
     assert [len(record.clients) for record in records] == [NODES] * 2

@@ -141,7 +141,7 @@ def test_what_is_broken_is_read_or_refused() -> None:
 
 @pytest.mark.slow
 def test_thousands_of_broken_messages_are_read_or_refused() -> None:
-    assert read_hostile(range(1_000, 7_000)) > 2_000
+    assert read_hostile(range(1_000, 9_000)) > 3_000
 
 
 # --- a server in a round
@@ -240,11 +240,11 @@ def test_a_hostile_reply_costs_one_update_and_changes_no_bit() -> None:
 
 @pytest.mark.slow
 def test_thousands_of_hostile_replies_cost_one_update_and_change_no_bit() -> None:
-    assert play_hostile(range(1_000, 3_500)) > 1_000
+    assert play_hostile(range(1_000, 2_200)) > 800
 
 
 @pytest.mark.slow
-def test_a_strategy_goes_on_through_hundreds_of_hostile_rounds() -> None:
+def test_a_strategy_goes_on_through_a_hundred_hostile_rounds() -> None:
     """The whole server, messages included: whoever answers honestly counts in every round, and the sums are theirs."""
     clients = {node: Light(name, RANKS[name], node - 6) for node, name in enumerate("abc", 7)}
     earlier: list[RecordDict] = []
@@ -261,7 +261,7 @@ def test_a_strategy_goes_on_through_hundreds_of_hostile_rounds() -> None:
     strategy, grid = between(clients, deliver=deliver, min_clients=2)
     with refused_or_taken("strategy"):
         strategy.start(grid, num_rounds=0)
-    for number in range(1, 301):
+    for number in range(1, 101):
         with refused_or_taken(f"strategy, round {number}"):
             strategy.start(grid, num_rounds=number)
             record = strategy.records[-1]
@@ -304,6 +304,6 @@ def test_a_client_refuses_a_hostile_server(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
-def test_a_client_refuses_thousands_of_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_refuses_hundreds_of_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert answers_hostile(range(1_000, 3_000), tmp_path) > 500
+    assert answers_hostile(range(1_000, 1_800), tmp_path) > 300
