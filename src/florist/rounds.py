@@ -51,6 +51,11 @@ class ClientWork:
     moved_rows: bool = False
 
     @property
+    def averages_halves(self) -> bool:
+        """Whether B and A are averaged apart. A product then does not bound what either half does to the mean."""
+        return self.shared_rows and self.trained == Trained.FACTORS
+
+    @property
     def broadcast(self) -> Trained:
         """The halves that travel to a client."""
         return Trained.FACTORS if self.agreed_rows or self.moved_rows else self.trained

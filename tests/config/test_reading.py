@@ -75,6 +75,14 @@ method = "florist"
 tau = 0.99
 scope = "global"
 max_rank = 64
+robust = "geometric-median"
+hostile = 0.3
+[guard]
+norm_factor = 20.0
+largest_norm = 100.0
+smallest_cosine = -0.5
+examples_factor = false
+action = "clip"
 [communication]
 preset = "compact"
 download = "float16"

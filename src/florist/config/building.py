@@ -14,6 +14,7 @@ from florist.config.communication import aggregator_of, communication_of
 from florist.config.given import NOTHING_GIVEN, Given
 from florist.config.methods import LOCAL_INITS
 from florist.config.metrics import client_metrics, metric_names, metrics, require_own_examples
+from florist.config.robust import guard_of, robust_rule
 from florist.config.sections import Config
 from florist.config.splits import Splits, read_splits
 from florist.config.tasks import Encoded, RecentEncodings, Task, load_task
@@ -182,6 +183,8 @@ def build(
         fraction=federation.fraction,
         min_replies=federation.min_replies,
         communication=communication_of(config, given.method),
+        guard=guard_of(config.guard),
+        robust=robust_rule(config.aggregation),
     )
     rules.require_possible()
     in_rounds, at_the_end = loaded.metrics(splits)

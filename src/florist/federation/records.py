@@ -21,6 +21,8 @@ class ClientRecord:
         held_back: the norm of what it holds back and sends later.
         update_norm: the norm of what its training changed, over all modules; None where no factors travelled, and in
             runs that did not record it.
+        weight: the weight of its update in the sum, where a robust rule or a clip made it another than its share of the
+            examples; None otherwise.
     """
 
     client_id: str
@@ -32,6 +34,7 @@ class ClientRecord:
     seconds: Number
     held_back: Number = 0.0
     update_norm: float | None = None
+    weight: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,15 @@ class Drop:
     """A client that was asked and does not count, and the reason."""
 
     client_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A client whose update the guard scaled down, the factor below 1, and the reason."""
+
+    client_id: str
+    factor: Number
     reason: str
 
 
@@ -74,6 +86,7 @@ class RoundRecord:
         cosines: the cosines between the clients' updates, the lower triangle without its diagonal: row i belongs to
             the i-th of `clients` and has those with the clients before it. Rows go as far as
             `geometry.MOST_CLIENTS`; they are empty in runs that did not record them.
+        clipped: the clients that count, and whose updates the guard scaled down.
     """
 
     round: int
@@ -98,6 +111,7 @@ class RoundRecord:
     best_round: int | None = None
     stopped: bool = False
     cosines: tuple[tuple[float | None, ...], ...] = ()
+    clipped: tuple[Clip, ...] = ()
 
     @property
     def text(self) -> str:

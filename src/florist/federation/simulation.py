@@ -20,7 +20,7 @@ from florist.federation.environment import environment
 from florist.federation.history import RunDirectory
 from florist.federation.kept_rounds import KeepRounds
 from florist.federation.observer import Observer
-from florist.federation.recording import LocalWork, round_record
+from florist.federation.recording import LocalWork, first_claims, round_record
 from florist.federation.records import Drop, FinalTest, RoundRecord
 from florist.federation.rules import Federation
 from florist.federation.run_adapter import RunAdapter, SaveTokenizer
@@ -164,7 +164,7 @@ class Simulation:
         if not self._is_over(records):
             directory.set_aside_result(state.round_number)
         while not self._is_over(records):
-            state, owed, latest = self._round(state, owed, observer)
+            state, owed, latest = self._round(state, owed, observer, first_claims(records))
             latest = self.choice.judged(records, latest, self.rounds) if self.choice is not None else latest
             directory.save(state, latest, owed, latest.best_round if self._keeps_best else None)
             records.append(latest)
@@ -205,7 +205,7 @@ class Simulation:
         return fastest_thread_count(self.model.peft, batch)
 
     def _round(
-        self, state: ServerState, owed: ClientResiduals, observer: Observer
+        self, state: ServerState, owed: ClientResiduals, observer: Observer, claimed: Mapping[str, int]
     ) -> tuple[ServerState, ClientResiduals, RoundRecord]:
         started = time.perf_counter()
         round_number = state.round_number + 1
@@ -222,7 +222,7 @@ class Simulation:
                 except NonFiniteUpdateError as error:
                     unsent.append(Drop(client.client_id, f"its update cannot be sent: {error}"))
         uploaded = time.perf_counter()
-        closed = self.federation.close_round(state, [each.update for each in sent.values()], unsent)
+        closed = self.federation.close_round(state, [each.update for each in sent.values()], unsent, claimed)
         if closed.broadcast is not None:
             # An update that does not count was not sent, as far as the sums go: its client owes what it owed before.
             counted = {update.client_id: sent[update.client_id].owed for update in closed.counted}

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from florist.errors import ConfigurationError, DamagedRunError
 from florist.federation.communication import Communication
 from florist.federation.environment import environment
+from florist.federation.guard import Guard
 from florist.federation.history import RunDirectory
 from florist.federation.kept_rounds import KeepRounds
 from florist.federation.records import RoundRecord
@@ -35,9 +36,19 @@ class _Agreed:
 
 
 _AGREED = TypeAdapter(_Agreed)
-_SETTINGS = ("aggregator", "seed", "local_init", "shared_init", "fraction", "min_replies", "communication")
+_SETTINGS = (
+    "aggregator",
+    "seed",
+    "local_init",
+    "shared_init",
+    "fraction",
+    "min_replies",
+    "communication",
+    "guard",
+    "robust",
+)
 """Fields of `Federation` that make the result of a run."""
-_BEFORE = {"communication": repr(Communication())}
+_BEFORE = {"communication": repr(Communication()), "guard": repr(Guard()), "robust": repr(None)}
 """What runs went by that were begun before they wrote it down."""
 
 
