@@ -4,7 +4,7 @@
     python benchmarks/attacks.py table --seeds 0 1 2 --attacks nobody   # what a defence costs where nobody is hostile
     python benchmarks/attacks.py table --preset compact
     python benchmarks/attacks.py server                       # the server's seconds for each defence
-    python benchmarks/attacks.py table --quick                # seconds: it runs, and its numbers mean nothing
+    python benchmarks/attacks.py table --quick                # half a minute: it runs, and its numbers mean nothing
 
 Eight clients of unlike ranks share the demonstration's four tasks by a Dirichlet(1) partition. From the round `--since`
 on, two of them upload what an attack makes of their updates (`tests/attacks.py`), or train on wrong answers. Defences
@@ -34,8 +34,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.table import machine
 from tests.attacks import (
@@ -117,6 +116,7 @@ class Size:
 
 
 WHOLE = Size(rounds=4, steps=16, settings=("training.learning_rate=5e-3",))
+QUICK_ATTACKS = (NOBODY, "scaled, 100 times", "sign flipped, 10 times", MISLABELLED)
 QUICK = Size(rounds=2, steps=1, settings=("data.rows=::10", "training.batch_size=2", "evaluation.max_new_tokens=4"))
 
 
@@ -387,25 +387,27 @@ def table(args: argparse.Namespace) -> None:
     cells = [
         Cell(args.preset, seed, args.since, attack, defence)
         for seed in args.seeds
-        for attack in args.attacks
+        for attack in args.attacks or (QUICK_ATTACKS if args.quick else ATTACKS)
         for defence in args.defences
     ]
     outcomes, facts = played(cells, size, out), machine()
     shares = {cell.seed: outcomes[cell]["hostile_share"] for cell in cells}
-    lines = [
-        f"{facts['processor']}, {facts['cpus']} CPUs, load average {facts['load_average']:.1f} at the end; Python "
-        f"{facts['python']}, torch {facts['torch']}, 1 thread, float32.",
-        f"{size.rounds} rounds of {size.steps} steps, ranks {', '.join(map(str, RANKS))}, preset {args.preset}, seeds "
-        f"{', '.join(map(str, args.seeds))}; {' and '.join(HOSTILE)} are hostile from round {args.since} on, with "
-        f"{', '.join(f'{share:.0%}' for share in shares.values())} of the examples.",
-        "",
-        "Exact match (loss):",
-        "",
-        *markdown(cells, outcomes),
-        "",
-        *differences(cells, outcomes),
-    ]
-    print("\n".join(lines))
+    seeds = f"{'seeds' if len(args.seeds) > 1 else 'seed'} {', '.join(map(str, args.seeds))}"
+    held = ", ".join(f"{share:.0%}" for share in dict.fromkeys(shares.values()))
+    setting = (
+        f"{size.rounds} rounds of {size.steps} steps, ranks {', '.join(map(str, RANKS))}, preset {args.preset}, "
+        f"{seeds}; {' and '.join(HOSTILE)} are hostile from round {args.since} on, with {held} of the examples."
+    )
+    print(f"{said_of(facts)}.", setting, "Exact match (loss):", sep="\n\n", end="\n\n")
+    print(*markdown(cells, outcomes), "", *differences(cells, outcomes), sep="\n")
+
+
+def said_of(facts: Mapping[str, Any]) -> str:
+    """The machine in words."""
+    return (
+        f"{facts['processor']}, {facts['cpus']} CPUs, load average {facts['load_average']:.1f}; Python "
+        f"{facts['python']}, torch {facts['torch']}, 1 thread, float32"
+    )
 
 
 def drawn_updates(clients: int, modules: int, shape: tuple[int, int]) -> list[ClientUpdate]:
@@ -430,8 +432,7 @@ def server(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     facts, shape = machine(), tuple(args.shape)
     print(
-        f"{facts['processor']}, {facts['cpus']} CPUs, load average {facts['load_average']:.1f}; torch "
-        f"{facts['torch']}, 1 thread, float32; {args.modules} modules of {shape[0]} x {shape[1]}, ranks "
+        f"{said_of(facts)}; {args.modules} modules of {shape[0]} x {shape[1]}, ranks "
         f"{', '.join(map(str, RANKS))} in turn, tau 0.9. CPU seconds a module, the least of {args.repeats}.\n"
     )
     print("| clients | plain aggregation | guard | with cosines | inner products | a rule beside them |")
@@ -483,7 +484,7 @@ def main() -> None:
     runs.add_argument("--out", type=Path, help="directory; by default runs/attacks, or runs/attacks-quick")
     runs.add_argument("--preset", default="plain", choices=("plain", "compact"))
     runs.add_argument("--seeds", type=int, nargs="+", default=[0])
-    runs.add_argument("--attacks", nargs="+", default=list(ATTACKS), choices=list(ATTACKS))
+    runs.add_argument("--attacks", nargs="+", choices=list(ATTACKS), help="by default all")
     runs.add_argument("--defences", nargs="+", default=list(DEFENCES), choices=list(DEFENCES))
     runs.add_argument("--since", type=int, default=1, help="the first round of the attack")
     runs.add_argument("--rounds", type=int)

@@ -112,7 +112,7 @@ class InnerProduct:
 class HarmlessHalves:
     """Halves of ordinary norms whose product is not ordinary.
 
-    Each half is `times` as long as the trained one, which a bound of ten times per half lets pass. All of it lies in one
+    Each half is `times` as long as the trained one, which a bound of ten times per half lets pass. It lies in one
     direction, against that of the trained update, so that the product is as long as halves of these norms can make it:
     up to ``times^2 sqrt(rank)`` times as long as an honest one.
     """
