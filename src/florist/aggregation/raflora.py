@@ -93,8 +93,11 @@ class RaFlora:
 def _partitioned(updates: Sequence[ClientUpdate], module: str) -> tuple[LoraFactor, LoraFactor]:
     """The sum of the partitions in the dtype of the updates, and what it lacks of the exact sum, in float64."""
     weighted = weighted_factors(updates, module)
+    largest = max(factor.rank for _, factor in weighted)
     ranks = [
-        factor.rank if module in update.adapter.specs else max(spec.rank for spec in update.adapter.specs.values())
+        factor.rank
+        if module in update.adapter.specs
+        else max((spec.rank for spec in update.adapter.specs.values()), default=largest)
         for update, (_, factor) in zip(updates, weighted, strict=True)
     ]
     parts: list[LoraFactor] = []

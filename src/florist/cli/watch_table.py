@@ -27,6 +27,7 @@ class Row:
         seconds: how long the round took.
         clients: how many clients count.
         dropped: the clients that do not, and why.
+        clipped: the clients whose updates the guard scaled down, and why.
     """
 
     round: int
@@ -38,6 +39,7 @@ class Row:
     seconds: float | None = None
     clients: int = 0
     dropped: tuple[str, ...] = ()
+    clipped: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, record: RoundRecord) -> "Row":
@@ -53,6 +55,7 @@ class Row:
             seconds=record.seconds.get("total"),
             clients=len(record.clients),
             dropped=tuple(f"{drop.client_id} dropped: {' '.join(drop.reason.split())}" for drop in record.dropped),
+            clipped=tuple(f"{clip.client_id} scaled down: {' '.join(clip.reason.split())}" for clip in record.clipped),
         )
 
 
@@ -96,7 +99,7 @@ def line_of(row: Row) -> str:
         parts += [f"{size(row.upload_bytes)} up", f"{size(row.download_bytes)} down"]
         parts += [f"{row.held_back:.0%} held back"] if row.held_back is not None else []
         parts += [f"{row.seconds:.1f} s"] if row.seconds is not None else []
-        parts += [f"{row.clients} clients", *row.dropped]
+        parts += [f"{row.clients} clients", *row.dropped, *row.clipped]
     return f"round {row.round}: {', '.join(parts)}"
 
 
