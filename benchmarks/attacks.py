@@ -1,10 +1,10 @@
 """Hostile clients: what the demonstration learns where two of eight attack, and what defences save and cost.
 
-    python benchmarks/attacks.py table                        # one seed: every attack against every defence
+    python benchmarks/attacks.py table --since 4              # one seed: every attack, in the last round alone
     python benchmarks/attacks.py table --seeds 0 1 2 --attacks nobody   # what a defence costs where nobody is hostile
-    python benchmarks/attacks.py table --preset compact
+    python benchmarks/attacks.py table --preset compact --since 4
     python benchmarks/attacks.py server                       # the server's seconds for each defence
-    python benchmarks/attacks.py table --quick                # half a minute: it runs, and its numbers mean nothing
+    python benchmarks/attacks.py table --quick                # a minute: it runs, and its numbers mean nothing
 
 Eight clients of unlike ranks share the demonstration's four tasks by a Dirichlet(1) partition. From the round `--since`
 on, two of them upload what an attack makes of their updates (`tests/attacks.py`), or train on wrong answers. Defences
