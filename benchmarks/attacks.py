@@ -1,10 +1,10 @@
 """Hostile clients: what the demonstration learns where two of eight attack, and what defences save and cost.
 
-    python benchmarks/attacks.py table                        # one seed: every attack against every defence
+    python benchmarks/attacks.py table --since 4              # one seed: every attack, in the last round alone
     python benchmarks/attacks.py table --seeds 0 1 2 --attacks nobody   # what a defence costs where nobody is hostile
-    python benchmarks/attacks.py table --preset compact
+    python benchmarks/attacks.py table --preset compact --since 4
     python benchmarks/attacks.py server                       # the server's seconds for each defence
-    python benchmarks/attacks.py table --quick                # half a minute: it runs, and its numbers mean nothing
+    python benchmarks/attacks.py table --quick                # a minute: it runs, and its numbers mean nothing
 
 Eight clients of unlike ranks share the demonstration's four tasks by a Dirichlet(1) partition. From the round `--since`
 on, two of them upload what an attack makes of their updates (`tests/attacks.py`), or train on wrong answers. Defences
@@ -20,6 +20,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -71,7 +72,7 @@ from florist.federation.rules import Federation
 from florist.federation.run_facts import RunFacts
 from florist.federation.simulation import Simulation
 from florist.federation.state import ServerState
-from florist.files.outputs import replace_file
+from florist.files.outputs import new_directory, replace_file
 from florist.models.local_training import TrainingContext, by_trainer
 from florist.models.training import TrainingOutcome
 from florist.ranks import EnergyThreshold
@@ -302,8 +303,8 @@ def play(cell: Cell, size: Size, stage: Stage, out: Path) -> Mapping[str, Any]:
     )
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
-        facts = RunFacts(version("florist"), "florist", 1, {}, None, KeepRounds.LAST)
-        records = simulation.run(RunDirectory.create(Path(scratch, "run"), "", facts), Silent())
+        shutil.copytree(begun(cell, simulation, out), Path(scratch, "run"))
+        records = simulation.run(RunDirectory.open(Path(scratch, "run")), Silent())
     return {
         "metrics": dict(records[-1].metrics),
         "refused": [[drop.client_id for drop in record.dropped] for record in records],
@@ -313,6 +314,18 @@ def play(cell: Cell, size: Size, stage: Stage, out: Path) -> Mapping[str, Any]:
         "hostile_share": stage.hostile_share,
         "seconds": time.perf_counter() - started,
     }
+
+
+def begun(cell: Cell, simulation: Simulation, out: Path) -> Path:
+    """The directory of a run that has come to the round before the attack, which all attacks have in common."""
+    folder = replace(cell, attack="until then").file(out).with_suffix("")
+    if not folder.exists():
+        with new_directory(folder) as draft:
+            facts = RunFacts(version("florist"), "florist", 1, {}, None, KeepRounds.LAST)
+            directory = RunDirectory.create(draft / "run", "", facts)
+            if cell.since > 1:
+                replace(simulation, rounds=cell.since - 1, metrics=()).run(directory, Silent())
+    return folder / "run"
 
 
 def played(cells: Sequence[Cell], size: Size, out: Path) -> Mapping[Cell, Mapping[str, Any]]:
@@ -399,7 +412,9 @@ def table(args: argparse.Namespace) -> None:
         f"{seeds}; {' and '.join(HOSTILE)} are hostile from round {args.since} on, with {held} of the examples."
     )
     print(f"{said_of(facts)}.", setting, "Exact match (loss):", sep="\n\n", end="\n\n")
-    print(*markdown(cells, outcomes), "", *differences(cells, outcomes), sep="\n")
+    print(*markdown(cells, outcomes), sep="\n")
+    if len(args.seeds) > 1:
+        print("", *differences(cells, outcomes), sep="\n")
 
 
 def said_of(facts: Mapping[str, Any]) -> str:
