@@ -103,11 +103,17 @@ DEFENCES: Mapping[str, Sequence[str]] = {
     "guard": (),
     "clipped-mean": ("aggregation.robust=clipped-mean",),
     "geometric-median": ("aggregation.robust=geometric-median",),
-    "geometric-median, cosine 0": ("aggregation.robust=geometric-median", "guard.smallest_cosine=0"),
-    "geometric-median, cosine 0, norm 4": (
+    "geometric-median, norm 4": ("aggregation.robust=geometric-median", "guard.norm_factor=4"),
+    "geometric-median, norm 4, cosine 0": (
         "aggregation.robust=geometric-median",
-        "guard.smallest_cosine=0",
         "guard.norm_factor=4",
+        "guard.smallest_cosine=0",
+    ),
+    "geometric-median, hostile 0.45": ("aggregation.robust=geometric-median", "aggregation.hostile=0.45"),
+    "clipped-mean, norm 4, cosine 0": (
+        "aggregation.robust=clipped-mean",
+        "guard.norm_factor=4",
+        "guard.smallest_cosine=0",
     ),
     "multi-krum": ("aggregation.robust=multi-krum",),
 }

@@ -19,10 +19,9 @@ import pytest
 import florist.cli
 from florist.config.methods import METHODS
 from florist.files.locking import sole_process
-from tests.breaking import copied
 from tests.federation.test_simulation import weights
 
-from .running import COMMAND, ENVIRONMENT, Run, refused
+from .running import ENVIRONMENT, Run, refused
 
 COMMANDS = (
     "aggregate",
@@ -89,26 +88,37 @@ def test_the_version_is_printed(florist: Run) -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, f"florist {version('florist')}\n", "")
 
 
+WAITING = """
+import sys, time
+import florist.cli
+from florist import one_shot
+
+def combine(*_, **__):
+    print("waiting", flush=True)
+    time.sleep(60)
+
+one_shot.combine = combine
+sys.exit(florist.cli.main())
+"""
+"""The command in a process of its own, which waits in the middle of its work until the interruption comes."""
+
+
 def test_an_interrupted_command_says_so_and_leaves_nothing(saved_adapters: list[Path], tmp_path: Path) -> None:
-    # A config that is a pipe: the command waits in it until the interruption comes.
-    adapter = copied(saved_adapters[0], tmp_path / "slow")
-    (adapter / "adapter_config.json").unlink()
-    os.mkfifo(adapter / "adapter_config.json")
-    with (
-        subprocess.Popen(
-            [COMMAND, "aggregate", saved_adapters[1], adapter, "-o", tmp_path / "out"],
-            env=ENVIRONMENT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as command,
-        (adapter / "adapter_config.json").open("wb"),
-    ):  # opens when the command has opened its end
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITING, "aggregate", *saved_adapters[:2], "-o", tmp_path / "out", "--weights", "1,1"],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as command:
+        assert command.stdout is not None
+        assert command.stdout.readline() == "waiting\n"
         command.send_signal(signal.SIGINT)
         stdout, stderr = command.communicate(timeout=60)
     assert command.returncode == 130
-    assert (stdout, stderr) == ("", "florist: interrupted\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["slow"]
+    assert stdout == ""
+    assert stderr.splitlines()[-1] == "florist: interrupted"
+    assert list(tmp_path.iterdir()) == []
 
 
 def simulation(tmp_path: Path, model: Path, data: Path, more: str = "") -> Path:
