@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -246,6 +246,7 @@ def test_what_is_written_is_certified(tau: float, dtype: torch.dtype, tmp_path: 
 def test_what_travels_through_a_codec_is_accounted_for(
     spec: Spec, codec: Codec, rule: RankRule, feedback: Feedback | None
 ) -> None:
+    assume(spec.scale < 1e4 or not isinstance(codec, FloatCodec) or codec == FloatCodec())  # beyond float16 otherwise
     sent = updates(spec)
     due = AdapterState.of({"layer": stack([u.adapter["layer"].to(dtype=torch.float64) for u in sent])})
     outcome = Compression(codec, rule, feedback)(due)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -104,7 +103,7 @@ def assert_same(path: Path, whole: Path) -> None:
     found, expected = contents(path), contents(whole)
     assert found.keys() == expected.keys()
     assert [name for name in found if found[name] != expected[name]] == []
-    assert json.loads((path / "state" / "current.json").read_text())["round"] == len(untimed(whole))
+    assert RunDirectory.open(path).records()[-1].round == len(untimed(whole))
 
 
 def remember_rounds(remembered: dict[str, Any]) -> None:

@@ -136,11 +136,12 @@ def test_killed_as_a_round_becomes_the_last(two: Prepared, tmp_path: Path) -> No
             rename, flush = os.replace, os.fsync
 
             def replace(source: object, target: object) -> None:
-                if when == "after":
-                    rename(source, target)  # type: ignore[arg-type]
-                if str(target).endswith("current.json"):
+                of_a_round = str(target).endswith("current.json") and (path / "state" / "round-0001").exists()
+                if of_a_round and when == "before":
                     killed()
                 rename(source, target)  # type: ignore[arg-type]
+                if of_a_round:
+                    killed()
 
             os.replace, os.fsync = replace, flush
             two.play(path)

@@ -65,7 +65,8 @@ def last_line(ended: Ended, number: int) -> str:
 def test_a_run_that_is_stopped_says_how_it_goes_on(config: Path, tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / "run"
     process = Forked(command("simulate", config, "-o", out, "--quiet"), tmp_path / "log")
-    process.wait_for((out / "state" / "current.json").exists)
+    lines = out / "rounds.jsonl"
+    process.wait_for(lambda: lines.exists() and lines.stat().st_size > 0)
     process.kill(number)
     assert last_line(process.end(), number) == f"interrupted; go on with: florist simulate --resume {out}"
     assert drafts(out) == []
@@ -129,7 +130,7 @@ def test_a_comparison_that_is_terminated_leaves_no_drafts(config: Path, tmp_path
     out = tmp_path / "out"
     words = ["compare", config, "--methods", "florist,fedit", "--seeds", "1", "--jobs", jobs, "-o", out, "--quiet"]
     process = Forked(command(*words, "--set", "federation.rounds=200"), tmp_path / "log")
-    process.wait_for(lambda: len(list(out.glob("cells/*/seed-0/state/current.json"))) == jobs)
+    process.wait_for(lambda: len(list(out.glob("cells/*/seed-0/state/round-0001"))) == jobs)
     process.kill(signal.SIGTERM)
     line = last_line(process.end(), signal.SIGTERM)
     assert line == f"interrupted; go on with: florist compare --resume {out}"

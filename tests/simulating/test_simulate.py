@@ -249,7 +249,10 @@ def test_other_examples_are_refused(
         ({"method": "own"}, "own is an object that only code has"),
         ({"method": object()}, "method: expected one of florist"),
         ({"method": florist.FedIt, "ranks": 2}, "method: expected one of florist"),
-        ({"method": florist.FedIt(), "aggregation": {"tau": 0.5}}, "expected no keys with a method that is an object"),
+        (
+            {"method": florist.FedIt(), "aggregation": {"tau": 0.5}},
+            "expected no keys but robust and hostile",
+        ),
         ({"method": florist.FedIt(), "communication": "compact", "fraction": 2}, "federation.fraction"),
         ({"data": {"partition": "iid", "test": "a.json"}}, "got partition, test, which are for files"),
         ({"data": {"promt_template": "x"}}, "unknown key data.promt_template"),

@@ -51,7 +51,8 @@ def test_a_simulation_that_goes_on_is_one_run_for_its_tracker(
     assert [each.step for each in found.Scalars("test/loss")] == [2, 3]  # it was over twice
     assert found.Scalars("test/loss")[-1].value == pytest.approx(run.tested.metrics["loss"], rel=1e-6)
     assert {"client_loss/client_0", "client_loss/client_1", "seconds/train"} <= set(found.Tags()["scalars"])
-    assert "note:" not in capsys.readouterr().err
+    notes = [line for line in capsys.readouterr().err.splitlines() if "note:" in line]
+    assert notes == ["note: the run goes on with federation.rounds = 3 (begun with 2)"]
 
 
 def test_a_tracker_that_fails_is_a_note_and_the_run_is_whole(
