@@ -60,7 +60,9 @@ def test_a_round_is_bit_for_bit_the_adapter_of_a_run_that_ended_there(
     assert mine == other
 
 
-@pytest.mark.parametrize("method", ["fedit", "fedex", "flora", "ffa", "full"])
+@pytest.mark.parametrize(
+    "method", ["fedit", "full", *(pytest.param(each, marks=pytest.mark.slow) for each in ("fedex", "flora", "ffa"))]
+)
 def test_other_methods_keep_their_rounds_too(florist: Run, config: Path, tmp_path: Path, method: str) -> None:
     chosen = (f"aggregation.method={method}", "lora.target_modules=['q_proj']", "lora.ranks=4")
     whole = run(config, tmp_path / "run", *chosen, "federation.rounds=3", "federation.keep_rounds=sent")

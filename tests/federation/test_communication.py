@@ -32,7 +32,11 @@ from tests.builders import SHAPES, adapter, update, with_shared_rows
 RANKS = {f"client_{k}": rank for k, rank in enumerate((2, 3, 4, 4, 6, 8, 8, 8))}
 WIDE = Feedback(rank_factor=100.0)
 """A bound on the rank of residuals that nothing reaches."""
-every_codec = pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+QUICK = {"float16", "int8", "int4"}
+every_codec = pytest.mark.parametrize(
+    "codec",
+    [pytest.param(codec, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, codec in CODECS.items()],
+)
 
 Dense = dict[str, Tensor]
 
@@ -481,6 +485,7 @@ def test_methods_that_continue_train_on_from_decoded_values(aggregator: Aggregat
 # --- parameters that travel whole
 
 
+@pytest.mark.slow  # trains many rounds
 def test_saved_parameters_travel_in_16_bits_and_what_is_rounded_comes_later() -> None:
     half = FloatCodec(torch.float16)
     kept = Compression(FloatCodec(torch.float16), None, Feedback())

@@ -192,7 +192,10 @@ def length(state: ServerState) -> float:
 
 
 @pytest.mark.parametrize("robust", [pytest.param(make(0.25), id=name) for name, make in MAKERS.items()])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(name, marks=() if name in {"florist", "fedit", "full"} else pytest.mark.slow) for name in METHODS],
+)
 def test_two_hostile_clients_of_six_move_no_method_far(method: str, robust: object) -> None:
     aggregator = METHODS[method]
     if aggregator.work.trained == Trained.B:

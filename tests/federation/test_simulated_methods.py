@@ -47,8 +47,13 @@ every = 2
 ADDED = [(method, init) for method in ("florist", "flora") for init in ("fresh", "aligned", "warm")]
 CONTINUED = [(method, "fresh") for method in ("fedit", "ffa", "flexlora", "fedex", "fedsvd", "raflora")]
 ONLY_B_UP = {"ffa", "fedsvd", "linear"}
+QUICK = {("florist", "aligned"), ("flora", "fresh"), ("fedit", "fresh"), ("ffa", "fresh"), ("full", "fresh")}
 every_combination = pytest.mark.parametrize(
-    ("method", "local_init"), [*ADDED, *CONTINUED, ("linear", "aligned"), ("full", "fresh")]
+    ("method", "local_init"),
+    [
+        pytest.param(*each, marks=() if each in QUICK else pytest.mark.slow)
+        for each in [*ADDED, *CONTINUED, ("linear", "aligned"), ("full", "fresh")]
+    ],
 )
 
 
@@ -103,7 +108,10 @@ COMPRESSED += [(method, "fresh", "compact") for method in ("flora", "fedit", "ff
 @pytest.mark.parametrize(
     ("method", "local_init", "preset"),
     [
-        *((method, init, "paper") for method, init in [*ADDED, *CONTINUED, ("full", "fresh")]),
+        *(
+            pytest.param(*each, "paper", marks=() if each in QUICK else pytest.mark.slow)
+            for each in [*ADDED, *CONTINUED, ("full", "fresh")]
+        ),
         *COMPRESSED[:1],
         *(pytest.param(*each, marks=pytest.mark.slow) for each in COMPRESSED[1:]),
     ],

@@ -177,7 +177,7 @@ def test_a_sound_adapter_is_taken(folder: Path) -> None:
     require_sum([folder / "broken", folder / "sound0"], [1, 1], folder / "out", merged.write(folder / "out"))
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [80, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_broken_adapters_are_refused_or_combined_exactly(folder: Path, count: int) -> None:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     taken = sum(tried(case, folder) for case in range(count))
@@ -185,7 +185,7 @@ def test_broken_adapters_are_refused_or_combined_exactly(folder: Path, count: in
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 400_000  # KiB
 
 
-@pytest.mark.parametrize("count", [5, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2, pytest.param(60, marks=pytest.mark.slow)])
 def test_the_command_line_refuses_in_one_line(
     folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:

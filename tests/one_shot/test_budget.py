@@ -63,7 +63,9 @@ def linear(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("nbytes", [11_000, 12_345, 20_000, 33_333, 47_000])
+@pytest.mark.parametrize(
+    "nbytes", [11_000, 12_345, *(pytest.param(each, marks=pytest.mark.slow) for each in (20_000, 33_333, 47_000))]
+)
 def test_the_file_is_never_larger_and_leaves_little_more_than_a_direction(
     linear: Inputs, tmp_path: Path, nbytes: int, dtype: torch.dtype
 ) -> None:
