@@ -113,10 +113,10 @@ def remember_rounds(remembered: dict[str, Any]) -> None:
     """
     play = Simulation._round
 
-    def round_(self: Simulation, state: Any, owed: Any, observer: Any) -> Any:
-        key = digest((state, owed))
+    def round_(self: Simulation, state: Any, owed: Any, observer: Any, claims: Any) -> Any:
+        key = digest((state, owed, claims))
         if key not in remembered:
-            remembered[key] = play(self, state, owed, observer)
+            remembered[key] = play(self, state, owed, observer, claims)
         return remembered[key]
 
     Simulation._round = round_  # type: ignore[method-assign]
