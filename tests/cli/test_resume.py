@@ -149,12 +149,12 @@ def test_a_result_that_is_damaged_is_written_again_and_this_is_said(
     told = florist("simulate", "--resume", path)
     assert told.returncode == 0, told.stderr
     assert f"{name} is " in told.stderr
-    assert ": it is written again, from the state after the last round" in told.stderr
+    assert "; the end of the run is made again, from the state after its last round" in told.stderr
     files = {each: content for each, content in tree(two_rounds).items() if "current.json" not in each}
     assert {each: content for each, content in tree(path).items() if "current.json" not in each} == files
     again = florist("simulate", "--resume", path)
     assert again.returncode == 0
-    assert "written again" not in again.stderr
+    assert "made again" not in again.stderr
 
 
 def test_a_comparison_with_a_damaged_run_is_refused(florist: Run, config: Path, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_code_goes_on_with_a_whole_run_only(tiny_llama: Path, tmp_path: Path) ->
     library.simulate(**arguments, rounds=1)
     adapter = weights(tmp_path / "run")
     (tmp_path / "run" / "adapter" / "adapter_model.safetensors").write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"adapter_model\.safetensors is not as it was written: .* is written again"):
+    with pytest.warns(UserWarning, match=r"adapter_model\.safetensors is not as it was written: .*; the end of the run is made again"):
         library.simulate(**arguments, rounds=1)
     assert weights(tmp_path / "run") == adapter
     (tmp_path / "run" / "state" / "current.json").unlink()

@@ -90,8 +90,7 @@ def check_compatible(
     compatibility = compare(adapters, allow_base_mismatch=allow_base_mismatch, average_full=average_full)
     if compatibility.problems:
         raise IncompatibleAdaptersError(
-            "these adapters cannot be combined:"
-            + "".join(f"\n- {problem}" for problem in _shown(compatibility.problems))
+            f"these adapters cannot be combined: {'; '.join(_shown(compatibility.problems))}"
         )
     return compatibility
 

@@ -83,7 +83,7 @@ def play_comparison(directory: ComparisonDirectory, jobs: int, output: Output, p
         run = directory.begun(cell)
         damage = run.result.damage() if run is not None else None
         if run is not None and damage is not None:
-            output.note(f"{run.path}: {damage}: it is written again, from the state after the last round")
+            output.note(f"{run.path}: {damage}; the end of the run is made again, from the state after its last round")
     cells = CellsProgress(progress, verbose=output.verbose)
     cells.begin(directory)
     try:

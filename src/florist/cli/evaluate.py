@@ -64,11 +64,11 @@ def evaluate_command(
     config = read_config(config_file or Path(run or "", "config.toml"), overrides or ())
 
     # torch takes seconds: it is not loaded before the arguments are known to be right.
-    from florist.cli.evaluate_work import evaluate  # noqa: PLC0415
+    from florist.cli.evaluate_work import evaluate, final_adapter  # noqa: PLC0415
 
     evaluate(
         config,
-        str(run / "adapter") if run is not None else adapter,
+        final_adapter(run) if run is not None else adapter,
         split=split.value if split is not None else "test",
         data=data,
         by_client=by_client,

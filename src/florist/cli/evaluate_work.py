@@ -8,9 +8,19 @@ from florist.cli.evaluate_table import metrics_table
 from florist.cli.libraries import load_training_libraries
 from florist.cli.output import Output
 from florist.config.sections import Config
+from florist.federation.history import RunDirectory
 
 if TYPE_CHECKING:
     from florist.config.measuring import Measured, ToMeasure
+
+
+def final_adapter(run: Path) -> str:
+    """The directory of the final adapter of a run, which is as it was written.
+
+    Raises:
+        MissingInputError, DamagedRunError: as `FinalResult.require_adapter`.
+    """
+    return str(RunDirectory.open(run).result.require_adapter())
 
 
 def evaluate(

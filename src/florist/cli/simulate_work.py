@@ -78,7 +78,7 @@ def resume_run(path: Path, overrides: Sequence[str], output: Output, progress: P
         if changed:
             output.note(f"the run goes on with {', '.join(changed)}")
         if damage is not None:
-            output.note(f"{damage}: it is written again, from the state after the last round")
+            output.note(f"{damage}; the end of the run is made again, from the state after its last round")
         if overrides:
             adopt(run, config)
         _play(simulation, run, observer, config, output)

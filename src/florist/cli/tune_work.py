@@ -24,7 +24,7 @@ from florist.config.choosing import (
 from florist.config.reading import read_config
 from florist.config.sections import AggregationSection, Config
 from florist.config.splits import Splits, read_splits, read_validation
-from florist.errors import ConfigurationError, MissingInputError
+from florist.errors import ConfigurationError
 from florist.evaluation import lower_is_better
 from florist.factors import AdapterState
 from florist.federation.history import RunDirectory
@@ -190,11 +190,7 @@ def _unlike_bases(whole: AggregatedAdapter, config: Config) -> list[str]:
 
 def _final_adapter(run: Path) -> AggregatedAdapter:
     """The final adapter of a run: the lossless sum of all its rounds, decomposed."""
-    adapter = RunDirectory.open(run).adapter
-    if not adapter.is_dir():
-        raise MissingInputError(
-            f"expected a run that has ended, and {run} has no final adapter yet: florist simulate --resume {run}"
-        )
+    adapter = RunDirectory.open(run).result.require_adapter()
     return one_shot.aggregate([str(adapter)], rank_rule=EnergyThreshold(1.0), average_full=True)
 
 

@@ -191,7 +191,9 @@ def _end(run: _Run) -> Sequence[str]:
         lines.append(f"the final adapter on the test examples: {values}")
     if run.over:
         adapter = run.tail.run / "adapter"
-        lines.append(f"the run is over; {f'the final adapter is in {adapter}' if status.has_adapter else 'no adapter'}")
+        damaged = f"the final adapter in {adapter} is damaged: florist simulate --resume {run.tail.run}"
+        without = damaged if adapter.exists() else "no adapter"
+        lines.append(f"the run is over; {f'the final adapter is in {adapter}' if status.has_adapter else without}")
     elif not status.at_work:
         lines.append("no process is at work in it: it was interrupted, or is about to begin")
     elif status.rounds is not None and run.played >= status.rounds:

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from florist.checkpoint.reading import CONFIG_NAME, WEIGHTS_NAME
+from florist.errors import DamagedRunError, MissingInputError
 from florist.federation.damage import DamagedFileError, damage_told, verified
 from florist.federation.last_round import LastRound
 from florist.federation.records import FinalTest
@@ -39,14 +40,45 @@ class FinalResult:
 
     @property
     def test(self) -> FinalTest | None:
-        """Metrics that only the final adapter has; None where there are none, or not yet.
+        """Metrics that only the final adapter has; None where there are none, not yet, or not as they were written.
 
         Raises:
             DamagedRunError: test.json cannot be read.
         """
         with damage_told(self.run):
-            file = self.run / _TEST_NAME
-            return _TEST.validate_python(strict_json.decode(read_bytes(file, 1 << 26))) if file.exists() else None
+            if not self.has_test:
+                return None
+            return _TEST.validate_python(strict_json.decode(read_bytes(self.run / _TEST_NAME, 1 << 26)))
+
+    def require_adapter(self) -> Path:
+        """The directory of the final adapter, which is as it was written.
+
+        A server over Flower writes down no hashes of its adapter, which is taken as it is.
+
+        Raises:
+            MissingInputError: the run has none yet.
+            DamagedRunError: it is damaged, or the pointer of the run cannot be read.
+
+        Cost: the adapter is read once.
+        """
+        last = self._last_round()
+        names = [name for name in _ADAPTER if name in last.result]
+        if not names and self.adapter.is_dir():
+            return self.adapter
+        if not names:
+            raise MissingInputError(
+                f"expected a run that has ended, and {self.run} has no final adapter yet: "
+                f"florist simulate --resume {self.run}"
+            )
+        try:
+            for name in names:
+                verified(self.run, name, last.result)
+        except DamagedFileError as damage:
+            raise DamagedRunError(
+                f"expected the final adapter of {self.run} as it was written, and {damage}; make it again: "
+                f"florist simulate --resume {self.run}"
+            ) from damage
+        return self.adapter
 
     def save_test(self, test: FinalTest) -> None:
         """Make the metrics of the final adapter permanent."""
@@ -92,11 +124,15 @@ class FinalResult:
         """Rename the final adapter and its metrics, where there are any, after the round that they are of.
 
         A run that has ended and is to go on would otherwise be taken for one that is over. An earlier adapter of that
-        round makes room: it differs in what the server holds back alone, and can be written again.
+        round makes room: it differs in what the server holds back alone, and can be written again. One that is damaged
+        is not kept.
         """
-        last = self._last_round()
+        last, damaged = self._last_round(), self.damage() is not None
         if last.result:
             self._state.make_current(replace(last, result={}))
+        if damaged:
+            remove(self.run / _TEST_NAME)
+            remove(self.adapter)
         if (self.run / _TEST_NAME).exists():
             (self.run / _TEST_NAME).replace(self.run / f"test-round-{round_number:04d}.json")
         if self.adapter.exists():

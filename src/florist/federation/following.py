@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from florist.errors import DamagedRunError, MissingInputError
-from florist.federation.damage import damage_told, verified
+from florist.federation.damage import DamagedFileError, damage_told, verified
 from florist.federation.last_round import CURRENT, read_last_round
 from florist.federation.records import FinalTest, RoundRecord
 from florist.federation.round_lines import RoundLines
@@ -33,7 +33,8 @@ class RunStatus:
         method: the name of its aggregation method.
         initial: the metrics before the first round.
         rounds: how many rounds it is to have; None where no configuration says so.
-        has_adapter: whether the final adapter is there.
+        has_adapter: whether the final adapter is there, its weights not emptied and the rest as it was written. The
+            weights are not hashed: a run is looked at again and again.
         at_work: whether a process plays the run (`locking.is_held`).
         test: the metrics of the final adapter, once they are there.
     """
@@ -81,12 +82,29 @@ def read_status(run: Path) -> RunStatus | None:
             method=str(facts["method"]),
             initial=_METRICS.validate_python(facts["initial"]),
             rounds=config["federation"]["rounds"] if config else None,  # a strategy of one's own may have none
-            has_adapter=(run / "adapter").exists(),
+            has_adapter=_has_adapter(run, last.result),
             at_work=is_held(run),
-            test=_TEST.validate_python(_decoded(test)) if test.exists() else None,
+            test=_TEST.validate_python(_decoded(test)) if _is_whole(run, test.name, last.result) else None,
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(run, error) from error
+
+
+def _has_adapter(run: Path, result: Mapping[str, str]) -> bool:
+    names = [name for name in result if name.startswith("adapter/")]
+    if not names:  # a server over Flower writes down no hashes of its adapter, which it writes again at each end
+        return (run / "adapter").exists()
+    weights = [name for name in names if name.endswith(".safetensors")]
+    there = all((run / name).is_file() and (run / name).stat().st_size > 0 for name in weights)
+    return there and all(_is_whole(run, name, result) for name in names if name not in weights)
+
+
+def _is_whole(run: Path, name: str, result: Mapping[str, str]) -> bool:
+    try:
+        verified(run, name, result)
+    except DamagedFileError:
+        return False
+    return True
 
 
 def require_records(run: Path) -> None:

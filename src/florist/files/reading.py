@@ -76,6 +76,21 @@ def read_bytes(path: Path, most: int) -> bytes:
     return bytes(content)
 
 
+LARGEST_TEXT = 1 << 26
+"""Bytes of a configuration or a certificate that a page or a table shows; none has more than a few megabytes."""
+
+
+def read_text(path: Path) -> str:
+    """The text of a regular file.
+
+    Raises:
+        UnreadableFileError: it is no regular file, or has more than `LARGEST_TEXT` bytes.
+        OSError: it is not there, or may not be read.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    return read_bytes(path, LARGEST_TEXT).decode("utf-8")
+
+
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of the bytes of a regular file.
 

@@ -1,11 +1,12 @@
 """The page of an aggregate: adapters that were combined once."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from florist.errors import DamagedRunError
+from florist.files import strict_json
+from florist.files.reading import read_text
 from florist.one_shot.certificate import CERTIFICATE_NAME
 from florist.reporting.content import Block, Code, Page, Section, Table, Text, filled
 from florist.reporting.curves import against_tau
@@ -54,7 +55,7 @@ def page_of_aggregate(path: Path) -> Page:
 
 def _read(file: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = strict_json.decode(read_text(file))
         lacking = [
             name for name, module in content["modules"].items() if not {"rank", "relative_error"} <= module.keys()
         ]
@@ -105,7 +106,7 @@ def _tuned(path: Path) -> list[Block]:
     if not file.is_file():
         return []
     try:
-        points = json.loads(file.read_text(encoding="utf-8"))["points"]
+        points = strict_json.decode(read_text(file))["points"]
         metrics = list(points[0]["metrics"])
         figures = [
             against_tau(
@@ -138,5 +139,5 @@ def _reproduce(path: Path, content: Mapping[str, Any]) -> list[Block]:
     blocks: list[Block] = [Table("Settings and figures of the certificate", ["", "value"], lines)]
     if digests:
         blocks.append(Table("SHA-256 of the result", ["file", "digest"], digests))
-    text = (path / CERTIFICATE_NAME).read_text(encoding="utf-8")
+    text = read_text(path / CERTIFICATE_NAME)
     return [*blocks, Code("The whole certificate", text, folded=True)]

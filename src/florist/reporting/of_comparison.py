@@ -11,6 +11,7 @@ from florist.comparison.results import CellResult, read_result
 from florist.comparison.summary import Line, Measured, reference, summarise
 from florist.comparison.tables import metric_source
 from florist.config import Config
+from florist.files.reading import read_text
 from florist.reporting import contributions
 from florist.reporting.content import Block, Page, Section, Table, Text, filled
 from florist.reporting.curves import (
@@ -98,7 +99,7 @@ def page_of_comparison(path: Path) -> Page:
                 "torch threads": str(plan.threads),
                 **_environment(directory, shown),
             },
-            {"The common configuration, defaults included": (path / "base.toml").read_text(encoding="utf-8")},
+            {"The common configuration, defaults included": read_text(path / "base.toml")},
         ),
     ]
     failed = sum(len(line.failures) for line in lines)

@@ -12,6 +12,7 @@ from florist.comparison.intervals import Estimate
 from florist.errors import DamagedRunError, FloristError
 from florist.federation.history import RunDirectory
 from florist.federation.records import RoundRecord
+from florist.files.reading import read_text
 from florist.linalg.spectrum import Spectrum
 from florist.one_shot.inspection import spectra
 from florist.reporting import contributions
@@ -70,7 +71,7 @@ def page_of_run(path: Path) -> Page:
                 "torch threads": str(facts.threads),
                 **facts.environment,
             },
-            {"The whole configuration, defaults included": run.config_file.read_text(encoding="utf-8")},
+            {"The whole configuration, defaults included": read_text(run.config_file)},
         ),
     ]
     return Page(f"Run {path.name}", _in_a_sentence(run, records, better), filled(sections))
@@ -307,7 +308,7 @@ def _stopped(records: Sequence[RoundRecord]) -> bool:
 def _config(run: RunDirectory) -> Mapping[str, Any]:
     # As it is written: a key that this version does not know is no reason to refuse the page of an old run.
     try:
-        return tomllib.loads(run.config_file.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(run.config_file))
     except (OSError, ValueError) as error:
         raise DamagedRunError(
             f"expected the configuration of a run in {run.config_file}, and reading it failed ({error}); restore "

@@ -1,21 +1,23 @@
 """How to load a result, and how to come by it again."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from florist.files import strict_json
+from florist.files.reading import LARGEST_TEXT, read_bytes
 from florist.reporting.content import Block, Code, Section, Table
 
 
 def loading(adapter: Path) -> Section:
-    """Three lines that load an adapter; no section where there is none.
+    """Three lines that load an adapter; no section where there is none, or none that can be read.
 
     Args:
         adapter: the directory of the adapter, whose configuration names its base and its task.
     """
-    file = adapter / "adapter_config.json"
-    there = file.is_file()
-    settings = json.loads(file.read_bytes()) if there else {}
+    settings = _settings(adapter / "adapter_config.json")
+    there = settings is not None
+    settings = settings or {}
     base_model = settings.get("base_model_name_or_path")
     classifies = settings.get("task_type") == "SEQ_CLS"
     kind = "AutoPeftModelForSequenceClassification" if classifies else "AutoPeftModelForCausalLM"
@@ -28,6 +30,14 @@ def loading(adapter: Path) -> Section:
     if there:
         blocks = [Code(f"PEFT finds the base model, {base_model}, by itself" if base_model else "With PEFT", code)]
     return Section("load", "How to load the result", blocks)
+
+
+def _settings(file: Path) -> Mapping[str, Any] | None:
+    try:
+        found = strict_json.decode(read_bytes(file, LARGEST_TEXT))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def reproducing(command: str, facts: Mapping[str, str], configurations: Mapping[str, str]) -> Section:

@@ -64,7 +64,9 @@ def play(
         require_same(begun, config, facts)
         damage = begun.result.damage()
         if damage is not None:
-            warnings.warn(f"{damage}: it is written again, from the state after the last round", stacklevel=3)
+            warnings.warn(
+                f"{damage}; the end of the run is made again, from the state after its last round", stacklevel=3
+            )
     else:
         require_absent(path)
     require_installed(config.tracking.to)
