@@ -121,3 +121,12 @@ def test_a_changed_adapter_has_every_factor_changed() -> None:
     assert list(changed) == ["a", "b"]
     assert torch.equal(changed["b"].B, 2 * held["b"].B)
     assert changed.specs == held.specs
+
+
+@pytest.mark.parametrize("small", [1e-3, 1e-6, 1e-9, 1e-12])
+def test_the_energy_of_components_that_cancel_keeps_its_digits(small: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    B, A, own = (torch.randn(9, 9, generator=draw, dtype=torch.float64) for _ in range(3))
+    factor = LoraFactor(torch.cat([B, -B], dim=1), torch.cat([A + small * own, A]))
+    assert factor.energy() ** 0.5 == pytest.approx(small * float((B @ own).norm()), rel=3e-3)
+    assert LoraFactor(torch.cat([B, -B], dim=1), torch.cat([A, A])).energy() >= 0

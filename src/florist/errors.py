@@ -8,6 +8,8 @@ A message quotes what came, and that may come from a stranger: a file, a model h
 every message is one line of printable characters, however long or forged what it quotes is.
 """
 
+from collections.abc import Sequence
+
 LONGEST_MESSAGE = 900
 """The characters of a message; one that is longer loses its middle, since it ends with what to do."""
 
@@ -29,6 +31,16 @@ def one_line(text: str, longest: int = LONGEST_MESSAGE) -> str:
     if not text.isprintable():
         text = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
     return _without_middle(text, longest) if len(text) > longest else text
+
+
+def some(parts: Sequence[str], most: int = 5) -> str:
+    """The first few of many parts of a message, and how many there are beside.
+
+    >>> some(["a is missing", "b is missing", "c is missing"], most=2)
+    'a is missing; b is missing; and 1 more'
+    """
+    rest = len(parts) - most
+    return "; ".join([*parts[:most], *([f"and {rest} more"] if rest > 0 else [])])
 
 
 def _without_middle(text: str, longest: int) -> str:
@@ -108,6 +120,10 @@ class MissingInputError(FloristError, FileNotFoundError):
     """A file or directory that was named does not exist."""
 
 
+class UnreadableFileError(FloristError, ValueError):
+    """A path leads to no regular file, or to one that is larger than what is expected there."""
+
+
 class DamagedRunError(FloristError, ValueError):
     """A run directory lacks a file or holds one that cannot be read."""
 
@@ -121,7 +137,7 @@ class OutputExistsError(FloristError, FileExistsError):
 
 
 class UnwritableOutputError(FloristError, PermissionError):
-    """The folder for the output may not be written to."""
+    """The output cannot be written: its folder may not be written to, or there is no room on the disk."""
 
 
 class DirectoryInUseError(FloristError, BlockingIOError):

@@ -51,6 +51,11 @@ class ClientWork:
     moved_rows: bool = False
 
     @property
+    def averages_halves(self) -> bool:
+        """Whether B and A are averaged apart. A product then does not bound what either half does to the mean."""
+        return self.shared_rows and self.trained == Trained.FACTORS
+
+    @property
     def broadcast(self) -> Trained:
         """The halves that travel to a client."""
         return Trained.FACTORS if self.agreed_rows or self.moved_rows else self.trained
@@ -111,7 +116,10 @@ class ModuleCertificate:
             ``||dW||_F^2`` that it holds; where a method is further off than no update would be, it is below 0.
         norm: ``||dW||_F`` of the exact weighted sum.
         error: ``||dW - dW_g||_F``, where ``dW_g`` is what the broadcast makes of the uploads. It is the square root of
-            the discarded energy for a cut, and the aggregation noise for a mean of the halves.
+            the discarded energy for a cut, and the aggregation noise for a mean of the halves. It is right to a
+            relative 1e-3, the rounding of what is broadcast included, or to about 1e-15 of the norms of the uploads and
+            of what is sent, where that is more: float64 knows no better. A sum that is less than that beside its own
+            terms counts as zero, and its error as well.
             With feedback the norm is that of what was due, and the error that of what has not been sent yet.
         absent_from: the clients that sent nothing for the module; each counts as a zero update.
         codec_error: the part of the error that the codec made.

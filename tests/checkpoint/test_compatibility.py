@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ def test_everything_that_is_wrong_is_listed_with_the_path_and_the_remedy(client:
     ]
     with pytest.raises(IncompatibleAdaptersError) as caught:
         check_compatible(adapters)
-    message = str(caught.value)
+    assert re.search(r"and \d more$", str(caught.value))
+    message = "\n".join(compare(adapters).problems)
     a, b, c, d = (str(adapter.path) for adapter in adapters)
     assert f"{b} was trained on org/two at revision main, {a} on org/one at revision main" in message
     assert "--allow-base-mismatch" in message
@@ -126,3 +128,25 @@ def test_what_auto_classes_need_is_kept_where_all_adapters_agree(client: Client)
     for other in (None, {}, "LlamaForCausalLM", [], llama | {"base_model_class": "GPT2LMHeadModel"}):
         edit_config(b, auto_mapping=other)
         assert mapping(a, b) is None
+
+
+def test_one_file_by_two_names_is_given_twice(client: Client, tmp_path: Path):
+    own = client("a")
+    for name, link in (("hard", Path.hardlink_to), ("soft", Path.symlink_to)):
+        (tmp_path / name).mkdir()
+        for file in own.iterdir():
+            link(tmp_path / name / file.name, file)
+    (tmp_path / "folder").symlink_to(own)
+    for other in ("hard", "soft", "folder"):
+        with pytest.raises(IncompatibleAdaptersError, match=f"{other} is .*/a, given twice"):
+            check_compatible([open_adapter(own), open_adapter(tmp_path / other)])
+
+
+def test_a_refusal_of_very_many_problems_says_how_many_there_are(client: Client):
+    others = [with_config(client(f"other{n}"), base_model_name_or_path="org/" + "x" * 150) for n in range(20)]
+    adapters = [with_config(client("a"), base_model_name_or_path="org/one"), *others]
+    assert len(compare(adapters).problems) == 20
+    with pytest.raises(IncompatibleAdaptersError, match=r"and 1\d more$") as caught:
+        check_compatible(adapters)
+    assert len(str(caught.value)) < 900
+    assert "characters" not in str(caught.value)

@@ -58,6 +58,10 @@ def test_experts_split_and_join_as_peft_multiplies_them(experts: int, rank: int,
     assert torch.equal(joined.B, B)
 
 
+def ranks(own: LoraSettings, *parameters: str) -> dict[str, tuple[int, float]]:
+    return own.resolve([f"m.{parameter}" for parameter in parameters])
+
+
 def test_a_stored_pair_is_read_once_for_all_of_its_experts():
     draw = torch.Generator().manual_seed(0)
     held = {
@@ -90,17 +94,16 @@ def test_a_parameter_is_named_by_the_end_of_its_path():
     named = settings(
         target_modules=["q_proj"], target_parameters=["mlp.experts.up", "experts.down", "gate", "p.experts.x"]
     )
-    assert adapted_parameters(named, "layers.0.mlp.experts") == ("up", "down", "gate")
-    assert adapted_parameters(named, "layers.0.mlp.q_proj") == ()
-    assert adapted_parameters(named, "layers.0.other") == ("gate",)
-    assert adapted_parameters(settings(), "layers.0.mlp.experts") == ()
+    modules = ["layers.0.mlp.experts", "layers.0.mlp.q_proj", "layers.0.other"]
+    assert adapted_parameters(named, modules) == {modules[0]: ("up", "down", "gate"), modules[2]: ("gate",)}
+    assert adapted_parameters(settings(), modules) == {}
 
 
 def test_an_expression_that_settles_nothing_is_not_matched():
     # Python's `re` takes time exponential in the length of this name, and has no limit of its own.
     hostile = settings(target_modules="(a+)+")
     started = time.perf_counter()
-    assert adapted_parameters(hostile, "a" * 26 + "!") == ()
+    assert adapted_parameters(hostile, ["a" * 26 + "!"]) == {}
     assert time.perf_counter() - started < 0.5
 
 
@@ -111,13 +114,13 @@ def test_base_layers_at_the_end_are_nesting():
 
 def test_unlike_ranks_are_told_apart_by_the_number_of_experts():
     own = settings(r=2, rank_pattern={"up": 6}, alpha_pattern={"up": 3})
-    pairs = resolve_pairs(own, "m", ("down", "up"), {"m": 8, "m.base_layer": 24})
+    pairs = resolve_pairs(ranks(own, "down", "up"), "m", ("down", "up"), {"m": 8, "m.base_layer": 24})
     assert pairs == {"m": ExpertPair(4, 2, 1.0), "m.base_layer": ExpertPair(4, 6, 0.5)}
 
 
 def test_a_parameter_that_the_module_lacks_does_not_matter():
     own = settings(r=2, rank_pattern={"up": 6})
-    assert resolve_pairs(own, "m", ("down", "gate"), {"m": 8}) == {"m": ExpertPair(4, 2, 1.0)}
+    assert resolve_pairs(ranks(own, "down", "gate"), "m", ("down", "gate"), {"m": 8}) == {"m": ExpertPair(4, 2, 1.0)}
 
 
 @pytest.mark.parametrize(
@@ -129,7 +132,7 @@ def test_a_parameter_that_the_module_lacks_does_not_matter():
 )
 def test_what_shapes_cannot_tell_apart_is_refused(own: LoraSettings, rows: dict[str, int]):
     with pytest.raises(UnsupportedAdapterError, match="down, up of m have unlike ranks or alphas"):
-        resolve_pairs(own, "m", ("down", "up"), rows)
+        resolve_pairs(ranks(own, "down", "up"), "m", ("down", "up"), rows)
 
 
 @pytest.mark.parametrize(
@@ -139,12 +142,12 @@ def test_rows_that_fit_no_rank_are_refused(rows: dict[str, int]):
     with pytest.raises(
         InvalidAdapterError, match=r"expected lora_A of m to have E r rows with the config's ranks \[2, 2\]"
     ):
-        resolve_pairs(settings(r=2), "m", ("down", "up"), rows)
+        resolve_pairs(ranks(settings(r=2), "down", "up"), "m", ("down", "up"), rows)
 
 
 def test_a_config_that_names_very_many_parameters_is_refused():
     with pytest.raises(UnsupportedAdapterError, match="at most 6"):
-        resolve_pairs(settings(r=2), "m", tuple("abcdefg"), {"m": 2})
+        resolve_pairs(ranks(settings(r=2), *"abcdefg"), "m", tuple("abcdefg"), {"m": 2})
 
 
 @pytest.mark.parametrize(
@@ -162,6 +165,6 @@ def test_a_config_that_names_very_many_parameters_is_refused():
 def test_target_modules_mean_what_they_mean_to_peft(targets: Any, module: str, expected: bool):
     from peft.tuners.tuners_utils import check_target_module_exists
 
-    assert settings(target_modules=targets).targets_module(module) is expected
+    assert settings(target_modules=targets).targeted([module]) == ({module} if expected else set())
     if targets is not None:
         assert bool(check_target_module_exists(LoraConfig(target_modules=targets), module)) is expected

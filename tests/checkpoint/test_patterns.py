@@ -58,7 +58,7 @@ def test_peft_reads_back_every_rank_even_after_sorting_the_keys(ranks: dict[str,
     st.dictionaries(st.one_of(names, st.just(r"layers\.\d+\.q"), st.just("^a")), st.integers(1, 4), max_size=6), names
 )
 def test_values_resolve_as_in_peft(pattern: dict[str, int], module: str):
-    assert ModulePattern.of(pattern).value(module, 99) == peft_reads(pattern, module, 99)
+    assert ModulePattern.of(pattern).values([module], 99)[module] == peft_reads(pattern, module, 99)
 
 
 def test_very_many_modules_share_one_key_a_rank():

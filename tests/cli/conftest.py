@@ -52,4 +52,5 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     """The hub, as far as this process sees it."""
     hub = Hub()
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", hub.answer)
     return hub

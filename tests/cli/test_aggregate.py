@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,34 @@ def test_an_upload_is_refused_before_anything_is_written_or_leaves_the_aggregate
     assert open_adapter(tmp_path / "out").adapter.total_rank > 0
 
 
+class ConnectError(Exception):
+    """As HTTP clients have: neither an OSError nor any other error of Python's own."""
+
+
+def test_a_hub_that_does_not_answer_is_not_asked_to_take_an_upload(
+    florist: Run, saved_adapters: list[Path], tmp_path: Path, hub: Hub
+) -> None:
+    hub.unreachable, hub.error = ConnectError("timed out\nafter 5 s"), AssertionError("it was asked")
+    told = florist("aggregate", saved_adapters[0], "-o", tmp_path / "out", "--push-to-hub", "me/adapter")
+    assert told.returncode == 2
+    assert "uploading it to me/adapter failed: timed out; see that" in told.stderr.splitlines()[-1]
+    assert (tmp_path / "out").exists()
+
+
+def test_a_name_of_the_hub_is_looked_for_on_this_machine_alone(
+    florist: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def blocked(*_: object, **__: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", blocked)
+    monkeypatch.setattr(socket, "getaddrinfo", blocked)
+    for command in (["aggregate", "-o", tmp_path / "out"], ["inspect"]):
+        told = florist(*command, "nobody/nothing")
+        assert told.returncode == 2
+        assert "florist does not download: run `hf download nobody/nothing` first" in told.stdout + told.stderr
+
+
 def test_aggregate_json_is_all_of_stdout(florist: Run, saved_adapters: list[Path], tmp_path: Path) -> None:
     result = florist("aggregate", *saved_adapters, "-o", tmp_path / "out", "--json")
     document = json.loads(result.stdout)
@@ -107,7 +136,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "base": (edit_config(base_model_name_or_path="elsewhere"), "--allow-base-mismatch"),
     "dora": (edit_config(use_dora=True), "DoRA"),
     "deep config": (lambda a: (a / "adapter_config.json").write_text('{"a":' * 100_000), "expected JSON"),
-    "no expression": (edit_config(target_modules="("), "to be names or a regular expression, got '('"),
+    "no expression": (edit_config(target_modules="("), "over module names in target_modules of"),
     "no names": (edit_config(target_modules=5), "to be names or a regular expression, got 5"),
     "huge alpha": (edit_config(lora_alpha=10**400), "expected lora_alpha in"),
     "huge rank": (edit_config(r=10**400), "to be a whole number from 1"),

@@ -12,7 +12,9 @@ import pytest
 from florist.cli.compare_work import open_comparison
 from florist.comparison.directory import ComparisonDirectory
 from florist.comparison.planning import Comparison, Entry
-from florist.config import read_config
+from florist.config import read_config, to_toml
+from florist.federation.history import RunDirectory
+from florist.federation.run_facts import RunFacts
 
 from .running import COMMAND, ENVIRONMENT, Run, refused
 
@@ -92,8 +94,11 @@ def test_a_comparison_goes_on_only_with_its_trackers(
     assert not list((tmp_path / "out" / "cells").glob("*/seed-*"))
     # A run that is over is not tracked any more: its tables can be made without.
     for cell in comparison.cells:
-        (ComparisonDirectory(tmp_path / "out").run_path(cell) / "adapter").mkdir(parents=True)
-        (ComparisonDirectory(tmp_path / "out").run_path(cell) / "run.json").write_text('{"format": 2}')
+        directory = ComparisonDirectory(tmp_path / "out")
+        run = RunDirectory.create(directory.run_path(cell), to_toml(directory.config(cell)), RunFacts("0", "m", 1, {}))
+        run.adapter.mkdir()
+        (run.adapter / "adapter_model.safetensors").touch()
+        run.result.record_adapter()
     assert open_comparison(tmp_path / "out").comparison == comparison
 
 
@@ -186,13 +191,13 @@ def test_interrupted_and_killed_a_comparison_ends_as_if_nothing_had_been(
     settings += ["--set", "training.steps=20"]
     out, whole = tmp_path / "out", tmp_path / "whole"
     first, second = (out / "cells" / entry / "seed-0" for entry in ("florist", "fedit"))
-    stopped = killed(["compare", config, *settings, "-o", out], first / "state" / "current.json", signal.SIGINT)
+    stopped = killed(["compare", config, *settings, "-o", out], first / "state" / "round-0001", signal.SIGINT)
     assert (stopped.returncode, stopped.stdout) == (130, "")
     *waited, last = stopped.stderr.splitlines()
     assert last == f"interrupted; go on with: florist compare --resume {out}"
     assert all(line[0].isdigit() for line in waited)  # a busy machine says every 10 s what it is at
     assert not (first / "adapter").exists()
-    stopped = killed(["compare", "--resume", out], second / "state" / "current.json", signal.SIGKILL)
+    stopped = killed(["compare", "--resume", out], second / "state" / "round-0001", signal.SIGKILL)
     assert stopped.returncode == -signal.SIGKILL
     assert (first / "adapter").exists()
     assert not (second / "adapter").exists()
@@ -223,7 +228,7 @@ def test_processes_end_with_the_one_that_started_them(
     out = tmp_path / "out"
     words = ["compare", config, "--methods", "florist,fedit", "--seeds", "2", "--jobs", "2", "-o", out]
     words += ["--set", "federation.rounds=50"]
-    stopped = killed(words, out / "cells" / "florist" / "seed-0" / "state" / "current.json", how)
+    stopped = killed(words, out / "cells" / "florist" / "seed-0" / "state" / "round-0001", how)
     assert stopped.returncode == status
     assert "Traceback" not in stopped.stderr
 

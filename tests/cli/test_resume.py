@@ -1,12 +1,19 @@
 """``florist simulate --resume``: what may change of a run that goes on, and what may not."""
 
 import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import florist as library
 from florist.config import read_config, to_toml
+from florist.errors import DamagedRunError
+from tests.federation.test_history import flip
+from tests.federation.test_history import tree as all_of
 from tests.federation.test_simulation import configure, run, weights
 
 from .running import Run, refused
@@ -15,6 +22,17 @@ from .running import Run, refused
 @pytest.fixture
 def config(tiny_llama: Path, toy_data: Path, tmp_path: Path) -> Path:
     return configure(tmp_path, tiny_llama, toy_data, steps=2, rounds=1)
+
+
+@pytest.fixture(scope="module")
+def two_rounds(tiny_llama: Path, toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two-rounds")
+    kept = ("data.validation_fraction=0.2", "federation.keep_rounds=sent", "lora.target_modules=['q_proj']")
+    return run(configure(folder, tiny_llama, toy_data, steps=1, rounds=2), folder / "run", *kept).path
+
+
+def tree(path: Path) -> dict[str, object]:
+    return {name: content for name, content in all_of(path).items() if ".lock" not in name}
 
 
 def test_a_run_that_has_ended_goes_on_with_more_rounds(florist: Run, config: Path, tmp_path: Path) -> None:
@@ -49,6 +67,139 @@ def test_what_makes_the_result_is_refused_by_name(florist: Run, config: Path, tm
     # So is a configuration that was edited in the run's directory.
     (path / "config.toml").write_text(to_toml(read_config(path / "config.toml", ["federation.seed=1"])))
     assert "federation.seed = 1: expected 0, which the run in" in refused(florist("simulate", "--resume", path))
+
+
+def test_what_may_change_and_was_edited_is_said(florist: Run, config: Path, tmp_path: Path) -> None:
+    path = run(config, tmp_path / "run").path
+    (path / "config.toml").write_text(to_toml(read_config(path / "config.toml", ["federation.rounds=2"])))
+    told = florist("simulate", "--resume", path)
+    assert told.returncode == 0, told.stderr
+    assert "the run goes on with federation.rounds = 2 (begun with 1)" in told.stderr
+    (path / "begun.toml").write_text((path / "config.toml").read_text())
+    before = tree(path)
+    assert "begun.toml is not as it was written" in refused(florist("simulate", "--resume", path))
+    assert tree(path) == before
+
+
+SPOILT: Mapping[str, tuple[Callable[[Path], object], str]] = {
+    "no pointer": (lambda path: (path / "state" / "current.json").unlink(), "No such file"),
+    "empty pointer": (lambda path: (path / "state" / "current.json").write_text(""), "Expecting value"),
+    "list": (lambda path: (path / "state" / "current.json").write_text("[]"), "is not as florist wrote it"),
+    "FIFO": (
+        lambda path: [(path / "state" / "current.json").unlink(), os.mkfifo(path / "state" / "current.json")],
+        "found a FIFO",
+    ),
+    "no lines": (lambda path: (path / "rounds.jsonl").write_text(""), "does not have one line for every round"),
+    "more lines": (lambda path: (path / "rounds.jsonl").open("a").write("{}\n"), "more than the 2 rounds"),
+    "no state": (lambda path: shutil.rmtree(path / "state"), "No such file"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "telling"), SPOILT.values(), ids=SPOILT.keys())
+def test_every_command_refuses_a_damaged_run_and_leaves_it_as_it_is(
+    florist: Run, two_rounds: Path, tmp_path: Path, spoil: Callable[[Path], object], telling: str
+) -> None:
+    path = shutil.copytree(two_rounds, tmp_path / "run")
+    spoil(path)
+    before = tree(path)
+    for words in (
+        ("simulate", "--resume", path),
+        ("export", path, "-o", tmp_path / "out"),
+        ("export", path, "--round", 1, "-o", tmp_path / "out"),
+        ("watch", path, "--once"),
+        ("report", path),
+    ):
+        line = refused(florist(*words))
+        assert telling in line, words
+        assert tree(path) == before
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_round_is_refused_by_who_reads_it(florist: Run, two_rounds: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(two_rounds, tmp_path / "run")
+    flip(path / "state" / "round-0002" / "cumulative.safetensors")
+    before = tree(path)
+    for words in (("simulate", "--resume", path), ("export", path, "-o", tmp_path / "out")):
+        line = refused(florist(*words))
+        assert "round-0002/cumulative.safetensors is not as it was written: its SHA-256 is " in line
+        assert f"the final adapter in {path / 'adapter'} is whole and round 1 is whole: florist export" in line
+        assert tree(path) == before
+    told = florist("export", path, "--round", 1, "-o", tmp_path / "out")
+    assert told.returncode == 0, told.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("adapter/adapter_model.safetensors", flip),
+        ("adapter/adapter_config.json", lambda file: file.write_text("")),
+        ("adapter/florist.json", Path.unlink),
+        ("test.json", lambda file: file.write_text('{"metrics": {}, "lower_is_better": {}}')),
+        ("adapter/adapter_model.safetensors", lambda file: shutil.rmtree(file.parent)),
+    ],
+)
+def test_a_result_that_is_damaged_is_written_again_and_this_is_said(
+    florist: Run, two_rounds: Path, tmp_path: Path, name: str, spoil: Callable[[Path], object]
+) -> None:
+    path = shutil.copytree(two_rounds, tmp_path / "run")
+    spoil(path / name)
+    told = florist("export", path, "-o", tmp_path / "out")
+    assert told.returncode == 0, told.stderr
+    assert f"in the run itself, {name} is " in told.stderr
+    told = florist("simulate", "--resume", path)
+    assert told.returncode == 0, told.stderr
+    assert f"{name} is " in told.stderr
+    assert ": it is written again, from the state after the last round" in told.stderr
+    files = {each: content for each, content in tree(two_rounds).items() if "current.json" not in each}
+    assert {each: content for each, content in tree(path).items() if "current.json" not in each} == files
+    again = florist("simulate", "--resume", path)
+    assert again.returncode == 0
+    assert "written again" not in again.stderr
+
+
+def test_a_comparison_with_a_damaged_run_is_refused(florist: Run, config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    told = florist("compare", config, "--methods", "florist,fedit", "--seeds", "1", "-o", out)
+    assert told.returncode == 0, told.stderr
+    cell = out / "cells" / "florist" / "seed-0"
+    adapter = weights(cell)
+    flip(cell / "adapter" / "adapter_model.safetensors")
+    told = florist("compare", "--resume", out)
+    assert told.returncode == 0, told.stderr
+    assert f"{cell}: adapter/adapter_model.safetensors is not as it was written" in told.stderr
+    assert weights(cell) == adapter
+    for spoil in (
+        lambda: (cell.parent / "config.toml").write_text(
+            to_toml(read_config(cell.parent / "config.toml", ["training.learning_rate=0.5"]))
+        ),
+        (cell / "state" / "current.json").unlink,
+    ):
+        spoil()
+        before = tree(out)
+        assert str(cell) in refused(florist("compare", "--resume", out))
+        assert tree(out) == before
+
+
+def test_code_goes_on_with_a_whole_run_only(tiny_llama: Path, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {
+        "model": tiny_llama,
+        "clients": {"a": ["red is r", "blue is b"], "b": ["green is g", "red is r"]},
+        "ranks": 2,
+        "training": {"steps": 1, "threads": 1},
+        "out": tmp_path / "run",
+        "resume": True,
+    }
+    library.simulate(**arguments, rounds=1)
+    adapter = weights(tmp_path / "run")
+    (tmp_path / "run" / "adapter" / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"adapter_model\.safetensors is not as it was written: .* is written again"):
+        library.simulate(**arguments, rounds=1)
+    assert weights(tmp_path / "run") == adapter
+    (tmp_path / "run" / "state" / "current.json").unlink()
+    before = tree(tmp_path)
+    with pytest.raises(DamagedRunError, match="expected a whole run in"):
+        library.simulate(**arguments, rounds=2)
+    assert tree(tmp_path) == before
 
 
 def test_a_run_of_an_older_florist_is_refused_by_name(florist: Run, tmp_path: Path) -> None:

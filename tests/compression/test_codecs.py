@@ -109,3 +109,8 @@ def test_values_of_another_type_or_not_finite_are_refused() -> None:
         half.unpack(FloatCodec(torch.bfloat16).pack(rows(2)), (2, 13))
     with pytest.raises(InvalidUpdateError, match="expected finite values"):
         half.unpack({"values": torch.full((2, 13), math.nan, dtype=torch.float16)}, (2, 13))
+
+
+@pytest.mark.parametrize(("codec", "nbytes"), [(IntegerCodec(8), 1), (IntegerCodec(3), 0.375), (FloatCodec(), 4)])
+def test_the_bytes_of_one_number_are_its_bits_over_eight(codec: Codec, nbytes: float) -> None:
+    assert codec.itemsize == nbytes

@@ -417,13 +417,14 @@ def test_records_that_do_not_fit_are_named(tiny_llama: Path, tmp_path: Path) -> 
     write(tmp_path / "client_1.json", [{"instruction": "a", "response": "b"}] * 2)
     write(tmp_path / "test.json", rows(3))
     with pytest.raises(
-        DataError, match="client_1, example 1: expected examples with the fields 'instruction' and 'output'"
+        DataError,
+        match=r"client_1\.json, line 1 \(example 1\): expected examples with the fields 'instruction' and 'output'",
     ):
         build(config(tmp_path, model=tiny_llama, data={"test": "test.json"}))
     write(tmp_path / "client_1.json", rows(4))
     write(tmp_path / "test.json", [{"instruction": "a", "output": "b"}])
     with pytest.raises(
-        DataError, match=r"the held-out examples, example 1: .*expected an example with the fields \['topic'\]"
+        DataError, match=r"test\.json, line 1 \(example 1\): .*expected an example with the fields \['topic'\]"
     ):
         build(config(tmp_path, model=tiny_llama, data={"test": "test.json", "prompt_template": "{topic}"}))
 
@@ -489,7 +490,9 @@ def test_the_order_of_classes_may_be_given(tiny_bert: Path, toy_data: Path) -> N
     assert simulation.initial_state.saved_parameters["classifier.weight"].shape == (4, 32)
     text = AutoTokenizer.from_pretrained(tiny_bert).decode(simulation.clients[0].examples[0]["input_ids"])
     assert text == "r: 0 red"
-    with pytest.raises(DataError, match=r"client_0, example 3: expected a class of \['blue', 'red'\], got 'green'"):
+    with pytest.raises(
+        DataError, match=r"client_0\.json, line 1 \(example 3\): expected a class of \['blue', 'red'\], got 'green'"
+    ):
         build(config(toy_data, model=tiny_bert, task={**CLASSIFY, "labels": ["blue", "red"]}, data=data))
 
 

@@ -13,6 +13,7 @@ from florist.aggregation import FlexLora, RaFlora
 from florist.config import Config, read_config, to_toml
 from florist.config.methods import (
     DEFAULT_TAU,
+    FOR_ALL_METHODS,
     LOCAL_INITS,
     METHODS,
     Method,
@@ -66,7 +67,8 @@ def test_what_saved_adapters_hold_decides_who_combines_them(method: Method) -> N
 
 def test_every_key_is_taken_by_a_method_and_every_key_that_is_taken_is_one() -> None:
     assert {key for method in METHODS.values() for key in method.keys} == AggregationSection.model_fields.keys() - {
-        "method"
+        "method",
+        *FOR_ALL_METHODS,
     }
 
 
@@ -128,7 +130,7 @@ def test_commands_know_the_methods_before_torch(arguments: list[str], tmp_path: 
 
 FOREIGN = [
     (method, key) for method in METHODS.values() for key in AggregationSection.model_fields
-    if key not in {"method", *method.keys}
+    if key not in {"method", *FOR_ALL_METHODS, *method.keys}
 ]  # fmt: skip
 
 
@@ -210,7 +212,7 @@ def test_another_method_drops_the_keys_that_it_does_not_take(tmp_path: Path, met
     before = read(tmp_path, file, [plain]).aggregation
     after = read(tmp_path, file, [plain, f"aggregation.method={method.name}"]).aggregation
     assert after.method == method.name
-    for key in AggregationSection.model_fields.keys() - {"method"}:
+    for key in AggregationSection.model_fields.keys() - {"method", *FOR_ALL_METHODS}:
         assert getattr(after, key) == (getattr(before, key) if key in method.keys else None)
 
 

@@ -75,6 +75,14 @@ method = "florist"
 tau = 0.99
 scope = "global"
 max_rank = 64
+robust = "geometric-median"
+hostile = 0.3
+[guard]
+norm_factor = 20.0
+largest_norm = 100.0
+smallest_cosine = -0.5
+examples_factor = false
+action = "clip"
 [communication]
 preset = "compact"
 download = "float16"
@@ -501,7 +509,9 @@ def test_an_overridden_configuration_is_read_back_equal(tmp_path: Path, override
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 def test_any_text_and_number_is_read_back_equal(tmp_path: Path, text: str, number: float) -> None:
     minimal = read(tmp_path)
-    data = DataSection(path="/rows", prompt_template=text, test=text, dirichlet_alpha=number)
+    data = DataSection(
+        path="/rows", prompt_template=text, instruction_field=text, output_field=text, dirichlet_alpha=number
+    )
     config = minimal.model_copy(update={"data": data})
     assert read_back(config, tmp_path / "run") == config
 

@@ -64,8 +64,8 @@ def test_one_of_several_tables_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "telling"),
     [
-        ("x.csv", b"a,b\n1,2\n1,2,3\n", r"x\.csv: expected 2 values in every line.*got 3 in example 2"),
-        ("x.csv", b"a,b\n1\n", r"got 1 in example 1"),
+        ("x.csv", b"a,b\n1,2\n1,2,3\n", r"x\.csv, line 3: expected 2 values, one a field of \['a', 'b'\], got 3"),
+        ("x.csv", b'a,b\n"1\n",2\n\n1\n', r"x\.csv, line 5: expected 2 values, .* got 1"),
         ("x.csv", b"a,a\n1,2\n", r"different names in the first line, got \['a'\]"),
         ("x.csv", b'a,b\n1,2\n"1"x,2\n', r"reading failed in line 3"),
         ("x.csv", b"a,b\n\xff,2\n", "expected UTF-8 CSV"),

@@ -10,6 +10,7 @@ from florist.data.prompts import template_prompt
 from florist.data.reading import read_examples
 from florist.errors import DataError
 from florist.evaluation import MultipleChoice, Question, read_questions
+from florist.evaluation.choices import Questions
 
 MMLU = Path(__file__).parents[3] / "shared" / "data" / "mmlu" / "mmlu_1444.json"
 
@@ -36,7 +37,7 @@ def questions(
     prompt: str = "{question}:",
     answer: str = "{choice}",
     max_length: int = 60,
-) -> tuple[Question, ...]:
+) -> Questions:
     return read_questions(
         examples,
         tokenizer,
@@ -130,7 +131,7 @@ def test_a_long_prompt_loses_its_start_for_all_choices_alike(tokenizer: PreTrain
         ({"question": "q", "choices": ["a", ""], "answer": 0}, "expected a prompt, and choices of one token at least"),
         (
             {"question": "q", "choices": ["a", "b" * 60], "answer": 0},
-            r"at most 60 tokens with it, got 2 .*\[1, 60\] of choices",
+            r"every question .* too long, .*at most 60 tokens with one .*, got 2 .*\[1, 60\] of choices",
         ),
         ({"input": "Question: a? Options: A. 1, B. 2", "output": "A"}, "expected the fields question, choices"),
     ],

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 import multiprocessing
@@ -28,9 +29,13 @@ from florist.factors import AdapterState, LoraFactor
 from florist.federation.broadcasts import Broadcasts
 from florist.federation.client_residuals import ClientResiduals
 from florist.federation.history import RunDirectory
+from florist.federation.kept_rounds import KeepRounds
+from florist.federation.last_round import LastRound
 from florist.federation.records import ClientRecord, Drop, FinalTest, RoundRecord
 from florist.federation.run_facts import RunFacts
 from florist.federation.state import ServerState
+from florist.federation.state_folder import StateFolder
+from florist.files.reading import sha256
 from florist.rounds import NO_ADAPTER
 from tests.builders import SHAPES, adapter
 
@@ -209,13 +214,14 @@ def test_every_round_is_a_line(tmp_path: Path) -> None:
     assert run.records() == [record(1), record(2), record(3)]
 
 
-def test_a_line_that_is_half_written_or_of_no_round_is_put_right(tmp_path: Path) -> None:
+def test_a_line_that_a_killed_process_left_half_written_is_put_right(tmp_path: Path) -> None:
     run = started(tmp_path)
     run.save(state(1), record(1))
     run.save(state(2), record(2))
     whole = (run.path / "rounds.jsonl").read_text()
     first, second = whole.splitlines(keepends=True)
-    for content in (first, first + second[:9], whole + "{}\n", whole + "{", first + "{}\n" * 9):
+    amended = second.replace('"aggregated": false', '"aggregated": true')
+    for content in (first, first + second[:9], first + second[:-1], first + amended):
         (run.path / "rounds.jsonl").write_text(content)
         assert RunDirectory.open(run.path).records() == [record(1), record(2)]
         assert (run.path / "rounds.jsonl").read_text() == content
@@ -266,9 +272,9 @@ def test_a_round_that_was_not_made_current_is_played_again(tmp_path: Path) -> No
 
 def test_a_round_killed_before_the_first_pointer_leaves_a_run_without_rounds(tmp_path: Path) -> None:
     run = started(tmp_path)
-    run.save(state(1), record(1))
-    (run.path / "state" / "current.json").unlink()
-    (run.path / "rounds.jsonl").write_text("")
+    other = RunDirectory(shutil.copytree(run.path, tmp_path / "other"))
+    other.save(state(1), record(1))
+    shutil.copytree(other.path / "state" / "round-0001", run.path / "state" / "round-0001")
     initial = state(0)
     assert run.load(initial) == (initial, [])
     run.save(state(1), record(1))
@@ -292,11 +298,11 @@ def test_what_was_not_yet_removed_does_no_harm(tmp_path: Path) -> None:
 
 def test_the_result_of_a_run_that_goes_on_is_set_aside(tmp_path: Path) -> None:
     run = started(tmp_path)
-    run.set_aside_result(3)
+    run.result.set_aside(3)
     run.adapter.mkdir()
     (run.adapter / "README.md").write_text("three rounds")
     run.save_tested(FinalTest({"loss": 1.0}, {"loss": True}))
-    run.set_aside_result(3)
+    run.result.set_aside(3)
     assert not run.adapter.exists()
     assert run.tested is None
     assert (run.path / "adapter-round-0003" / "README.md").read_text() == "three rounds"
@@ -386,30 +392,220 @@ def test_more_rounds_than_the_names_have_digits(tmp_path: Path) -> None:
     assert [entry.name for entry in (run.path / "state").glob("round-*")] == ["round-10000"]
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda run: (run / "state" / "current.json").write_text(""),
-        lambda run: (run / "state" / "current.json").write_text("{}"),
-        lambda run: (run / "state" / "current.json").unlink(),
-        lambda run: (run / "rounds.jsonl").unlink(),
-        lambda run: (run / "rounds.jsonl").write_text(""),
-        lambda run: (run / "rounds.jsonl").write_text((run / "rounds.jsonl").read_text()[20:]),
-        lambda run: (run / "state" / "round-0002" / "cumulative.safetensors").unlink(),
-        lambda run: (run / "state" / "round-0001" / "broadcast.safetensors").unlink(),
-        lambda run: os.truncate(run / "state" / "round-0002" / "cumulative.safetensors", 20),
+def tree(folder: Path) -> dict[str, object]:
+    """All that is in a folder: what every file holds and every link leads to."""
+    return {
+        str(each.relative_to(folder)): os.readlink(each)  # noqa: PTH115  # what it says, though it lead nowhere
+        if each.is_symlink()
+        else each.read_bytes()
+        if each.is_file()
+        else each.lstat().st_mode
+        for each in folder.rglob("*")
+    }
+
+
+def flip(file: Path, place: int = -3) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+def sealed(run: Path, **changes: object) -> None:
+    """Change current.json as somebody would who knows its hash."""
+    file = run / "state" / "current.json"
+    last = json.loads(file.read_text())["last"] | changes
+    file.write_text(json.dumps({"sha256": hashlib.sha256(json.dumps(last).encode()).hexdigest(), "last": last}))
+
+
+def replaced(file: Path, make: Callable[[Path], object]) -> None:
+    file.unlink()
+    make(file)
+
+
+NOT_FILES: Mapping[str, Callable[[Path], object]] = {
+    "FIFO": os.mkfifo,
+    "directory": Path.mkdir,
+    "device": lambda file: file.symlink_to("/dev/zero"),
+    "dangling": lambda file: file.symlink_to("nowhere"),
+    "circular": lambda file: file.symlink_to(file.name),
+}
+SPOILT: Mapping[str, Callable[[Path], object]] = {
+    **{
+        f"current.json {content[:20]}": lambda run, content=content: (run / "state" / "current.json").write_text(
+            content
+        )
+        for content in (
+            "",
+            "{}",
+            "[]",
+            "null",
+            "{",
+            '{"sha256": "", "last": {}}',
+            "[" * 50_000,
+            '{"last": 1' + "0" * 5_000,
+        )
+    },
+    **{
+        f"{name} as {kind}": lambda run, name=name, make=make: replaced(run / name, make)
+        for name in ("state/current.json", "rounds.jsonl", "state/round-0002/cumulative.safetensors", "run.json")
+        for kind, make in NOT_FILES.items()
+    },
+    **{
+        f"round {number}": lambda run, number=number: sealed(run, round=number)
+        for number in (-1, 0, 1, 3, 10**9, 10**30, "2x", None)
+    },
+    "bits of current.json": lambda run: flip(run / "state" / "current.json", 300),
+    "who holds what": lambda run: (run / "state" / "current.json").write_text(
+        (run / "state" / "current.json").read_text().replace('"client_0": 2', '"client_0": 1')
+    ),
+    "no current.json": lambda run: (run / "state" / "current.json").unlink(),
+    "no current.json and no lines": lambda run: [
+        (run / "state" / "current.json").unlink(),
+        (run / "rounds.jsonl").write_text(""),
     ],
-)
-def test_a_damaged_run_is_said_to_be_one(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
+    "no state": lambda run: shutil.rmtree(run / "state"),
+    "no lines": lambda run: (run / "rounds.jsonl").unlink(),
+    "empty lines": lambda run: (run / "rounds.jsonl").write_text(""),
+    "shorter lines": lambda run: (run / "rounds.jsonl").write_text((run / "rounds.jsonl").read_text()[20:]),
+    "another line": lambda run: (run / "rounds.jsonl").write_text((run / "rounds.jsonl").read_text() + "{}\n"),
+    "more of a line": lambda run: (run / "rounds.jsonl").write_text((run / "rounds.jsonl").read_text() + "{"),
+    "the last line twice": lambda run: (run / "rounds.jsonl").write_text(
+        (run / "rounds.jsonl").read_text() + (run / "rounds.jsonl").read_text().splitlines(keepends=True)[-1]
+    ),
+    "a middle that was edited": lambda run: (run / "rounds.jsonl").write_text(
+        (run / "rounds.jsonl").read_text().replace('"upload_bytes": 100', '"upload_bytes": 101', 1)
+    ),
+    "lines of another run": lambda run: (run / "rounds.jsonl").write_text(
+        (run / "rounds.jsonl").read_text().replace('"download_bytes": 7', '"download_bytes": 8')
+    ),
+    "no cumulative": lambda run: (run / "state" / "round-0002" / "cumulative.safetensors").unlink(),
+    "no broadcast": lambda run: (run / "state" / "round-0001" / "broadcast.safetensors").unlink(),
+    "short": lambda run: os.truncate(run / "state" / "round-0002" / "cumulative.safetensors", 20),
+    "a bit": lambda run: flip(run / "state" / "round-0002" / "cumulative.safetensors"),
+    "a bit of an earlier round": lambda run: flip(run / "state" / "round-0001" / "broadcast.safetensors"),
+    "rounds swapped": lambda run: shutil.copy(
+        run / "state" / "round-0001" / "broadcast.safetensors", run / "state" / "round-0002" / "broadcast.safetensors"
+    ),
+    "begun.toml edited": lambda run: (run / "begun.toml").write_text("[federation]\nrounds = 9\n"),
+    "run.json edited": lambda run: (run / "run.json").write_text(
+        (run / "run.json").read_text().replace('"threads": 1', '"threads": 2')
+    ),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT.keys())
+def test_a_damaged_run_is_said_to_be_one_and_left_as_it_is(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
     directory = started(tmp_path)
     directory.save(state(1), record(1))
     directory.save(state(2), record(2))
-    (tmp_path / "run" / "state" / ".round-0003.00112233aabbccdd").mkdir()
-    directory.load(ServerState.initial())
-    assert not (tmp_path / "run" / "state" / ".round-0003.00112233aabbccdd").exists()
     spoil(tmp_path / "run")
-    with pytest.raises(DamagedRunError, match=r"expected a whole run in .*restore the directory"):
-        directory.load(ServerState.initial())
+    (tmp_path / "run" / ".round-0003.00112233aabbccdd").mkdir()  # what a killed process left stays, too
+    before = tree(tmp_path)
+    for read in (directory.require_whole, lambda: directory.load(ServerState.initial())):
+        with pytest.raises(DamagedRunError, match=r"expected a whole run in .*restore the directory") as refusal:
+            read()
+        assert len(str(refusal.value)) < 900
+        assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("keep", "offer"),
+    [
+        (KeepRounds.LAST, "no round of it can be exported; nothing in it was changed"),
+        (KeepRounds.SENT, "round 1 is whole: florist export "),
+    ],
+)
+def test_a_damaged_round_is_named_and_the_last_whole_one_offered(tmp_path: Path, keep: KeepRounds, offer: str) -> None:
+    run = RunDirectory.create(tmp_path / "run", CONFIG, replace(FACTS, keep_rounds=keep))
+    for number in (1, 2):
+        run.save(compressed(number), replace(record(number), aggregated=True))
+    flip(run.path / "state" / "round-0002" / "cumulative.safetensors")
+    flip(run.path / "state" / "round-0002" / "continued.safetensors")
+    with pytest.raises(DamagedRunError) as refusal:
+        run.load(ServerState.initial())
+    assert "round-0002/continued.safetensors is not as it was written: its SHA-256 is " in str(refusal.value)
+    assert offer in str(refusal.value)
+    if keep is KeepRounds.SENT:
+        assert run.state_after(1, with_held_back=False).round_number == 1
+
+
+def test_the_best_round_is_offered_where_it_is_kept(tmp_path: Path) -> None:
+    run = started(tmp_path)
+    for number in (1, 2, 3):
+        run.save(compressed(number), replace(record(number), aggregated=True), best=1)
+    flip(run.path / "state" / "round-0003" / "cumulative.safetensors")
+    with pytest.raises(DamagedRunError, match=r"round 1 is whole: florist export .*run --round 1; nothing in it"):
+        run.load(ServerState.initial())
+    # The last round is whole, and the best one is not: a resumption would need it at its end.
+    run = RunDirectory.create(tmp_path / "other", CONFIG, FACTS)
+    for number in (1, 2, 3):
+        run.save(compressed(number), replace(record(number), aggregated=True), best=1)
+    flip(run.path / "state" / "round-0001" / "cumulative.safetensors")
+    with pytest.raises(DamagedRunError, match=r"round-0001/cumulative\.safetensors is not as .*; round 3 is whole"):
+        run.load(ServerState.initial())
+
+
+def test_the_result_of_a_run_is_known_by_its_hashes(tmp_path: Path) -> None:
+    run = started(tmp_path)
+    run.save(state(1), record(1))
+    assert (run.result.has_test, run.result.has_adapter, run.result.damage()) == (False, False, None)
+    run.save_tested(FinalTest({"loss": 1.0}, {"loss": True}))
+    run.adapter.mkdir()
+    for name in ("adapter_model.safetensors", "adapter_config.json", "florist.json", "README.md"):
+        (run.adapter / name).write_text(name)
+    assert (run.result.has_test, run.result.has_adapter, run.result.damage()) == (True, False, None)
+    run.result.record_adapter()
+    assert (run.result.has_test, run.result.has_adapter, run.result.damage()) == (True, True, None)
+    (run.adapter / "README.md").write_text("edited")
+    assert run.result.has_adapter
+    (run.adapter / "adapter_config.json").write_text("")
+    assert (run.result.has_test, run.result.has_adapter) == (True, False)
+    assert str(run.result.damage()).startswith("adapter/adapter_config.json is not as it was written")
+    run.save_tested(FinalTest({"loss": 2.0}, {"loss": True}))
+    assert not run.result.has_adapter  # the hashes of the one are not those of the other
+    shutil.rmtree(run.adapter)
+    assert str(run.result.damage()).startswith("adapter/adapter_model.safetensors is missing")
+    run.result.set_aside(1)
+    assert run.result.damage() is None
+    run.save(state(2), record(2))
+    assert run.load(ServerState.initial())[1] == [record(1), record(2)]
+
+
+def test_hashes_are_of_what_is_kept_and_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+
+    def counted(file: Path) -> str:
+        hashed.append(file.name)
+        return sha256(file)
+
+    run = started(tmp_path)
+    monkeypatch.setattr("florist.federation.state_folder.sha256", counted)
+    for number in range(1, 6):
+        run.save(state(number), record(number))
+        assert sorted(hashed) == sorted(
+            f"{name}.safetensors" for name in ("broadcast", "continued", "cumulative", "saved_parameters")
+        )
+        hashed.clear()
+    files = json.loads((run.path / "state" / "current.json").read_text())["last"]["files"]
+    on_disk = (run.path / "state").rglob("*.safetensors")
+    assert files == {f"{file.parent.name}/{file.name}": sha256(file) for file in on_disk}
+
+
+def test_a_run_that_is_read_while_it_is_played_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, reader = started(tmp_path), RunDirectory(tmp_path / "run")
+    run.save(state(1), record(1))
+    read = StateFolder.last_round
+
+    def overtaken(self: StateFolder) -> LastRound:
+        last = read(self)
+        if last.round == 1:
+            monkeypatch.setattr(StateFolder, "last_round", read)
+            run.save(state(2), record(2))  # between the reader's look at current.json and at rounds.jsonl
+            run.save(state(3), record(3))
+        return last
+
+    monkeypatch.setattr(StateFolder, "last_round", overtaken)
+    assert reader.records() == [record(1), record(2), record(3)]
 
 
 def test_facts_that_cannot_be_read_are_damage(tmp_path: Path) -> None:
@@ -422,15 +618,15 @@ def test_facts_that_cannot_be_read_are_damage(tmp_path: Path) -> None:
     ("changes", "telling"),
     [
         ({"format": None}, r"got one that an earlier florist 0\.1\.0 wrote, before runs had a format number; begin"),
-        ({"format": 1}, r"got one that an earlier florist 0\.1\.0 wrote, .*version or commit that began this one"),
-        ({"format": 3, "florist": "9.9"}, r"got format 3 of florist 9\.9; install that version or a later one"),
+        ({"format": 2}, r"got format 2, which an earlier florist 0\.1\.0 wrote; begin .*or commit that began this one"),
+        ({"format": 4, "florist": "9.9"}, r"got format 4 of florist 9\.9; install that version or a later one"),
     ],
 )
 def test_a_run_of_another_format_is_refused(changes: dict[str, object], telling: str, tmp_path: Path) -> None:
     path = started(tmp_path).path
     document = {**json.loads((path / "run.json").read_text()), **changes}
     (path / "run.json").write_text(json.dumps({name: value for name, value in document.items() if value is not None}))
-    with pytest.raises(OtherVersionError, match=rf"run: expected a run of format 2, {telling}"):
+    with pytest.raises(OtherVersionError, match=rf"run: expected a run of format 3, {telling}"):
         RunDirectory.open(path)
 
 

@@ -1,13 +1,14 @@
 import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from florist.errors import DirectoryInUseError
+from florist.errors import DirectoryInUseError, UnwritableOutputError
 from florist.files import locking
-from florist.files.locking import is_held, sole_process
+from florist.files.locking import HOLDER_NAME, LOCK_NAME, is_held, sole_process
 
 
 @pytest.fixture(autouse=True)
@@ -77,3 +78,21 @@ def test_a_process_that_dies_lets_go(tmp_path: Path) -> None:
 def test_a_holder_of_whom_nothing_can_be_known_is_taken_for_alive(name: str, tmp_path: Path) -> None:
     (tmp_path / ".lock-holder").write_text(name)
     assert is_held(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no FIFOs")
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("nowhere")])
+def test_what_is_in_the_place_of_the_holders_name_makes_room_and_nobody_waits(
+    make: Callable[[Path], object], tmp_path: Path
+) -> None:
+    make(tmp_path / HOLDER_NAME)
+    assert is_held(tmp_path) or (tmp_path / HOLDER_NAME).is_symlink()
+    with sole_process(tmp_path):
+        assert is_held(tmp_path)
+    assert not (tmp_path / HOLDER_NAME).exists()
+
+
+def test_a_lock_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / LOCK_NAME).mkdir()
+    with pytest.raises(UnwritableOutputError, match=r"its \.lock cannot be opened"), sole_process(tmp_path):
+        pytest.fail("the block must not run")

@@ -1,10 +1,12 @@
 import hashlib
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Generator
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,16 @@ import torch
 from safetensors.torch import save_file
 
 from florist.errors import FloristError, MissingInputError, OutputExistsError, UnwritableOutputError
-from florist.files.outputs import new_directory, remove_drafts, replace_file, require_absent, sha256
+from florist.files.holding import hold
+from florist.files.outputs import (
+    new_directory,
+    remove,
+    remove_drafts,
+    remove_stale,
+    replace_file,
+    require_absent,
+    sha256,
+)
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o002])
@@ -242,6 +253,68 @@ def test_what_a_killed_process_leaves_is_a_draft(tmp_path: Path) -> None:
     assert len(names(tmp_path)) == 1
     remove_drafts(tmp_path)
     assert names(tmp_path) == []
+
+
+def write(path: Path, *, die: bool, ready: Event | None = None, go: Event | None = None) -> None:
+    with new_directory(path) as draft:
+        (draft / "file").write_text("half")
+        if die:
+            os.kill(os.getpid(), signal.SIGKILL)
+        assert ready is not None
+        assert go is not None
+        ready.set()
+        go.wait(60)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork and flock")
+def test_the_next_to_write_removes_what_a_killed_one_left_and_nothing_of_the_living(tmp_path: Path) -> None:
+    forking = multiprocessing.get_context("fork")
+    for _ in range(2):
+        killed = forking.Process(target=write, args=(tmp_path / "out",), kwargs={"die": True})
+        killed.start()
+        killed.join()
+        assert len(names(tmp_path)) == 1  # the first one was removed
+    left = names(tmp_path)
+    ready, go = forking.Event(), forking.Event()
+    living = forking.Process(target=write, args=(tmp_path / "out",), kwargs={"die": False, "ready": ready, "go": go})
+    living.start()
+    assert ready.wait(60)
+    (at_work,) = names(tmp_path)
+    assert at_work not in left
+    (tmp_path / ".out.notes").touch()
+    (tmp_path / ".other.0123456789abcdef").mkdir()
+    require_absent(tmp_path / "out")
+    remove_stale(tmp_path / "out")
+    remove_drafts(tmp_path)
+    assert sorted(names(tmp_path)) == sorted([at_work, ".out.notes"])
+    go.set()
+    living.join()
+    assert living.exitcode == 0
+    assert sorted(names(tmp_path)) == [".out.notes", "out"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs flock")
+def test_the_draft_of_a_file_is_removed_by_the_next_to_write_it(tmp_path: Path) -> None:
+    (tmp_path / ".file.0123456789abcdef").write_text("half")
+    (tmp_path / ".files.0123456789abcdef").write_text("of another")
+    held = (tmp_path / ".file.00112233aabbccdd").open("w")
+    assert hold(tmp_path / ".file.00112233aabbccdd", held.fileno())
+    replace_file(tmp_path / "file", "whole")
+    assert sorted(names(tmp_path)) == [".file.00112233aabbccdd", ".files.0123456789abcdef", "file"]
+    held.close()
+    replace_file(tmp_path / "file", "again")
+    assert sorted(names(tmp_path)) == [".files.0123456789abcdef", "file"]
+
+
+def test_a_link_is_removed_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    (tmp_path / ".run.fedcba9876543210").symlink_to(tmp_path / "mine")
+    (tmp_path / ".out.replaced").symlink_to(tmp_path / "mine")
+    remove_drafts(tmp_path)
+    remove(tmp_path / ".out.replaced")
+    assert names(tmp_path) == ["mine"]
+    assert names(tmp_path / "mine") == ["thesis.tex"]
 
 
 def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from florist.federation.state import ServerState
 from florist.flower import Agreement, Journal
 from florist.flower.journal import AGREED
 from florist.ranks import EnergyThreshold, FixedRank
+from tests.federation.test_history import record, state, tree
 
 Values = Mapping[str, Any]
 
@@ -135,3 +136,21 @@ def test_a_run_of_another_method_is_not_gone_on_with(tmp_path: Path) -> None:
     Journal(tmp_path / "run", "florist").begin(dict)
     with pytest.raises(ConfigurationError, match=r"expected the method 'florist', .* got 'fedit'; go on with that"):
         Journal(tmp_path / "run", "fedit").load(ServerState.initial())
+
+
+def test_a_run_that_lost_what_its_clients_agreed_on_or_its_pointer_is_refused(tmp_path: Path) -> None:
+    journal = begun(Journal(tmp_path / "run", "florist"), rules())
+    for number in (1, 2):
+        journal.save(state(number), record(number))
+    agreed = (tmp_path / "run" / AGREED).read_bytes()
+    (tmp_path / "run" / AGREED).unlink()
+    before = tree(tmp_path)
+    with pytest.raises(DamagedRunError, match=r"agreed on in .*federation\.json, and it is missing"):
+        journal.load(ServerState.initial(), rules(seed=1))
+    assert tree(tmp_path) == before
+    (tmp_path / "run" / AGREED).write_bytes(agreed)
+    (tmp_path / "run" / "state" / "current.json").unlink()
+    before = tree(tmp_path)
+    with pytest.raises(DamagedRunError, match="expected a whole run in"):
+        journal.load(ServerState.initial(), rules())
+    assert tree(tmp_path) == before

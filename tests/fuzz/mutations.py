@@ -154,8 +154,15 @@ def mutated_document(document: Any, rng: random.Random) -> Any:
                 holder[key] if fault == 3 else nasty_values(rng)
             )
         else:
-            holder.append(copy.deepcopy(holder[key]) if fault == 3 else nasty_values(rng))
+            holder.append(_copied(holder[key]) if fault == 3 else nasty_values(rng))
     return broken
+
+
+def _copied(value: Any) -> Any:
+    try:
+        return copy.deepcopy(value)
+    except RecursionError:  # it is what another fault nested
+        return value
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,13 @@ from florist.comparison.directory import ComparisonDirectory
 from florist.comparison.planning import Comparison, Entry, configure
 from florist.data.partition import LabelCounts
 from florist.factors import AdapterState, LoraFactor
-from florist.federation.broadcasts import Broadcasts
 from florist.federation.geometry import MOST_CLIENTS
 from florist.federation.history import RunDirectory
+from florist.federation.last_round import CURRENT, NO_LINES, LastRound, chained, write_last_round
 from florist.federation.records import ClientRecord, Drop, RoundRecord
 from florist.federation.run_facts import RunFacts
-from florist.federation.state import ServerState
-from florist.federation.state_folder import StateFolder
 from florist.files import strict_json
-from florist.rounds import NO_ADAPTER
+from florist.files.reading import sha256
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 """A name that would be markup if anybody let it."""
@@ -132,17 +131,29 @@ def a_run(
         (path / "run.json").write_text(json.dumps(document))
     lines = [strict_json.encode(_without_new(asdict(record)) if bare else asdict(record)) + "\n" for record in records]
     (path / "rounds.jsonl").write_text("".join(lines))
-    if records:
-        state = ServerState(rounds, NO_ADAPTER, NO_ADAPTER, {}, Broadcasts({rounds: NO_ADAPTER}), {})
-        begins = sum(len(line.encode()) for line in lines[:-1])
-        StateFolder(path / "state").make_current(state, records[-1], begins, {})
+    _make_current(path, lines)
     if not bare:
         counts = tuple((k, 2 * k, 7) for k in range(len(names)))
         run.save_examples(LabelCounts(tuple(names), ("a", "b", HOSTILE), counts))
     if final:
         run.adapter.mkdir()
         write_adapter(run.adapter, encode(an_adapter(modules, features, rank), base_model="base"))
+        run.result.record_adapter()
     return run
+
+
+def _make_current(path: Path, lines: Sequence[str]) -> None:
+    """Write current.json as of a run with these lines, of which no tensors are kept."""
+    own = {name: sha256(path / name) for name in ("begun.toml", "run.json")}
+    earlier = [line.encode() for line in lines[:-1]]
+    last = LastRound(
+        len(lines),
+        own,
+        line_begins=sum(map(len, earlier)),
+        lines_before=reduce(chained, earlier, NO_LINES),
+        record=json.loads(lines[-1]) if lines else None,
+    )
+    write_last_round(path / CURRENT, last)
 
 
 def a_comparison(path: Path, losses: Mapping[str, tuple[str, float]], seeds: Sequence[int] = (0, 1, 2)) -> None:
@@ -163,12 +174,10 @@ def a_comparison(path: Path, losses: Mapping[str, tuple[str, float]], seeds: Seq
         lines = [json.loads(line) for line in (run.path / "rounds.jsonl").read_text().splitlines()]
         for line in lines:
             line["metrics"] = {"loss": losses[cell.entry.name][1] + 0.01 * cell.seed + (2 - line["round"])}
-        (run.path / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        current = run.path / "state" / "current.json"
-        document = json.loads(current.read_text())
-        document["record"] = lines[-1]
-        document["line_begins"] = len(json.dumps(lines[0])) + 1
-        current.write_text(json.dumps(document))
+        texts = [json.dumps(line) + "\n" for line in lines]
+        (run.path / "rounds.jsonl").write_text("".join(texts))
+        _make_current(run.path, texts)
+        run.result.record_adapter()
 
 
 _NEW = {"cosines", "client_metrics", "best_round", "stopped"}

@@ -13,7 +13,7 @@ from florist.aggregation.florist import Florist
 from florist.aggregation.full import FullFineTuning
 from florist.aggregation.linear import LinearRounds
 from florist.aggregation.raflora import RaFlora
-from florist.aggregation.weighted_sum import decompose_module, lossless_sum
+from florist.aggregation.weighted_sum import decompose_module, lossless_sum, module_parts
 from florist.aggregation.whole_sum import WholeSum
 
 __all__ = [
@@ -30,4 +30,5 @@ __all__ = [
     "WholeSum",
     "decompose_module",
     "lossless_sum",
+    "module_parts",
 ]

@@ -1,33 +1,25 @@
 """The certificate of an aggregation, computed from the factors, and the broadcast that carries it."""
 
+import math
 from collections.abc import Mapping, Sequence
+
+import torch
 
 from florist.aggregation.updates import average_saved_parameters
 from florist.factors import AdapterState, LoraFactor
-from florist.linalg.spectrum import Spectrum
+from florist.linalg import residual_norm
+from florist.linalg.residual import Parts
+from florist.linalg.thin_svd import working_dtype
 from florist.rounds import NO_ADAPTER, Broadcast, Certificate, ClientUpdate, ClientWork, ModuleCertificate, saved_bytes
 
-
-def certify_cut(updates: Sequence[ClientUpdate], module: str, spectrum: Spectrum, rank: int) -> ModuleCertificate:
-    """Certify a module whose exact sum is cut to a rank.
-
-    The error is the square root of the discarded energy (Eckart and Young, 1936).
-    """
-    return ModuleCertificate(
-        shape=spectrum.shape,
-        rank=rank,
-        input_rank=_input_rank(updates, module),
-        energy_kept=spectrum.kept_energy(rank),
-        norm=spectrum.total_energy**0.5,
-        error=spectrum.discarded_energy(rank) ** 0.5,
-        absent_from=_absent_from(updates, module),
-    )
+# Rounding below this fraction of an error changes it by less than 1e-3, whatever direction it has.
+_ROUNDING_MARGIN = 1e3
 
 
 def certify_error(
     updates: Sequence[ClientUpdate], module: str, rank: int, *, norm: float, error: float
 ) -> ModuleCertificate:
-    """Certify a module of a method that does not cut the exact sum.
+    """Certify a module.
 
     Args:
         updates: the accepted updates.
@@ -49,11 +41,29 @@ def certify_error(
 
 
 def frobenius_norm(factor: LoraFactor) -> float:
-    """``||B @ A||_F``, without forming the product.
+    """``||B @ A||_F``, without forming the product; see `LoraFactor.energy`."""
+    return factor.energy() ** 0.5
 
-    A norm below 1e-8 of the norms of the components may be nothing but rounding.
+
+def error_above_rounding(found: float, parts: Parts, sent: LoraFactor, *, rounded: Sequence[LoraFactor] = ()) -> float:
+    """The error that an algebraic formula found, or, where rounding may exceed it, that of the stored numbers.
+
+    Args:
+        found: what the formula says of exact arithmetic.
+        parts: the parts of the exact sum.
+        sent: what the broadcast makes of it.
+        rounded: factors on the way to `sent` that were rounded to its dtype as well.
+
+    Cost: none, or that of `linalg.residual.residual_norm`.
     """
-    return max(0.0, factor.energy()) ** 0.5
+    rounding = torch.finfo(working_dtype(sent.B.dtype)).eps * math.hypot(*map(_size, (sent, *rounded)))
+    return found if found >= _ROUNDING_MARGIN * rounding else residual_norm(parts(), sent)
+
+
+def _size(factor: LoraFactor) -> float:
+    """The norm that the product would have if its components were orthogonal."""
+    B, A = factor.B.double(), factor.A.double()
+    return float(torch.linalg.norm(B.norm(dim=0) * A.norm(dim=1)))
 
 
 def certified_broadcast(

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from florist.aggregation.certifying import certified_broadcast, certify_error, frobenius_norm
+from florist.aggregation.certifying import certified_broadcast, certify_error, error_above_rounding, frobenius_norm
 from florist.aggregation.halves import exact_stack, mean_and_residual
 from florist.aggregation.updates import accepted_updates, module_names
-from florist.factors import AdapterState, LoraFactor
+from florist.aggregation.weighted_sum import module_parts
+from florist.factors import AdapterState, LoraFactor, stack
 from florist.linalg import WeightedFactor, decompose
 from florist.linalg.thin_svd import rounding_floor
 from florist.rounds import Broadcast, ClientUpdate, ClientWork, ModuleCertificate
@@ -58,7 +60,9 @@ class FedEx:
         for name in module_names(accepted):
             means[name], residual = mean_and_residual(accepted, name)
             norm = frobenius_norm(exact_stack(accepted, name))
-            residuals[name], error = _compressed(residual, norm, means[name].B.dtype)
+            residuals[name], left_out = _compressed(residual, norm, means[name].B.dtype)
+            sent = stack([means[name], residuals[name]])
+            error = error_above_rounding(left_out, partial(module_parts, accepted, name), sent)
             rank = means[name].rank + residuals[name].rank
             modules[name] = certify_error(accepted, name, rank, norm=norm, error=error)
         return certified_broadcast(

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from florist.aggregation.certifying import certified_broadcast, certify_error, frobenius_norm
+from florist.aggregation.certifying import certified_broadcast, certify_error, error_above_rounding, frobenius_norm
 from florist.aggregation.halves import exact_stack, mean_and_residual
 from florist.aggregation.updates import accepted_updates, module_names
+from florist.aggregation.weighted_sum import module_parts
 from florist.factors import AdapterState, LoraFactor
 from florist.rounds import Broadcast, ClientUpdate, ClientWork, ModuleCertificate
 
@@ -57,5 +59,6 @@ class FedIt:
         for name in module_names(accepted):
             factors[name], residual = mean_and_residual(accepted, name)
             norm = frobenius_norm(exact_stack(accepted, name))
-            modules[name] = certify_error(accepted, name, factors[name].rank, norm=norm, error=frobenius_norm(residual))
+            error = error_above_rounding(frobenius_norm(residual), partial(module_parts, accepted, name), factors[name])
+            modules[name] = certify_error(accepted, name, factors[name].rank, norm=norm, error=error)
         return certified_broadcast(self.work, accepted, modules, continued=AdapterState.of(factors))

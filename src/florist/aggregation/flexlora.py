@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from florist.aggregation.certifying import certified_broadcast, certify_cut
+from florist.aggregation.certifying import certified_broadcast, certify_error
 from florist.aggregation.updates import accepted_updates, module_names
-from florist.aggregation.weighted_sum import decompose_module
+from florist.aggregation.weighted_sum import decompose_module, module_parts
 from florist.errors import ConfigurationError
 from florist.factors import AdapterState, LoraFactor
+from florist.linalg import cut_norms
 from florist.rounds import Broadcast, ClientUpdate, ClientWork, ModuleCertificate
 
 
@@ -67,5 +69,6 @@ class FlexLora:
             svd = decompose_module(accepted, name, energy=1.0)
             rank = min(svd.spectrum.numerical_rank, self.max_rank)
             factors[name] = svd.factor(rank)
-            modules[name] = certify_cut(accepted, name, svd.spectrum, rank)
+            norm, error = cut_norms(partial(module_parts, accepted, name), svd.spectrum, factors[name])
+            modules[name] = certify_error(accepted, name, rank, norm=norm, error=error)
         return certified_broadcast(self.work, accepted, modules, continued=AdapterState.of(factors))

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from florist.aggregation.certifying import certified_broadcast, certify_cut
+from florist.aggregation.certifying import certified_broadcast, certify_error
 from florist.aggregation.cutting import cut_by_rule
 from florist.aggregation.updates import accepted_updates, module_names
-from florist.aggregation.weighted_sum import decompose_module
+from florist.aggregation.weighted_sum import decompose_module, module_parts
 from florist.factors import AdapterState, LoraFactor
 from florist.ranks import RankRule
 from florist.rounds import Broadcast, ClientUpdate, ClientWork, ModuleCertificate
@@ -55,7 +55,8 @@ class Florist:
         factors: dict[str, LoraFactor] = {}
         modules: dict[str, ModuleCertificate] = {}
         decompose = partial(decompose_module, accepted)
-        for name, seen, factor in cut_by_rule(self.rank_rule, module_names(accepted), decompose):
-            factors[name] = factor
-            modules[name] = certify_cut(accepted, name, seen, factor.rank)
+        exact = partial(module_parts, accepted)
+        for cut in cut_by_rule(self.rank_rule, module_names(accepted), decompose, exact):
+            factors[cut.module] = cut.factor
+            modules[cut.module] = certify_error(accepted, cut.module, cut.factor.rank, norm=cut.norm, error=cut.error)
         return certified_broadcast(self.work, accepted, modules, shared=AdapterState.of(factors))

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from florist.aggregation.along_rows import sum_along_rows
-from florist.aggregation.certifying import certified_broadcast, certify_cut
+from florist.aggregation.certifying import certified_broadcast, certify_error
 from florist.aggregation.cutting import cut_by_rule
 from florist.aggregation.updates import accepted_updates, module_names
 from florist.aggregation.weighted_sum import decompose_factor
 from florist.factors import AdapterState, LoraFactor
-from florist.linalg import ThinSvd
+from florist.linalg import ThinSvd, WeightedFactor
 from florist.ranks import RankRule
 from florist.rounds import Broadcast, ClientUpdate, ClientWork, ModuleCertificate, Trained
 
@@ -64,7 +64,13 @@ class LinearRounds:
 
         factors: dict[str, LoraFactor] = {}
         modules: dict[str, ModuleCertificate] = {}
-        for name, seen, factor in cut_by_rule(self.rank_rule, module_names(accepted), decompose):
-            factors[name] = factor
-            modules[name] = certify_cut(accepted, name, seen, factor.rank)
+
+        def exact(name: str) -> list[WeightedFactor]:
+            total, B = sum_along_rows(accepted, name)
+            factor = LoraFactor(B, total.A.double())
+            return [WeightedFactor(1.0, factor.spec, lambda: factor)]
+
+        for cut in cut_by_rule(self.rank_rule, module_names(accepted), decompose, exact):
+            factors[cut.module] = cut.factor
+            modules[cut.module] = certify_error(accepted, cut.module, cut.factor.rank, norm=cut.norm, error=cut.error)
         return certified_broadcast(self.work, accepted, modules, shared=AdapterState.of(factors))

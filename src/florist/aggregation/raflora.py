@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
 
-from florist.aggregation.certifying import certified_broadcast, certify_error, frobenius_norm
+from florist.aggregation.certifying import certified_broadcast, certify_error, error_above_rounding, frobenius_norm
 from florist.aggregation.halves import exact_stack
 from florist.aggregation.updates import accepted_updates, client_weights, module_names, weighted_factors
-from florist.aggregation.weighted_sum import decompose_factor
+from florist.aggregation.weighted_sum import decompose_factor, module_parts
 from florist.errors import ConfigurationError
 from florist.factors import AdapterState, LoraFactor, stack
 from florist.rounds import Broadcast, ClientUpdate, ClientWork, ModuleCertificate
@@ -79,13 +80,14 @@ class RaFlora:
             svd = decompose_factor(total, name, energy=1.0)
             components = svd.factor(svd.spectrum.numerical_rank)
             factors[name] = components.leading(self.max_rank)
-            error = stack([lacking, components.trailing(self.max_rank).to(dtype=torch.float64)])
+            missing = stack([lacking, components.trailing(self.max_rank).to(dtype=torch.float64)])
+            parts = partial(module_parts, accepted, name)
             modules[name] = certify_error(
                 accepted,
                 name,
                 factors[name].rank,
                 norm=frobenius_norm(exact_stack(accepted, name)),
-                error=frobenius_norm(error),
+                error=error_above_rounding(frobenius_norm(missing), parts, factors[name], rounded=[total]),
             )
         return certified_broadcast(self.work, accepted, modules, continued=AdapterState.of(factors))
 
@@ -93,8 +95,11 @@ class RaFlora:
 def _partitioned(updates: Sequence[ClientUpdate], module: str) -> tuple[LoraFactor, LoraFactor]:
     """The sum of the partitions in the dtype of the updates, and what it lacks of the exact sum, in float64."""
     weighted = weighted_factors(updates, module)
+    largest = max(factor.rank for _, factor in weighted)
     ranks = [
-        factor.rank if module in update.adapter.specs else max(spec.rank for spec in update.adapter.specs.values())
+        factor.rank
+        if module in update.adapter.specs
+        else max((spec.rank for spec in update.adapter.specs.values()), default=largest)
         for update, (_, factor) in zip(updates, weighted, strict=True)
     ]
     parts: list[LoraFactor] = []

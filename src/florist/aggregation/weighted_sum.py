@@ -23,16 +23,21 @@ def decompose_module(updates: Sequence[ClientUpdate], module: str, energy: float
         NonFiniteUpdateError: a factor holds NaN or infinity, or the sum overflows. The message names the module, and
             the client whose factor it is.
     """
-    holders = [(w, u) for w, u in zip(client_weights(updates), updates, strict=True) if module in u.adapter.specs]
     try:
-        return decompose([_share(u.adapter, module, w) for w, u in holders], energy=energy)
+        return decompose(module_parts(updates, module), energy=energy)
     except NonFinitePartError as error:
-        culprit = holders[error.index][1].client_id
+        culprit = [update.client_id for update in updates if module in update.adapter.specs][error.index]
         raise NonFiniteUpdateError(
             f"{culprit!r}: expected finite factors, {module} holds NaN or infinity; leave the client out"
         ) from error
     except OverflowingSumError as error:
         raise _overflow(module, error) from error
+
+
+def module_parts(updates: Sequence[ClientUpdate], module: str) -> list[WeightedFactor]:
+    """The parts of ``sum_k w_k B_k A_k`` for one module, in the order of the updates that have it."""
+    weighted = zip(client_weights(updates), updates, strict=True)
+    return [_share(update.adapter, module, weight) for weight, update in weighted if module in update.adapter.specs]
 
 
 def decompose_factor(factor: LoraFactor, module: str, energy: float) -> ThinSvd:

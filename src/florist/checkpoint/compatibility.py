@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import torch
 from florist.checkpoint.keys import TRAINED_ROWS
 from florist.checkpoint.layout import AdapterLayout, ExpertLayout, ModuleLayout
 from florist.checkpoint.reading import SavedAdapter
-from florist.errors import IncompatibleAdaptersError
+from florist.errors import IncompatibleAdaptersError, some
+
+_LONGEST = 700
+"""The characters of the problems that a refusal lists, if there are several."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,8 +59,8 @@ def compare(
     if not allow_base_mismatch:
         problems += _unlike_bases(adapters)
     problems += _unlike(adapters, "task_type", [adapter.task_type for adapter in adapters])
-    problems += _unlike_modules(adapters)
     problems += _unlike_targets(adapters)
+    problems += _unlike_modules(adapters)
     problems += _unlike_parameters(adapters, average_full=average_full)
     problems += _unlike_frozen(adapters)
     every = sorted({module for adapter in adapters for module in adapter.adapter})
@@ -78,24 +82,34 @@ def check_compatible(
     """Compare adapters that are about to be combined, as `compare` does.
 
     Raises:
-        IncompatibleAdaptersError: something speaks against it. The message lists everything that does.
+        IncompatibleAdaptersError: something speaks against it. The message lists what it has room for;
+            `Compatibility.problems` has all.
     """
     if not adapters:
         raise IncompatibleAdaptersError("expected at least one adapter to combine, got none")
     compatibility = compare(adapters, allow_base_mismatch=allow_base_mismatch, average_full=average_full)
     if compatibility.problems:
         raise IncompatibleAdaptersError(
-            "these adapters cannot be combined:" + "".join(f"\n- {problem}" for problem in compatibility.problems)
+            "these adapters cannot be combined:"
+            + "".join(f"\n- {problem}" for problem in _shown(compatibility.problems))
         )
     return compatibility
 
 
+def _shown(problems: Sequence[str]) -> list[str]:
+    """As many problems as a message has room for, and how many there are beside."""
+    room = list(accumulate(len(problem) for problem in problems))
+    count = max(1, sum(used <= _LONGEST for used in room))
+    return [*problems[:count], *([f"and {len(problems) - count} more"] if len(problems) > count else [])]
+
+
 def _given_twice(adapters: Sequence[SavedAdapter]) -> list[str]:
-    first: dict[Path, SavedAdapter] = {}
+    # Two paths lead to one file by links, and by hard links too. The config beside it may be another.
+    first: dict[object, SavedAdapter] = {}
     return [
         f"{adapter.path} is {other.path}, given twice: name it once, and raise its weight instead"
         for adapter in adapters
-        if (other := first.setdefault(adapter.weights_path.resolve(), adapter)) is not adapter
+        if (other := first.setdefault(adapter.weights.identity, adapter)) is not adapter
     ]
 
 
@@ -151,7 +165,7 @@ def _unlike_parameters(adapters: Sequence[SavedAdapter], *, average_full: bool) 
         trained = [name for name in adapter.saved_parameters if not name.endswith(TRAINED_ROWS)]
         if trained and not average_full:
             problems.append(
-                f"{adapter.path} holds parameters trained whole ({', '.join(trained)}), which do not combine exactly; "
+                f"{adapter.path} holds parameters trained whole ({some(trained)}), which do not combine exactly; "
                 "accept their weighted mean (--average-full), or combine adapters that trained nothing but factors"
             )
         first = adapters[0]
@@ -160,7 +174,7 @@ def _unlike_parameters(adapters: Sequence[SavedAdapter], *, average_full: bool) 
             differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
             problems.append(
                 f"{adapter.path} and {first.path} do not hold the same saved parameters "
-                f"({', '.join(f'{name}: {found.get(name)} and {expected.get(name)}' for name in differing)}), of "
+                f"({some([f'{name}: {found.get(name)} and {expected.get(name)}' for name in differing])}), of "
                 "which there is no mean; combine adapters that were trained alike"
             )
         elif adapter.layout.trainable_token_indices != first.layout.trainable_token_indices:

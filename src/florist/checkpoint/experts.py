@@ -6,19 +6,23 @@ PEFT stacks when it loads the adapter into a model of today.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
 import torch
 from torch import Tensor
 
+from florist.checkpoint.keys import ends_of
 from florist.checkpoint.settings import LoraSettings
 from florist.errors import InvalidAdapterError, UnsupportedAdapterError
 from florist.factors import LoraFactor
 
 _MOST_PARAMETERS = 6
 """The largest number of adapted parameters of one module: trying every order of more is slow, and no model has more."""
+
+_MOST_EXPERTS = 20_000
+"""The largest number of experts of one parameter: each becomes a module of its own, and no model has a tenth of it."""
 
 
 _STACKED_WHEN_LOADED = re.compile(
@@ -61,19 +65,32 @@ def base_module(stored: str) -> str:
     return stored
 
 
-def adapted_parameters(settings: LoraSettings, module: str) -> tuple[str, ...]:
-    """The parameters of a module that `target_parameters` may mean. There are none if the module itself is adapted.
+def adapted_parameters(settings: LoraSettings, modules: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """The parameters of each module that `target_parameters` may mean. A module that is adapted itself has none.
 
     A setting without a dot ("gate_up_proj") names a parameter of any module.
+
+    Returns:
+        The modules that have some, and their parameters.
+
+    Raises:
+        InvalidAdapterError: matching `target_modules` takes too long.
     """
-    if not settings.target_parameters or settings.targets_module(module):
-        return ()
+    if not settings.target_parameters:
+        return {}
+    whole = settings.targeted(modules)
     split = [setting.rpartition(".") for setting in settings.target_parameters]
-    return tuple(dict.fromkeys(name for owner, _, name in split if not owner or f".{module}".endswith(f".{owner}")))
+    found: dict[str, tuple[str, ...]] = {}
+    for module in modules:
+        ends = {"", *ends_of(module)}
+        names = dict.fromkeys(name for owner, _, name in split if owner in ends)
+        if names and module not in whole:
+            found[module] = tuple(names)
+    return found
 
 
 def resolve_pairs(
-    settings: LoraSettings, module: str, parameters: Sequence[str], rows: Mapping[str, int]
+    settings: Mapping[str, tuple[int, float]], module: str, parameters: Sequence[str], rows: Mapping[str, int]
 ) -> dict[str, ExpertPair]:
     """Find the rank and the number of experts of each stored pair of one module.
 
@@ -81,7 +98,7 @@ def resolve_pairs(
     gate and up projection). All parameters of a module have the same number of experts, which settles it.
 
     Args:
-        settings: the settings of the adapter.
+        settings: the rank and scaling that the config gives to each parameter, by its whole name.
         module: the name of the module in the base model.
         parameters: the parameters to which the pairs may belong.
         rows: stored module name -> the number of rows of its A, which is E r.
@@ -90,7 +107,7 @@ def resolve_pairs(
         InvalidAdapterError: no assignment fits the config's ranks.
         UnsupportedAdapterError: several assignments fit.
     """
-    resolved = sorted(settings.resolve(f"{module}.{name}") for name in parameters)
+    resolved = sorted(settings[f"{module}.{name}"] for name in parameters)
     if len(resolved) > _MOST_PARAMETERS:
         raise UnsupportedAdapterError(
             f"expected at most {_MOST_PARAMETERS} target_parameters of one module, got {len(resolved)} for {module}"
@@ -107,7 +124,11 @@ def resolve_pairs(
             f"the parameters {', '.join(parameters)} of {module} have unlike ranks or alphas, and the stored shapes do "
             "not tell which is which; name the module in target_parameters, or train them with one rank and alpha"
         )
-    return dict(zip(rows, fitting.pop(), strict=True))
+    pairs = dict(zip(rows, fitting.pop(), strict=True))
+    most = max(pair.experts for pair in pairs.values())
+    if most > _MOST_EXPERTS:
+        raise UnsupportedAdapterError(f"expected at most {_MOST_EXPERTS} experts in {module}, got {most}")
+    return pairs
 
 
 def _fit(rows: Sequence[int], resolved: Sequence[tuple[int, float]]) -> tuple[ExpertPair, ...] | None:

@@ -2,11 +2,11 @@
 
 import re
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from florist.errors import InvalidAdapterError, UnsupportedAdapterError
+from florist.errors import InvalidAdapterError, UnsupportedAdapterError, some
 
 PREFIX = "base_model.model."
 """What stands before every name that PEFT writes. Without it PEFT loads nothing, and says so in a warning only."""
@@ -14,9 +14,12 @@ PREFIX = "base_model.model."
 TRAINED_ROWS = ".token_adapter.trainable_tokens_delta"
 """The end of the name of an embedding's trained rows. They replace the rows of the base, whatever "delta" says."""
 
+LONGEST_NAME = 1_000
+"""The characters of a name. Those of models have less than 200."""
+
 _HALF = re.compile(
-    r"(?P<module>.+)\.(?P<half>lora_[AB])(\.[^.]+)?(?P<leaf>\.weight|\.bias)"
-    r"|(?P<embedding>.+)\.(?P<embedding_half>lora_embedding_[AB])(\.[^.]+)?"
+    r"(?P<module>.+)\.(?P<half>lora_[AB])(?P<adapter>\.[^.]+)?(?P<leaf>\.weight|\.bias)"
+    r"|(?P<embedding>.+)\.(?P<embedding_half>lora_embedding_[AB])(?P<embedding_adapter>\.[^.]+)?"
 )
 """A module and its half. The adapter's name, which PEFT leaves out of files, may stand between half and leaf."""
 
@@ -96,6 +99,7 @@ def sort_keys(
     frozen: dict[str, str] = {}
     unnamed: dict[str, str] = {}
     problems: list[str] = []
+    adapters: dict[str, str] = {}
     for key in sorted(shapes):
         name = key.removeprefix(PREFIX)
         _refuse_variant(path, key)
@@ -106,6 +110,7 @@ def sort_keys(
             half = match["embedding_half"] or match["half"] + match["leaf"]
             if halves.setdefault(module, {}).setdefault(half, key) != key:
                 problems.append(f"{key} is the second {half} of {module}: a file must hold one adapter")
+            adapters.setdefault(match["adapter"] or match["embedding_adapter"] or "", key)
         elif owner(name, modules_to_save) is not None:
             if not _is_copy_of_saved_bias(name, shapes):
                 saved[name] = key
@@ -121,15 +126,35 @@ def sort_keys(
     tied = {name: key for name, key in unnamed.items() if _is_embedding(name) and shapes[key] in embeddings}
     problems += [_unknown(key) for name, key in unnamed.items() if name not in tied]
     modules, incomplete = _pairs(halves)
-    problems += incomplete
+    problems += [*_of_two_adapters(adapters), *incomplete]
     if not halves and not problems:
         problems.append("it holds no lora_A and lora_B at all")
     if problems:
         raise InvalidAdapterError(
-            f"expected the tensors of one complete LoRA adapter in {path}, but {'; '.join(problems)}; save the "
+            f"expected the tensors of one complete LoRA adapter in {path}, but {some(problems)}; save the "
             "adapter again with save_pretrained()"
         )
     return AdapterKeys(modules, dict(sorted({**saved, **tied}.items())), frozen, tuple(tied))
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be the name of a module or tensor: neither empty nor long, on one line, and printable.
+
+    No model has other names, and these would reach logs, reports and the expressions that PEFT matches.
+    """
+    return 0 < len(text) <= LONGEST_NAME and text.isprintable()
+
+
+def ends_of(module: str) -> Iterator[str]:
+    """A module's name and every end of it behind a dot, by which configs name it.
+
+    >>> list(ends_of("layers.0.up"))
+    ['layers.0.up', '0.up', 'up']
+    """
+    yield module
+    for place, letter in enumerate(module):
+        if letter == ".":
+            yield module[place + 1 :]
 
 
 def owner(name: str, modules_to_save: Collection[str]) -> str | None:
@@ -138,8 +163,8 @@ def owner(name: str, modules_to_save: Collection[str]) -> str | None:
     PEFT saves a module whose name ends with one of `modules_to_save`.
     """
     parts = name.split(".")[:-1]
-    paths = (".".join(parts[: end + 1]) for end in range(len(parts)))
-    return next((path for path in paths if path.endswith(tuple(modules_to_save))), None)
+    paths, ends = (".".join(parts[: end + 1]) for end in range(len(parts))), tuple(modules_to_save)
+    return next((path for path in paths if path.endswith(ends)), None)
 
 
 def _pairs(halves: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, ModuleKeys], list[str]]:
@@ -154,6 +179,12 @@ def _pairs(halves: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, ModuleKey
         if A in keys and B in keys:
             modules[module] = ModuleKeys(keys[A], keys[B], keys.get(_OUTPUT_BIAS), embedding)
     return modules, problems
+
+
+def _of_two_adapters(adapters: Mapping[str, str]) -> list[str]:
+    """What is wrong with names of several adapters in one file, given one key of each: halves of two are no pair."""
+    some_keys = list(adapters.values())[:2]
+    return [f"{' and '.join(some_keys)} belong to two adapters: a file must hold one"] if len(adapters) > 1 else []
 
 
 def _refuse_variant(path: Path, key: str) -> None:

@@ -4,9 +4,13 @@ import os
 import re
 from pathlib import Path
 
-from florist.errors import MissingInputError
+from florist.errors import MissingInputError, UnreadableFileError
+from florist.files.reading import read_bytes
 
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+_LONGEST_REFERENCE = 1_000
+"""The bytes of a file that names a commit by its 40 digits."""
 
 
 def locate(reference: str) -> Path:
@@ -18,7 +22,7 @@ def locate(reference: str) -> Path:
         MissingInputError: there is no such path, and the cache does not hold it.
     """
     path = Path(reference)
-    if path.exists():
+    if os.path.exists(path):  # noqa: PTH110  # that of pathlib raises where a name is too long
         return path
     match = _HUB_ID.fullmatch(reference)
     if match is None:
@@ -46,6 +50,9 @@ def _cache() -> Path:
 def _snapshot(cache: Path, hub_id: str, revision: str) -> Path | None:
     repository = cache / f"models--{hub_id.replace('/', '--')}"
     reference = repository / "refs" / revision
-    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
+    try:
+        commit = read_bytes(reference, most=_LONGEST_REFERENCE).decode().strip()
+    except (OSError, UnreadableFileError, UnicodeDecodeError):
+        commit = revision
     snapshot = repository / "snapshots" / commit
-    return snapshot if snapshot.is_dir() else None
+    return snapshot if os.path.isdir(snapshot) else None  # noqa: PTH112  # that of pathlib raises where it is too long

@@ -25,7 +25,7 @@ from florist.checkpoint.layout import (
 )
 from florist.checkpoint.settings import LoraSettings
 from florist.checkpoint.tensor_file import StoredTensor, TensorFile, is_finite, read_finite, require_finite
-from florist.errors import InvalidAdapterError, NonFiniteUpdateError, UnsupportedAdapterError
+from florist.errors import InvalidAdapterError, NonFiniteUpdateError, UnsupportedAdapterError, some
 from florist.factors import FactorSpec, LoraFactor
 
 
@@ -62,29 +62,34 @@ def stored_modules(file: TensorFile, settings: LoraSettings, keys: Mapping[str, 
     modules: dict[str, StoredModule] = {}
     problems: list[str] = []
     pairs = _LatestPair(file)
+    try:
+        adapted = adapted_parameters(settings, groups)
+        beside = [f"{module}.{name}" for module, names in adapted.items() for name in names]
+        resolved = settings.resolve([*keys, *beside])
+    except InvalidAdapterError as error:
+        raise InvalidAdapterError(f"the config of {file.path}: {error}") from error
     for module, own in groups.items():
-        names = adapted_parameters(settings, module)
         try:
-            if names:
-                modules |= _experts(pairs, settings, module, names, own)
+            if module in adapted:
+                modules |= _experts(pairs, resolved, module, adapted[module], own)
             else:
                 for stored, pair in own.items():
-                    modules[stored] = _module(file, settings, stored, pair)
+                    modules[stored] = _module(file, resolved[stored], stored, pair)
         except InvalidAdapterError as error:
             problems.append(str(error))
         except UnsupportedAdapterError as error:
             raise UnsupportedAdapterError(f"{file.path}: {error}") from error
     if problems:
         raise InvalidAdapterError(
-            f"expected tensors of the shapes and ranks that the config of {file.path} says, but {'; '.join(problems)}; "
+            f"expected tensors of the shapes and ranks that the config of {file.path} says, but {some(problems)}; "
             "pair the weights with the config that they were saved with"
         )
     return dict(sorted(modules.items()))
 
 
-def _module(file: TensorFile, settings: LoraSettings, name: str, keys: ModuleKeys) -> StoredModule:
+def _module(file: TensorFile, resolved: tuple[int, float], name: str, keys: ModuleKeys) -> StoredModule:
     A, B = file.tensors[keys.A], file.tensors[keys.B]
-    rank, scaling = settings.resolve(name)
+    rank, scaling = resolved
     if ".base_layer" in name:
         raise UnsupportedAdapterError(
             f"{name} lies inside an adapted module, as PEFT stores nn.MultiheadAttention, which florist cannot write "
@@ -137,7 +142,7 @@ class _LatestPair:
 
 def _experts(
     pairs: _LatestPair,
-    settings: LoraSettings,
+    resolved: Mapping[str, tuple[int, float]],
     module: str,
     parameters: tuple[str, ...],
     keys: Mapping[str, ModuleKeys],
@@ -149,7 +154,7 @@ def _experts(
             raise InvalidAdapterError(f"{stored} has lora_A {A.shape} and lora_B {B.shape}")
     rows = {stored: tensors[own.A].shape[0] for stored, own in keys.items()}
     modules: dict[str, StoredModule] = {}
-    for stored, pair in resolve_pairs(settings, module, parameters, rows).items():
+    for stored, pair in resolve_pairs(resolved, module, parameters, rows).items():
         for expert in range(pair.experts):
             name = stored if pair.experts == 1 else f"{stored}[{expert}]"
             layout = ExpertLayout(stored, module, expert, pair.experts, parameters)

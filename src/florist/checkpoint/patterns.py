@@ -4,16 +4,15 @@ PEFT gives a module the value of the first key with ``re.match(rf"(.*\.)?({key})
 expressions: a dot matches any character, and ``a.b`` also matches ``x.a.b``. Where none matches, a key that equals the
 module's name counts, expression or not.
 
-Expressions come from the config that is read, and Python's `re` has no time limit: one that is made for it matches for
-ever. No rule over expressions finds all of these and spares those that PEFT's users write, so that none is applied.
+What is written here needs no engine of regular expressions, neither for florist nor for who looks it up.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from florist.errors import InvalidAdapterError
+from florist.checkpoint.expressions import first_matches, is_plain, require_expressions
 
 _MOST_KEYS = 400
 """The largest number of keys. Python caches 512 compiled expressions; with more, PEFT compiles all for every module."""
@@ -23,32 +22,42 @@ Value = TypeVar("Value", int, float)
 
 @dataclass(frozen=True, slots=True)
 class ModulePattern(Generic[Value]):
-    """A pattern whose keys are compiled.
+    """A pattern whose keys are sound expressions.
 
     Attributes:
-        values: the pattern as it is in the config.
-        matchers: the keys' regular expressions and their values, in the order in which PEFT tries them.
+        by_key: the pattern as it is in the config, in the order in which PEFT tries its keys.
     """
 
-    values: Mapping[str, Value]
-    matchers: tuple[tuple[re.Pattern[str], Value], ...]
+    by_key: Mapping[str, Value]
 
     @classmethod
-    def of(cls, pattern: Mapping[str, Value]) -> "ModulePattern[Value]":
-        """Compile the keys.
+    def of(cls, pattern: Mapping[str, Value], where: str = "a pattern") -> "ModulePattern[Value]":
+        """Check the keys.
+
+        Args:
+            pattern: the value of each key.
+            where: what the pattern is, for the message.
 
         Raises:
             InvalidAdapterError: a key is not a regular expression.
         """
-        return cls(pattern, tuple((_compile(key), value) for key, value in pattern.items()))
+        require_expressions(pattern, where)
+        return cls(pattern)
 
-    def value(self, module: str, default: Value) -> Value:
-        """The value that PEFT gives to a module.
+    def values(self, modules: Collection[str], default: Value) -> dict[str, Value]:
+        """The value that PEFT gives to each module.
 
-        Cost: O(keys).
+        Raises:
+            InvalidAdapterError: matching the keys takes too long.
+
+        Cost: that of `first_matches`.
         """
-        named = self.values.get(module, default)
-        return next((value for matcher, value in self.matchers if matcher.match(module)), named)
+        keys = list(self.by_key)
+        found = first_matches(keys, modules) if keys else {}
+        return {
+            module: self.by_key[keys[found[module]]] if module in found else self.by_key.get(module, default)
+            for module in modules
+        }
 
 
 def rank_pattern(ranks: Mapping[str, int], default: int) -> dict[str, int]:
@@ -65,19 +74,19 @@ def rank_pattern(ranks: Mapping[str, int], default: int) -> dict[str, int]:
     Returns:
         The keys in sorted order, in which PEFT writes them back when it saves the adapter again.
 
-    Cost: O(modules * keys) regular expression matches.
+    Cost: some look-ups a module.
     """
     keyed = [name for name, rank in ranks.items() if rank != default]
     if len(keyed) > _MOST_KEYS:
         return _one_key_a_rank({name: ranks[name] for name in keyed})
-    anchored = {name for name in keyed if not _is_regular_expression(name)}
+    anchored = {name for name in keyed if not is_plain(name)}
     while True:
         owners = {_key(name, anchored=name in anchored): name for name in keyed}
         ordered = sorted(owners)
-        matchers = [(_compile(key), owners[key]) for key in ordered]
+        found = first_matches(ordered, ranks)
         misfiring: set[str] = set()
         for name, rank in ranks.items():
-            owner = next((owner for matcher, owner in matchers if matcher.match(name)), None)
+            owner = owners[ordered[found[name]]] if name in found else None
             if (ranks[owner] if owner is not None else default) != rank:
                 misfiring.add(name if owner is None else owner)
         if not misfiring:
@@ -94,20 +103,3 @@ def _one_key_a_rank(ranks: Mapping[str, int]) -> dict[str, int]:
 
 def _key(name: str, *, anchored: bool) -> str:
     return f"^{re.escape(name)}" if anchored else name
-
-
-def _is_regular_expression(key: str) -> bool:
-    try:
-        _compile(key)
-    except InvalidAdapterError:
-        return False
-    return True
-
-
-def _compile(key: str) -> re.Pattern[str]:
-    try:
-        return re.compile(rf"(.*\.)?({key})$")
-    except re.error as error:
-        raise InvalidAdapterError(
-            f"expected a regular expression over module names in rank_pattern and alpha_pattern, got {key!r}: {error}"
-        ) from error

@@ -1,6 +1,7 @@
 """Open a PEFT adapter: check all that can be checked without its tensors, and read these when they are asked for."""
 
 import json
+import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -194,12 +195,13 @@ def open_adapter(path: Path, *, allow_pickle: bool = False) -> SavedAdapter:
 
 
 def _weights_path(path: Path, *, allow_pickle: bool) -> Path:
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110  # that of pathlib raises where a name is too long
         raise MissingInputError(
             f"expected a PEFT adapter directory or its {WEIGHTS_NAME}, found nothing at {path}; check the path"
         )
     candidates = [path / WEIGHTS_NAME, path / PICKLE_NAME] if path.is_dir() else [path]
-    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    # What is there and no file, as a FIFO, is refused when it is opened.
+    found = next((candidate for candidate in candidates if candidate.exists()), None)
     if found is None and (path / "run.json").is_file():
         raise MissingInputError(
             f"expected an adapter, and {path} is the directory of a run: give its adapter, {path / 'adapter'}"

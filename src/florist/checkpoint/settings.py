@@ -3,21 +3,36 @@
 import hashlib
 import json
 import math
-import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from florist.checkpoint.expressions import matching, require_expressions
 from florist.checkpoint.git_lfs import refuse_pointer
+from florist.checkpoint.keys import ends_of, is_name
 from florist.checkpoint.layout import TokenIndices
 from florist.checkpoint.patterns import ModulePattern
 from florist.checkpoint.saved_modules import CLASSIFIER_HEADS
-from florist.errors import InvalidAdapterError, MissingInputError, UnsupportedAdapterError
+from florist.errors import (
+    InvalidAdapterError,
+    MissingInputError,
+    UnreadableFileError,
+    UnsupportedAdapterError,
+    one_line,
+)
+from florist.files.reading import read_bytes
+from florist.files.strict_json import require_shallow
 
 LARGEST_ALPHA = 1e30
 """The largest alpha. With a larger one, the scaled factors of a sound adapter would leave the range of float32."""
+
+LARGEST_CONFIG = 16_000_000
+"""The largest adapter_config.json, in bytes. One that names each of 30,000 modules twice has 4 million."""
+
+_MOST_NAMES = 1_000
+"""The names of modules to save, or of adapted parameters, that a config may list. Models have tens of kinds."""
 
 _VARIANTS = {
     "use_dora": "DoRA",
@@ -78,18 +93,29 @@ class LoraSettings:
     target_parameters: tuple[str, ...]
     trainable_token_indices: TokenIndices
 
-    def resolve(self, module: str) -> tuple[int, float]:
-        """The rank and the scaling of one module. The scaling is alpha / r, or alpha / sqrt(r) with rsLoRA."""
-        rank = self.ranks.value(module, self.rank)
-        alpha = self.alphas.value(module, self.alpha)
-        return rank, alpha / (math.sqrt(rank) if self.use_rslora else rank)
+    def resolve(self, modules: Collection[str]) -> dict[str, tuple[int, float]]:
+        """The rank and the scaling of each module. The scaling is alpha / r, or alpha / sqrt(r) with rsLoRA.
 
-    def targets_module(self, module: str) -> bool:
-        """Whether `target_modules` means this module. A list names ends of names; text is a regular expression."""
+        Raises:
+            InvalidAdapterError: matching the patterns takes too long.
+        """
+        ranks, alphas = self.ranks.values(modules, self.rank), self.alphas.values(modules, self.alpha)
+        return {
+            module: (rank, alphas[module] / (math.sqrt(rank) if self.use_rslora else rank))
+            for module, rank in ranks.items()
+        }
+
+    def targeted(self, modules: Collection[str]) -> set[str]:
+        """The modules that `target_modules` means. A list names ends of names; text is a regular expression.
+
+        Raises:
+            InvalidAdapterError: matching the expression takes too long.
+        """
         targets = self.config.get("target_modules") or []
         if isinstance(targets, str):
-            return re.fullmatch(targets, module) is not None
-        return f".{module}".endswith(tuple(f".{target}" for target in targets))
+            return set(matching([targets], modules, whole=True)[0])
+        ends = frozenset(targets)
+        return {module for module in modules if any(end in ends for end in ends_of(module))}
 
     @property
     def trains_biases(self) -> bool:
@@ -124,8 +150,12 @@ def read_settings(path: Path) -> LoraSettings:
         rank=_rank(path, "r", config.get("r", 8)),
         alpha=_alpha(path, "lora_alpha", config.get("lora_alpha", 8)),
         use_rslora=bool(config.get("use_rslora")),
-        ranks=ModulePattern.of({k: _rank(path, f"rank_pattern[{k!r}]", v) for k, v in rank_pattern.items()}),
-        alphas=ModulePattern.of({k: _alpha(path, f"alpha_pattern[{k!r}]", v) for k, v in alpha_pattern.items()}),
+        ranks=ModulePattern.of(
+            {k: _rank(path, f"rank_pattern[{reprlib.repr(k)}]", v) for k, v in rank_pattern.items()}
+        ),
+        alphas=ModulePattern.of(
+            {k: _alpha(path, f"alpha_pattern[{reprlib.repr(k)}]", v) for k, v in alpha_pattern.items()}
+        ),
         modules_to_save=_modules_to_save(path, config),
         target_parameters=tuple(_names(path, config, "target_parameters")),
         trainable_token_indices=_token_indices(path, config),
@@ -134,13 +164,9 @@ def read_settings(path: Path) -> LoraSettings:
 
 def _check_targets(path: Path, config: Mapping[str, Any]) -> None:
     targets = config.get("target_modules")
-    try:
-        sound = targets is None or (
-            bool(re.compile(targets)) if isinstance(targets, str) else all(isinstance(name, str) for name in targets)
-        )
-    except (re.error, TypeError):
-        sound = False
-    if not sound:
+    if isinstance(targets, str):
+        require_expressions([targets], f"target_modules of {path}")
+    elif targets is not None and not (isinstance(targets, list) and all(isinstance(name, str) for name in targets)):
         raise InvalidAdapterError(
             f"expected target_modules in {path} to be names or a regular expression, got {reprlib.repr(targets)}"
         )
@@ -148,18 +174,19 @@ def _check_targets(path: Path, config: Mapping[str, Any]) -> None:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path, most=LARGEST_CONFIG)
     except FileNotFoundError as error:
         raise MissingInputError(
             f"expected {path.name} beside the weights, found no {path}; copy it from where the adapter was saved"
         ) from error
-    except OSError as error:
+    except (OSError, UnreadableFileError) as error:
         raise InvalidAdapterError(f"expected JSON in {path}: {error}") from error
 
 
 def _object(path: Path, content: bytes) -> dict[str, Any]:
     try:
         config = json.loads(content.decode())
+        require_shallow(config)
     except (ValueError, RecursionError) as error:
         raise InvalidAdapterError(f"expected JSON in {path}: {error}") from error
     if not isinstance(config, dict):
@@ -171,9 +198,10 @@ def _refuse_unsupported(path: Path, config: Mapping[str, Any]) -> None:
     peft_type = config.get("peft_type")
     if peft_type is None:
         raise InvalidAdapterError(f'expected "peft_type": "LORA" in {path}, found no peft_type')
-    if str(peft_type).upper() != "LORA":
+    if not isinstance(peft_type, str) or peft_type.upper() != "LORA":
+        shown = one_line(peft_type, 60) if isinstance(peft_type, str) else reprlib.repr(peft_type)
         raise UnsupportedAdapterError(
-            f"{path} is a {peft_type} adapter: florist combines plain LoRA only; train it as LoRA"
+            f"{path} is a {shown} adapter: florist combines plain LoRA only; train it as LoRA"
         )
     unknown = {key: key for key in config if _looks_like_variant(key)}
     for key, name in {**_VARIANTS, **unknown}.items():
@@ -205,14 +233,16 @@ def _looks_like_variant(key: str) -> bool:
 def _table(path: Path, config: Mapping[str, Any], key: str) -> dict[str, Any]:
     value = config.get(key) or {}
     if not isinstance(value, dict):
-        raise InvalidAdapterError(f"expected {key} in {path} to be an object, got {value!r}")
+        raise InvalidAdapterError(f"expected {key} in {path} to be an object, got {reprlib.repr(value)}")
     return value
 
 
 def _names(path: Path, config: Mapping[str, Any], key: str) -> list[str]:
     value = config.get(key) or []
-    if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
-        raise InvalidAdapterError(f"expected {key} in {path} to be a list of names, got {value!r}")
+    if not isinstance(value, list) or not all(isinstance(name, str) and is_name(name) for name in value):
+        raise InvalidAdapterError(f"expected {key} in {path} to be a list of names, got {reprlib.repr(value)}")
+    if len(value) > _MOST_NAMES:
+        raise InvalidAdapterError(f"expected at most {_MOST_NAMES} names as {key} in {path}, got {len(value)}")
     return value
 
 
@@ -227,7 +257,8 @@ def _token_indices(path: Path, config: Mapping[str, Any]) -> TokenIndices:
     lists = list(value.values()) if isinstance(value, dict) else [value or []]
     if not all(isinstance(rows, list) and all(type(row) is int for row in rows) for rows in lists):
         raise InvalidAdapterError(
-            f"expected trainable_token_indices in {path} to be a list of token ids, or one by embedding, got {value!r}"
+            f"expected trainable_token_indices in {path} to be a list of token ids, or one by embedding, got "
+            f"{reprlib.repr(value)}"
         )
     return value or None
 

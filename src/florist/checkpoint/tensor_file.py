@@ -17,8 +17,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from florist.checkpoint.git_lfs import refuse_pointer
+from florist.checkpoint.keys import LONGEST_NAME, is_name
 from florist.checkpoint.unchanged_file import UnchangedFile
-from florist.errors import InvalidAdapterError, NonFiniteUpdateError
+from florist.errors import FloristError, InvalidAdapterError, NonFiniteUpdateError, one_line, some
+
+LARGEST_HEADER = 50_000_000
+"""The largest header of a safetensors file, in bytes. A tensor takes about 150: there is room for 300,000 of them."""
 
 _FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
@@ -105,13 +109,15 @@ def open_safetensors(path: Path) -> TensorFile:
         file = UnchangedFile.of(path)
         with file.open() as stream:
             refuse_pointer(path, stream.read(100))
+        with file.open() as stream:
+            _require_small_header(stream)
         with safe_open(path, framework="pt"):
             pass  # it checks sizes and offsets
         with file.open() as stream:
             header, start = _header(stream)
     except InvalidAdapterError:
         raise
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, FloristError, OSError, ValueError, RecursionError) as error:
         raise InvalidAdapterError(
             f"expected a safetensors file, got {path}: {error}; save the adapter again with save_pretrained()"
         ) from error
@@ -120,7 +126,7 @@ def open_safetensors(path: Path) -> TensorFile:
     offsets: dict[str, int] = {}
     for name, entry in header:
         if name in tensors:
-            problems.append(f"{name} occurs twice")
+            problems.append(f"{one_line(name, 100)} occurs twice")
         shape, dtype = tuple(entry["shape"]), entry["dtype"]
         problems += _problems(name, shape, dtype if dtype not in _FLOATS else None)
         tensors[name] = _stored(shape, _FLOATS.get(dtype, torch.float32))
@@ -171,6 +177,13 @@ def open_pickle(path: Path) -> TensorFile:
     return TensorFile(file, {k: StoredTensor(tuple(v.shape), v.dtype) for k, v in held.items()}, held.__getitem__)
 
 
+def _require_small_header(stream: FileIO) -> None:
+    start = stream.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) == 8 and length > LARGEST_HEADER:
+        raise ValueError(f"its header would have {length} bytes, and {LARGEST_HEADER} is the most")
+
+
 def _header(stream: FileIO) -> tuple[list[tuple[str, dict[str, Any]]], int]:
     """The names and entries, with the duplicates that safetensors' own parser drops, and where the numbers begin."""
     (length,) = struct.unpack("<Q", stream.read(8))
@@ -187,10 +200,13 @@ def _stored(shape: tuple[int, ...], dtype: torch.dtype) -> StoredTensor:
 
 def _problems(name: str, shape: tuple[int, ...], foreign_dtype: object) -> list[str]:
     problems: list[str] = []
+    shown = one_line(name, 100)
+    if not is_name(name):
+        problems.append(f"{shown!r} is no name of a tensor: such have up to {LONGEST_NAME} printable characters")
     if foreign_dtype is not None:
-        problems.append(f"{name} is {foreign_dtype}")
+        problems.append(f"{shown} is {foreign_dtype}")
     if 0 in shape or not shape:
-        problems.append(f"{name} has shape {shape}")
+        problems.append(f"{shown} has shape {shape}")
     return problems
 
 
@@ -198,5 +214,5 @@ def _refuse(path: Path, problems: list[str]) -> None:
     if problems:
         raise InvalidAdapterError(
             f"expected non-empty float16, bfloat16, float32 or float64 tensors of unique names in {path}, but "
-            f"{'; '.join(problems)}; save the adapter again with save_pretrained()"
+            f"{some(problems)}; save the adapter again with save_pretrained()"
         )

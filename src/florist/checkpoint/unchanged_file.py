@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
-from florist.errors import InvalidAdapterError
+from florist.errors import InvalidAdapterError, UnreadableFileError
+from florist.files.reading import open_regular, require_regular
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +29,17 @@ class UnchangedFile:
         """The file as it is now.
 
         Raises:
+            UnreadableFileError: it is no regular file: a FIFO or a device for instance.
             OSError: it is not there.
         """
+        require_regular(path)
         return cls(path, _version(path.stat()))
+
+    @property
+    def identity(self) -> tuple[int, ...] | Path:
+        """What is the same for one file by whichever path, link or hard link it was opened."""
+        device, inode = self.version[:2]
+        return (device, inode) if inode else self.path.resolve()  # some file systems have no inodes
 
     @contextmanager
     def open(self) -> Generator[FileIO, None, None]:
@@ -40,11 +49,11 @@ class UnchangedFile:
             InvalidAdapterError: the file has changed or gone, before or while it was read, or cannot be read.
         """
         try:
-            with self.path.open("rb", buffering=0) as stream:
+            with open_regular(self.path) as stream:
                 self._require_same(stream)
                 yield stream
                 self._require_same(stream)
-        except OSError as error:
+        except (OSError, UnreadableFileError) as error:
             raise self._changed() from error
 
     def read_into(self, buffer: memoryview, offset: int) -> None:

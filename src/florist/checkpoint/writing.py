@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from florist.checkpoint.experts import is_stacked_when_loaded
@@ -21,6 +20,7 @@ from florist.checkpoint.saved_modules import CLASSIFIER_HEADS, modules_to_save, 
 from florist.checkpoint.stored_tensors import adapter_tensors, stored_ranks
 from florist.errors import ConfigurationError, InvalidAdapterError, NonFiniteUpdateError
 from florist.factors import AdapterState
+from florist.files.tensors import save_tensors
 from florist.rounds import NOTHING, SavedParameters
 
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -164,10 +164,13 @@ def write_adapter(directory: Path, encoded: EncodedAdapter) -> None:
     """Write adapter_config.json and adapter_model.safetensors into an existing directory.
 
     The caller makes the directory with `outputs.new_directory`, so that the adapter appears whole or not at all.
+
+    Raises:
+        UnwritableOutputError, OSError: as `save_tensors`.
     """
     text = json.dumps(encoded.config, indent=2, sort_keys=True)
     (directory / CONFIG_NAME).write_text(f"{text}\n", encoding="utf-8")
-    save_file(encoded.tensors, directory / WEIGHTS_NAME, metadata=METADATA)
+    save_tensors(encoded.tensors, directory / WEIGHTS_NAME, METADATA)
 
 
 def _require_padding(rank: int, largest: int, export: Export) -> None:

@@ -18,21 +18,30 @@ from florist.cli.inspect import inspect_command
 from florist.cli.plan import plan_command
 from florist.cli.report import report_command
 from florist.cli.simulate import simulate_command
+from florist.cli.stopping import exit_status, stopped_by_signals
 from florist.cli.tune import tune_command
 from florist.cli.watch import watch_command
-from florist.errors import FloristError
+from florist.errors import FloristError, one_line
 
 
 class _InterruptedError(Exception):
-    """Stands for Ctrl-C on its way through click, which would end without a word."""
+    """Stands for Ctrl-C or SIGTERM on its way through click, which would end without a word.
+
+    Args:
+        status: the exit status.
+    """
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
 
 
 class _Commands(TyperGroup):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise _InterruptedError from None
+        except KeyboardInterrupt as stop:
+            raise _InterruptedError(exit_status(stop)) from None
 
 
 app = typer.Typer(
@@ -77,17 +86,19 @@ def _without_command(
 def main() -> None:
     """Run a command.
 
-    What it refuses becomes one line on stderr and exit status 2; Ctrl-C becomes one line and 130.
+    What it refuses becomes one line on stderr and exit status 2; Ctrl-C becomes one line and 130, SIGTERM one line and
+    143.
     """
     try:
-        status = app(standalone_mode=False)
+        with stopped_by_signals():
+            status = app(standalone_mode=False)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "florist"
         _stop(f"{error.format_message()} See {command} --help.", status=2)
     except click.ClickException as error:
         _stop(error.format_message(), status=2)
-    except _InterruptedError:
-        _stop("interrupted", status=130)
+    except _InterruptedError as stop:
+        _stop("interrupted", status=stop.status)
     except (FloristError, OSError) as error:  # an OSError is the system's: a full disk, a file where a folder should be
         _stop(str(error), status=2)
     else:
@@ -95,5 +106,5 @@ def main() -> None:
 
 
 def _stop(message: str, *, status: int) -> None:
-    typer.echo(f"florist: {' '.join(message.split())}", err=True)
+    typer.echo(f"florist: {one_line(' '.join(message.split()))}", err=True)
     sys.exit(status)

@@ -15,7 +15,7 @@ from florist.cli.hub import push
 from florist.cli.memory import keep_freed_memory
 from florist.cli.output import Output
 from florist.cli.summaries import absences
-from florist.config.methods import make_aggregator, rank_rule
+from florist.config.methods import FOR_ALL_METHODS, make_aggregator, rank_rule
 from florist.config.sections import AggregationSection
 from florist.errors import ConfigurationError
 from florist.one_shot import FileBudget
@@ -82,7 +82,7 @@ def combine_adapters(
             dtype=torch_dtype,
             max_bytes=budget,
             settings={
-                **section.model_dump(mode="json"),
+                **section.model_dump(mode="json", exclude={*FOR_ALL_METHODS}),
                 "export": export,
                 "pad_rank_to": pad_rank_to,
                 "dtype": dtype,
@@ -99,7 +99,8 @@ def combine_adapters(
 
 
 def _decisions(section: AggregationSection, inputs: Inputs, *, given: bool) -> list[str]:
-    settings = ", ".join(f"{key} = {value}" for key, value in section.model_dump(exclude_none=True).items())
+    keys = section.model_dump(exclude={*FOR_ALL_METHODS}, exclude_none=True)
+    settings = ", ".join(f"{key} = {value}" for key, value in keys.items())
     why = "as --weights says" if given else "as their certificates say; an adapter without one counts once"
     counts = (f"{one.path} {count}" for one, count in zip(inputs.saved, inputs.weights.counts, strict=True))
     return [settings, f"weights in {inputs.weights.counted_in.value}, {why}: {', '.join(counts)}"]

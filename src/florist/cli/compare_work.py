@@ -12,12 +12,14 @@ from florist.cli.decisions import decisions, threads_chosen
 from florist.cli.libraries import load_training_libraries
 from florist.cli.output import Output
 from florist.cli.progress import Progress
+from florist.cli.stopping import exit_status
 from florist.comparison.directory import ComparisonDirectory
 from florist.comparison.planning import Entry, without_feedback
 from florist.comparison.results import CellResult
 from florist.comparison.summary import reference, summarise
 from florist.comparison.tables import comparison_document, metric_source, write_tables
 from florist.config.sections import Config
+from florist.errors import UnwritableOutputError
 from florist.tracking.trackers import require_installed
 
 
@@ -52,6 +54,7 @@ def open_comparison(path: Path) -> ComparisonDirectory:
         MissingDependencyError: a tracker of a run that is not over is not installed.
     """
     directory = ComparisonDirectory.open(path)
+    directory.require_whole()
     # A damaged one is refused before the libraries are loaded, and a tracker is missed before hours of training.
     to_play = [cell for cell in directory.comparison.cells if not directory.is_over(cell)]
     require_installed({name for cell in to_play for name in directory.config(cell).tracking.to})
@@ -69,12 +72,18 @@ def play_comparison(directory: ComparisonDirectory, jobs: int, output: Output, p
         progress: where to show how they go.
 
     Raises:
+        UnwritableOutputError: the disk is full; what was played is saved.
         FloristError: as `running.play`.
         Exit: the comparison was interrupted.
     """
     from florist.comparison.running import play  # noqa: PLC0415  # needs the training libraries
 
     output.detail(*decisions(directory.base), threads_chosen(directory.comparison.threads, directory.base))
+    for cell in directory.comparison.cells:
+        run = directory.begun(cell)
+        damage = run.result.damage() if run is not None else None
+        if run is not None and damage is not None:
+            output.note(f"{run.path}: {damage}: it is written again, from the state after the last round")
     cells = CellsProgress(progress, verbose=output.verbose)
     cells.begin(directory)
     try:
@@ -86,9 +95,11 @@ def play_comparison(directory: ComparisonDirectory, jobs: int, output: Output, p
             on_end=cells.ended,
             in_worker=partial(load_training_libraries, "compare"),
         )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         progress.stopped(f"interrupted; go on with: florist compare --resume {directory.path}")
-        raise typer.Exit(130) from None
+        raise typer.Exit(exit_status(stop)) from None
+    except UnwritableOutputError as error:
+        raise UnwritableOutputError(f"{error}; then go on with: florist compare --resume {directory.path}") from error
 
 
 def report(directory: ComparisonDirectory, results: Sequence[CellResult], output: Output) -> bool:

@@ -29,7 +29,8 @@ def clients_of(record: RoundRecord) -> list[str]:
         f"{client.seconds:.1f} s" + (f", holds back a norm of {client.held_back:.3g}" if client.held_back else "")
         for client in record.clients
     ]
-    return lines + [f"round {record.round}, {drop.client_id}: dropped: {drop.reason}" for drop in record.dropped]
+    lines += [f"round {record.round}, {drop.client_id}: dropped: {drop.reason}" for drop in record.dropped]
+    return lines + [f"round {record.round}, {clip.client_id}: scaled down: {clip.reason}" for clip in record.clipped]
 
 
 def _settings(config: Config, section: str) -> Iterator[str]:

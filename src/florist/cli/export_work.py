@@ -48,12 +48,14 @@ def export_round(
 
     Raises:
         MissingInputError: there is no such run or round, or it was not kept.
+        DamagedRunError: a file of it is missing, cannot be read or is not as it was written.
         ConfigurationError: the rounds were not measured by a metric that can choose the best.
         MissingDependencyError: something is not installed that the run's method needs.
         UploadError: the hub could not be reached, or refused.
     """
     run = RunDirectory.open(path)
-    config, kept = read_config(run.config_file), run.kept_rounds()
+    kept = run.kept_rounds()
+    config = read_config(run.config_file)
     if kept is None:
         raise ConfigurationError(f"{path}: expected a run with a round, and none was played yet; play one first")
     number = _round(config, kept, round_number, best=best)
@@ -80,6 +82,12 @@ def export_round(
         output.note(
             f"round {number} is without what the server held back then, which was not kept; that takes "
             "federation.keep_rounds = 'all'"
+        )
+    damage = run.result.damage()
+    if damage is not None:
+        output.note(
+            f"in the run itself, {damage}; this adapter is made from its state, and so can that one be: florist "
+            f"simulate --resume {path}"
         )
     if push_to_hub is not None:
         output.lines(f"uploaded to {push(out, push_to_hub, private=private)}")

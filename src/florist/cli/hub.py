@@ -1,6 +1,7 @@
 """Uploading a directory to the Hugging Face hub."""
 
 import re
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +9,9 @@ from typing import Annotated
 import typer
 
 from florist.errors import ConfigurationError, MissingDependencyError, UploadError
+
+_TIMEOUT = 5.0
+"""How many seconds the hub has to answer."""
 
 _REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -56,16 +60,29 @@ def push(directory: Path, repo_id: str, *, private: bool) -> str:
         UploadError: the hub cannot be reached, or it refuses, for want of a token for instance.
     """
     from huggingface_hub import HfApi  # noqa: PLC0415  # optional
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled  # noqa: PLC0415
 
     api = HfApi()
     try:
+        _require_answer(repo_id)
         address = api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo_id, folder_path=directory, commit_message="Upload an adapter made by florist")
-    except (OfflineModeIsEnabled, HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # the HTTP client has errors of its own, and is another one from version to version
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UploadError(
             f"the adapter is in {directory}, and uploading it to {repo_id} failed: {reason}; see that the hub can be "
             f"reached and that you are logged in (hf auth login), then run: hf upload {repo_id} {directory}"
         ) from error
     return str(address)
+
+
+def _require_answer(repo_id: str) -> None:
+    """Ask the hub for anything at all: the requests of an upload would wait for minutes, or for ever.
+
+    Raises:
+        Exception: the hub does not answer within seconds, whatever the HTTP client calls that.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url  # noqa: PLC0415  # optional
+    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
+
+    with suppress(HfHubHTTPError):  # there need not be such a repository yet: this is an answer
+        get_hf_file_metadata(hf_hub_url(repo_id, "README.md"), timeout=_TIMEOUT)

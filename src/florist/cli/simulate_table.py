@@ -48,7 +48,9 @@ def rounds_table(initial: Mapping[str, float], records: Sequence[RoundRecord]) -
         table.add_row(
             str(record.round),
             *(f"{record.metrics[name]:.3f}" if name in record.metrics else "" for name in initial),
-            f"{len(record.clients)}" + (f" ({len(record.dropped)} dropped)" if record.dropped else ""),
+            f"{len(record.clients)}"
+            + (f" ({len(record.dropped)} dropped)" if record.dropped else "")
+            + (f" ({len(record.clipped)} clipped)" if record.clipped else ""),
             _rank(record),
             str(record.input_rank) if record.input_rank else "",
             _kilobytes(record.upload_bytes),
@@ -86,6 +88,11 @@ def totals(
         f"{drop.client_id} dropped from round {record.round}: {drop.reason}"
         for record in records
         for drop in record.dropped
+    ]
+    lines += [
+        f"{clip.client_id} scaled down to {clip.factor:.2g} of its length in round {record.round}: {clip.reason}"
+        for record in records
+        for clip in record.clipped
     ]
     lines += clients_lines(records)
     lines += _choice(records, federation)

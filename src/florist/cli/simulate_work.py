@@ -1,6 +1,7 @@
 """What ``florist simulate`` does, once its arguments are known to be right."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,13 @@ from florist.cli.output import Output
 from florist.cli.progress import Progress
 from florist.cli.simulate_progress import RoundsProgress
 from florist.cli.simulate_table import examples_table, rounds_table, totals
+from florist.cli.stopping import exit_status
 from florist.config.reading import read_config, to_toml
-from florist.config.resuming import IN_ONE_PROCESS, adopt, require_from_configuration, require_resumable
+from florist.config.resuming import adopt, changes, config_to_resume
 from florist.config.sections import Config
 from florist.config.tracking import tracking_of
 from florist.data.partition import LabelCounts
+from florist.errors import UnwritableOutputError
 from florist.federation.history import RunDirectory
 from florist.tracking.trackers import require_installed
 
@@ -35,15 +38,17 @@ def start_run(config: Config, path: Path, output: Output, progress: Progress) ->
         progress: where to show how the run goes.
 
     Raises:
+        UnwritableOutputError: the disk is full; the rounds so far are saved.
         FloristError: as `building.build` and `Simulation.start`.
         Exit: the run was interrupted.
     """
     simulation, counted = _built(config, output)
     observer = RoundsProgress(progress, verbose=output.verbose)
-    run = simulation.start(path, to_toml(config), config.aggregation.method, config.training.threads, observer)
-    if counted is not None:
-        run.save_examples(counted)
-    _play(simulation, run, observer, config, output)
+    with _way_to_go_on_told(path, observer):
+        run = simulation.start(path, to_toml(config), config.aggregation.method, config.training.threads, observer)
+        if counted is not None:
+            run.save_examples(counted)
+        _play(simulation, run, observer, config, output)
     return run
 
 
@@ -58,18 +63,25 @@ def resume_run(path: Path, overrides: Sequence[str], output: Output, progress: P
 
     Raises:
         MissingInputError: there is no run.
+        DamagedRunError: a file of it is missing, cannot be read or is not as it was written.
         ConfigurationError: settings were changed that may not change (`resuming.IN_ONE_PROCESS`).
+        UnwritableOutputError: the disk is full; the rounds so far are saved.
         FloristError: as `building.build` and `Simulation.run`.
         Exit: the run was interrupted.
     """
     run = RunDirectory.open(path)
-    require_from_configuration(run)
-    config = read_config(run.config_file, overrides)
-    require_resumable(run, config, IN_ONE_PROCESS)
-    simulation, _ = _built(config, output)
-    if overrides:
-        adopt(run, config)
-    _play(simulation, run, RoundsProgress(progress, verbose=output.verbose), config, output)
+    config = config_to_resume(run, overrides)
+    observer = RoundsProgress(progress, verbose=output.verbose)
+    with _way_to_go_on_told(path, observer):
+        simulation, _ = _built(config, output)
+        changed, damage = changes(run, config), run.result.damage()
+        if changed:
+            output.note(f"the run goes on with {', '.join(changed)}")
+        if damage is not None:
+            output.note(f"{damage}: it is written again, from the state after the last round")
+        if overrides:
+            adopt(run, config)
+        _play(simulation, run, observer, config, output)
     return run
 
 
@@ -122,10 +134,26 @@ def _play(
 
     output.detail(threads_chosen(run.facts.threads, config))
     observer.begin(len(run.records()), simulation.rounds)
+    with tracking_of(config, run.path, warn=lambda text: observer.line(f"note: {text}")) as tracking:
+        tracking.begin()
+        simulation.run(run, TrackedObserver(observer, tracking))
+
+
+@contextmanager
+def _way_to_go_on_told(path: Path, observer: RoundsProgress) -> Generator[None, None, None]:
+    """Say how a run goes on that does not come to its end, if it was begun.
+
+    Raises:
+        Exit: it was interrupted.
+        UnwritableOutputError: there was no room for a round, which the run goes on with once there is.
+    """
     try:
-        with tracking_of(config, run.path, warn=lambda text: observer.line(f"note: {text}")) as tracking:
-            tracking.begin()
-            simulation.run(run, TrackedObserver(observer, tracking))
-    except KeyboardInterrupt:
-        observer.stopped(f"interrupted; go on with: florist simulate --resume {run.path}")
-        raise typer.Exit(130) from None
+        yield
+    except (KeyboardInterrupt, UnwritableOutputError) as stop:
+        if not (path / "run.json").exists():
+            raise
+        way = f"go on with: florist simulate --resume {path}"
+        if isinstance(stop, UnwritableOutputError):
+            raise UnwritableOutputError(f"{stop}; then {way}") from stop
+        observer.stopped(f"interrupted; {way}")
+        raise typer.Exit(exit_status(stop)) from None

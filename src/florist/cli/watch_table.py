@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from florist.cli.output import plain_table
+from florist.errors import one_line
 from florist.federation.records import RoundRecord
 
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
@@ -27,6 +28,7 @@ class Row:
         seconds: how long the round took.
         clients: how many clients count.
         dropped: the clients that do not, and why.
+        clipped: the clients whose updates the guard scaled down, and why.
     """
 
     round: int
@@ -38,6 +40,7 @@ class Row:
     seconds: float | None = None
     clients: int = 0
     dropped: tuple[str, ...] = ()
+    clipped: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, record: RoundRecord) -> "Row":
@@ -45,14 +48,15 @@ class Row:
         rank = str(record.total_rank) if record.ranks else ""  # averaged weights have no rank
         return cls(
             round=record.round,
-            metrics=record.metrics,
+            metrics={one_line(name, 100): value for name, value in record.metrics.items()},
             rank=rank if record.aggregated else "none",
             upload_bytes=record.upload_bytes,
             download_bytes=record.download_bytes,
             held_back=record.relative_error if record.aggregated and record.held_back else None,
             seconds=record.seconds.get("total"),
             clients=len(record.clients),
-            dropped=tuple(f"{drop.client_id} dropped: {' '.join(drop.reason.split())}" for drop in record.dropped),
+            dropped=tuple(f"{one_line(drop.client_id, 100)} dropped: {drop.reason}" for drop in record.dropped),
+            clipped=tuple(f"{one_line(clip.client_id, 100)} scaled down: {clip.reason}" for clip in record.clipped),
         )
 
 
@@ -96,7 +100,7 @@ def line_of(row: Row) -> str:
         parts += [f"{size(row.upload_bytes)} up", f"{size(row.download_bytes)} down"]
         parts += [f"{row.held_back:.0%} held back"] if row.held_back is not None else []
         parts += [f"{row.seconds:.1f} s"] if row.seconds is not None else []
-        parts += [f"{row.clients} clients", *row.dropped]
+        parts += [f"{row.clients} clients", *row.dropped, *row.clipped]
     return f"round {row.round}: {', '.join(parts)}"
 
 

@@ -12,9 +12,10 @@ from rich.text import Text
 
 from florist.cli.decisions import clients_of
 from florist.cli.output import Output
+from florist.cli.stopping import exit_status
 from florist.cli.watch_table import Row, curve, line_of, rows_table, size
 from florist.errors import MissingInputError
-from florist.federation.following import RecordTail, RunStatus, read_status
+from florist.federation.following import RecordTail, RunStatus, read_status, require_records
 from florist.federation.records import RoundRecord
 from florist.files import strict_json
 
@@ -41,9 +42,12 @@ class _Run:
         Over Flower a round is recorded before its clients have measured it. A record without metrics is therefore
         complete once another follows or the run is over.
         """
+        first = self.status is None
         self.status = read_status(self.tail.run)
         if self.status is None:
             return
+        if first:
+            require_records(self.tail.run)
         for record in self.tail.new():
             while self.rows and self.rows[-1].round >= record.round:
                 self.rows.pop()
@@ -107,8 +111,8 @@ def follow(path: Path, interval: float, output: Output, *, as_json: bool) -> Non
             _print_lines(run, interval, console, output, as_json=as_json)
         else:
             _draw(run, interval, console)
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as stop:
+        raise typer.Exit(exit_status(stop)) from None
 
 
 def _print_lines(run: _Run, interval: float, console: Console, output: Output, *, as_json: bool) -> None:
@@ -166,7 +170,7 @@ def _picture(run: _Run, console: Console, count: int | None = None) -> Renderabl
     metric = names[0] if names else "metric"
     rows = [Row(0, status.initial), *run.rows] if status.initial else run.rows
     curve_lines = list(curve([row.metrics[metric] for row in rows if metric in row.metrics], min(console.width, 72)))
-    tail = [*(run.rows[-1].dropped if run.rows else ())][:3]
+    tail = [*(run.rows[-1].dropped + run.rows[-1].clipped if run.rows else ())][:3]
     end = _end(run)
     room = max(3, console.height - len(curve_lines) - len(tail) - len(end) - 6)
     shown = rows[-min(room, _FEW) :] if count is None else rows

@@ -9,7 +9,6 @@ OUT/cells.csv                     a line for every round of every cell
 """
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,10 +17,12 @@ from pydantic import TypeAdapter
 
 from florist.comparison.planning import Cell, Comparison, Entry
 from florist.config.reading import read_config, to_toml
+from florist.config.resuming import IN_ONE_PROCESS, require_resumable
 from florist.config.sections import Config
 from florist.errors import DamagedRunError, MissingInputError
 from florist.federation.history import RunDirectory
-from florist.files.outputs import new_directory
+from florist.files.outputs import new_directory, remove_drafts, remove_stale
+from florist.files.reading import read_bytes
 
 _COMPARISON = TypeAdapter(Comparison)
 
@@ -70,7 +71,7 @@ class ComparisonDirectory:
             DamagedRunError: comparison.json cannot be read.
         """
         try:
-            return _COMPARISON.validate_json((self.path / "comparison.json").read_bytes())
+            return _COMPARISON.validate_json(read_bytes(self.path / "comparison.json", 1 << 26))
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise DamagedRunError(
@@ -106,12 +107,37 @@ class ComparisonDirectory:
         return RunDirectory.open(path) if path.exists() else None
 
     def is_over(self, cell: Cell) -> bool:
-        """Whether the run of a cell has ended, which its adapter shows: it is written last."""
+        """Whether the run of a cell has ended, which its adapter shows: it is written last.
+
+        One that is not as it was written does not count; playing the cell then writes it again, and no round.
+
+        Raises:
+            DamagedRunError: state/current.json of the run cannot be read.
+
+        Cost: the adapter is read once.
+        """
         run = self.begun(cell)
-        return run is not None and run.adapter.exists()
+        return run is not None and run.result.has_adapter and run.result.damage() is None
+
+    def require_whole(self) -> None:
+        """Check that every run that was begun can go on, and does so with what it was begun with.
+
+        Raises:
+            DamagedRunError: a file of a run is missing, cannot be read or is not as it was written.
+            ConfigurationError: the configuration of an entry was changed since.
+
+        Cost: what a resumption would read of every run is read once.
+        """
+        for cell in self.comparison.cells:
+            run = self.begun(cell)
+            if run is not None:
+                run.require_whole()
+                require_resumable(run, self.config(cell), IN_ONE_PROCESS)
 
     def clear_drafts(self, cell: Cell) -> None:
-        """Remove what is left of a cell that was killed while its directory was being created."""
+        """Remove what is left half written of a cell that was killed; nobody may be playing it."""
         path = self.run_path(cell)
-        for draft in path.parent.glob(f".{path.name}.*"):
-            shutil.rmtree(draft, ignore_errors=True)
+        for folder in (path, path / "state"):
+            if folder.is_dir():
+                remove_drafts(folder)
+        remove_stale(path)

@@ -21,7 +21,7 @@ from florist.config.resuming import IN_ONE_PROCESS, require_resumable
 from florist.config.splits import read_splits
 from florist.config.tasks import RecentEncodings
 from florist.config.tracking import tracking_of
-from florist.errors import ConfigurationError, FloristError, WorkerLostError
+from florist.errors import ConfigurationError, FloristError, UnwritableOutputError, WorkerLostError
 from florist.federation.observer import Observer
 from florist.federation.records import RoundRecord
 from florist.files.locking import sole_process
@@ -103,6 +103,7 @@ def play(
     Raises:
         WorkerLostError: a process was killed from outside, most often for want of memory.
         DirectoryInUseError: another process plays the comparison.
+        UnwritableOutputError: the disk is full. All that was played is saved.
     """
     comparison = directory.comparison
     results: dict[Cell, CellResult] = {}
@@ -151,6 +152,9 @@ def _play_at_once(
             pool.shutdown(wait=False, cancel_futures=True)
             for child in set(multiprocessing.active_children()) - before:
                 child.terminate()  # each has saved its rounds
+                child.join()
+            for cell in cells:
+                directory.clear_drafts(cell)
             if isinstance(error, BrokenProcessPool):
                 raise WorkerLostError(
                     f"a process that played a cell was killed, as systems do when memory runs out; go on in "
@@ -165,7 +169,6 @@ def _play_cell(path: Path, cell: Cell, threads: int, observer: Observer | None) 
     watching = observer or Unobserved()
     try:
         config = directory.config(cell)
-        directory.clear_drafts(cell)
         simulation = build(config, encoded=_ENCODED)
         begun = directory.begun(cell)
         if begun is not None:
@@ -178,6 +181,8 @@ def _play_cell(path: Path, cell: Cell, threads: int, observer: Observer | None) 
         ) as tracking:
             tracking.begin()
             simulation.run(run, TrackedObserver(watching, tracking))
+    except UnwritableOutputError:
+        raise  # every other cell would fail, too
     except (FloristError, RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     finally:

@@ -105,7 +105,8 @@ def product_norm(factor: LoraFactor) -> float:
     Cost: O((m + n) r^2).
     """
     B, A = factor.B, factor.A
-    return max(0.0, float(((B.T @ B) * (A @ A.T)).sum(dtype=torch.float64))) ** 0.5
+    # Squares of squares underflow float32 where an update is as small as 1e-12.
+    return max(0.0, float(((B.T @ B).double() * (A @ A.T).double()).sum())) ** 0.5
 
 
 def _rank_holding(squares: Tensor, energy: float) -> int:

@@ -14,9 +14,11 @@ from florist.config.communication import aggregator_of, communication_of
 from florist.config.given import NOTHING_GIVEN, Given
 from florist.config.methods import LOCAL_INITS
 from florist.config.metrics import client_metrics, metric_names, metrics, require_own_examples
+from florist.config.robust import guard_of, robust_rule
 from florist.config.sections import Config
 from florist.config.splits import Splits, read_splits
 from florist.config.tasks import Encoded, RecentEncodings, Task, load_task
+from florist.data.fields import some_of
 from florist.data.reading import Example
 from florist.errors import ConfigurationError
 from florist.evaluation import Metric
@@ -182,6 +184,8 @@ def build(
         fraction=federation.fraction,
         min_replies=federation.min_replies,
         communication=communication_of(config, given.method),
+        guard=guard_of(config.guard),
+        robust=robust_rule(config.aggregation),
     )
     rules.require_possible()
     in_rounds, at_the_end = loaded.metrics(splits)
@@ -215,7 +219,7 @@ def _loras(config: Config, client_ids: Sequence[str]) -> list[LocalLora]:
     if wrong:
         lists = " and ".join(f"{name} lists {number} clients" for name, number in wrong.items())
         raise ConfigurationError(
-            f"{lists}, and the data has {count}: {', '.join(client_ids)}; give one each or one for all"
+            f"{lists}, and the data has {count}: {some_of(client_ids)}; give one each or one for all"
         )
     return [
         LocalLora(rank, alpha, lora.use_rslora, lora.lora_dropout) for rank, alpha in zip(ranks, alphas, strict=True)
@@ -230,7 +234,7 @@ def _settings(config: Config, client_ids: Sequence[str]) -> list[TrainingSetting
         own[key] = value if isinstance(value, tuple) else (value,) * count
         if len(own[key]) != count:
             raise ConfigurationError(
-                f"training.{key} lists {len(own[key])} clients, and the data has {count}: {', '.join(client_ids)}; "
+                f"training.{key} lists {len(own[key])} clients, and the data has {count}: {some_of(client_ids)}; "
                 "give one each or one for all"
             )
     return [

@@ -15,6 +15,7 @@ from florist.config.metrics import harness, metric_names, metrics_on
 from florist.config.sections import CLASSIFICATION, FROM_CODE, Config
 from florist.config.splits import read_splits
 from florist.config.tasks import Task
+from florist.data.fields import place_of
 from florist.data.reading import Example, read_examples
 from florist.errors import ConfigurationError, IncompatibleAdaptersError
 from florist.evaluation import Measurements, Metric
@@ -107,7 +108,9 @@ def examples_of_file(config: Config, file: Path, *, by_client: bool) -> ToMeasur
     found: dict[str, list[Example]] = {}
     for example in examples:
         if field not in example:
-            raise ConfigurationError(f"--by-client: expected {field!r} in every example of {file}")
+            raise ConfigurationError(
+                f"--by-client: expected {field!r} in every example, and it is not in {place_of(example, str(file))}"
+            )
         found.setdefault(str(example[field]), []).append(example)
     return ToMeasure(str(file), examples, dict(sorted(found.items())))
 

@@ -25,6 +25,9 @@ DEFAULT_LOCAL_INIT = "aligned"
 HOW_MUCH = ("tau", "budget", "rank")
 """The keys of ``[aggregation]`` that say how much to keep. At most one of them is set."""
 
+FOR_ALL_METHODS = ("robust", "hostile")
+"""The keys of ``[aggregation]`` that go with every method."""
+
 
 @dataclass(frozen=True, slots=True)
 class Use:

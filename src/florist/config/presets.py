@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from florist.config.reading import DEMONSTRATION, in_folder
+from florist.config.paths import in_folder
+from florist.config.reading import DEMONSTRATION
 
 _EQUAL, _UNLIKE = [16] * 8, [64, 32, 16, 16, 8, 8, 4, 4]
 _MODELS = {

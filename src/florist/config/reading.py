@@ -3,7 +3,7 @@
 import datetime
 import difflib
 import re
-import tomllib
+import reprlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,18 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from florist.config import communication, methods
-from florist.config.sections import FROM_CODE, Config, Section
-from florist.errors import ConfigurationError, MissingInputError
+from florist.config.paths import anchor, wrong_paths
+from florist.config.sections import Config, Section
+from florist.config.toml_text import parsed, read_tables, wrong_values
+from florist.errors import ConfigurationError
 
 SectionType = TypeVar("SectionType", bound=Section)
 
 DEMONSTRATION = Path(__file__).parents[1] / "demonstration.toml"
 """The configuration that ships with florist, with its model and its data."""
+
+_MOST_PROBLEMS = 12
+"""How many of the mistakes in a configuration are told; of the others, how many there are."""
 
 _EXPECTED = {
     "greater_than": "a number greater than {gt:g}",
@@ -33,15 +38,8 @@ _EXPECTED = {
 }
 """What was expected where pydantic finds an error of these types, with fields from the context of the error."""
 
-_PATHS = (
-    ("data", "path"),
-    ("model", "name_or_path"),
-    ("evaluation", "multiple_choice"),
-    ("evaluation", "harness_task_path"),
-    ("tracking", "mlflow_uri"),
-)
-"""The keys of what is read; `data.train`, `data.test` and `data.validation` are names in the directory `data.path`, and
-`flower.run` is written, as ``-o`` is: relative to the current directory."""
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +77,8 @@ def read_config(
         MissingInputError: There is no such file.
         ConfigurationError: The file is not TOML, or some of its keys are unknown or wrong or contradict each other.
     """
-    if not path.is_file():
-        raise MissingInputError(f"expected a configuration file at {path}, found none; check the path")
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: expected TOML, and reading failed: {error}") from error
-    _anchor(tables, path.parent)
+    tables = read_tables(path)
+    anchor(tables, path.parent)
     in_file, brought = set(tables), dict[str, str]()
     for number, overrides in enumerate(layers):
         for name, override in _apply(tables, overrides).items():
@@ -105,7 +98,7 @@ def config_of(tables: Mapping[str, Mapping[str, Any]]) -> Config:
         ConfigurationError: Some keys are unknown or wrong or contradict each other.
     """
     own = {name: dict(table) for name, table in tables.items()}
-    _anchor(own, Path.cwd())
+    anchor(own, Path.cwd())
     config, problems = _checked(own)
     if config is None:
         raise ConfigurationError("; ".join(problem.text for problem in problems))
@@ -113,6 +106,9 @@ def config_of(tables: Mapping[str, Mapping[str, Any]]) -> Config:
 
 
 def _checked(tables: dict[str, Any]) -> tuple[Config | None, list[_Problem]]:
+    wrong = list(wrong_values(tables)) or list(wrong_paths(tables))
+    if wrong:  # nothing else looks at such values: they break whoever does
+        return None, [_Problem(name, f"{name}: {text}") for name, text in wrong]
     # Unknown keys are taken out first, because a section that has some is not searched for contradictions.
     problems = list(_drop_unknown(tables))
     try:
@@ -150,33 +146,9 @@ def _told_by_option(problem: _Problem, options: Mapping[str, str]) -> str:
     return re.sub(rf"\b({keys})\b(?: =)?", lambda found: options[found[1]], problem.text)
 
 
-def in_folder(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the tables of a file with absolute paths.
-
-    Args:
-        tables: Its sections.
-        folder: Where the file is, to which its paths are relative.
-    """
-    absolute = {section: dict(table) if isinstance(table, dict) else table for section, table in tables.items()}
-    _anchor(absolute, folder)
-    return absolute
-
-
 def to_toml(config: Config) -> str:
     """Return the whole configuration, defaults included, as TOML that `read_config` reads back."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
-
-
-def _anchor(tables: dict[str, Any], folder: Path) -> None:
-    for section, key in _PATHS:
-        table = tables.get(section)
-        if not isinstance(table, dict) or table.get(key) == FROM_CODE:
-            continue
-        value = table.get(key)
-        # A model may be a hub id and a store a server, which look like relative paths; they are where something exists.
-        may_be_a_name = section in {"model", "tracking"}
-        if isinstance(value, str) and (not may_be_a_name or value.startswith(".") or (folder / value).exists()):
-            table[key] = str((folder / value).resolve())
 
 
 def _apply(tables: dict[str, Any], overrides: Sequence[str]) -> dict[str, str]:
@@ -195,21 +167,18 @@ def _apply(tables: dict[str, Any], overrides: Sequence[str]) -> dict[str, str]:
             given.get(section, {}).pop(key, None)
             unset.add((section, key))
             continue
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text
+        value = _value(text)
         if isinstance(value, datetime.date | datetime.time):
             value = text  # no key takes a date or a time, and data.rows=10:50:10 only looks like one
         given.setdefault(section, {})[key] = value
-    _anchor(given, Path.cwd())
+    anchor(given, Path.cwd())
     if isinstance(before := tables.get("communication"), dict):
         method = given.get("aggregation", {}).get("method")
         changes = given.get("communication", {})
         tables["communication"] = communication.without_replaced(before, changes, method)
     for section, table in given.items():
         if not isinstance(tables.setdefault(section, {}), dict):
-            raise ConfigurationError(f"expected a table [{section}], got {tables[section]!r}")
+            raise ConfigurationError(f"expected a table [{section}], got {_short(tables[section])}")
         if section == "aggregation":
             tables[section] = methods.without_replaced(tables[section], table)
         tables[section].update(table)
@@ -222,11 +191,12 @@ def _apply(tables: dict[str, Any], overrides: Sequence[str]) -> dict[str, str]:
 def _told_by_source(
     problems: Sequence[_Problem], path: Path, in_file: Collection[str], brought: Mapping[str, str]
 ) -> str:
-    """Return all problems as one line, each after the file or the overrides that it comes from."""
+    """Return the first problems as one line, each after the file or the overrides that it comes from."""
     by_source: dict[str, list[str]] = {}
-    for problem in problems:
+    for problem in problems[:_MOST_PROBLEMS]:
         by_source.setdefault(_source(problem.name, path, in_file, brought), []).append(problem.text)
-    return "; ".join(f"{source}: {'; '.join(texts)}" for source, texts in by_source.items())
+    more = f"; and {len(problems) - _MOST_PROBLEMS} more" if len(problems) > _MOST_PROBLEMS else ""
+    return "; ".join(f"{source}: {'; '.join(texts)}" for source, texts in by_source.items()) + more
 
 
 def _source(name: str, path: Path, in_file: Collection[str], brought: Mapping[str, str]) -> str:
@@ -262,11 +232,16 @@ def _explain(error: ValidationError) -> Iterator[_Problem]:
         if problem["type"] == "missing":
             yield _Problem(name, f"missing {name}, which has no default")
         elif problem["type"] == "model_type":
-            yield _Problem(name, f"{name}: expected a table [{name}], got {problem['input']!r}")
+            yield _Problem(name, f"{name}: expected a table [{name}], got {_short(problem['input'])}")
         else:
             reason = _reason(problem)
-            given = f", got {problem['input']!r}" if not isinstance(problem["input"], Mapping) else ""
+            given = f", got {_short(problem['input'])}" if not isinstance(problem["input"], Mapping) else ""
             yield _Problem(name, f"{name}: {reason}{given}" if name else reason)
+
+
+def _short(value: object) -> str:
+    """A value as Python writes it, without its middle where that is long."""
+    return _SHORT.repr(value)
 
 
 def _reason(problem: ErrorDetails) -> str:
@@ -280,6 +255,14 @@ def _where(problem: ErrorDetails) -> list[str]:
     return [part for part in problem["loc"] if isinstance(part, str)][:2]
 
 
+def _value(text: str) -> Any:
+    """The value of an override: TOML, or else a plain text."""
+    try:
+        return parsed(f"value = {text}")["value"]
+    except ValueError:
+        return text
+
+
 def _nearest(where: Sequence[str], value: object) -> str:
     sections = {name: field.annotation for name, field in Config.model_fields.items()}
     key = where[-1]
@@ -288,10 +271,10 @@ def _nearest(where: Sequence[str], value: object) -> str:
     if elsewhere and not isinstance(value, Mapping):
         return f" (did you mean {elsewhere[0]}.{key}?)"
     if len(where) < 2:
-        close = difflib.get_close_matches(key, sections, n=1, cutoff=0.5)
+        close = difflib.get_close_matches(key[:100], sections, n=1, cutoff=0.5)
         return f" (did you mean [{close[0]}]?)" if close else f" (there are {', '.join(sections)})"
     section = where[0]
-    close = difflib.get_close_matches(key, keys[section], n=1, cutoff=0.5)
+    close = difflib.get_close_matches(key[:100], keys[section], n=1, cutoff=0.5)
     return f" (did you mean {section}.{close[0]}?)" if close else f" ([{section}] has {', '.join(keys[section])})"
 
 

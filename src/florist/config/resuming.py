@@ -1,6 +1,6 @@
 """What of a configuration may change where a run is resumed, and what makes its result and has to stay."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from florist.config.reading import read_config, to_toml
@@ -34,6 +34,36 @@ def require_from_configuration(run: RunDirectory) -> None:
             f"the run in {run.path} was begun from code, with objects that no file has; go on in Python with the same "
             f"arguments: florist.simulate(..., out={str(run.path)!r}, resume=True)"
         )
+
+
+def config_to_resume(run: RunDirectory, overrides: Sequence[str] = ()) -> Config:
+    """The configuration that a run in one process goes on with, once the run was found whole.
+
+    Args:
+        run: to resume.
+        overrides: changes of it.
+
+    Raises:
+        DamagedRunError: a file of the run is missing, cannot be read or is not as it was written.
+        ConfigurationError: the run was begun from code, or something was changed that may not change.
+    """
+    run.require_whole()
+    require_from_configuration(run)
+    config = read_config(run.config_file, overrides)
+    require_resumable(run, config, IN_ONE_PROCESS)
+    return config
+
+
+def changes(run: RunDirectory, config: Config) -> list[str]:
+    """What differs between the configuration that a run goes on with and the one that it was begun with, in words.
+
+    Raises:
+        MissingInputError: the run does not have the configuration that it was begun with.
+    """
+    before, now = dict(_settings(read_config(run.begun_file))), dict(_settings(config))
+    return [
+        f"{name} = {_shown(now[name])} (begun with {_shown(was)})" for name, was in before.items() if now[name] != was
+    ]
 
 
 def require_resumable(run: RunDirectory, config: Config, may_change: Collection[str]) -> None:
@@ -91,5 +121,5 @@ def adopt(run: RunDirectory, config: Config, header: str = "") -> None:
     """
     with sole_process(run.path):
         if config.communication.flush != read_config(run.config_file).communication.flush:
-            run.set_aside_result(len(run.records()))  # what was written has what the next one lacks, or lacks it
+            run.result.set_aside(len(run.records()))  # what was written has what the next one lacks, or lacks it
         run.save_config(header + to_toml(config))

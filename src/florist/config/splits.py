@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from florist.config.sections import Config, as_slice
+from florist.data.fields import listed, place_of, text_of
 from florist.data.partition import (
     LabelCounts,
     Partition,
@@ -65,7 +66,7 @@ def read_splits(config: Config, choose: Callable[[Sequence[str]], str] | None = 
     by_file = {name: list(read_examples(file))[part or slice(None)] for name, file in _training_files(config).items()}
     empty = [name for name, examples in by_file.items() if not examples]
     if empty:
-        raise ConfigurationError(f"data.rows = {data.rows!r} leaves no examples of {empty}")
+        raise ConfigurationError(f"data.rows = {data.rows!r} leaves no examples of {listed(empty)}")
     if data.partition == "given":
         by_client = by_file
     else:
@@ -254,12 +255,7 @@ def _natural(name: str) -> list[str | int]:
 def _share_out(config: Config, examples: list[Example]) -> ClientExamples:
     data, ranks = config.data, config.lora.ranks
     field = data.partition_field
-    lacking = next((example for example in examples if field is not None and field not in example), None)
-    if lacking is not None:
-        raise ConfigurationError(
-            f"data.partition_field = {field!r}: expected it in every example, got {sorted(lacking)}"
-        )
-    labels = [str(example[field]) if field is not None else "" for example in examples]
+    labels = [_value_of(example, field) if field is not None else "" for example in examples]
     values = len(set(labels))
     num_clients = data.num_clients or (len(ranks) if isinstance(ranks, tuple) else values)
     # A client that holds an example out needs another to train on.
@@ -276,6 +272,18 @@ def _share_out(config: Config, examples: list[Example]) -> ClientExamples:
         return {labels[share[0]]: [examples[i] for i in share] for share in shares}
     names = [f"client_{k:0{width}d}" for k in range(num_clients)]
     return {name: [examples[i] for i in share] for name, share in zip(names, shares, strict=True)}
+
+
+def _value_of(example: Example, field: str) -> str:
+    if field not in example:
+        raise ConfigurationError(
+            f"data.partition_field = {field!r}: expected it in every example, got {listed(example)} at "
+            f"{place_of(example, 'one of them')}"
+        )
+    try:
+        return text_of(example, field) if example[field] is not None else str(None)
+    except DataError as error:
+        raise DataError(f"{place_of(example, f'data.partition_field = {field!r}')}: {error}") from error
 
 
 def _by_field(labels: Sequence[object], num_clients: int, seed: int) -> Partition:  # noqa: ARG001  # nothing is drawn

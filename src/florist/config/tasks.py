@@ -17,6 +17,7 @@ from florist.config.splits import Splits
 from florist.data.causal_lm import CausalLmEncoder
 from florist.data.classification import ClassificationEncoder, classes
 from florist.data.examples import EncodedExamples, Features, as_features, encode_examples, is_encoded
+from florist.data.positions import Lengths
 from florist.data.prompts import alpaca_prompt, instruction_and_input, template_prompt
 from florist.data.reading import Example
 from florist.data.rendering import (
@@ -108,13 +109,16 @@ def load_task(
             base, head = load_classifier(name, dtype, labels, own_head, config.federation.seed, **quantized)
         text = template_prompt(data.prompt_template or "{instruction}")
         encoder = ClassificationEncoder(tokenizer, text, data.label_field, labels, data.max_length)
-        encoding = _encoding(encoder, DataCollatorWithPadding(tokenizer), kept, "text")
+        lengths = Lengths.of(base, tokenizer, name)
+        lengths.require(data.max_length)
+        encoding = _encoding(encoder, DataCollatorWithPadding(tokenizer), kept, "text", lengths)
         return Task(prepared(base) if bits else base, head, "SEQ_CLS", encoding, encoding)
     base = given if given is not None else load_causal_lm(name, dtype, **quantized)
-    collate = DataCollatorForSeq2Seq(tokenizer)
+    collate, lengths = DataCollatorForSeq2Seq(tokenizer), Lengths.of(base, tokenizer, name)
     if is_encoded(training[0]):
-        encoding = _encoding(as_features, collate, kept, "tokens")
+        encoding = _encoding(as_features, collate, kept, "tokens", lengths)
         return Task(base, config.lora.modules_to_save or (), "CAUSAL_LM", encoding, encoding)
+    lengths.require(data.max_length)
     render = _renderer(config, tokenizer, training)
     learn, answer = (
         _encoding(
@@ -122,6 +126,7 @@ def load_task(
             collate,
             kept,
             "prompts and answers" if loss_on_prompts else "answers",
+            lengths,
         )
         for loss_on_prompts in (data.loss_on == "all", False)
     )
@@ -133,13 +138,19 @@ def _encoding(
     collate: Callable[[list[Features]], Mapping[str, Any]],
     kept: Encoded | None,
     counted: str,
+    lengths: Lengths,
 ) -> Encode:
+    def encode(examples: Sequence[Example], source: str) -> EncodedExamples:
+        encoded = encode_examples(examples, lambda example: lengths.require_short(encoder(example)), collate, source)
+        lengths.tell(encoded)
+        return encoded
+
     def encode_once(examples: Sequence[Example], source: str) -> EncodedExamples:
         if kept is None:
-            return encode_examples(examples, encoder, collate, source)
+            return encode(examples, source)
         name = f"{counted} of {source}"
         if name not in kept:
-            kept[name] = encode_examples(examples, encoder, collate, source)
+            kept[name] = encode(examples, source)
         return kept[name]
 
     return encode_once

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
+from florist.data.fields import listed, place_of
 from florist.data.reading import Example
 from florist.errors import DataError
 
@@ -47,14 +48,15 @@ def encode_examples(
     """Encode all examples of one source.
 
     Raises:
-        DataError: The encoder refuses an example; the message names the source and the number of the example.
+        DataError: The encoder refuses an example; the message names its file and line, or else the source and the
+            number of the example.
     """
     features: list[Features] = []
     for number, example in enumerate(examples, start=1):
         try:
             features.append(encoder(example))
         except DataError as error:
-            raise DataError(f"{source}, example {number}: {error}") from error
+            raise DataError(f"{place_of(example, f'{source}, example {number}')}: {error}") from error
     return EncodedExamples(features, collate)
 
 
@@ -74,8 +76,12 @@ def as_features(example: Example) -> Features:
     if not (isinstance(ids, list) and isinstance(labels, list) and len(ids) == len(labels)):
         raise DataError(
             "expected input_ids and as many labels, both lists of numbers, as in the first example, got an example "
-            f"with the fields {sorted(example)}; encode all examples alike"
+            f"with the fields {listed(example)}; encode all examples alike"
         )
+    for name, numbers in (("input_ids", ids), ("labels", labels)):
+        others = [each for each in numbers if not isinstance(each, int) or isinstance(each, bool)]
+        if others:
+            raise DataError(f"expected {name} to be whole numbers, got {listed(others)}; encode the example again")
     # The first token of a sequence is predicted from nothing, so that its loss never counts.
     if all(label == IGNORED for label in labels[1:]):
         raise DataError(f"expected at least one label after the first that is not {IGNORED}; remove the example")

@@ -2,7 +2,9 @@
 
 import string
 from collections.abc import Callable, Mapping
+from typing import Any
 
+from florist.data.fields import listed, text_of
 from florist.errors import DataError
 
 ALPACA_PROMPT = (
@@ -21,12 +23,13 @@ def alpaca_prompt(values: Mapping[str, str]) -> str:
     return (ALPACA_PROMPT_WITH_INPUT if values["input"] else ALPACA_PROMPT).format_map(values)
 
 
-def template_prompt(template: str) -> Callable[[Mapping[str, str]], str]:
+def template_prompt(template: str) -> Callable[[Mapping[str, Any]], str]:
     """Return what fills in a ``str.format`` template over ``{instruction}``, ``{input}`` and an example's own fields.
 
     Raises:
         DataError: The braces of the template do not pair, or hold more than the name of a field. What is returned
-            raises it as well, where an example lacks a field that the template names.
+            raises it as well, where an example lacks a field that the template names, or has something there that is no
+            text (`fields.text_of`).
     """
     try:
         fields = [field for field in string.Formatter().parse(template) if field[1] is not None]
@@ -39,14 +42,14 @@ def template_prompt(template: str) -> Callable[[Mapping[str, str]], str]:
             "a format, an attribute or an index"
         )
 
-    def render(values: Mapping[str, str]) -> str:
+    def render(values: Mapping[str, Any]) -> str:
         missing = sorted(names - values.keys())
         if missing:
             raise DataError(
                 f"prompt_template {template!r}: expected an example with the fields {missing}, got one with "
-                f"{sorted(values)}; name fields that every example has"
+                f"{listed(values)}; name fields that every example has"
             )
-        return template.format_map(values)
+        return template.format_map({name: text_of(values, name) for name in names})
 
     return render
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from florist.data.fields import listed
 from florist.data.reading import Example
 from florist.data.shapes import ASSISTANT, SYSTEM, USER, ChatShape, Conversation, InstructionShape, Message, TextShape
 from florist.errors import DataError
@@ -61,7 +63,7 @@ class InstructionPrompt:
     """
 
     shape: InstructionShape
-    prompt: Callable[[Mapping[str, str]], str]
+    prompt: Callable[[Mapping[str, Any]], str]
 
     def __call__(self, example: Example) -> Sequence[Segment]:
         """Return two segments.
@@ -87,7 +89,7 @@ class InstructionConversation:
     """
 
     shape: InstructionShape
-    prompt: Callable[[Mapping[str, str]], str]
+    prompt: Callable[[Mapping[str, Any]], str]
 
     def __call__(self, example: Example) -> Conversation:
         """Return two messages.
@@ -210,8 +212,8 @@ class ChatTemplate:
             )
         except TemplateError as error:
             raise DataError(
-                f"the tokenizer's chat template refuses the roles {[message.role for message in messages]}: {error}; "
-                "change the example, or set [data] chat_template = false"
+                f"the tokenizer's chat template refuses the roles {listed(message.role for message in messages)}: "
+                f"{error}; change the example, or set [data] chat_template = false"
             ) from error
         return str(rendered)
 

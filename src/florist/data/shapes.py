@@ -1,10 +1,12 @@
 """Which fields of an example hold what: the shapes of instructions and of chats, and how they are recognised."""
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from florist.data.reading import Example, as_text
+from florist.data.fields import listed, place_of, text_of
+from florist.data.reading import Example
 from florist.errors import DataError
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
@@ -50,23 +52,23 @@ class InstructionShape:
         """Tell whether an example has the instruction and the answer; the input may be absent."""
         return self.instruction in example and self.output in example
 
-    def values(self, example: Example) -> dict[str, str]:
-        """Return the fields as text, and beside them ``instruction``, ``input`` and ``output``, whatever their names.
+    def values(self, example: Example) -> dict[str, Any]:
+        """Return the fields, and beside them ``instruction``, ``input`` and ``output`` as text, whatever their names.
 
         Raises:
-            DataError: The example lacks the instruction or the answer.
+            DataError: The example lacks the instruction or the answer, or one of the three is no text
+                (`fields.text_of`).
         """
         if not self.fits(example):
             raise DataError(
-                f"expected examples with the fields {self.instruction!r} and {self.output!r}, got {sorted(example)}; "
+                f"expected examples with the fields {self.instruction!r} and {self.output!r}, got {listed(example)}; "
                 "set [data] format, or instruction_field and output_field"
             )
-        values = as_text(example)
         # All three are set at once, because a field of the name `input` may be the instruction of this shape.
-        return values | {
-            "instruction": values[self.instruction],
-            "input": values.get(self.input, ""),
-            "output": values[self.output],
+        return dict(example) | {
+            "instruction": text_of(example, self.instruction),
+            "input": text_of(example, self.input) if self.input in example else "",
+            "output": text_of(example, self.output),
         }
 
 
@@ -99,11 +101,10 @@ class ChatShape:
         if not self.fits(example):
             raise DataError(
                 f"expected {self.messages!r} to be a list of messages with {self.role!r} and {self.content!r}, got an "
-                f"example with the fields {sorted(example)}; set [data] format"
+                f"example with the fields {listed(example)}; set [data] format"
             )
         messages = [
-            Message(_ROLES.get(each[self.role], each[self.role]), _text(each[self.content]))
-            for each in example[self.messages]
+            Message(_role(each[self.role]), _text(each[self.content], self.content)) for each in example[self.messages]
         ]
         asked = next((k for k, message in enumerate(messages) if message.role == USER), len(messages))
         messages = [message for k, message in enumerate(messages) if k >= asked or message.role != ASSISTANT]
@@ -112,7 +113,7 @@ class ChatShape:
         if not messages:
             raise DataError(
                 f"expected a user's message and an assistant's answer to it, got the roles "
-                f"{[each[self.role] for each in example[self.messages]]}; remove the example"
+                f"{listed(each[self.role] for each in example[self.messages])}; remove the example"
             )
         return tuple(messages)
 
@@ -134,10 +135,9 @@ class TextShape:
             DataError: The example lacks it.
         """
         if not self.fits(example):
-            raise DataError(
-                f"expected examples with a text in the field {self.text!r}, got {sorted(example)}; set [data] format"
-            )
-        return str(example[self.text])
+            got = reprlib.repr(example[self.text]) if self.text in example else f"the fields {listed(example)}"
+            raise DataError(f"expected examples with a text in the field {self.text!r}, got {got}; set [data] format")
+        return text_of(example, self.text)
 
 
 ExampleShape = InstructionShape | ChatShape | TextShape
@@ -167,7 +167,8 @@ def recognise(examples: Sequence[Example]) -> ExampleShape:
             return shape
     known = "; ".join(f"{name}: {_described(shape)}" for name, shape in KNOWN_SHAPES.items())
     raise DataError(
-        f"expected examples of a known shape ({known}), got the fields {sorted(examples[0])}; "
+        f"{place_of(examples[0], 'the first example')}: expected examples of a known shape ({known}), got the fields "
+        f"{listed(examples[0])}; "
         "name yours with [data] instruction_field, input_field and output_field"
     )
 
@@ -180,12 +181,18 @@ def _described(shape: ExampleShape) -> str:
     return f"{shape.messages} with {shape.role} and {shape.content}"
 
 
-def _text(content: Any) -> str:
+def _role(role: Any) -> str:
+    if not isinstance(role, str):
+        raise DataError(f"expected the role of a message to be a text, got {reprlib.repr(role)}; correct the example")
+    return _ROLES.get(role, role)
+
+
+def _text(content: Any, field: str) -> str:
     if isinstance(content, str):
-        return content
+        return text_of({field: content}, field)
     if isinstance(content, list):  # a list of parts, as OpenAI writes it
         parts = [part.get("text") if isinstance(part, dict) else None for part in content]
         texts = [part for part in parts if isinstance(part, str)]
         if texts and len(texts) == len(parts):
-            return "".join(texts)
-    raise DataError(f"expected a message's content to be text, got {content!r}; remove the example")
+            return text_of({field: "".join(texts)}, field)
+    raise DataError(f"expected a message's content to be text, got {reprlib.repr(content)}; remove the example")

@@ -2,11 +2,13 @@
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from florist.data.fields import PlacedExample, listed
 from florist.errors import DataError, MissingDependencyError, MissingInputError, how_to_install
+from florist.files.reading import open_regular
 
 _DATASET, _SPLITS = "state.json", "dataset_dict.json"
 """What `save_to_disk` leaves in the directory of one table, and of several tables by name."""
@@ -18,7 +20,18 @@ def is_dataset(path: Path) -> bool:
     return Path(path, _DATASET).is_file()
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
+def text_of_file(path: Path) -> str:
+    """The text of a regular file in UTF-8, without the mark that some programs begin one with.
+
+    Raises:
+        UnreadableFileError: The path leads to something else than a file.
+        UnicodeDecodeError: It is not UTF-8.
+    """
+    with open_regular(path) as stream:
+        return stream.readall().decode("utf-8-sig")
+
+
+def read_csv(path: Path) -> list[PlacedExample]:
     """Read a CSV file whose first line names the fields; every value is a text.
 
     Raises:
@@ -27,7 +40,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """
     longest = csv.field_size_limit(_LONGEST_FIELD)
     try:
-        lines = csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""), strict=True)
+        lines = csv.reader(io.StringIO(text_of_file(path), newline=""), strict=True)
         try:
             return list(_csv_rows(path, lines))
         except csv.Error as error:
@@ -41,7 +54,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         csv.field_size_limit(longest)
 
 
-def read_parquet(path: Path) -> list[dict[str, Any]]:
+def read_parquet(path: Path) -> list[PlacedExample]:
     """Read a Parquet file; it is read into memory as a whole.
 
     Raises:
@@ -49,19 +62,18 @@ def read_parquet(path: Path) -> list[dict[str, Any]]:
         MissingDependencyError: pyarrow is not installed.
     """
     try:
-        import pyarrow as pa  # noqa: PLC0415  # optional, and takes its time
-        from pyarrow import parquet  # noqa: PLC0415
+        from pyarrow import parquet  # noqa: PLC0415  # optional, and takes its time
     except ModuleNotFoundError as error:
         raise _missing(path, "a Parquet file", error) from error
     try:
-        return parquet.read_table(path).to_pylist()
-    except (pa.ArrowException, OSError, ValueError) as error:
+        return _placed(path, parquet.read_table(path).to_pylist())
+    except Exception as error:  # whatever a damaged file makes pyarrow raise
         raise DataError(
             f"{path}: expected a Parquet file, and reading failed: {' '.join(str(error).split())}"
         ) from error
 
 
-def read_dataset(path: Path) -> list[dict[str, Any]]:
+def read_dataset(path: Path) -> list[PlacedExample]:
     """Read a directory that ``datasets.Dataset.save_to_disk`` wrote; a class is read by its name, not its number.
 
     Raises:
@@ -95,21 +107,32 @@ def read_dataset(path: Path) -> list[dict[str, Any]]:
     for name, feature in named.items():
         for row in rows:
             row[name] = feature.int2str(row[name]) if row[name] is not None and row[name] >= 0 else None
-    return rows
+    return _placed(path, rows)
 
 
-def _csv_rows(path: Path, lines: Iterator[list[str]]) -> Iterator[dict[str, str]]:
+def _placed(path: Path, rows: Iterable[dict[str, Any]]) -> list[PlacedExample]:
+    return [PlacedExample(row, str(path), number, of_rows=True) for number, row in enumerate(rows, start=1)]
+
+
+def _csv_rows(path: Path, lines: Any) -> Iterator[PlacedExample]:
     names = next(lines, [])
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise DataError(f"{path}: expected fields of different names in the first line, got {twice} more than once")
-    for number, values in enumerate((line for line in lines if line), start=1):
+        raise DataError(
+            f"{path}: expected fields of different names in the first line, got {listed(twice)} more than once"
+        )
+    done = lines.line_num
+    for values in lines:
+        # A value may have several lines; an example is where it begins.
+        number, done = done + 1, lines.line_num
+        if not values:
+            continue
         if len(values) != len(names):
             raise DataError(
-                f"{path}: expected {len(names)} values in every line, one a field of {names}, got {len(values)} in "
-                f"example {number}; a comma in a value goes between quotation marks"
+                f"{path}, line {number}: expected {len(names)} values, one a field of {listed(names)}, got "
+                f"{len(values)}; a comma in a value goes between quotation marks"
             )
-        yield dict(zip(names, values, strict=True))
+        yield PlacedExample(dict(zip(names, values, strict=True)), str(path), number)
 
 
 def _missing(path: Path, what: str, error: ModuleNotFoundError) -> MissingDependencyError:

@@ -1,19 +1,23 @@
 """Multiple choice by likelihood: the model answers what it finds likeliest for its length."""
 
+import logging
 import re
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from florist.data.causal_lm import opening_tokens
-from florist.data.reading import Example, as_text
+from florist.data.fields import listed, place_of, text_of
+from florist.data.reading import Example
 from florist.errors import DataError
 from florist.evaluation.directions import Measurements
 
+_LOG = logging.getLogger("florist.evaluation")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 # The MMLU sample of the FLoRIST paper's repository: question and options in one text, whose first word is misspelt.
@@ -41,6 +45,33 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
+class Questions(Sequence[Question]):
+    """The questions of a file that can be measured.
+
+    Attributes:
+        asked: the questions.
+        skipped: how many others there are, which are too long.
+    """
+
+    asked: tuple[Question, ...]
+    skipped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.asked)
+
+    @overload
+    def __getitem__(self, index: int) -> Question: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Question, ...]: ...
+    def __getitem__(self, index: int | slice) -> Question | tuple[Question, ...]:
+        return self.asked[index]
+
+
+class _TooLongError(DataError):
+    """A question that no prompt of one token leaves room for."""
+
+
+@dataclass(frozen=True, slots=True)
 class MultipleChoice:
     """The fraction of questions whose right choice has the largest log-likelihood per character.
 
@@ -51,17 +82,17 @@ class MultipleChoice:
     Source: ``acc_norm`` of lm-evaluation-harness.
 
     Args:
-        questions: as `read_questions` encodes them.
+        questions: as `read_questions` encodes them; where some were skipped, their number is measured as well.
         tokenizer: the tokenizer of the model, which says how to pad.
         batch_size: how many choices are run together.
     """
 
-    questions: tuple[Question, ...]
+    questions: Questions
     tokenizer: PreTrainedTokenizerBase
     batch_size: int
 
     def __call__(self, model: nn.Module, /) -> Measurements:
-        """Measure ``multiple_choice``."""
+        """Measure ``multiple_choice``, and ``multiple_choice_skipped`` where questions were."""
         pairs = [(q, c) for q, question in enumerate(self.questions) for c in range(len(question.choices))]
         # Texts of similar length go together: less padding.
         pairs.sort(key=lambda pair: len(self.questions[pair[0]].prompt) + len(self._choice(pair)))
@@ -73,7 +104,9 @@ class MultipleChoice:
                 for (q, c), likelihood in zip(some, self._log_likelihoods(model, some), strict=True):
                     scores[q][c] = likelihood / self.questions[q].lengths[c]
         hits = sum(own.index(max(own)) == q.answer for own, q in zip(scores, self.questions, strict=True))
-        return Measurements.own({"multiple_choice": hits / len(self.questions)})
+        measured = Measurements.own({"multiple_choice": hits / len(self.questions)})
+        skipped = {"multiple_choice_skipped": float(self.questions.skipped)} if self.questions.skipped else {}
+        return Measurements.together([measured, Measurements(skipped, {})])
 
     def _choice(self, pair: tuple[int, int]) -> tuple[int, ...]:
         return self.questions[pair[0]].choices[pair[1]]
@@ -98,14 +131,15 @@ def read_questions(
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
     *,
-    prompt: Callable[[Mapping[str, str]], str],
-    answer: Callable[[Mapping[str, str]], str],
+    prompt: Callable[[Mapping[str, Any]], str],
+    answer: Callable[[Mapping[str, Any]], str],
     max_length: int,
     source: str,
-) -> tuple[Question, ...]:
+) -> Questions:
     """Encode questions: examples with ``question``, ``choices`` and ``answer``, or in the shape of the paper's MMLU.
 
-    The answer is the number of a choice, from 0, its letter, or its text. A prompt that is too long loses its start.
+    The answer is the number of a choice, from 0, its letter, or its text. A prompt that is too long loses its start. A
+    question with a choice that leaves no room for a prompt is skipped, counted and logged.
 
     Args:
         examples: one for every question.
@@ -116,35 +150,55 @@ def read_questions(
         source: what errors call the place where the examples are from.
 
     Raises:
-        DataError: an example is in neither of the two shapes, or a choice is empty or too long.
+        DataError: an example is in neither of the two shapes, or a choice is empty, or every question is too long.
     """
     questions: list[Question] = []
+    skipped: list[str] = []
     for number, example in enumerate(examples, start=1):
+        place = place_of(example, f"{source}, example {number}")
         try:
             questions.append(_question(example, tokenizer, prompt, answer, max_length))
+        except _TooLongError as error:
+            skipped.append(f"{place}: {error}")
         except DataError as error:
-            raise DataError(f"{source}, example {number}: {error}") from error
-    return tuple(questions)
+            raise DataError(f"{place}: {error}") from error
+    if skipped and not questions:
+        raise DataError(f"every question of {source} is too long, the first at {skipped[0]}")
+    if skipped:
+        _LOG.warning(
+            "%d of %d questions of %s are skipped, since they are too long, the first at %s",
+            len(skipped),
+            len(examples),
+            source,
+            skipped[0],
+        )
+    return Questions(tuple(questions), len(skipped))
 
 
 def _question(
     example: Example,
     tokenizer: PreTrainedTokenizerBase,
-    prompt: Callable[[Mapping[str, str]], str],
-    answer: Callable[[Mapping[str, str]], str],
+    prompt: Callable[[Mapping[str, Any]], str],
+    answer: Callable[[Mapping[str, Any]], str],
     max_length: int,
 ) -> Question:
     question, choices, right = _parsed(example)
     lettered = list(zip(_LETTERS, choices, strict=False))
     options = "\n".join(f"{letter}. {choice}" for letter, choice in lettered)
-    before = opening_tokens(tokenizer, prompt(as_text(example) | {"question": question, "options": options}))
+    before = opening_tokens(tokenizer, prompt(dict(example) | {"question": question, "options": options}))
     texts = [answer({"letter": letter, "choice": choice}) for letter, choice in lettered]
     tokens: list[list[int]] = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     room = max_length - max(len(own) for own in tokens)
-    if not all(text.strip() for text in texts) or not before or room < 1:
+    counts = listed((len(own) for own in tokens), most=len(_LETTERS))
+    if not all(text.strip() for text in texts) or not all(tokens) or not before:
         raise DataError(
-            f"expected a prompt, and choices of one token at least that have at most {max_length} tokens with it, got "
-            f"{len(before)} tokens of prompt and {[len(own) for own in tokens]} of choices; see data.max_length"
+            f"expected a prompt, and choices of one token at least, got {len(before)} tokens of prompt and {counts} of "
+            "choices; remove the question"
+        )
+    if room < 1:
+        raise _TooLongError(
+            f"expected choices that have at most {max_length} tokens with one of the prompt, got {len(before)} tokens "
+            f"of prompt and {counts} of choices; raise data.max_length"
         )
     excess = max(0, len(before) - room)
     opening = 1 if before[0] == tokenizer.bos_token_id and room > 1 else 0
@@ -158,13 +212,13 @@ def _parsed(example: Example) -> tuple[str, list[str], int]:
     """The question, its choices, and the number of the right one."""
     choices = example.get("choices")
     if isinstance(example.get("question"), str) and isinstance(choices, list) and "answer" in example:
-        texts = [str(choice) for choice in choices]
+        texts = [text_of({"choices": choice}, "choices") for choice in choices]
         return example["question"], texts, _right(example["answer"], texts)
     found = _IN_ONE_TEXT.fullmatch(str(example.get("input", "")))
     if found is None or "output" not in example:
         raise DataError(
             "expected the fields question, choices and answer, or an input 'Question: ... Options: A. ..., B. ..., "
-            f"C. ..., D. ...' and an output 'The answer is: B. ...', got {sorted(example)}"
+            f"C. ..., D. ...' and an output 'The answer is: B. ...', got {listed(example)}"
         )
     question, *texts = found.groups()
     letter = _ANSWER.match(str(example["output"]))
@@ -180,5 +234,7 @@ def _right(answer: Any, choices: Sequence[str]) -> int:
     else:
         number = answer
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < min(len(choices), len(_LETTERS)):
-        raise DataError(f"expected the answer as a number from 0, a letter or the text of a choice, got {answer!r}")
+        raise DataError(
+            f"expected the answer as a number from 0, a letter or the text of a choice, got {reprlib.repr(answer)}"
+        )
     return number

@@ -1,5 +1,6 @@
 """Metrics of a model on held-out examples: deterministic, batched, greedy where text is generated."""
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from florist.data.examples import IGNORED, EncodedExamples, Features
+from florist.data.positions import positions_of
 from florist.evaluation.directions import Measurements
 
 # What is left out here comes from the model's generation_config.json, and published ones penalise repetitions.
@@ -82,10 +84,25 @@ class ExactMatch:
         model.eval()
         with torch.inference_mode():
             for start in range(0, len(ordered), self.batch_size):
-                hits += self._hits(model, ordered[start : start + self.batch_size])
+                for some, longest in self._within(model, ordered[start : start + self.batch_size]):
+                    hits += self._hits(model, some, longest)
         return Measurements.own({"exact_match": hits / len(ordered)})
 
-    def _hits(self, model: Any, examples: Sequence[Features]) -> int:
+    def _within(self, model: Any, examples: Sequence[Features]) -> Iterator[tuple[Sequence[Features], int]]:
+        """The examples with the tokens that may continue them: fewer where the model's table of positions ends."""
+        positions = positions_of(model)
+        if positions is None or not positions.fixed:
+            yield examples, self.max_new_tokens
+            return
+        room = positions.most - max(_answer_start(features) for features in examples)
+        if room >= self.max_new_tokens:
+            yield examples, self.max_new_tokens
+            return
+        # Each length has another end, and an answer that fits is never cut by that of a longer prompt.
+        for length, some in itertools.groupby(examples, key=_answer_start):
+            yield list(some), min(self.max_new_tokens, positions.most - length)
+
+    def _hits(self, model: Any, examples: Sequence[Features], longest: int) -> int:
         prompts = [features["input_ids"][: _answer_start(features)] for features in examples]
         answers = [features["input_ids"][len(prompt) :] for features, prompt in zip(examples, prompts, strict=True)]
         width = max(len(prompt) for prompt in prompts)
@@ -97,7 +114,7 @@ class ExactMatch:
             input_ids=ids,
             attention_mask=mask,
             **_GREEDY,
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=longest,
             pad_token_id=pad,
             eos_token_id=self._ends(model),
         )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from florist.federation.downloads import Download
 from florist.federation.geometry import Changes
-from florist.federation.records import Drop
+from florist.federation.records import Clip, Drop
 from florist.federation.state import ServerState
 from florist.rounds import Broadcast, ClientUpdate
 
@@ -25,6 +25,8 @@ class ClosedRound:
         stack_rank: the total rank of what their clients trained, before any cut, which FLoRA would broadcast.
         stack_bytes: the bytes of it, as no codec made them fewer, with the parameters that travel whole.
         changes: what the training of each of their clients changed, in the order of `counted`.
+        clipped: those of them whose updates the guard scaled down.
+        weights: the weights of all of them, by client id, where these are not their shares of the examples.
     """
 
     state: ServerState
@@ -37,3 +39,5 @@ class ClosedRound:
     stack_rank: int
     stack_bytes: int
     changes: Changes = field(default_factory=Changes)
+    clipped: tuple[Clip, ...] = ()
+    weights: Mapping[str, float] = field(default_factory=dict[str, float])

@@ -1,28 +1,81 @@
-"""How a run is refused whose files cannot be read."""
+"""How a run is refused whose files cannot be read, or are not those that were written."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from florist.errors import DamagedRunError, MissingInputError
+from florist.errors import DamagedRunError, MissingInputError, OtherVersionError
+from florist.files.reading import sha256
+
+
+class DamagedFileError(ValueError):
+    """One file is missing, cannot be read, or is not what was written.
+
+    Attributes:
+        name: of the file, in the directory that it is in.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name} {reason}")
+        self.name = name
+
+
+def verified(folder: Path, name: str, hashes: Mapping[str, str]) -> Path:
+    """The path of a file that was found to be as it was written.
+
+    Args:
+        folder: the directory that its name is in.
+        name: of the file.
+        hashes: the SHA-256 of what was written, by name.
+
+    Raises:
+        DamagedFileError: it is not.
+
+    Cost: the file is read once.
+    """
+    if name not in hashes:
+        raise DamagedFileError(name, "is not among the files that were written")
+    try:
+        found = sha256(folder / name)
+    except FileNotFoundError:
+        raise DamagedFileError(name, "is missing") from None
+    except (OSError, ValueError) as error:
+        raise DamagedFileError(name, f"cannot be read: {' '.join(str(error).split())}") from error
+    if found != hashes[name]:
+        raise DamagedFileError(
+            name, f"is not as it was written: its SHA-256 is {found[:12]}..., not {hashes[name][:12]}..."
+        )
+    return folder / name
 
 
 @contextmanager
-def damage_told(run: Path) -> Generator[None, None, None]:
-    """What goes wrong while files of a run are read is raised as a `DamagedRunError`; a missing input stays one."""
+def damage_told(run: Path, offer: Callable[[], str] | None = None) -> Generator[None, None, None]:
+    """What goes wrong while files of a run are read is raised as a `DamagedRunError`; a missing input stays one.
+
+    Args:
+        run: the directory of the run.
+        offer: says what of the run is whole; None where nobody knows.
+    """
     try:
         yield
-    except (DamagedRunError, MissingInputError):
+    except (DamagedRunError, MissingInputError, OtherVersionError):
         raise
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise damaged(run, " ".join(str(error).split())) from error
+    except (OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
+        raise damaged(run, " ".join(str(error).split()), offer() if offer is not None else "") from error
 
 
-def damaged(run: Path, reason: str) -> DamagedRunError:
-    """The error for the directory of a run that is not whole."""
+def damaged(run: Path, reason: str, offer: str = "") -> DamagedRunError:
+    """The error for the directory of a run that is not whole.
+
+    Args:
+        run: the directory.
+        reason: what is wrong.
+        offer: what of it can still be used.
+    """
+    offered = f"{offer}; " if offer else ""
     return DamagedRunError(
-        f"expected a whole run in {run}, and reading it failed ({reason}); restore the directory from a copy, or "
-        "start the run anew"
+        f"expected a whole run in {run}, and reading it failed ({reason}); {offered}nothing in it was changed: restore "
+        "the directory from a copy, or start the run anew"
     )

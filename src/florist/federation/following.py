@@ -1,4 +1,4 @@
-"""Reading a run while another process plays it, from ``run.json``, ``config.toml`` and ``rounds.jsonl`` alone.
+"""Reading a run while another process plays it: ``run.json``, ``config.toml``, ``rounds.jsonl`` and ``current.json``.
 
 Nothing here imports torch, or writes: a run may be followed by whoever may read it.
 """
@@ -12,12 +12,17 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from florist.errors import DamagedRunError, MissingInputError
+from florist.federation.damage import damage_told, verified
+from florist.federation.last_round import CURRENT, read_last_round
 from florist.federation.records import FinalTest, RoundRecord
+from florist.federation.round_lines import RoundLines
 from florist.files import strict_json
 from florist.files.locking import is_held
+from florist.files.reading import read_bytes, require_regular
 from florist.files.strict_json import Number
 
 _RECORD, _TEST = TypeAdapter(RoundRecord), TypeAdapter(FinalTest)
+_MOST_BYTES = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +71,11 @@ def read_status(run: Path) -> RunStatus | None:
             raise MissingInputError(f"expected the directory of a run at {run}, found no run.json in it{several}")
         return None
     try:
-        facts = _FACTS.validate_json((run / "run.json").read_bytes())
-        config = tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
+        last = read_last_round(run / CURRENT)
+        for name in last.own_files:
+            verified(run, name, last.own_files)
+        facts = _FACTS.validate_python(_decoded(run / "run.json"))
+        config = tomllib.loads(read_bytes(run / "config.toml", _MOST_BYTES).decode())
         test = run / "test.json"
         return RunStatus(
             method=str(facts["method"]),
@@ -75,10 +83,31 @@ def read_status(run: Path) -> RunStatus | None:
             rounds=config["federation"]["rounds"] if config else None,  # a strategy of one's own may have none
             has_adapter=(run / "adapter").exists(),
             at_work=is_held(run),
-            test=_TEST.validate_python(strict_json.decode(test.read_bytes())) if test.exists() else None,
+            test=_TEST.validate_python(_decoded(test)) if test.exists() else None,
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(run, error) from error
+
+
+def require_records(run: Path) -> None:
+    """Check that the records of a run are those that were written, also while another process plays it.
+
+    Raises:
+        DamagedRunError: a record is missing or is not as it was written, or there is one too many.
+
+    Cost: all of them are read and hashed once.
+    """
+    while True:
+        with damage_told(run):
+            last = read_last_round(run / CURRENT)
+        try:
+            RoundLines(run).records(last)
+        except DamagedRunError:
+            with damage_told(run):
+                if read_last_round(run / CURRENT) == last:
+                    raise
+        else:
+            return
 
 
 @dataclass(slots=True)
@@ -116,6 +145,10 @@ class RecordTail:
             return
         another = self._seen[0] not in {0, found.st_ino} or found.st_size < self._begins
         self._seen = seen
+        try:
+            require_regular(file)
+        except (OSError, ValueError) as error:
+            raise _damaged(self.run, error) from error
         if another:
             self._begins, self._last, self._round = 0, b"", 0
         with file.open("rb") as lines:
@@ -141,6 +174,10 @@ class RecordTail:
             return _RECORD.validate_json(line)
         except ValidationError as error:
             raise _damaged(self.run, error) from error
+
+
+def _decoded(file: Path) -> Any:
+    return strict_json.decode(read_bytes(file, _MOST_BYTES))
 
 
 def _damaged(run: Path, error: Exception) -> DamagedRunError:

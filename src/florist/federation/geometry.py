@@ -5,10 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
-
-from florist.factors import stack
-from florist.linalg.eigenpairs import gram_matrix
+from florist.aggregation.products import product_gram
 from florist.rounds import ClientUpdate
 
 MOST_CLIENTS = 32
@@ -52,9 +49,6 @@ class Changes:
 def update_geometry(updates: Sequence[ClientUpdate]) -> UpdateGeometry:
     """Compute the norms of updates and the cosines between them, without any dense update.
 
-    ``<B_i A_i, B_j A_j> = sum((B_i^T B_j) * (A_i A_j^T))``: with the halves of all clients stacked, the inner products
-    of a module are the block sums of one R x R matrix, where R is the sum of the clients' ranks.
-
     Args:
         updates: the updates of one round. A module that an update lacks counts as zero.
 
@@ -65,17 +59,7 @@ def update_geometry(updates: Sequence[ClientUpdate]) -> UpdateGeometry:
     module of theirs is in memory at a time. The sums are in float64, the Gram matrices in the precision of the factors.
     """
     count = min(len(updates), MOST_CLIENTS)
-    inner = torch.zeros(count, count, dtype=torch.float64)
-    for name in sorted(set[str]().union(*(update.adapter for update in updates[:count]))):
-        with_it = [k for k in range(count) if name in updates[k].adapter.specs]
-        factors = [updates[k].adapter[name] for k in with_it]
-        joined = stack(
-            [factor.to(device="cpu", dtype=torch.promote_types(factor.B.dtype, torch.float32)) for factor in factors]
-        )
-        products = gram_matrix(joined.B.T, joined.B.dtype) * gram_matrix(joined.A, joined.B.dtype)
-        owner = torch.repeat_interleave(torch.tensor(with_it), torch.tensor([factor.rank for factor in factors]))
-        whose = torch.nn.functional.one_hot(owner, count).double()
-        inner += whose.T @ products.double() @ whose
+    inner = product_gram([update.adapter for update in updates[:count]], precision=None)
     squares = [*inner.diagonal().tolist(), *(_energy(update) for update in updates[count:])]
     norms = [max(square, 0.0) ** 0.5 for square in squares]
     return UpdateGeometry(

@@ -6,7 +6,8 @@
     RUN/rounds.jsonl         one record a round
     RUN/examples.json        how many training examples of which label each client has, where examples have labels
     RUN/report.html          the page that `florist report` makes of all this
-    RUN/state/current.json   the last whole round: its number, who holds what, which broadcasts are kept, its record
+    RUN/state/current.json   the last whole round: its number, who holds what, which broadcasts are kept, its record,
+                             and the SHA-256 of all files that the run is read from (`last_round`)
     RUN/state/round-0003/    the tensors of round 3: broadcast.safetensors, as long as a client may lack it; and of the
                              last round cumulative.safetensors (all that was ever added), continued.safetensors,
                              saved_parameters.safetensors, and what the server holds back: owed.safetensors and
@@ -28,30 +29,42 @@ saved_parameters.safetensors for good, and what the server held back if that is 
 A round becomes visible by one replacement of ``state/current.json``, after its tensors are on disk; its line in
 ``rounds.jsonl`` follows, and then what nobody needs any more is removed. A run that is killed at any point resumes from
 the last whole round: ``current.json`` holds the last line of ``rounds.jsonl`` and says where it begins, so that a line
-which is missing is written and anything more is cut. A number that is not finite is null in these files
+which is missing or was to be replaced is written.
+
+Anything else that differs from what was written is refused before it is used, and nothing is changed then: a run
+without ``current.json``, a line too few or too many, a tensor file with another bit, a ``begun.toml`` that was edited.
+``config.toml`` may be edited as far as `config.resuming` allows. What was written at the end of a run, the final
+adapter and its test, is made again from the state where it is missing or damaged.
+
+A number that is not finite is null in these files
 (`strict_json`).
 """
 
-import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter
 
 from florist.data.partition import LabelCounts
-from florist.errors import MissingInputError
+from florist.errors import DamagedRunError, MissingInputError
 from florist.federation.client_residuals import ClientResiduals
-from florist.federation.damage import damage_told, damaged
+from florist.federation.damage import damage_told, damaged, verified
+from florist.federation.final_result import FinalResult
 from florist.federation.kept_rounds import KeptRounds
+from florist.federation.last_round import CURRENT, LastRound, document
 from florist.federation.records import FinalTest, RoundRecord
 from florist.federation.round_lines import RoundLines
 from florist.federation.run_facts import RunFacts, facts_document, read_facts, require_format
 from florist.federation.state import ServerState
-from florist.federation.state_folder import LastRound, StateFolder
+from florist.federation.state_folder import StateFolder
 from florist.files import strict_json
 from florist.files.outputs import new_directory, remove_drafts, replace_file
+from florist.files.reading import read_bytes, require_regular, sha256
 
-_TEST, _EXAMPLES = TypeAdapter(FinalTest), TypeAdapter(LabelCounts)
+_EXAMPLES = TypeAdapter(LabelCounts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +86,8 @@ class RunDirectory:
             (draft / "run.json").write_text(facts_document(facts), encoding="utf-8")
             (draft / "rounds.jsonl").touch()
             (draft / "state").mkdir()
+            own = {name: sha256(draft / name) for name in ("begun.toml", "run.json")}
+            (draft / CURRENT).write_text(document(LastRound(0, own)), encoding="utf-8")
         return cls(path)
 
     @classmethod
@@ -102,7 +117,12 @@ class RunDirectory:
     @property
     def adapter(self) -> Path:
         """Where the final adapter is, once a run has ended of which a round was aggregated."""
-        return self.path / "adapter"
+        return self.result.adapter
+
+    @property
+    def result(self) -> FinalResult:
+        """What is written at the end of the run."""
+        return FinalResult(self.path)
 
     @property
     def facts(self) -> RunFacts:
@@ -120,13 +140,11 @@ class RunDirectory:
         Raises:
             DamagedRunError: test.json cannot be read.
         """
-        with damage_told(self.path):
-            file = self._tests
-            return _TEST.validate_python(strict_json.decode(file.read_bytes())) if file.exists() else None
+        return self.result.test
 
     def save_tested(self, test: FinalTest) -> None:
         """Make the metrics of the final adapter permanent."""
-        replace_file(self._tests, strict_json.encode(asdict(test), indent=2) + "\n")
+        self.result.save_test(test)
 
     @property
     def examples(self) -> LabelCounts | None:
@@ -137,7 +155,7 @@ class RunDirectory:
         """
         with damage_told(self.path):
             file = self._examples
-            return _EXAMPLES.validate_python(strict_json.decode(file.read_bytes())) if file.exists() else None
+            return _EXAMPLES.validate_python(_document(file)) if file.exists() else None
 
     def save_examples(self, counted: LabelCounts) -> None:
         """Write down how many training examples of which label each client has."""
@@ -146,19 +164,6 @@ class RunDirectory:
     def save_config(self, config_toml: str) -> None:
         """Replace the configuration that the run goes on with; the one that it was begun with stays."""
         replace_file(self.config_file, config_toml)
-
-    def set_aside_result(self, round_number: int) -> None:
-        """Rename the final adapter and its metrics, where there are any, after the round that they are of.
-
-        A run that has ended and is to go on would otherwise be taken for one that is over. An earlier adapter of that
-        round makes room: it differs in what the server holds back alone, and can be written again.
-        """
-        if self._tests.exists():
-            self._tests.replace(self.path / f"test-round-{round_number:04d}.json")
-        if self.adapter.exists():
-            aside = self.path / f"adapter-round-{round_number:04d}"
-            shutil.rmtree(aside, ignore_errors=True)
-            self.adapter.rename(aside)
 
     def save(
         self,
@@ -178,11 +183,10 @@ class RunDirectory:
         Raises:
             DamagedRunError: the rounds before cannot be read.
         """
-        before = self._last_round()
-        begins = before.line_ends if before is not None else 0
-        last = self._state.save(state, record, begins, owed if owed is not None else ClientResiduals(), best)
+        owed, kept = owed if owed is not None else ClientResiduals(), self.facts.keep_rounds.files
+        last = self._state.save(state, record, self._last_round(), owed, best=best, kept=kept)
         self._lines.write(last)
-        self._state.remove_all_but(last, self.facts.keep_rounds.files)
+        self._state.remove_all_but(last)
 
     def amend(self, state: ServerState, record: RoundRecord) -> None:
         """Replace the record of the last saved round, and who holds what: what became known after it was saved.
@@ -191,74 +195,112 @@ class RunDirectory:
             DamagedRunError: no round was saved, or current.json cannot be read.
         """
         before = self._last_round()
-        if before is None:
+        if before.round == 0:
             raise damaged(self.path, "there is no round to amend")
-        self._lines.write(
-            self._state.make_current(state, record, before.line_begins, before.client_residuals, before.best)
-        )
+        self._lines.write(self._state.amend(state, record, before))
 
     def kept_rounds(self) -> KeptRounds | None:
         """The rounds that can be read again; None before the first whole round.
 
         Raises:
-            DamagedRunError: a file is missing or cannot be read.
+            DamagedRunError: a file is missing, cannot be read or is not as it was written.
         """
-        records = self.records()
-        last = self._last_round()
-        return KeptRounds(self.path, self._state, last, records, self.facts.keep_rounds) if last is not None else None
+        last, records = self._read()
+        return KeptRounds(self.path, self._state, last, records, self.facts.keep_rounds) if last.round else None
 
     def state_after(self, round_number: int, *, with_held_back: bool = True) -> ServerState:
         """What makes the global adapter of a round; see `KeptRounds.state_after`.
 
         Raises:
             MissingInputError: there is no such round, it added nothing, or it was not kept.
-            DamagedRunError: a file is missing or cannot be read.
+            DamagedRunError: a file is missing, cannot be read or is not as it was written.
         """
         kept = self.kept_rounds()
         if kept is None:
             raise MissingInputError(f"{self.path}: expected a run with a whole round, and none was played yet")
-        with damage_told(self.path):
+        with self._damage_told():
             return kept.state_after(round_number, with_held_back=with_held_back)
 
     def client_residuals(self) -> ClientResiduals:
         """What the clients of a simulation held back after the last whole round.
 
         Raises:
-            DamagedRunError: a file is missing or cannot be read.
+            DamagedRunError: a file is missing, cannot be read or is not as it was written.
         """
         last = self._last_round()
-        with damage_told(self.path):
-            return self._state.client_residuals(last) if last is not None else ClientResiduals()
+        with self._damage_told():
+            return self._state.client_residuals(last)
 
     def records(self) -> list[RoundRecord]:
         """The records of all whole rounds.
 
         Raises:
-            DamagedRunError: a file is missing or cannot be read.
+            DamagedRunError: a file is missing, cannot be read or is not as it was written.
         """
-        return self._lines.records(self._last_round())
+        return self._read()[1]
+
+    def require_whole(self) -> None:
+        """Check that a run can go on, without changing anything.
+
+        Raises:
+            DamagedRunError: a file that a resumption reads is missing, cannot be read or is not as it was written. It
+                is named, and so is what of the run is whole.
+
+        Cost: every such file is read once, to hash it.
+        """
+        last, _ = self._read()
+        with self._damage_told():
+            for name in (self.config_file, self._lines.file):
+                require_regular(name)
+            self._state.verify(last)
 
     def load(self, initial: ServerState) -> tuple[ServerState, list[RoundRecord]]:
         """The state after the last whole round, or `initial` where there is none, and the records so far.
 
-        What a process left half written because it was killed is completed or removed: no other may be at work here.
+        What a process left half written because it was killed is then completed or removed: no other may be at work
+        here. Where something is damaged, nothing is changed.
 
         Raises:
-            DamagedRunError: a file is missing or cannot be read.
+            DamagedRunError: as `require_whole`.
         """
-        records = self.records()
+        self.require_whole()
+        last, records = self._read()
+        with self._damage_told():
+            state = self._state.load(last) if last.round else initial
         for folder in (self.path, self._state.path):
             remove_drafts(folder)
-        last = self._last_round()
-        if last is not None:
-            self._lines.write(last)
-        self._state.remove_all_but(last, self.facts.keep_rounds.files)
-        with damage_told(self.path):
-            return self._state.load(last) if last is not None else initial, records
+        self._lines.write(last)
+        self._state.remove_all_but(last)
+        return state, records
 
-    @property
-    def _tests(self) -> Path:
-        return self.path / "test.json"
+    def _read(self) -> tuple[LastRound, list[RoundRecord]]:
+        """What current.json says and the records, which belong together also while another process plays the run."""
+        last = self._last_round()
+        with damage_told(self.path):
+            for name in last.own_files:
+                verified(self.path, name, last.own_files)
+        while True:
+            try:
+                return last, self._lines.records(last)
+            except DamagedRunError:
+                before, last = last, self._last_round()
+                if last == before:
+                    raise
+
+    @contextmanager
+    def _damage_told(self) -> Generator[None, None, None]:
+        with damage_told(self.path, self._offer):
+            yield
+
+    def _offer(self) -> str:
+        """What of a run with damaged tensors can be used."""
+        kept = self.kept_rounds()
+        number = kept.last_whole() if kept is not None else None
+        offers = [
+            *([f"the final adapter in {self.adapter} is whole"] if self.result.has_adapter else []),
+            *([f"round {number} is whole: florist export {self.path} --round {number}"] if number is not None else []),
+        ]
+        return " and ".join(offers) or "no round of it can be exported"
 
     @property
     def _examples(self) -> Path:
@@ -272,6 +314,10 @@ class RunDirectory:
     def _state(self) -> StateFolder:
         return StateFolder(self.path / "state")
 
-    def _last_round(self) -> LastRound | None:
+    def _last_round(self) -> LastRound:
         with damage_told(self.path):
             return self._state.last_round()
+
+
+def _document(file: Path) -> Any:
+    return strict_json.decode(read_bytes(file, 1 << 26))

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from florist.aggregation import lossless_sum
 from florist.errors import MissingInputError
+from florist.federation.last_round import LastRound
 from florist.federation.records import RoundRecord
 from florist.federation.state import ServerState
-from florist.federation.state_folder import LastRound, StateFolder
+from florist.federation.state_folder import StateFolder
 from florist.rounds import NO_ADAPTER
 
 
@@ -56,7 +57,11 @@ class KeptRounds:
             MissingInputError: as `state_after`.
         """
         changed = self._changed_up_to(round_number)
-        return self._whole(changed) is not None or self._owed_nothing(changed[-1]) or self.state.has_owed(changed[-1])
+        return (
+            self._whole(changed) is not None
+            or self._owed_nothing(changed[-1])
+            or self.state.has_owed(self.last, changed[-1])
+        )
 
     def state_after(self, round_number: int, *, with_held_back: bool) -> ServerState:
         """The state of the server after a round, as far as it makes the global adapter, bit for bit.
@@ -71,16 +76,18 @@ class KeptRounds:
         Raises:
             MissingInputError: there is no such round, nothing was added up to it, or it was not kept. The message says
                 what to do.
+            DamagedFileError: a file is not what was written; none is used before it was found whole.
             OSError, ValueError, KeyError, SafetensorError: a file cannot be read.
 
-        Cost: for a round that is neither the last nor the best, one `lossless_sum` for each round up to it.
+        Cost: every file is read twice, once to hash it. A round that is neither the last nor the best takes one
+        `lossless_sum` for each round up to it as well.
         """
         changed = self._changed_up_to(round_number)
         whole = self._whole(changed)
         if whole is not None:
-            return self.state.load_around(whole)
+            return self.state.load_around(self.last, whole)
         number = changed[-1]
-        missing = [each for each in changed if not self.state.has_broadcast(each)]
+        missing = [each for each in changed if not self.state.has_broadcast(self.last, each)]
         if missing:
             raise MissingInputError(
                 f"{self.run}: expected the broadcasts of all rounds up to {round_number}, and {len(missing)} of "
@@ -94,8 +101,32 @@ class KeptRounds:
             )
         cumulative = NO_ADAPTER
         for each in changed:
-            cumulative = lossless_sum([cumulative, self.state.load_broadcast(each)])
-        return self.state.load_around(number, cumulative)
+            cumulative = lossless_sum([cumulative, self.state.load_broadcast(self.last, each)])
+        return self.state.load_around(self.last, number, cumulative)
+
+    def last_whole(self) -> int | None:
+        """The last round whose adapter can be exported, since all of its files are as they were written.
+
+        Cost: up to every file that is kept is read once.
+        """
+        known: dict[str, bool] = {}
+
+        def whole_file(name: str) -> bool:
+            if name not in known:
+                known[name] = self.state.whole(self.last, [name])
+            return known[name]
+
+        for number in range(len(self.records), 0, -1):
+            changed = [record.round for record in self.records[:number] if record.aggregated]
+            if not changed:
+                return None
+            whole = self._whole(changed)
+            if whole is None and not all(self.state.has_broadcast(self.last, each) for each in changed):
+                continue
+            read = self.state.files_around(self.last, whole or changed[-1], () if whole is not None else changed)
+            if all(map(whole_file, read)):
+                return number
+        return None
 
     def _changed_up_to(self, round_number: int) -> list[int]:
         """The rounds up to one that changed the global adapter."""

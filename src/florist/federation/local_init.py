@@ -263,6 +263,7 @@ def _orthogonal_rows(
 
 def _difference(upload: LoraFactor, given: LoraFactor) -> LoraFactor:
     rank = max(upload.rank, given.rank)
-    now, before = upload.padded(rank), given.padded(rank)
+    dtype = torch.promote_types(upload.B.dtype, given.B.dtype)
+    now, before = upload.padded(rank).to(dtype=dtype), given.padded(rank).to(dtype=dtype)
     moved = LoraFactor(before.B, now.A - before.A).leading(given.rank)
     return stack([LoraFactor(now.B - before.B, now.A), moved])

@@ -1,6 +1,6 @@
 """How a round record is made: from the outcome of the round and from what the engine measured."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from florist.federation.closed_round import ClosedRound
@@ -54,6 +54,7 @@ def round_record(
             seconds=work[update.client_id].seconds,
             held_back=update.held_back,
             update_norm=norms.get(update.client_id),
+            weight=closed.weights.get(update.client_id),
         )
         for update in closed.counted
     )
@@ -80,7 +81,17 @@ def round_record(
         client_metrics=client_metrics or {},
         lost={name: _lost(module) for name, module in certificate.modules.items()} if certificate else {},
         cosines=geometry.cosines,
+        clipped=closed.clipped,
     )
+
+
+def first_claims(records: Iterable[RoundRecord]) -> Mapping[str, int]:
+    """How many examples each client claimed when it first counted, by client id."""
+    claims: dict[str, int] = {}
+    for record in records:
+        for client in record.clients:
+            claims.setdefault(client.client_id, client.num_examples)
+    return claims
 
 
 def _lost(module: ModuleCertificate) -> float:

@@ -3,7 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from florist.errors import one_line
 from florist.files.strict_json import Number
+
+LONGEST_REASON = 400
+"""The characters that a record keeps of a reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,8 @@ class ClientRecord:
         held_back: the norm of what it holds back and sends later.
         update_norm: the norm of what its training changed, over all modules; None where no factors travelled, and in
             runs that did not record it.
+        weight: the weight of its update in the sum, where a robust rule or a clip made it another than its share of the
+            examples; None otherwise.
     """
 
     client_id: str
@@ -32,14 +38,30 @@ class ClientRecord:
     seconds: Number
     held_back: Number = 0.0
     update_norm: float | None = None
+    weight: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """A client that was asked and does not count, and the reason."""
+    """A client that was asked and does not count, and the reason, on one line: it may quote what a client sent."""
 
     client_id: str
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", one_line(self.reason, LONGEST_REASON))
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A client whose update the guard scaled down, the factor below 1, and the reason, on one line."""
+
+    client_id: str
+    factor: Number
+    reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", one_line(self.reason, LONGEST_REASON))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +96,7 @@ class RoundRecord:
         cosines: the cosines between the clients' updates, the lower triangle without its diagonal: row i belongs to
             the i-th of `clients` and has those with the clients before it. Rows go as far as
             `geometry.MOST_CLIENTS`; they are empty in runs that did not record them.
+        clipped: the clients that count, and whose updates the guard scaled down.
     """
 
     round: int
@@ -98,6 +121,7 @@ class RoundRecord:
     best_round: int | None = None
     stopped: bool = False
     cosines: tuple[tuple[float | None, ...], ...] = ()
+    clipped: tuple[Clip, ...] = ()
 
     @property
     def text(self) -> str:

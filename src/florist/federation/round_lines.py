@@ -2,15 +2,21 @@
 
 import os
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from florist.federation.damage import damage_told, damaged
+from florist.federation.last_round import CURRENT, NO_LINES, LastRound, chained
 from florist.federation.records import RoundRecord
-from florist.federation.state_folder import LastRound
 from florist.files import strict_json
+from florist.files.reading import read_bytes, require_regular
+from florist.files.unwritable import unwritable_told
 
+FILE = "rounds.jsonl"
+MOST_BYTES = 1 << 31
+"""Of the file: ten thousand rounds of a hundred clients take 400 MB."""
 _RECORD = TypeAdapter(RoundRecord)
 
 
@@ -24,26 +30,32 @@ class RoundLines:
 
     run: Path
 
-    def records(self, last: LastRound | None) -> list[RoundRecord]:
+    def records(self, last: LastRound) -> list[RoundRecord]:
         """The records of all whole rounds.
 
         Args:
-            last: the last whole round; None where there is none yet.
+            last: the last whole round.
 
         Raises:
-            DamagedRunError: a line is missing or cannot be read.
+            DamagedRunError: a line is missing, cannot be read or is not as it was written, or there is one too many.
+
+        Cost: the file is read and hashed once.
         """
         with damage_told(self.run):
-            earlier = self._file.read_bytes()[: last.line_begins if last is not None else None]
-            if last is None and earlier:
-                raise damaged(self.run, "rounds.jsonl has rounds, and there is no state/current.json")
-            documents = [strict_json.decode(line) for line in earlier.splitlines()]
-            if last is not None:
-                documents.append(last.record)
+            content = read_bytes(self.file, MOST_BYTES)
+            earlier, tail = content[: last.line_begins], content[last.line_begins :]
+            lines = earlier.splitlines(keepends=True)
+            if len(earlier) < last.line_begins or len(lines) != max(0, last.round - 1):
+                raise damaged(self.run, f"{FILE} does not have one line for every round")
+            if reduce(chained, lines, NO_LINES) != last.lines_before:
+                raise damaged(self.run, f"{FILE} is not as it was written")
+            if not _may_be_left(tail, last):
+                raise damaged(self.run, f"{FILE} has more than the {last.round} rounds of {CURRENT}")
+            documents = [strict_json.decode(line) for line in lines]
+            documents += [last.record] if last.record is not None else []
             records = [_RECORD.validate_python(document) for document in documents]
-            played = last.round if last is not None else 0
-            if [record.round for record in records] != list(range(1, played + 1)):
-                raise damaged(self.run, "rounds.jsonl does not have one line for every round")
+            if [record.round for record in records] != list(range(1, len(records) + 1)) or len(records) != last.round:
+                raise damaged(self.run, f"{FILE} does not have one line for every round")
         return records
 
     def write(self, last: LastRound) -> None:
@@ -51,10 +63,13 @@ class RoundLines:
 
         Raises:
             DamagedRunError: earlier lines are missing.
+            UnwritableOutputError: there is no room. A part of a line may be there, which the next call cuts.
         """
-        with self._file.open("r+b") as lines:
+        with damage_told(self.run):
+            require_regular(self.file)
+        with unwritable_told(self.file), self.file.open("r+b") as lines:
             if lines.seek(0, os.SEEK_END) < last.line_begins:
-                raise damaged(self.run, "rounds.jsonl lacks earlier rounds")
+                raise damaged(self.run, f"{FILE} lacks earlier rounds")
             lines.seek(last.line_begins)
             if lines.read() == last.line:
                 return
@@ -65,5 +80,21 @@ class RoundLines:
             os.fsync(lines.fileno())
 
     @property
-    def _file(self) -> Path:
-        return self.run / "rounds.jsonl"
+    def file(self) -> Path:
+        """Where they are."""
+        return self.run / FILE
+
+
+def _may_be_left(tail: bytes, last: LastRound) -> bool:
+    """Whether a process that was killed may have left this after the lines before the last.
+
+    It may be the line of the last round or its beginning, or one whole line that was to be replaced by it.
+    """
+    if last.line.startswith(tail):
+        return True
+    if tail.find(b"\n") != len(tail) - 1:
+        return False
+    try:
+        return last.record is not None and _RECORD.validate_python(strict_json.decode(tail)).round == last.round
+    except ValueError:
+        return False

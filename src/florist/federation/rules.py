@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from florist.aggregation import lossless_sum
+from florist.aggregation.robust import RobustRule
 from florist.compression.residual import NOTHING_OWED, Residual
 from florist.errors import ConfigurationError
 from florist.factors import AdapterState, LoraFactor
@@ -23,10 +24,13 @@ from florist.federation.closed_round import ClosedRound
 from florist.federation.communication import Communication, SentUpdate, upload_bytes_of
 from florist.federation.downloads import NOTHING_LACKED, Download, Downloads
 from florist.federation.geometry import Changes
+from florist.federation.guard import Guard
 from florist.federation.local_init import Agreed, Aligned, Continued, LocalInit, LocalStart, change
+from florist.federation.moved import Moved, standing_update
 from florist.federation.records import Drop
 from florist.federation.state import ServerState
-from florist.rounds import Aggregator, ClientUpdate
+from florist.federation.weighing import weigh
+from florist.rounds import NO_ADAPTER, Aggregator, ClientUpdate
 from florist.seeding import derive_seed, generator, random_rows
 
 
@@ -54,6 +58,8 @@ class Federation:
         catch_up_rounds: for how many rounds broadcasts are kept. A client that was away for longer is sent the whole
             global adapter in the place of what it missed.
         communication: how updates and broadcasts travel; by default as they are, in float32.
+        guard: refuses, or scales down, updates that no honest client sends.
+        robust: the weights of the clients, where some may be hostile; by default their shares of the examples.
     """
 
     client_ranks: Mapping[str, int]
@@ -66,6 +72,8 @@ class Federation:
     min_replies: int | None = None
     catch_up_rounds: int = CATCH_UP_ROUNDS
     communication: Communication = field(default_factory=Communication)
+    guard: Guard = field(default_factory=Guard)
+    robust: RobustRule | None = None
 
     @property
     def max_rank(self) -> int:
@@ -179,7 +187,11 @@ class Federation:
         return self.communication.sent_update(update, owed, self.aggregator.work, given=given, max_rank=rank)
 
     def close_round(
-        self, state: ServerState, updates: Sequence[ClientUpdate], unsent: Sequence[Drop] = ()
+        self,
+        state: ServerState,
+        updates: Sequence[ClientUpdate],
+        unsent: Sequence[Drop] = (),
+        claimed: Mapping[str, int] | None = None,
     ) -> ClosedRound:
         """Check the updates, aggregate those that can be used, and move the state on by one round.
 
@@ -190,6 +202,7 @@ class Federation:
             state: the state before the round.
             updates: what arrived.
             unsent: the clients that had nothing to send, and why.
+            claimed: how many examples each client claimed when it first counted, by client id.
         """
         round_number = state.round_number + 1
         counted: dict[str, ClientUpdate] = {}
@@ -200,15 +213,23 @@ class Federation:
                 counted[update.client_id] = update
             else:
                 dropped.append(Drop(update.client_id, reason))
+        admitted = {client_id: self._change(counted[client_id], state) for client_id in sorted(counted)}
+        moved = {client_id: self._moved(changed, state) for client_id, changed in admitted.items()}
+        verdict = self.guard([*moved.values()], claimed or {})
+        for drop in verdict.refused:
+            dropped.append(drop)
+            del counted[drop.client_id]
         usable = tuple(counted[client_id] for client_id in sorted(counted))
         upload_bytes = {update.client_id: upload_bytes_of(update, self.aggregator.work) for update in usable}
         trained = BeforeCuts(self.client_ranks, self.shapes, self.communication.uploads_changes)
         ranks, stack = trained.ranks(usable), trained.stack(usable)
-        changes = Changes(tuple(self._change(update, state) for update in usable))
+        changes = Changes(tuple(admitted[update.client_id] for update in usable))
         if len(usable) < self.required_replies:
             unchanged = replace(state, round_number=round_number)
             return ClosedRound(unchanged, None, usable, upload_bytes, {}, tuple(dropped), ranks, *stack, changes)
-        aggregated = self.aggregator(changes.updates)
+        left = [moved[update.client_id] for update in usable]
+        weighed = weigh(changes.updates, left, verdict.clipped, self.robust, self._standing(state, usable))
+        aggregated = self.aggregator(weighed.updates)
         sent = self.communication.sent_broadcast(aggregated, state.owed, self.aggregator.work)
         certificate = replace(sent.broadcast.certificate, bytes_in=sum(upload_bytes.values()))
         broadcast = replace(sent.broadcast, certificate=certificate)
@@ -216,7 +237,7 @@ class Federation:
         # Whoever holds nothing yet is caught up from the first broadcast where that is cheap, which packed ones are.
         held = holds.values() if sent.shared is None else [holds.get(client_id, 0) for client_id in self.client_ranks]
         lacked_since = max(min(held), round_number - self.catch_up_rounds)
-        moved = ServerState(
+        after = ServerState(
             round_number=round_number,
             cumulative=lossless_sum([state.cumulative, broadcast.shared]),
             continued=broadcast.continued,
@@ -227,10 +248,13 @@ class Federation:
             owed=sent.owed,
         )
         deliveries = {
-            client_id: self._downloads.delivery(moved, broadcast, sent.shared, self.client_ranks[client_id])
+            client_id: self._downloads.delivery(after, broadcast, sent.shared, self.client_ranks[client_id])
             for client_id in counted
         }
-        return ClosedRound(moved, broadcast, usable, upload_bytes, deliveries, tuple(dropped), ranks, *stack, changes)
+        outcome = ClosedRound(
+            after, broadcast, usable, upload_bytes, deliveries, tuple(dropped), ranks, *stack, changes
+        )
+        return replace(outcome, clipped=verdict.clipped, weights=weighed.weights)
 
     @property
     def _downloads(self) -> Downloads:
@@ -255,6 +279,32 @@ class Federation:
             return replace(update, adapter=adapter)
         given = self._init(state, update.client_id).given(state, self.client_ranks[update.client_id])
         return replace(update, adapter=change(adapter, given))
+
+    def _moved(self, changed: ClientUpdate, state: ServerState) -> Moved:
+        rank = self.max_rank if self.aggregator.work.averages_halves else 0
+        return Moved.of(changed, self._begun(state, changed.client_id), state.saved_parameters, rank)
+
+    def _begun(self, state: ServerState, client_id: str) -> AdapterState:
+        """What a client's upload is still measured from: the continued adapter, with the rows that halves need."""
+        if not self.aggregator.work.averages_halves:
+            return self.start(state, client_id).local if state.continued else NO_ADAPTER
+        local, rank, rows = (
+            self.start(state, client_id).local,
+            self.client_ranks[client_id],
+            self.rows(state, client_id),
+        )
+
+        def begun(name: str, shape: tuple[int, int]) -> LoraFactor:
+            A = rows(name)[:rank]
+            B = local[name].padded(rank).B if name in local else A.new_zeros(shape[0], rank)
+            return LoraFactor(B.to(A), A)
+
+        return AdapterState.of({name: begun(name, shape) for name, shape in self.shapes.items()})
+
+    def _standing(self, state: ServerState, usable: Sequence[ClientUpdate]) -> ClientUpdate:
+        longest = max(usable, key=lambda update: self.client_ranks[update.client_id]).client_id
+        halves = self.aggregator.work.averages_halves
+        return standing_update(state, self._begun(state, longest) if halves else state.continued)
 
     def _refusal(self, update: ClientUpdate, state: ServerState, counted: Mapping[str, ClientUpdate]) -> str | None:
         if update.client_id not in self.client_ranks:

@@ -11,10 +11,13 @@ from florist.errors import OtherVersionError
 from florist.federation.damage import damage_told
 from florist.federation.kept_rounds import KeepRounds
 from florist.files import strict_json
+from florist.files.reading import read_bytes
 from florist.files.strict_json import Number
 
-FORMAT = 2
-"""Of a run directory. The first one, which had no number, kept every round."""
+FORMAT = 3
+"""Of a run directory. The first one, which had no number, kept every round; the second had no hashes."""
+FILE = "run.json"
+_MOST_BYTES = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +81,16 @@ def require_format(run: Path) -> None:
             "one to go on with it"
         )
     # The version may be that of this florist, since the format has changed between two releases.
+    numbered = "format" in document
     adapter = run / "adapter"
-    usable = f"; its adapter in {adapter} can still be used" if adapter.is_dir() else ""
     raise OtherVersionError(
-        f"{run}: expected a run of format {FORMAT}, got one that an earlier {by} wrote, before runs had a format "
-        f"number{usable}; begin another run, or go on with the version or commit that began this one"
+        f"{run}: expected a run of format {FORMAT}, got {f'format {found}, which' if numbered else 'one that'} an "
+        f"earlier {by} wrote{'' if numbered else ', before runs had a format number'}"
+        f"{f'; its adapter in {adapter} can still be used' if adapter.is_dir() else ''}; begin another run, or go on "
+        "with the version or commit that began this one"
     )
 
 
 def _document(run: Path) -> Any:
     with damage_told(run):
-        return strict_json.decode((run / "run.json").read_bytes())
+        return strict_json.decode(read_bytes(run / FILE, _MOST_BYTES))

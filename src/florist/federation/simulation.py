@@ -20,14 +20,14 @@ from florist.federation.environment import environment
 from florist.federation.history import RunDirectory
 from florist.federation.kept_rounds import KeepRounds
 from florist.federation.observer import Observer
-from florist.federation.recording import LocalWork, round_record
+from florist.federation.recording import LocalWork, first_claims, round_record
 from florist.federation.records import Drop, FinalTest, RoundRecord
 from florist.federation.rules import Federation
 from florist.federation.run_adapter import RunAdapter, SaveTokenizer
 from florist.federation.run_facts import RunFacts
 from florist.federation.state import ServerState
 from florist.files.locking import sole_process
-from florist.files.outputs import new_directory
+from florist.files.outputs import replaced_directory
 from florist.models.federated_model import FederatedModel, LocalLora
 from florist.models.local_training import LocalTraining, TrainingContext, by_trainer, trained
 from florist.models.training import TrainingSettings, fastest_thread_count
@@ -139,7 +139,7 @@ class Simulation:
 
         Every round is saved before the next begins. All randomness derives from the seed, the round and the client,
         so that an interrupted run that goes on ends as if it had never stopped, bit for bit. A run that has ended and
-        goes on with more rounds keeps its earlier adapter under another name (`RunDirectory.set_aside_result`). Where
+        goes on with more rounds keeps its earlier adapter under another name (`FinalResult.set_aside`). Where
         no round had enough usable updates there is nothing to add to the base, and no adapter is written.
 
         Returns:
@@ -162,22 +162,23 @@ class Simulation:
         state, records = directory.load(self.initial_state)
         owed = directory.client_residuals()
         if not self._is_over(records):
-            directory.set_aside_result(state.round_number)
+            directory.result.set_aside(state.round_number)
         while not self._is_over(records):
-            state, owed, latest = self._round(state, owed, observer)
+            state, owed, latest = self._round(state, owed, observer, first_claims(records))
             latest = self.choice.judged(records, latest, self.rounds) if self.choice is not None else latest
             directory.save(state, latest, owed, latest.best_round if self._keeps_best else None)
             records.append(latest)
             observer.closed(latest)
         best = records[-1].best_round if self._keeps_best else None
         final, summed = (directory.state_after(best), records[:best]) if best is not None else (state, records)
-        if self.final_metrics and directory.tested is None:
+        if self.final_metrics and not directory.result.has_test:
             observer.evaluating(len(summed))
             self._show(self._final(final), final.saved_parameters)
             found = self._measure(self.final_metrics)
             directory.save_tested(FinalTest(dict(found), dict(found.lower_is_better)))
-        if state.broadcasts and not directory.adapter.exists():
+        if state.broadcasts and not directory.result.has_adapter:
             self._export(final, summed, directory)  # last: a run that has an adapter is over
+            directory.result.record_adapter()
         return records
 
     @property
@@ -205,7 +206,7 @@ class Simulation:
         return fastest_thread_count(self.model.peft, batch)
 
     def _round(
-        self, state: ServerState, owed: ClientResiduals, observer: Observer
+        self, state: ServerState, owed: ClientResiduals, observer: Observer, claimed: Mapping[str, int]
     ) -> tuple[ServerState, ClientResiduals, RoundRecord]:
         started = time.perf_counter()
         round_number = state.round_number + 1
@@ -222,7 +223,7 @@ class Simulation:
                 except NonFiniteUpdateError as error:
                     unsent.append(Drop(client.client_id, f"its update cannot be sent: {error}"))
         uploaded = time.perf_counter()
-        closed = self.federation.close_round(state, [each.update for each in sent.values()], unsent)
+        closed = self.federation.close_round(state, [each.update for each in sent.values()], unsent, claimed)
         if closed.broadcast is not None:
             # An update that does not count was not sent, as far as the sums go: its client owes what it owed before.
             counted = {update.client_id: sent[update.client_id].owed for update in closed.counted}
@@ -283,5 +284,5 @@ class Simulation:
             self.model.deliverable,
             self.save_tokenizer,
         )
-        with new_directory(directory.adapter) as draft:
+        with replaced_directory(directory.adapter) as draft:  # a damaged one, or one of which no hash was written down
             written.write(draft, state, records, flush=self.flush)

@@ -9,7 +9,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from florist.errors import DirectoryInUseError
+from florist.errors import DirectoryInUseError, UnwritableOutputError
+from florist.files.outputs import remove, replace_file
+from florist.files.reading import read_bytes
+from florist.files.unwritable import unwritable_told
 
 LOCK_NAME = ".lock"
 HOLDER_NAME = ".lock-holder"
@@ -28,26 +31,35 @@ def sole_process(directory: Path) -> Generator[None, None, None]:
 
     Raises:
         DirectoryInUseError: another process holds it.
+        UnwritableOutputError: the lock file cannot be opened, there is no room to say who holds it, or nothing may be
+            written.
     """
     holder = directory / HOLDER_NAME
     lock = FileLock(directory / LOCK_NAME)
     try:
-        lock.acquire(timeout=PATIENCE, poll_interval=PATIENCE / 20)
+        with unwritable_told(directory):
+            lock.acquire(timeout=PATIENCE, poll_interval=PATIENCE / 20)
     except Timeout as error:
         raise DirectoryInUseError(
             f"expected {directory} for this process alone, and {_name(holder)} is at work in it: two would write over "
             "each other's rounds; wait for that one, or end it and resume"
         ) from error
+    except UnwritableOutputError:
+        raise  # it says what to do
     except NotImplementedError:  # so do older versions of filelock say that a file system has no locks
         pass
     except OSError as error:
         if error.errno not in _NO_LOCKS:
-            raise
+            raise UnwritableOutputError(
+                f"expected to lock {directory} for this process, and its {LOCK_NAME} cannot be opened "
+                f"({error.strerror}); remove that file if no process is at work there"
+            ) from error
     try:
-        holder.write_text(f"{os.getpid()} {socket.gethostname()}\n", encoding="utf-8")
+        remove(holder)  # whatever it is
+        replace_file(holder, f"{os.getpid()} {socket.gethostname()}\n")
         yield
     finally:
-        holder.unlink(missing_ok=True)  # before the lock is released: afterwards it may be the next holder's
+        remove(holder)  # before the lock is released: afterwards it may be the next holder's
         lock.release()
 
 
@@ -82,5 +94,5 @@ def is_held(directory: Path) -> bool:
 
 
 def _holder(file: Path) -> tuple[int, str]:
-    pid, host = file.read_text(encoding="utf-8").split(maxsplit=1)
+    pid, host = read_bytes(file, 1_000).decode().split(maxsplit=1)
     return int(pid), host.strip()

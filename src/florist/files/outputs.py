@@ -1,7 +1,6 @@
 """Files and directories that appear whole or not at all."""
 
 import errno
-import hashlib
 import os
 import re
 import secrets
@@ -11,8 +10,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from florist.errors import OutputExistsError, UnwritableOutputError
+from florist.files.holding import abandoned, hold, hold_directory, release
+from florist.files.reading import sha256 as sha256  # noqa: PLC0414  # what is written is hashed
+from florist.files.unwritable import unwritable_told
 
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{16}")
+_NAME = 50
+"""Characters of a name that its draft has, which leaves room for more within the 255 bytes of most file systems."""
 
 
 def require_absent(path: Path) -> None:
@@ -25,7 +29,10 @@ def require_absent(path: Path) -> None:
         UnwritableOutputError: a folder on the way is a file, or may not be written to, or the name cannot be.
     """
     with _folders_for(path, keep=False):
-        _begun(path).rmdir()
+        _refuse_existing(path)
+        remove_stale(path)
+        with _new_draft(path) as draft:
+            draft.rmdir()
 
 
 @contextmanager
@@ -33,22 +40,21 @@ def new_directory(path: Path) -> Generator[Path, None, None]:
     """A directory to fill; it becomes `path` when the block ends well and vanishes when it does not.
 
     The files are written beside `path` and flushed to disk before one rename makes them visible. Folders on the way to
-    `path` are made where they do not exist, and vanish with it.
+    `path` are made where they do not exist, and vanish with it. What a process that was killed left of an earlier
+    attempt is removed (`remove_stale`).
 
     Raises:
-        OutputExistsError, UnwritableOutputError: as `require_absent`.
+        OutputExistsError, UnwritableOutputError: as `require_absent`; or the disk is full.
     """
-    with _folders_for(path, keep=True):
-        draft = _begun(path)
-        try:
+    with unwritable_told(path), _folders_for(path, keep=True):
+        _refuse_existing(path)
+        remove_stale(path)
+        with _new_draft(path) as draft:
             yield draft
             _finish(draft)
             _refuse_existing(path)
             draft.rename(path)
             _flush(path.absolute().parent)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
 
 
 @contextmanager
@@ -68,19 +74,19 @@ def replaced_directory(path: Path) -> Generator[Path, None, None]:
         with new_directory(path) as draft:
             yield draft
         return
-    draft, aside = _draft(path), _aside(path)
+    remove_stale(path)
+    aside = _aside(path)
     try:
-        _make(draft, path)
-        yield draft
-        _finish(draft)
-        path.rename(aside)
-        draft.rename(path)
-        _flush(path.absolute().parent)
+        with unwritable_told(path), _new_draft(path) as draft:
+            yield draft
+            _finish(draft)
+            path.rename(aside)
+            draft.rename(path)
+            _flush(path.absolute().parent)
     except BaseException:
         restore_replaced(path)
-        shutil.rmtree(draft, ignore_errors=True)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    remove(aside)
 
 
 def restore_replaced(path: Path) -> None:
@@ -89,24 +95,40 @@ def restore_replaced(path: Path) -> None:
     if not aside.is_dir():
         return
     if path.exists():
-        shutil.rmtree(aside, ignore_errors=True)
+        remove(aside)
     else:
         aside.rename(path)
 
 
 def replace_file(path: Path, content: str) -> None:
-    """Write a text file so that a reader, or a crash, sees the old content or the new one."""
+    """Write a text file so that a reader, or a crash, sees the old content or the new one.
+
+    What a process that was killed left of an earlier attempt is removed (`remove_stale`).
+
+    Raises:
+        UnwritableOutputError: there is no room, or nothing may be written; the old content stays.
+    """
+    remove_stale(path)
+    with unwritable_told(path):
+        while not _replaced(path, content):
+            pass  # another process took the draft for abandoned before it was held
+
+
+def _replaced(path: Path, content: str) -> bool:
     draft = _draft(path)
     try:
         with draft.open("x", encoding="utf-8") as stream:
+            if not hold(draft, stream.fileno()):
+                return False
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        draft.replace(path)
+            draft.replace(path)
         _flush(path.parent)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+    return True
 
 
 def write_file(path: Path, content: str) -> None:
@@ -123,18 +145,38 @@ def write_file(path: Path, content: str) -> None:
 
 
 def remove_drafts(folder: Path) -> None:
-    """Remove what a process left half written in a folder because it was killed; nobody else may be writing there."""
+    """Remove what processes left half written in a folder because they were killed.
+
+    What a living process is writing stays, where the file system has locks that tell.
+    """
     for entry in folder.iterdir():
-        if _DRAFT.fullmatch(entry.name) and not entry.is_dir():
-            entry.unlink(missing_ok=True)
-        elif _DRAFT.fullmatch(entry.name):
-            shutil.rmtree(entry, ignore_errors=True)
+        if _DRAFT.fullmatch(entry.name):
+            with abandoned(entry) as nobody_has_it:
+                if nobody_has_it is not False:
+                    remove(entry)
 
 
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def remove_stale(path: Path) -> None:
+    """Remove what processes that were killed left of `path` beside it, where locks tell that no living one has it.
+
+    Cost: the names in the folder are read.
+    """
+    before = f".{path.name[:_NAME]}."
+    with suppress(OSError):  # there may be no folder, or one that may not be listed
+        for entry in path.absolute().parent.iterdir():
+            if entry.name.startswith(before) and _DRAFT.fullmatch(entry.name):
+                with abandoned(entry) as nobody_has_it:
+                    if nobody_has_it:
+                        remove(entry)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a directory with all that is in it, as far as possible. No link is followed."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 @contextmanager
@@ -176,12 +218,24 @@ def _make_folder(folder: Path, path: Path) -> bool:
     return True
 
 
-def _begun(path: Path) -> Path:
-    """The empty directory that is to become `path`: making one shows whether it can be made."""
-    _refuse_existing(path)
-    draft = _draft(path)
-    _make(draft, path)
-    return draft
+@contextmanager
+def _new_draft(path: Path) -> Generator[Path, None, None]:
+    """An empty directory beside `path`, which this process holds for the block; it vanishes where the block fails."""
+    while True:
+        draft, held = _draft(path), None
+        try:
+            _make(draft, path)  # in here: a signal may come as soon as it is made
+            try:
+                held = hold_directory(draft)
+            except FileNotFoundError:
+                continue  # another process has found it before it was held, and removed it
+            yield draft
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        finally:
+            release(held)
+        return
 
 
 def _make(draft: Path, path: Path) -> None:
@@ -231,11 +285,10 @@ def _flush(path: Path) -> None:
 
 
 def _draft(path: Path) -> Path:
-    # A file of the tempfile module would be private, and its directory would drop an inherited group. A part of a long
-    # name will do: all of it would leave no room for more within the 255 bytes of most file systems.
-    return path.absolute().with_name(f".{path.name[:50]}.{secrets.token_hex(8)}")
+    # A file of the tempfile module would be private, and its directory would drop an inherited group.
+    return path.absolute().with_name(f".{path.name[:_NAME]}.{secrets.token_hex(8)}")
 
 
 def _aside(path: Path) -> Path:
     # No draft: those of a killed process are removed, and this is the only copy while it is there.
-    return path.absolute().with_name(f".{path.name[:50]}.replaced")
+    return path.absolute().with_name(f".{path.name[:_NAME]}.replaced")

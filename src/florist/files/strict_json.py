@@ -6,6 +6,7 @@ document says which of its values are numbers: a `Number` is NaN again, and any 
 
 import json
 import math
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -23,9 +24,27 @@ def decode(text: str | bytes) -> Any:
     """The document of a text, in which every null is None.
 
     Raises:
-        ValueError: it is not JSON.
+        ValueError: it is not JSON, or nests too deeply.
     """
-    return json.loads(text)
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("lists or objects are nested too deeply") from None
+
+
+def require_shallow(document: Any, deepest: int = 50) -> None:
+    """Check that lists and objects lie no deeper in each other than people write, who may then be shown them.
+
+    Raises:
+        ValueError: they do.
+    """
+    parts: Iterable[Any] = document.values() if isinstance(document, dict) else document
+    if isinstance(document, dict | list):
+        if deepest == 0:
+            raise ValueError("it is nested too deep")
+        for part in parts:
+            if isinstance(part, dict | list):
+                require_shallow(part, deepest - 1)
 
 
 def _finite(document: Any) -> Any:

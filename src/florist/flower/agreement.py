@@ -11,6 +11,7 @@ from florist.errors import FloristError, InvalidUpdateError
 from florist.federation.admission import FLOATS
 from florist.flower import protocol
 from florist.flower.client_texts import last_line, one_line
+from florist.flower.limits import Limits
 from florist.flower.messages import SAVED_PARAMETERS, Introduction
 from florist.rounds import NOTHING, SavedParameters
 
@@ -89,6 +90,7 @@ def ask_saved_parameters(
 def _saved_parameters(introduction: Introduction, reply: Message) -> SavedParameters:
     if reply.has_error():
         raise InvalidUpdateError(last_line(reply.error.reason))
+    Limits.of_names((), introduction.saved_parameters).require(reply.content)
     found = protocol.read_saved_parameters(reply.content)
     if sorted(found) != sorted(introduction.saved_parameters):
         raise InvalidUpdateError(f"expected {introduction.saved_parameters}, as introduced, got {sorted(found)}")

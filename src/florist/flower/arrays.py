@@ -19,6 +19,7 @@ from torch import Tensor
 from florist.compression.packed import PackedAdapter
 from florist.errors import InvalidUpdateError
 from florist.factors import AdapterState, LoraFactor
+from florist.federation.admission import FLOATS
 from florist.rounds import SavedParameters, Trained
 
 Rows = Callable[[str, int], Float[Tensor, "rank in_features"]]
@@ -51,13 +52,19 @@ def arrays_to_adapter(arrays: ArrayRecord, rows: Rows | None = None) -> AdapterS
         rows: gives A where B alone was sent.
 
     Raises:
-        InvalidUpdateError: the arrays cannot be read, or halves are missing or no matrices.
+        InvalidUpdateError: the arrays cannot be read, or halves are missing, no matrices, or of no floating-point
+            type.
         InvalidAdapterError: the ranks or dtypes of two halves differ.
     """
     tensors = dict(arrays_to_tensors(arrays))
     factors: dict[str, LoraFactor] = {}
     for name in sorted({key.rpartition(".")[0] for key in tensors}):
         B, A = tensors.pop(f"{name}.B", None), tensors.pop(f"{name}.A", None)
+        strange = {half.dtype for half in (B, A) if half is not None and half.dtype not in FLOATS}
+        if strange:
+            raise InvalidUpdateError(
+                f"{name}: expected floating-point factors of 16, 32 or 64 bits, got {min(map(str, strange))}"
+            )
         if B is not None and B.ndim == 2 and A is None and rows is not None:
             try:
                 A = rows(name, B.shape[1]).to(B.dtype)

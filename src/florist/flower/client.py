@@ -13,6 +13,8 @@ from florist.errors import InvalidUpdateError
 from florist.flower import protocol
 from florist.flower.arrays import Rows
 from florist.flower.client_state import ClientState
+from florist.flower.download_checks import require_possible, require_sound
+from florist.flower.limits import Limits
 from florist.flower.messages import (
     EVALUATE,
     PROTOCOL,
@@ -84,6 +86,7 @@ def _follow(participant: Participant, message: Message, context: Context) -> Mes
     shapes = participant.shapes
 
     def rows_of(assignment: Assignment) -> Rows:
+        require_possible(assignment, shapes)
         if assignment.travels != participant.trained:
             raise InvalidUpdateError(
                 f"expected a federation that trains {participant.trained!r} as this client does, got "
@@ -95,7 +98,9 @@ def _follow(participant: Participant, message: Message, context: Context) -> Mes
 
         return rows
 
+    Limits.of_names(shapes, participant.saved_parameters).require(message.content)
     instruction = protocol.read_instruction(message.content, rows_of)
+    require_sound(instruction, shapes, participant.saved_parameters)
     before = ClientState.load(context.state)
     own = protocol.widened(instruction.saved_parameters, participant.saved_parameters)
     state = before.after(replace(instruction, saved_parameters=own), shapes)
@@ -113,7 +118,7 @@ def _follow(participant: Participant, message: Message, context: Context) -> Mes
 def _train(participant: Participant, state: ClientState, instruction: Instruction, memory: RecordDict) -> Upload:
     """Train, and send what the terms of the assignment let through; the rest is held back in the memory."""
     assignment = instruction.assignment
-    communication = assignment.upload.communication  # an unknown codec is refused before it costs a training
+    communication = assignment.upload.communication
     owed, begins_anew = _owed(participant, assignment, memory)
     start = state.start(instruction, participant.rank, participant.shapes)
     outcome = participant.train(start, state.saved_parameters, assignment)

@@ -10,6 +10,7 @@ from florist.config import Config, to_toml
 from florist.config.communication import aggregator_of, communication_of
 from florist.config.methods import LOCAL_INITS
 from florist.config.resuming import OVER_FLOWER, require_resumable
+from florist.config.robust import guard_of, robust_rule
 from florist.config.sections import CLASSIFICATION
 from florist.config.tracking import tracking_of
 from florist.errors import ConfigurationError, MissingDependencyError, how_to_install
@@ -83,6 +84,8 @@ def _serve(config: Config, grid: Grid, context: Context) -> None:
         reference=evaluation.agreement if evaluation is not None else None,
         journal=Journal(path, method, to_toml(config), KeepRounds(federation.keep_rounds)),
         communication=communication_of(config),
+        guard=guard_of(config.guard),
+        robust=robust_rule(config.aggregation),
         on_round=tracking.closed,
     )
     with tracking:

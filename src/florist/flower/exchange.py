@@ -12,6 +12,7 @@ from florist.federation.rules import Federation
 from florist.federation.state import ServerState
 from florist.flower import messages, protocol
 from florist.flower.arrays import Rows, unpacked
+from florist.flower.limits import ContradictionError, Limits
 from florist.flower.messages import Assignment, Evaluation, Instruction, Introduction, OutOfStep, Upload
 from florist.flower.upload_terms import UploadTerms
 from florist.rounds import NO_ADAPTER, ClientUpdate, saved_bytes
@@ -48,11 +49,13 @@ class Exchange:
         """Read a client's reply, and decode it.
 
         Raises:
+            ContradictionError: it is larger than what the client introduced itself with allows.
             FloristError: the content is no reply, damaged, or not packed as the client was told.
         """
-        rows = self._rows(client_id)
+        rows, rank = self._rows(client_id), self.introductions[client_id].rank
+        Limits.of_reply(self.federation.shapes, rank, self.state.saved_parameters).require(content)
         answer = protocol.read_reply(content, rows)
-        return self._decoded(answer, rows) if isinstance(answer, Upload) else answer
+        return self._decoded(answer, rows, rank) if isinstance(answer, Upload) else answer
 
     def contradiction(self, client_id: str, answer: Upload | OutOfStep | Evaluation) -> str | None:
         """Where a reply contradicts what the client introduced itself with; None where it does not.
@@ -137,7 +140,7 @@ class Exchange:
         rows = self.federation.rows(self.state, client_id)
         return lambda module, rank: rows(module)[:rank]
 
-    def _decoded(self, upload: Upload, rows: Rows) -> Upload:
+    def _decoded(self, upload: Upload, rows: Rows, rank: int) -> Upload:
         communication, packed = self.federation.communication, upload.packed
         expected = communication.upload.codec.name if communication.upload is not None else "none"
         came = packed.codec.name if packed is not None else "none"
@@ -152,7 +155,7 @@ class Exchange:
         factor_bytes = self.federation.aggregator.work.sent_bytes(upload.adapter)
         adapter = upload.adapter
         if packed is not None:
-            self._require_shapes(packed)
+            self._require_shapes(packed, rank)
             factor_bytes, adapter = packed.nbytes, unpacked(packed, rows)
         saved = upload.saved_parameters
         if communication.saved_upload is not None:
@@ -166,7 +169,7 @@ class Exchange:
             sent_bytes=factor_bytes + saved_bytes(upload.saved_parameters),
         )
 
-    def _require_shapes(self, packed: PackedAdapter) -> None:
+    def _require_shapes(self, packed: PackedAdapter, rank: int) -> None:
         """Look at what is claimed before anything is decoded by it: numbers may be too large for any tensor."""
         for name, factor in packed.factors.items():
             if name not in self.federation.shapes:
@@ -174,5 +177,5 @@ class Exchange:
             shape = self.federation.shapes[name]
             if factor.shape != shape:
                 raise InvalidUpdateError(f"{name}: expected the shape {shape}, got {factor.shape}; both need one base")
-            if factor.rank > max(shape):
-                raise InvalidUpdateError(f"{name}: expected a rank of at most {max(shape)}, got {factor.rank}")
+            if factor.rank > rank:
+                raise ContradictionError(f"expected a rank of at most {rank}, as introduced, got {factor.rank}")

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from florist.errors import ConfigurationError, DamagedRunError
 from florist.federation.communication import Communication
 from florist.federation.environment import environment
+from florist.federation.guard import Guard
 from florist.federation.history import RunDirectory
 from florist.federation.kept_rounds import KeepRounds
 from florist.federation.records import RoundRecord
@@ -20,9 +21,11 @@ from florist.federation.run_facts import RunFacts
 from florist.federation.state import ServerState
 from florist.files import strict_json
 from florist.files.outputs import replace_file
+from florist.files.reading import read_bytes
 from florist.flower.agreement import Agreement
 
 AGREED = "federation.json"
+_MOST_BYTES = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +38,19 @@ class _Agreed:
 
 
 _AGREED = TypeAdapter(_Agreed)
-_SETTINGS = ("aggregator", "seed", "local_init", "shared_init", "fraction", "min_replies", "communication")
+_SETTINGS = (
+    "aggregator",
+    "seed",
+    "local_init",
+    "shared_init",
+    "fraction",
+    "min_replies",
+    "communication",
+    "guard",
+    "robust",
+)
 """Fields of `Federation` that make the result of a run."""
-_BEFORE = {"communication": repr(Communication())}
+_BEFORE = {"communication": repr(Communication()), "guard": repr(Guard()), "robust": repr(None)}
 """What runs went by that were begun before they wrote it down."""
 
 
@@ -127,15 +140,21 @@ class Journal:
                 f"got {self.method!r}; go on with that, or begin another run"
             )
         if rules is not None:
+            self.directory.require_whole()
             self._require_same(rules)
         return self.directory.load(initial)
 
     def _agreed(self) -> _Agreed | None:
         file = self.path / AGREED
-        if not file.exists():
+        if not file.exists() and not file.is_symlink():
+            if self.begun and self.directory.records():
+                raise DamagedRunError(
+                    f"expected what the clients of the run in {self.path} agreed on in {file}, and it is missing; "
+                    "restore it from a copy, or begin another run"
+                )
             return None
         try:
-            return _AGREED.validate_python(strict_json.decode(file.read_bytes()))
+            return _AGREED.validate_python(strict_json.decode(read_bytes(file, _MOST_BYTES)))
         except (OSError, ValueError, ValidationError) as error:
             raise DamagedRunError(
                 f"expected what clients agreed on in {file}, and reading it failed ({' '.join(str(error).split())}); "

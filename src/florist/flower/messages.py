@@ -24,6 +24,15 @@ HELLO, SAVED_PARAMETERS, TRAIN, EVALUATE = "query.hello", "query.saved_parameter
 Holds = Annotated[int, Field(ge=-1)]
 """The round whose global adapter a client has; -1 where it has none."""
 
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+"""As `seeding.derive_seed` gives it: generators of other libraries take no larger one."""
+
+MOST_MODULES, MOST_PARAMETERS, LARGEST_DIMENSION = 100_000, 10_000, 2**27
+"""What a client may introduce at most. The largest mixture of experts that is published has fewer modules."""
+
+_Names = Annotated[list[Name], Field(max_length=MOST_MODULES)]
+_Dimensions = Annotated[list[Annotated[int, Field(gt=0, le=LARGEST_DIMENSION)]], Field(max_length=MOST_MODULES)]
+
 
 @dataclass(frozen=True, slots=True)
 class Introduction:
@@ -47,10 +56,10 @@ class Introduction:
     num_examples: PositiveInt
     held_out: NonNegativeInt
     base: Name
-    modules: list[Name]
-    out_features: list[PositiveInt]
-    in_features: list[PositiveInt]
-    saved_parameters: list[Name]
+    modules: _Names
+    out_features: _Dimensions
+    in_features: _Dimensions
+    saved_parameters: Annotated[list[Name], Field(max_length=MOST_PARAMETERS)]
     holds: Holds
 
     @property
@@ -82,8 +91,8 @@ class Assignment:
     since: Holds
     until: NonNegativeInt
     replaces: bool
-    seed: NonNegativeInt
-    rows_seed: NonNegativeInt
+    seed: Seed
+    rows_seed: Seed
     max_rank: PositiveInt
     trained: int
     local_init: str

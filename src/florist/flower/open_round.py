@@ -14,6 +14,7 @@ from florist.federation.records import Drop
 from florist.federation.state import ServerState
 from florist.flower.client_texts import last_line, one_line
 from florist.flower.exchange import Exchange
+from florist.flower.limits import ContradictionError
 from florist.flower.messages import EVALUATE, TRAIN, Evaluation, OutOfStep, Upload
 from florist.flower.roster import LOG
 
@@ -152,6 +153,8 @@ class OpenRound:
         try:
             answer = self.exchange.read(client_id, reply.content)
         except FloristError as error:
+            if isinstance(error, ContradictionError):
+                self.contradicted.add(client_id)
             self.drop(client_id, str(error))
             return None
         if not isinstance(answer, OutOfStep | expected):

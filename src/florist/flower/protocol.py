@@ -38,6 +38,7 @@ from florist.flower.arrays import (
     tensors_to_arrays,
     unpacked,
 )
+from florist.flower.limits import Limits
 from florist.flower.messages import (
     PROTOCOL,
     Assignment,
@@ -69,6 +70,7 @@ def read_introduction(content: RecordDict) -> Introduction:
     Raises:
         InvalidUpdateError: the content is no introduction, or one of another protocol.
     """
+    Limits.of_names(()).require(content)
     introduction = _head(content, Introduction)
     if introduction.protocol != PROTOCOL:
         raise InvalidUpdateError(

@@ -25,6 +25,8 @@ class RoundBook:
 
     journal: Journal | None
     records: list[RoundRecord] = field(default_factory=list[RoundRecord])
+    _counted: dict[str, int] = field(default_factory=dict[str, int])
+    _read: int = 0
     _began: float = 0.0
     _trained: float = 0.0
     _aggregated: float = 0.0
@@ -62,8 +64,14 @@ class RoundBook:
         """The last round in which an update of a client counted, by client id.
 
         A client commits what it holds back by this. It follows from the records, so that a resumed run knows it too.
+
+        Cost: each record is read once, however often this is asked.
         """
-        return {client.client_id: line.round for line in self.records if line.aggregated for client in line.clients}
+        for line in self.records[self._read :]:
+            if line.aggregated:
+                self._counted.update((client.client_id, line.round) for client in line.clients)
+        self._read = len(self.records)
+        return dict(self._counted)
 
     @staticmethod
     def summary(record: RoundRecord) -> MetricRecord:

@@ -15,10 +15,13 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from typing_extensions import override
 
+from florist.aggregation.robust import RobustRule
 from florist.errors import ConfigurationError
 from florist.federation.closed_round import ClosedRound
 from florist.federation.communication import Communication
+from florist.federation.guard import Guard
 from florist.federation.local_init import Aligned, LocalInit
+from florist.federation.recording import first_claims
 from florist.federation.records import RoundRecord
 from florist.federation.rules import Federation
 from florist.federation.run_adapter import Deliverable, SaveTokenizer
@@ -27,6 +30,7 @@ from florist.files.locking import sole_process
 from florist.flower.agreement import Agreement, ask_saved_parameters
 from florist.flower.arrays import adapter_to_arrays
 from florist.flower.client_metrics import weighted_mean
+from florist.flower.client_texts import one_line
 from florist.flower.exchange import Exchange
 from florist.flower.final_adapter import write_global_adapter
 from florist.flower.journal import Journal
@@ -64,6 +68,8 @@ class FloristStrategy(Strategy):
         reference: what clients must agree on; by default what most of the first ones say.
         journal: where every round is saved, and resumed from.
         communication: how updates and broadcasts travel; by default as they are, in float32.
+        guard: refuses, or scales down, updates that no honest client sends; `Guard` with its defaults by default.
+        robust: the weights of the clients, where some may be hostile; by default their shares of the examples.
         on_round: is told of every round of this session when all is known of it, what clients measured included.
 
     Raises:
@@ -88,6 +94,8 @@ class FloristStrategy(Strategy):
         reference: Agreement | None = None,
         journal: Journal | None = None,
         communication: Communication | None = None,
+        guard: Guard | None = None,
+        robust: RobustRule | None = None,
         on_round: Callable[[RoundRecord], None] | None = None,
     ) -> None:
         start = local_init if local_init is not None else Aligned()
@@ -97,6 +105,7 @@ class FloristStrategy(Strategy):
         federation = Federation(
             {}, aggregator, {}, seed, start, shared_init, fraction, min_replies, communication=sending
         )
+        federation = replace(federation, guard=guard if guard is not None else Guard(), robust=robust)
         self._members = Membership(federation, min_clients, wait)
         self._max_examples = max_examples
         self._evaluate, self._evaluate_on_clients = evaluate, evaluate_on_clients
@@ -207,7 +216,7 @@ class FloristStrategy(Strategy):
         answers = self._answers(replies)
         updates = [Exchange.update(each) for some in answers.values() for each in some if isinstance(each, Upload)]
         self._book.training_ends()
-        closed = rules.close_round(underway.as_told(self.state), updates)
+        closed = rules.close_round(underway.as_told(self.state), updates, claimed=first_claims(self.records))
         for drop in closed.dropped:
             underway.drop(drop.client_id, drop.reason)
         if closed.broadcast is None:
@@ -311,7 +320,7 @@ class FloristStrategy(Strategy):
         answers = self._answers(replies)
         found = [each for some in answers.values() for each in some[:1] if isinstance(each, Evaluation)]
         for each in found:
-            LOG.info("round %d: %s measured %s", underway.number, each.client_id, dict(each.metrics))
+            LOG.info("round %d: %s measured %s", underway.number, each.client_id, one_line(str(dict(each.metrics))))
         self.state = underway.as_told(self.state)
         metrics = weighted_mean(found)
         self._book.amend(self.state, self._closed, underway, metrics)

@@ -3,6 +3,7 @@
 from florist.linalg.accumulate import WeightedFactor
 from florist.linalg.ordered import ordered_spectrum
 from florist.linalg.qr import qr_svd
+from florist.linalg.residual import cut_norms, residual_norm
 from florist.linalg.routes import NonFinitePartError, OverflowingSumError, decompose
 from florist.linalg.thin_svd import ThinSvd
 
@@ -11,7 +12,9 @@ __all__ = [
     "OverflowingSumError",
     "ThinSvd",
     "WeightedFactor",
+    "cut_norms",
     "decompose",
     "ordered_spectrum",
     "qr_svd",
+    "residual_norm",
 ]

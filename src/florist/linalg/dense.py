@@ -6,7 +6,7 @@ from torch import Tensor
 
 from florist.errors import NonFiniteUpdateError
 from florist.linalg.eigenpairs import eigenpairs, fit_float32, gram_matrix
-from florist.linalg.spectrum import Spectrum
+from florist.linalg.spectrum import Spectrum, known_energy
 from florist.linalg.thin_svd import ThinSvd, rounding_floor
 
 
@@ -39,7 +39,13 @@ def dense_gram_svd(
     pairs = eigenpairs(G, None, energy=energy, floor=rounding_floor(W.dtype))
     S = pairs.squares.sqrt()
     return ThinSvd(
-        spectrum=Spectrum(S.cpu(), pairs.resolution, (W.shape[0], W.shape[1]), pairs.tail_energy),
+        spectrum=Spectrum(
+            S.cpu(),
+            pairs.resolution,
+            (W.shape[0], W.shape[1]),
+            pairs.tail_energy,
+            known_from=known_energy(pairs.noise, pairs.size, W.dtype),
+        ),
         left=pairs.C.to(W.dtype),
         X=None,
         Y=(pairs.C / S).T,
@@ -57,7 +63,13 @@ def dense_svd(W: Float[Tensor, "out_features in_features"]) -> ThinSvd:
     """
     _require_finite(W.abs().amax(dim=0), W)
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
-    spectrum = Spectrum(S.double().cpu(), rounding_floor(W.dtype), (W.shape[0], W.shape[1]))
+    energy = float(S.double().square().sum())
+    spectrum = Spectrum(
+        S.double().cpu(),
+        rounding_floor(W.dtype),
+        (W.shape[0], W.shape[1]),
+        known_from=known_energy(0.0, energy, W.dtype),
+    )
     return ThinSvd(spectrum, U, None, None, Vh)
 
 

@@ -1,5 +1,6 @@
 """The eigenproblem that the Gram matrices of a product pose, and how precisely it gives the singular values."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -27,12 +28,16 @@ class Eigenpairs:
         C: The vectors c as columns, with ``C^T G_A C = I``.
         resolution: The smallest sigma that can be told from zero, as a fraction of the largest.
         tail_energy: The sum of the other sigma^2.
+        noise: What a sigma^2 may be off by.
+        size: ``||G_B|| ||G_A||``, which exceeds the largest sigma^2 far where halves exceed their product.
     """
 
     squares: Float64[Tensor, " k"]
     C: Float[Tensor, "rank k"]
     resolution: float
     tail_energy: float
+    noise: float
+    size: float
 
 
 def gram_matrix(X: Float[Tensor, "rank features"], dtype: torch.dtype) -> Float[Tensor, "rank rank"]:
@@ -76,8 +81,11 @@ def eigenpairs(
     """
     diagonal = G_B.diagonal() if G_A is None else (G_B * G_A).sum(dim=0)
     total_energy = max(float(diagonal.sum(dtype=torch.float64)), 0.0)
+    size = float(torch.linalg.norm(G_B)) * (1.0 if G_A is None else float(torch.linalg.norm(G_A)))
     if total_energy == 0:
-        return Eigenpairs(diagonal.double()[:0], G_B[:, :0], floor, 0.0)
+        # Where the matrices are not zero, terms that cancel have drowned the whole sum in rounding.
+        resolution = floor if size == 0 else math.inf
+        return Eigenpairs(diagonal.double()[:0], G_B[:, :0], resolution, 0.0, torch.finfo(G_B.dtype).eps * size, size)
     leading = L = None
     if energy < 1 and G_B.shape[0] >= _RANDOMIZED_PAYS:
         leading = leading_pairs(G_B, G_A, energy=energy, total_energy=total_energy)
@@ -90,15 +98,14 @@ def eigenpairs(
         L = _square_root(G_B)
         squares, Q = _descending(L.T @ G_A @ L)
     largest = float(squares[0])
-    size = float(torch.linalg.norm(G_B)) * (1.0 if G_A is None else float(torch.linalg.norm(G_A)))
     # Measured: on spectra of condition 1e2 to 1e12, and with halves up to 1e6 times larger than their product, no
     # squared singular value was off by more. The eigensolver adds the first part, the Gram matrices add the second.
     noise = torch.finfo(G_B.dtype).eps * (16 * largest + 2 * size)
-    resolution = max(floor, (noise / largest) ** 0.5) if largest > 0 else floor
+    resolution = max(floor, (noise / largest) ** 0.5) if largest > 0 else math.inf
     k = rank_holding(squares, energy=energy, total_energy=total_energy, resolution=resolution)
     squares, Q = squares[:k], Q[:, :k]
     C = Q if L is None else L @ Q / squares.sqrt().to(Q.dtype)
-    return Eigenpairs(squares, C, resolution, max(total_energy - float(squares.sum()), 0.0))
+    return Eigenpairs(squares, C, resolution, max(total_energy - float(squares.sum()), 0.0), noise, size)
 
 
 def _descending(G: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 from florist.errors import NonFiniteUpdateError
 from florist.factors import LoraFactor
 from florist.linalg.eigenpairs import eigenpairs, fit_float32, gram_matrix
-from florist.linalg.spectrum import Spectrum
+from florist.linalg.spectrum import Spectrum, known_energy
 from florist.linalg.thin_svd import ThinSvd, rounding_floor
 
 
@@ -66,7 +66,13 @@ def gram_svd(
     pairs = eigenpairs(G_B, G_A, energy=energy, floor=rounding_floor(factor.B.dtype))
     S = pairs.squares.sqrt()
     return ThinSvd(
-        spectrum=Spectrum(S.cpu(), pairs.resolution, factor.spec.shape, pairs.tail_energy),
+        spectrum=Spectrum(
+            S.cpu(),
+            pairs.resolution,
+            factor.spec.shape,
+            pairs.tail_energy,
+            known_from=known_energy(pairs.noise, pairs.size, factor.B.dtype),
+        ),
         left=factor.B,
         X=scale_B[:, None] * (G_A @ pairs.C) / S,
         Y=(scale_A[:, None] * pairs.C).T,

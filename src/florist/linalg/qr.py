@@ -6,7 +6,7 @@ from torch import Tensor
 
 from florist.errors import NonFiniteUpdateError
 from florist.factors import LoraFactor
-from florist.linalg.spectrum import Spectrum
+from florist.linalg.spectrum import Spectrum, known_energy
 from florist.linalg.thin_svd import ThinSvd, rounding_floor, working_dtype
 
 
@@ -48,4 +48,6 @@ def qr_svd(factor: LoraFactor, weights: Float64[Tensor, " rank"] | None = None) 
     noise = 4 * torch.finfo(B.dtype).eps * float(terms.sum(dtype=torch.float64).sqrt())
     largest = float(S[0]) if S.numel() else 0.0
     resolution = max(rounding_floor(B.dtype), noise / largest) if largest else rounding_floor(B.dtype)
-    return ThinSvd(Spectrum(S.double().cpu(), resolution, factor.spec.shape), Q_b, U, Vh, Q_a.T)
+    known_from = known_energy(0.0, float(terms.sum(dtype=torch.float64)), B.dtype)
+    spectrum = Spectrum(S.double().cpu(), resolution, factor.spec.shape, known_from=known_from)
+    return ThinSvd(spectrum, Q_b, U, Vh, Q_a.T)

@@ -12,7 +12,7 @@ from florist.linalg.accumulate import WeightedFactor, stack_parts, sum_parts
 from florist.linalg.dense import dense_gram_svd, dense_svd
 from florist.linalg.gram import gram_svd
 from florist.linalg.qr import qr_svd
-from florist.linalg.spectrum import Spectrum
+from florist.linalg.spectrum import Spectrum, known_energy
 from florist.linalg.thin_svd import ThinSvd, no_directions, rounding_floor
 
 # A squared singular value may be off by this fraction of the energy that may be discarded.
@@ -86,7 +86,10 @@ def decompose(parts: Sequence[WeightedFactor], *, energy: float = 1.0) -> ThinSv
             f"expected a sum within the range of {dtype}, and that of finite factors of shape {spec.shape} overflows; "
             "look for a factor that is far too large"
         ) from error
-    return svd if svd.left.dtype == dtype else svd.formed(dtype)
+    if svd.left.dtype == dtype:
+        return svd
+    rounded = max(svd.spectrum.known_from, known_energy(0.0, svd.spectrum.total_energy, dtype))
+    return replace(svd, spectrum=replace(svd.spectrum, known_from=rounded)).formed(dtype)
 
 
 def _solve_stacked(parts: Sequence[WeightedFactor], dtype: torch.dtype, energy: float) -> ThinSvd:
@@ -113,14 +116,20 @@ def _cut(svd: ThinSvd, dtype: torch.dtype, energy: float) -> ThinSvd:
     spectrum = _with_resolution(svd.spectrum, rounding_floor(dtype))
     if spectrum.numerical_rank == 0:
         # Terms that cancel leave nothing but rounding, whose energy would certify an error of the whole sum.
-        spectrum = replace(spectrum.leading(0), tail_energy=0.0)
+        spectrum = replace(spectrum.leading(0), resolution=rounding_floor(dtype), tail_energy=0.0, known_from=0.0)
     return replace(svd, spectrum=spectrum).leading(spectrum.rank_holding(energy))
 
 
 def _with_rounding(svd: ThinSvd, rounding: float) -> ThinSvd:
     """Raise the resolution to the rounding of the sum itself, which limits it where large terms cancel."""
+    if rounding == 0:
+        return svd
     largest = float(svd.S[0]) if svd.S.numel() else 0.0
-    return replace(svd, spectrum=_with_resolution(svd.spectrum, rounding / largest)) if largest else svd
+    # Where nothing else is left of a sum of large terms, rounding may have hidden what it really is.
+    spectrum = _with_resolution(svd.spectrum, rounding / largest if largest else math.inf)
+    size = min(spectrum.shape) * (rounding / (8 * torch.finfo(svd.left.dtype).eps)) ** 2
+    known_from = max(spectrum.known_from, known_energy(0.0, size, svd.left.dtype))
+    return replace(svd, spectrum=replace(spectrum, known_from=known_from))
 
 
 def _with_resolution(spectrum: Spectrum, at_best: float) -> Spectrum:
@@ -144,7 +153,7 @@ def _gram_dtypes(dtype: torch.dtype, energy: float) -> Iterator[torch.dtype]:
 def _resolves(svd: ThinSvd, dtype: torch.dtype, energy: float) -> bool:
     """Tell whether rounding is below what may be discarded, or below what the precision of the factors leaves."""
     spectrum = svd.spectrum
-    if spectrum.total_energy == 0 or spectrum.resolution <= rounding_floor(dtype):
+    if spectrum.resolution <= rounding_floor(dtype):
         return True
     discarded = (1 - energy) * spectrum.total_energy
     noise = (spectrum.resolution * float(spectrum.S[0])) ** 2 if spectrum.S.numel() else math.inf

@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from florist.data.fields import listed
 from florist.errors import ModelError
 from florist.models.finding import cached, require_at_hub
 from florist.seeding import derive_seed
@@ -129,7 +130,7 @@ def head_of(model: nn.Module, name_or_path: str, head: tuple[str, ...] | None) -
     if absent or not names:
         raise ModelError(
             f"{name_or_path}: expected the head modules {absent or ['classifier', 'score']}, and the model has "
-            f"{sorted(name for name in children if name and '.' not in name)}; set [lora] modules_to_save"
+            f"{listed(sorted(name for name in children if name and '.' not in name))}; set [lora] modules_to_save"
         )
     return names
 
@@ -142,7 +143,7 @@ def require_classes(model: PreTrainedModel, labels: tuple[str, ...]) -> None:
     """
     if model.config.num_labels != len(labels):
         raise ModelError(
-            f"expected a model with {len(labels)} classes, one for each of {list(labels)}, got one with "
+            f"expected a model with {len(labels)} classes, one for each of {listed(labels)}, got one with "
             f"{model.config.num_labels}; load it with num_labels={len(labels)}, or name its classes in [task] labels"
         )
 
@@ -192,7 +193,7 @@ def _require_complete(name_or_path: str, missing: list[str], head: tuple[str, ..
     beyond = [name for name in missing if not any(name.startswith(f"{module}.") for module in head)]
     if beyond:
         raise ModelError(
-            f"{name_or_path}: expected a complete checkpoint, and it lacks {beyond}, which would start at "
+            f"{name_or_path}: expected a complete checkpoint, and it lacks {listed(beyond)}, which would start at "
             "random and be lost; add their modules to [lora] modules_to_save"
         )
 

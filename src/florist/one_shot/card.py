@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from florist.errors import one_line
 from florist.one_shot.inspection import kind
 
 CARD_NAME = "README.md"
@@ -14,6 +15,8 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _CLASSES = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_CLS": "AutoModelForSequenceClassification"}
 _PIPELINES = {"CAUSAL_LM": "text-generation", "SEQ_CLS": "text-classification"}
 _MOST_CLIENTS = 20
+_LONGEST_ID = 96
+"""The characters of a repository's name that the hub allows."""
 
 
 def model_card(certificate: Mapping[str, Any], config: Mapping[str, Any], labels: int | None = None) -> str:
@@ -25,7 +28,7 @@ def model_card(certificate: Mapping[str, Any], config: Mapping[str, Any], labels
         labels: how many classes a classifier has.
     """
     base = str(config.get("base_model_name_or_path") or "")
-    name = base or "an unnamed base model"
+    name = one_line(base, 200) or "an unnamed base model"
     ranks = [module["rank"] for module in certificate["modules"].values()]
     sections = [
         _front_matter(base, config.get("task_type")),
@@ -69,7 +72,7 @@ _CERTIFIES_RUN = (
 
 def _front_matter(base: str, task_type: object) -> str:
     # The hub refuses a base that is no id, a local path for instance.
-    on_hub = bool(_HUB_ID.fullmatch(base)) and not Path(base).exists()
+    on_hub = len(base) <= _LONGEST_ID and bool(_HUB_ID.fullmatch(base)) and not Path(base).exists()
     tags = [*([f"base_model:adapter:{base}"] if on_hub else []), "federated-learning", "florist", "lora"]
     lines = [
         *([f"base_model: {json.dumps(base)}"] if on_hub else []),
@@ -158,4 +161,4 @@ def _span(group: Sequence[Mapping[str, Any]], key: str) -> str:
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(one_line(cell, 300).replace('|', '&#124;') for cell in line)} |" for line in lines)

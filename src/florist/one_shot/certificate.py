@@ -1,6 +1,8 @@
 """florist.json says what an aggregation kept and lost, what went into it, and what the result counts for."""
 
 import json
+import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -8,14 +10,21 @@ from typing import Any
 
 from florist.checkpoint import SavedAdapter
 from florist.checkpoint.reading import CONFIG_NAME, WEIGHTS_NAME
-from florist.errors import InvalidAdapterError, InvalidUpdateError
+from florist.errors import InvalidAdapterError, InvalidUpdateError, one_line
 from florist.files import strict_json
 from florist.files.outputs import sha256
+from florist.files.reading import read_bytes
 from florist.one_shot.card import CARD_NAME, model_card
 from florist.one_shot.weights import CountedIn, Weight, Weights
 from florist.rounds import Certificate, SavedParameters
 
 CERTIFICATE_NAME = "florist.json"
+
+_LARGEST = 64_000_000
+"""The largest certificate that is read, in bytes. A module takes about 400."""
+
+_MOST_EXAMPLES = 10**15
+"""More examples than anybody has; of a larger number, the arithmetic of weights would lose digits."""
 
 FORMAT = 1
 """The format of the file. Before florist counted formats it wrote none, and such a file is read as format 0."""
@@ -109,7 +118,9 @@ def write_certified(
     found = sealed(content, directory / WEIGHTS_NAME)
     # A document of a run has a null in the place of a number that is not finite.
     (directory / CERTIFICATE_NAME).write_text(strict_json.encode(found, indent=2) + "\n", encoding="utf-8")
-    (directory / CARD_NAME).write_text(model_card(found, config, _classes(saved_parameters)), encoding="utf-8")
+    card = model_card(found, config, _classes(saved_parameters))
+    # A path that is no text of its file system's, or a base named by half a character, has no UTF-8.
+    (directory / CARD_NAME).write_text(card, encoding="utf-8", errors="backslashreplace")
     return found
 
 
@@ -130,25 +141,27 @@ def certified_weight(saved: SavedAdapter) -> Weight | None:
     Cost: if there is a certificate, it reads the weights file to hash it.
     """
     path = saved.weights_path.with_name(CERTIFICATE_NAME)
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_bytes(path, most=_LARGEST))
+        strict_json.require_shallow(content)
         number, author = content.get("format", 0), content["florist"]
         _require_known(path, number, author)
         claimed, count, unit = content["sha256"], content["num_examples"], CountedIn(content["counted_in"])
     except (InvalidAdapterError, InvalidUpdateError):
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidAdapterError(
-            f"expected a certificate of florist in {path}, got {type(error).__name__}: {error}; the weight that it "
-            "gave is not used"
+            f"expected a certificate of florist in {path}, got {type(error).__name__}: "
+            f"{one_line(str(error), 300)}; the weight that it gave is not used"
         ) from error
     if unit is CountedIn.SHARES:
         count = 1  # of an unknown number of examples
-    if type(count) is not int or count < 1:
+    if type(count) is not int or not 1 <= count < _MOST_EXAMPLES:
         raise InvalidAdapterError(
-            f"expected num_examples in {path} to be a whole number from 1, got {count!r}; it is not used"
+            f"expected num_examples in {path} to be a whole number from 1, below {_MOST_EXAMPLES:.0e}, got "
+            f"{reprlib.repr(count)}; it is not used"
         )
     if claimed != saved.sha256():
         raise InvalidAdapterError(
@@ -161,13 +174,14 @@ def certified_weight(saved: SavedAdapter) -> Weight | None:
 def _require_known(path: Path, number: object, author: object) -> None:
     if type(number) is not int or number < 0:
         raise InvalidAdapterError(
-            f"expected format in {path} to be a whole number, got {number!r}; the weight that it gives is not used"
+            f"expected format in {path} to be a whole number, got {reprlib.repr(number)}; the weight that it "
+            "gives is not used"
         )
     if number > FORMAT:
         raise InvalidUpdateError(
-            f"expected {path} in format {FORMAT} or older, got format {number} of florist {author}, which is newer "
-            f"than this one, {version('florist')}; update florist, or give the examples behind every adapter "
-            "(--weights)"
+            f"expected {path} in format {FORMAT} or older, got format {reprlib.repr(number)} of florist "
+            f"{one_line(str(author), 60)}, which is newer than this one, {version('florist')}; update florist, or give "
+            "the examples behind every adapter (--weights)"
         )
 
 

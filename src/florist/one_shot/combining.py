@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from florist.aggregation import Florist, lossless_sum
+from florist.aggregation import Florist, lossless_sum, module_parts
+from florist.aggregation.certifying import error_above_rounding
 from florist.checkpoint import Export, encode, serving_notes, write_adapter
 from florist.errors import ConfigurationError
 from florist.factors import AdapterState, LoraFactor, stack
@@ -71,15 +72,17 @@ class AggregatedAdapter:
         Args:
             ranks: how many components each module keeps. A module that has fewer keeps them all.
 
-        Cost: that of `ordered_spectrum`.
+        Cost: that of `ordered_spectrum`. A module of which next to nothing is left out is read from the inputs again,
+        for the error of what is kept.
         """
         adapter = AdapterState.of({name: factor.leading(ranks[name]) for name, factor in self.adapter.items()})
         modules: dict[str, ModuleCertificate] = {}
         for name, module in self.certificate.modules.items():
             # What was left out before is orthogonal to what is left out now, so that the squares add up.
-            error = math.hypot(module.error, ordered_spectrum(self.adapter[name]).discarded_energy(ranks[name]) ** 0.5)
-            kept = 1.0 - (error / module.norm) ** 2 if module.norm else 1.0
-            modules[name] = replace(module, rank=adapter.specs[name].rank, error=error, energy_kept=kept)
+            left_out = ordered_spectrum(self.adapter[name]).discarded_energy(ranks[name]) ** 0.5
+            found = math.hypot(module.error, left_out)
+            error = error_above_rounding(found, partial(module_parts, self.inputs.updates, name), adapter[name])
+            modules[name] = _with_error(replace(module, rank=adapter.specs[name].rank), error)
         bytes_out = self.certificate.bytes_out - self.adapter.nbytes + adapter.nbytes
         return replace(
             self, adapter=adapter, certificate=replace(self.certificate, modules=modules, bytes_out=bytes_out)
@@ -109,9 +112,9 @@ class AggregatedAdapter:
 
         Returns:
             The content of the certificate file. Its errors and energies are those of what was written, which count
-            what the method leaves out and what storing in `dtype` rounds off. They do not count the float32 arithmetic
-            of the sum itself, about 1e-7 of the norm. Its ``notes`` say what servers other than PEFT make of the
-            result.
+            what the method leaves out and what storing in `dtype` rounds off. The float32 arithmetic of the sum, about
+            1e-7 of the norm, counts where it is not negligible beside them. Its ``notes`` say what servers other than
+            PEFT make of the result.
 
         Raises:
             OutputExistsError, UnwritableOutputError: `outputs.require_absent` refuses the directory.
@@ -243,6 +246,10 @@ def combine(
     modules = {
         name: replace(module, rank=adapter.specs[name].rank) for name, module in broadcast.certificate.modules.items()
     }
+    if broadcast.shared and broadcast.continued:  # their sum in one factor was rounded once more
+        for name, module in modules.items():
+            parts = partial(module_parts, updates, name)
+            modules[name] = _with_error(module, error_above_rounding(module.error, parts, adapter[name]))
     bytes_in = sum(one.stored_bytes for one in inputs.saved)
     return AggregatedAdapter(
         adapter=adapter,
@@ -283,7 +290,7 @@ def storage_error(factor: LoraFactor, dtype: torch.dtype) -> float:
     exact = factor.to(dtype=torch.float64)
     rounded = factor.to(dtype=dtype).to(dtype=torch.float64)
     off = stack([LoraFactor(exact.B - rounded.B, exact.A), LoraFactor(rounded.B, exact.A - rounded.A)])
-    return max(0.0, off.energy()) ** 0.5
+    return off.energy() ** 0.5
 
 
 def _all_of(broadcast: Broadcast) -> AdapterState:
@@ -300,9 +307,12 @@ def _as_stored(module: ModuleCertificate, storage_error: float) -> ModuleCertifi
     roundings is not, which is smaller by another factor of the dtype's eps. What a method that does not cut gets wrong
     shares a direction with rounding by chance alone, and the error is then right to within `storage_error`.
     """
-    lost = (storage_error / module.norm) ** 2 if module.norm else 0.0
-    error = math.hypot(module.error, storage_error)
-    return replace(module, error=error, energy_kept=module.energy_kept - lost)
+    return _with_error(module, math.hypot(module.error, storage_error))
+
+
+def _with_error(module: ModuleCertificate, error: float) -> ModuleCertificate:
+    kept = 1.0 - (error / module.norm) ** 2 if module.norm else 1.0
+    return replace(module, error=error, energy_kept=kept)
 
 
 def _observed(updates: Sequence[ClientUpdate], on_module: OnModule) -> tuple[ClientUpdate, ...]:

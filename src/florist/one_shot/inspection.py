@@ -1,5 +1,6 @@
 """Look at adapters: their spectra, what a threshold would keep, what stands out, and which fit together."""
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,8 @@ class SweepPoint:
         tau: the fraction of every module's energy that is kept.
         total_rank: the sum of the modules' ranks.
         nbytes: the bytes of the factors as they are written in float32, from `checkpoint.stored_bytes`.
-        relative_error: the error of all modules together.
+        relative_error: the error of all modules together, without the rounding of the factors, about 1e-7 in float32;
+            a cut that leaves out less is as good as whole.
     """
 
     tau: float
@@ -188,4 +190,4 @@ def _outlier(norm: float, median: float) -> float | None:
 
 
 def _norm(adapter: AdapterState) -> float:
-    return sum(factor.energy() for factor in adapter.values()) ** 0.5
+    return math.hypot(*(factor.energy() ** 0.5 for factor in adapter.values()))

@@ -7,7 +7,7 @@ from enum import Enum
 from fractions import Fraction
 from pathlib import Path
 
-from florist.errors import InvalidUpdateError
+from florist.errors import InvalidUpdateError, some
 
 
 class CountedIn(Enum):
@@ -93,7 +93,7 @@ def combined(paths: Sequence[Path], known: Sequence[Weight]) -> Weights:
     kinds = {weight.counted_in: f"{path}: {weight}" for path, weight in zip(paths, known, strict=True)}
     if len(known) > 1 and (len(kinds) > 1 or CountedIn.SHARES in kinds):
         raise InvalidUpdateError(
-            f"expected weights in one unit, got weights that cannot be compared ({'; '.join(kinds.values())}); "
+            f"expected weights in one unit, got weights that cannot be compared ({some(list(kinds.values()))}); "
             "give the examples behind every adapter (--weights)"
         )
     return Weights(tuple(weight.count for weight in known), known[0].counted_in)

@@ -114,17 +114,20 @@ def mean_cosines(records: Sequence[RoundRecord]) -> list[Row]:
 
 
 def drops(runs: Sequence[tuple[str, Sequence[RoundRecord]]]) -> Table | None:
-    """The clients that were asked and do not count, and why.
+    """The clients that were asked and do not count, or count less than their share, and why.
 
     Args:
         runs: the records of each run, and what the run is called; the name of a single run is left out.
     """
     with_run = len(runs) > 1
     lines = [
-        [*([name] if with_run else []), str(record.round), drop.client_id, drop.reason]
+        [*([name] if with_run else []), str(record.round), client_id, reason]
         for name, records in runs
         for record in records
-        for drop in record.dropped
+        for client_id, reason in [
+            *((drop.client_id, drop.reason) for drop in record.dropped),
+            *((clip.client_id, f"scaled down to {clip.factor:.2g}: {clip.reason}") for clip in record.clipped),
+        ]
     ]
     if not lines:
         return None

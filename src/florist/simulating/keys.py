@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from florist.config.communication import with_preset
-from florist.config.methods import METHODS
+from florist.config.methods import FOR_ALL_METHODS, METHODS
 from florist.config.own_method import OwnMethod, as_keys, known_method
 from florist.config.sections import FROM_CODE, DataSection
 from florist.errors import ConfigurationError, DataError
@@ -58,15 +58,17 @@ def method_keys(
         raise ConfigurationError(
             f"method: expected one of {', '.join(METHODS)}, or an object with work and __call__, got {method!r}"
         )
-    if aggregation:
+    beside = {key: value for key, value in (aggregation or {}).items() if key in FOR_ALL_METHODS}
+    others = [key for key in aggregation or {} if key not in beside]
+    if others:
         raise ConfigurationError(
-            f"aggregation: expected no keys with a method that is an object, got {', '.join(aggregation)}; give them "
-            f"to {type(method).__name__}"
+            f"aggregation: expected no keys but {' and '.join(FOR_ALL_METHODS)} with a method that is an object, got "
+            f"{', '.join(others)}; give them to {type(method).__name__}"
         )
     keys = as_keys(method, max(ranks) if isinstance(ranks, tuple) else ranks)
     if keys is not None:
-        return None, keys
-    return OwnMethod(method, known_method(method)), {"method": "own"}
+        return None, {**keys, **beside}
+    return OwnMethod(method, known_method(method)), {"method": "own", **beside}
 
 
 def communication_keys(communication: str | Keys | None, own: OwnMethod | None) -> Keys:

@@ -1,6 +1,7 @@
 """Building a simulation from objects, and playing it into a run directory."""
 
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -59,7 +60,11 @@ def play(
     assert path is not None  # noqa: S101  # one of the two is there
     begun = RunDirectory.open(path) if resume and path.exists() else None
     if begun is not None:
+        begun.require_whole()
         require_same(begun, config, facts)
+        damage = begun.result.damage()
+        if damage is not None:
+            warnings.warn(f"{damage}: it is written again, from the state after the last round", stacklevel=3)
     else:
         require_absent(path)
     require_installed(config.tracking.to)

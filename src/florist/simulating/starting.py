@@ -64,6 +64,7 @@ def simulate(
     training: Keys | None = None,
     aggregation: Keys | None = None,
     communication: str | Keys | None = None,
+    guard: Keys | None = None,
     evaluation: Keys | None = None,
     federation: Keys | None = None,
     tracking: Keys | None = None,
@@ -103,6 +104,7 @@ def simulate(
         training: keys of ``[training]``.
         aggregation: keys of ``[aggregation]`` for a method that is a name.
         communication: a preset, or keys of ``[communication]``.
+        guard: keys of ``[guard]``.
         evaluation: keys of ``[evaluation]``.
         federation: further keys of ``[federation]``, ``early_stopping`` or ``keep_rounds`` for instance.
         tracking: keys of ``[tracking]``.
@@ -134,7 +136,7 @@ def simulate(
     ([4, 2], ['loss', 'perplexity'])
     """
     require_keys(data=data, lora=lora, evaluation=evaluation, aggregation=aggregation)
-    require_keys(federation=federation, tracking=tracking)
+    require_keys(federation=federation, tracking=tracking, guard=guard)
     named = named_examples(clients, "clients")
     listed = ranks_of(ranks, list(named.by_client))
     own, said = method_keys(method, aggregation, listed)
@@ -167,6 +169,7 @@ def simulate(
             },
             aggregation=said,
             communication=communication_keys(communication, own),
+            guard=guard,
             evaluation=evaluation,
             tracking=tracking,
         )

@@ -5,7 +5,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ByteSize, Field, model_validator
 
-from florist.config.methods import DEFAULT_METHOD, DEFAULT_TAU, HOW_MUCH, METHODS, OWN, method_named, require_own_keys
+from florist.config.methods import (
+    DEFAULT_METHOD,
+    DEFAULT_TAU,
+    FOR_ALL_METHODS,
+    HOW_MUCH,
+    METHODS,
+    OWN,
+    method_named,
+    require_own_keys,
+)
+from florist.config.robust import DEFAULT_HOSTILE, ROBUST_NAMES, require_no_hostile_alone
 from florist.config.sections.section import Positive, Section, fraction_of, one_of
 
 
@@ -28,6 +38,11 @@ class AggregationSection(Section):
     """One rank for every module."""
     max_rank: Positive | None = None
     """No module keeps more than this rank, whatever else says how much to keep."""
+    robust: Annotated[str, one_of(ROBUST_NAMES)] | None = None
+    """What weights the clients get where some may be hostile: ``clipped-mean``, ``geometric-median`` or ``multi-krum``;
+    by default their shares of the examples. It goes with every method."""
+    hostile: Annotated[float, Field(ge=0, lt=0.5)] | None = None
+    """The largest fraction of hostile clients that `robust` is to withstand; a quarter by default."""
 
     @model_validator(mode="before")
     @classmethod
@@ -39,11 +54,15 @@ class AggregationSection(Section):
         if all(given.get(key) is None for key in HOW_MUCH):
             defaults["tau"] = DEFAULT_TAU
         unset = {key: value for key, value in defaults.items() if key in method.keys and given.get(key) is None}
+        if given.get("robust") in ROBUST_NAMES and given.get("hostile") is None:
+            unset["hostile"] = DEFAULT_HOSTILE
         return {**given, **unset}
 
     @model_validator(mode="after")
     def _consistent(self) -> "AggregationSection":
-        require_own_keys(method_named(self.method) or OWN, self.model_dump(exclude={"method"}, exclude_none=True))
+        given = self.model_dump(exclude={"method", *FOR_ALL_METHODS}, exclude_none=True)
+        require_own_keys(method_named(self.method) or OWN, given)
+        require_no_hostile_alone(self.robust, self.hostile)
         rules = {name: value for name in HOW_MUCH if (value := getattr(self, name)) is not None}
         if len(rules) > 1:
             given = " and ".join(f"{name} = {value}" for name, value in rules.items())

@@ -13,6 +13,7 @@ from florist.config.sections.data import DataSection
 from florist.config.sections.evaluation import EvaluationSection
 from florist.config.sections.federation import FederationSection
 from florist.config.sections.flower import FlowerSection
+from florist.config.sections.guard import GuardSection
 from florist.config.sections.lora import LoraSection
 from florist.config.sections.model import ModelSection
 from florist.config.sections.section import Section
@@ -32,6 +33,7 @@ class Config(Section):
     federation: FederationSection = FederationSection()
     aggregation: AggregationSection = AggregationSection()
     communication: CommunicationSection = CommunicationSection()
+    guard: GuardSection = GuardSection()
     evaluation: EvaluationSection = EvaluationSection()
     tracking: TrackingSection = TrackingSection()
     flower: FlowerSection = FlowerSection()

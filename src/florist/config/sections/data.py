@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from florist.config.sections.section import Positive, PositiveFloat, Section
+from florist.config.sections.section import LARGEST_NUMBER, Positive, PositiveFloat, Section
 
 
 def _held_out(what: str) -> AfterValidator:
@@ -68,7 +68,7 @@ class DataSection(Section):
     `prompt_template` is set."""
     loss_on: Literal["response", "all"] = "response"
     """The tokens that training counts; evaluation always counts the responses."""
-    max_length: Annotated[int, Field(ge=2)] = 512
+    max_length: Annotated[int, Field(ge=2, le=LARGEST_NUMBER)] = 512
     """The length of prompt and answer together, in tokens."""
 
     @model_validator(mode="after")

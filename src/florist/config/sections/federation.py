@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from florist.config.methods import DEFAULT_LOCAL_INIT, LOCAL_INITS
-from florist.config.sections.section import Positive, Section, fraction_of, one_of
+from florist.config.sections.section import LARGEST_NUMBER, Positive, Section, fraction_of, one_of
 
 
 class FederationSection(Section):
@@ -17,7 +17,7 @@ class FederationSection(Section):
     """The fraction of the clients that is asked in each round."""
     min_replies: Positive | None = None
     """How many usable updates a round needs; by default half as many as clients are asked."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=LARGEST_NUMBER)] = 0
     """The seed of all that is drawn: partitions, held-out examples, participants, adapters and batches."""
     shared_init: bool = True
     """Clients of a round start from the same random A, and a smaller rank from its first rows. Methods that average A

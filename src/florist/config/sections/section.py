@@ -5,7 +5,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-Positive = Annotated[int, Field(gt=0)]
+LARGEST_NUMBER = 2**63 - 1
+"""The largest whole number that every reader of TOML must take."""
+Positive = Annotated[int, Field(gt=0, le=LARGEST_NUMBER)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 FROM_CODE = "(given from code)"

@@ -1,0 +1,128 @@
+"""What is written at the end of a run, its test and its adapter, and how both are known to be as they were written."""
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from florist.checkpoint.reading import CONFIG_NAME, WEIGHTS_NAME
+from florist.federation.damage import DamagedFileError, damage_told, verified
+from florist.federation.last_round import LastRound
+from florist.federation.records import FinalTest
+from florist.federation.state_folder import StateFolder
+from florist.files import strict_json
+from florist.files.outputs import remove, replace_file
+from florist.files.reading import read_bytes, sha256
+from florist.one_shot.certificate import CERTIFICATE_NAME
+
+_TEST_NAME = "test.json"
+_ADAPTER = tuple(f"adapter/{name}" for name in (WEIGHTS_NAME, CONFIG_NAME, CERTIFICATE_NAME))
+"""The files of the final adapter that are known by their hashes. Its card and its tokenizer may be edited."""
+_TEST = TypeAdapter(FinalTest)
+
+
+@dataclass(frozen=True, slots=True)
+class FinalResult:
+    """The end of a run. What is missing or damaged of it can be made again from the state after the last round.
+
+    Attributes:
+        run: the directory of the run.
+    """
+
+    run: Path
+
+    @property
+    def adapter(self) -> Path:
+        """Where the final adapter is, once a run has ended of which a round was aggregated."""
+        return self.run / "adapter"
+
+    @property
+    def test(self) -> FinalTest | None:
+        """Metrics that only the final adapter has; None where there are none, or not yet.
+
+        Raises:
+            DamagedRunError: test.json cannot be read.
+        """
+        with damage_told(self.run):
+            file = self.run / _TEST_NAME
+            return _TEST.validate_python(strict_json.decode(read_bytes(file, 1 << 26))) if file.exists() else None
+
+    def save_test(self, test: FinalTest) -> None:
+        """Make the metrics of the final adapter permanent."""
+        replace_file(self.run / _TEST_NAME, strict_json.encode(asdict(test), indent=2) + "\n")
+        self._record([_TEST_NAME])
+
+    def record_adapter(self) -> None:
+        """Write down the hashes of the final adapter, by which it will be known.
+
+        Cost: it is read once.
+        """
+        self._record([name for name in _ADAPTER if (self.run / name).is_file()])
+
+    @property
+    def has_test(self) -> bool:
+        """Whether the metrics of the final adapter are there as they were written."""
+        return self._is_whole([_TEST_NAME])
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the final adapter is there as it was written, and was written to its end.
+
+        Cost: it is read once.
+        """
+        last = self._last_round()
+        names = [name for name in _ADAPTER if name in last.result]
+        return bool(names) and self._is_whole(names)
+
+    def damage(self) -> str | None:
+        """What of the result is missing or not as it was written; None where it is whole, or not yet there.
+
+        Cost: the final adapter is read once.
+        """
+        last = self._last_round()
+        try:
+            for name in last.result:
+                verified(self.run, name, last.result)
+        except DamagedFileError as damage:
+            return str(damage)
+        return None
+
+    def set_aside(self, round_number: int) -> None:
+        """Rename the final adapter and its metrics, where there are any, after the round that they are of.
+
+        A run that has ended and is to go on would otherwise be taken for one that is over. An earlier adapter of that
+        round makes room: it differs in what the server holds back alone, and can be written again.
+        """
+        last = self._last_round()
+        if last.result:
+            self._state.make_current(replace(last, result={}))
+        if (self.run / _TEST_NAME).exists():
+            (self.run / _TEST_NAME).replace(self.run / f"test-round-{round_number:04d}.json")
+        if self.adapter.exists():
+            aside = self.run / f"adapter-round-{round_number:04d}"
+            remove(aside)
+            self.adapter.rename(aside)
+
+    def _record(self, names: Collection[str]) -> None:
+        last = self._last_round()
+        with damage_told(self.run):
+            found = {name: sha256(self.run / name) for name in names}
+        self._state.make_current(replace(last, result={**last.result, **found}))
+
+    def _is_whole(self, names: Collection[str]) -> bool:
+        last = self._last_round()
+        try:
+            for name in names:
+                verified(self.run, name, last.result)
+        except DamagedFileError:
+            return False
+        return True
+
+    @property
+    def _state(self) -> StateFolder:
+        return StateFolder(self.run / "state")
+
+    def _last_round(self) -> LastRound:
+        with damage_told(self.run):
+            return self._state.last_round()

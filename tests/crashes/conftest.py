@@ -1,0 +1,3 @@
+from tests.cli.conftest import _without_pages, florist, process
+
+__all__ = ["_without_pages", "florist", "process"]
