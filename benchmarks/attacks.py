@@ -103,6 +103,12 @@ DEFENCES: Mapping[str, Sequence[str]] = {
     "guard": (),
     "clipped-mean": ("aggregation.robust=clipped-mean",),
     "geometric-median": ("aggregation.robust=geometric-median",),
+    "geometric-median, cosine 0": ("aggregation.robust=geometric-median", "guard.smallest_cosine=0"),
+    "geometric-median, cosine 0, norm 4": (
+        "aggregation.robust=geometric-median",
+        "guard.smallest_cosine=0",
+        "guard.norm_factor=4",
+    ),
     "multi-krum": ("aggregation.robust=multi-krum",),
 }
 

@@ -7,7 +7,6 @@ that over Flower drive the same steps.
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -16,22 +15,21 @@ from florist.aggregation import lossless_sum
 from florist.aggregation.robust import RobustRule
 from florist.compression.residual import NOTHING_OWED, Residual
 from florist.errors import ConfigurationError
-from florist.factors import AdapterState, LoraFactor
 from florist.federation.admission import ROWS_TOLERANCE, Expected
 from florist.federation.before_cuts import BeforeCuts
+from florist.federation.beginnings import Beginnings
 from florist.federation.broadcasts import CATCH_UP_ROUNDS
 from florist.federation.closed_round import ClosedRound
 from florist.federation.communication import Communication, SentUpdate, upload_bytes_of
 from florist.federation.downloads import NOTHING_LACKED, Download, Downloads
 from florist.federation.geometry import Changes
 from florist.federation.guard import Guard
-from florist.federation.local_init import Agreed, Aligned, Continued, LocalInit, LocalStart, change
-from florist.federation.moved import Moved, standing_update
+from florist.federation.local_init import Aligned, LocalInit, LocalStart
 from florist.federation.records import Drop
 from florist.federation.state import ServerState
 from florist.federation.weighing import weigh
-from florist.rounds import NO_ADAPTER, Aggregator, ClientUpdate
-from florist.seeding import derive_seed, generator, random_rows
+from florist.rounds import Aggregator, ClientUpdate
+from florist.seeding import generator
 
 
 def clients_asked(fraction: float, clients: int) -> int:
@@ -127,7 +125,7 @@ class Federation:
         holds = state.holds.get(client_id)
         if holds is not None and holds >= state.latest:
             return NOTHING_LACKED
-        start, rank = self._init(state, client_id), self.client_ranks[client_id]
+        start, rank = self.beginnings.init(state, client_id), self.client_ranks[client_id]
         return self._downloads.lacked(state, holds, rank, start=start, adapted=self.shapes)
 
     def with_holds(self, state: ServerState, told: Mapping[str, int | None]) -> ServerState:
@@ -144,32 +142,28 @@ class Federation:
 
     def start(self, state: ServerState, client_id: str) -> LocalStart:
         """What a client begins the next round with, once it has downloaded what it lacked."""
-        return self._init(state, client_id)(state, self.client_ranks[client_id])
+        return self.beginnings.start(state, client_id)
 
     def rows(self, state: ServerState, client_id: str) -> Callable[[str], Tensor]:
-        """The rows of A that a client begins the next round with, by module, and more up to `max_rank`.
-
-        The result raises KeyError for a module that does not exist. It computes the start when it is first called.
-        """
-        seed = self.local_seed(state.round_number + 1, client_id)
-
-        @cache
-        def local() -> AdapterState:
-            return self.start(state, client_id).local
-
-        def rows_of(module: str) -> Tensor:
-            drawn = random_rows(seed, module, self.max_rank, self.shapes[module][1])
-            given = local()[module].A if module in local() else drawn[:0]
-            return torch.cat([given, drawn[given.shape[0] :]])
-
-        return rows_of
+        """The rows of A that a client begins the next round with, by module (`Beginnings.rows`)."""
+        return self.beginnings.rows(state, client_id)
 
     def local_seed(self, round_number: int, client_id: str) -> int:
         """The seed of a client's random rows of A. It draws as many as `max_rank` and takes the first of them."""
-        work = self.aggregator.work
-        when = () if work.constant_rows else (round_number,)
-        whose = () if self.shared_init or work.shared_rows else (client_id,)
-        return derive_seed(self.seed, "local adapter", *when, *whose)
+        return self.beginnings.local_seed(round_number, client_id)
+
+    @property
+    def beginnings(self) -> Beginnings:
+        """Where each client begins a round, and what its upload changed from there."""
+        return Beginnings(
+            self.client_ranks,
+            self.shapes,
+            self.seed,
+            self.aggregator.work,
+            self.local_init,
+            self.shared_init,
+            self.communication.uploads_changes,
+        )
 
     def sent_update(self, state: ServerState, update: ClientUpdate, owed: Residual = NOTHING_OWED) -> SentUpdate:
         """What a client sends of what it trained, and what it holds back.
@@ -183,7 +177,7 @@ class Federation:
             NonFiniteUpdateError, InvalidUpdateError, IncompatibleAdaptersError: as `Communication.sent_update`.
         """
         rank = self.client_ranks[update.client_id]
-        given = self._init(state, update.client_id).given(state, rank)
+        given = self.beginnings.init(state, update.client_id).given(state, rank)
         return self.communication.sent_update(update, owed, self.aggregator.work, given=given, max_rank=rank)
 
     def close_round(
@@ -204,7 +198,7 @@ class Federation:
             unsent: the clients that had nothing to send, and why.
             claimed: how many examples each client claimed when it first counted, by client id.
         """
-        round_number = state.round_number + 1
+        round_number, beginnings = state.round_number + 1, self.beginnings
         counted: dict[str, ClientUpdate] = {}
         dropped = list(unsent)
         for update in updates:
@@ -213,8 +207,8 @@ class Federation:
                 counted[update.client_id] = update
             else:
                 dropped.append(Drop(update.client_id, reason))
-        admitted = {client_id: self._change(counted[client_id], state) for client_id in sorted(counted)}
-        moved = {client_id: self._moved(changed, state) for client_id, changed in admitted.items()}
+        admitted = {client_id: beginnings.change(counted[client_id], state) for client_id in sorted(counted)}
+        moved = {client_id: beginnings.moved(changed, state) for client_id, changed in admitted.items()}
         verdict = self.guard([*moved.values()], claimed or {})
         for drop in verdict.refused:
             dropped.append(drop)
@@ -228,7 +222,7 @@ class Federation:
             unchanged = replace(state, round_number=round_number)
             return ClosedRound(unchanged, None, usable, upload_bytes, {}, tuple(dropped), ranks, *stack, changes)
         left = [moved[update.client_id] for update in usable]
-        weighed = weigh(changes.updates, left, verdict.clipped, self.robust, self._standing(state, usable))
+        weighed = weigh(changes.updates, left, verdict.clipped, self.robust, beginnings.standing(state, usable))
         aggregated = self.aggregator(weighed.updates)
         sent = self.communication.sent_broadcast(aggregated, state.owed, self.aggregator.work)
         certificate = replace(sent.broadcast.certificate, bytes_in=sum(upload_bytes.values()))
@@ -259,52 +253,6 @@ class Federation:
     @property
     def _downloads(self) -> Downloads:
         return Downloads(self.communication, self.aggregator.work)
-
-    def _init(self, state: ServerState, client_id: str) -> LocalInit:
-        if state.continued:
-            return Continued()
-        if self.aggregator.work.agreed_rows:
-            return Agreed(self.local_seed(state.round_number + 1, client_id), self.max_rank, self.shapes)
-        return self.local_init
-
-    def _change(self, update: ClientUpdate, state: ServerState) -> ClientUpdate:
-        adapter = update.adapter
-        if self.aggregator.work.agreed_rows:
-            # The client's own differ by rounding, and the sum needs one A.
-            rows = self.rows(state, update.client_id)
-            adapter = AdapterState.of(
-                {name: LoraFactor(f.B, rows(name)[: f.rank].to(f.B)) for name, f in adapter.items()}
-            )
-        if self.communication.uploads_changes:
-            return replace(update, adapter=adapter)
-        given = self._init(state, update.client_id).given(state, self.client_ranks[update.client_id])
-        return replace(update, adapter=change(adapter, given))
-
-    def _moved(self, changed: ClientUpdate, state: ServerState) -> Moved:
-        rank = self.max_rank if self.aggregator.work.averages_halves else 0
-        return Moved.of(changed, self._begun(state, changed.client_id), state.saved_parameters, rank)
-
-    def _begun(self, state: ServerState, client_id: str) -> AdapterState:
-        """What a client's upload is still measured from: the continued adapter, with the rows that halves need."""
-        if not self.aggregator.work.averages_halves:
-            return self.start(state, client_id).local if state.continued else NO_ADAPTER
-        local, rank, rows = (
-            self.start(state, client_id).local,
-            self.client_ranks[client_id],
-            self.rows(state, client_id),
-        )
-
-        def begun(name: str, shape: tuple[int, int]) -> LoraFactor:
-            A = rows(name)[:rank]
-            B = local[name].padded(rank).B if name in local else A.new_zeros(shape[0], rank)
-            return LoraFactor(B.to(A), A)
-
-        return AdapterState.of({name: begun(name, shape) for name, shape in self.shapes.items()})
-
-    def _standing(self, state: ServerState, usable: Sequence[ClientUpdate]) -> ClientUpdate:
-        longest = max(usable, key=lambda update: self.client_ranks[update.client_id]).client_id
-        halves = self.aggregator.work.averages_halves
-        return standing_update(state, self._begun(state, longest) if halves else state.continued)
 
     def _refusal(self, update: ClientUpdate, state: ServerState, counted: Mapping[str, ClientUpdate]) -> str | None:
         if update.client_id not in self.client_ranks:
