@@ -5,10 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 
-import dp_accounting
-from dp_accounting import rdp
-
-from florist.errors import ConfigurationError
+from florist.errors import ConfigurationError, MissingDependencyError, how_to_install
 
 ORDERS = (*(1 + k / 4 for k in range(1, 4)), *range(2, 65), 80, 96, 128, 192, 256, 384, 512)
 """The orders of Renyi divergence among which the accountant looks for the smallest epsilon."""
@@ -117,6 +114,14 @@ def _last(holds: Callable[[int], bool], most: int) -> int:
 
 @cache
 def _epsilon(accountant: Accountant, rounds: int) -> float:
+    try:
+        import dp_accounting  # noqa: PLC0415  # scipy comes with it, and most runs need neither
+        from dp_accounting import rdp  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"[privacy] noise is accounted for by dp-accounting, and {error.name} is not installed: "
+            f"{how_to_install('privacy')}"
+        ) from error
     if accountant.sampling is Sampling.POISSON:
         neighbours = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
         noise = dp_accounting.GaussianDpEvent(accountant.noise_multiplier)

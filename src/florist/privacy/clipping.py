@@ -10,6 +10,9 @@ from torch import Tensor
 from florist.errors import ConfigurationError
 from florist.rounds import NOTHING, SavedParameters
 
+BELOW = "whether the norm is at most the clip"
+"""The name under which a client's bit travels, as one half or minus one half, where the clip follows the norms."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Change:
