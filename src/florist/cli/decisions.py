@@ -11,7 +11,7 @@ _BY_SESSION = {"threads"}  # `threads_chosen` says how many
 
 def decisions(config: Config) -> list[str]:
     """The settings that a run goes by, those of defaults and presets included: a line a section."""
-    return [f"[{name}] {', '.join(_settings(config, name))}" for name in _SECTIONS]
+    return [f"[{name}] {', '.join(_settings(config, name))}" for name in _sections(config)]
 
 
 def threads_chosen(threads: int, config: Config) -> str:
@@ -36,6 +36,10 @@ def clients_of(record: RoundRecord) -> list[str]:
 def _told(client: ClientRecord) -> str:
     """What a client tells beside its update, which in a private round is nothing."""
     return f"{client.num_examples} examples, training loss {client.loss:.3f}, " if client.num_examples else ""
+
+
+def _sections(config: Config) -> tuple[str, ...]:
+    return (*_SECTIONS, "privacy") if config.privacy.on else _SECTIONS
 
 
 def _settings(config: Config, section: str) -> Iterator[str]:

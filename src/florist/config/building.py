@@ -14,6 +14,7 @@ from florist.config.communication import aggregator_of, communication_of
 from florist.config.given import NOTHING_GIVEN, Given
 from florist.config.methods import LOCAL_INITS
 from florist.config.metrics import client_metrics, metric_names, metrics, require_own_examples
+from florist.config.privacy import private_rounds, require_possible
 from florist.config.robust import guard_of, robust_rule
 from florist.config.sections import Config
 from florist.config.splits import Splits, read_splits
@@ -188,6 +189,8 @@ def build(
         robust=robust_rule(config.aggregation),
     )
     rules.require_possible()
+    private = private_rounds(config, len(clients), rules.clients_per_round, rules.max_rank)
+    require_possible(private, rules, loaded.model.saved_parameters)
     in_rounds, at_the_end = loaded.metrics(splits)
     return Simulation(
         model=loaded.model,
@@ -204,6 +207,7 @@ def build(
         choice=round_choice(config),
         keep_rounds=KeepRounds(federation.keep_rounds),
         save_tokenizer=_tokenizer_saver(config, given),
+        private=private,
     )
 
 
