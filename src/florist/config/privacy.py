@@ -182,7 +182,7 @@ def _of_the_guard(guard: Any) -> list[str]:
         f"guard.{key} = {value!r} looks at single updates, which [privacy] keeps from the server, so that clipping is "
         "the clients': remove it, and set privacy.clip"
         for key, value in guard.model_dump().items()
-        if value is not False and value != unset[key]
+        if value is not False and (type(value), value) != (type(unset[key]), unset[key])  # 0.0 is a cosine
     ]
 
 

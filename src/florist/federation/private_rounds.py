@@ -148,7 +148,8 @@ class PrivateRounds:
         try:
             total, weight, took_part = self._sum(federation, state, given, lost)
         except (BelowThresholdError, RosterError, BrokenSharesError) as error:
-            return self._unchanged(state, dropped, replace(record, failed=str(error)))
+            reason = str(error).removeprefix(f"round {state.round_number + 1}: ")
+            return self._unchanged(state, dropped, replace(record, failed=reason))
         dropped += [Drop(name, "lost before its words arrived") for name in sorted(given.keys() - took_part.keys())]
         if self.noise is None:
             denominator = weight

@@ -2,9 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from florist.config.sections.section import Positive, PositiveFloat, Section
+
+FEWEST_CLIENTS = 2
+"""A sum of one client is that client's update."""
 
 
 class PrivacySection(Section):
@@ -17,12 +20,14 @@ class PrivacySection(Section):
     """Whether updates are summed under masks, so that the server has their sum alone."""
     bits: Annotated[int, Field(ge=2, le=64)] = 32
     """The bits of a number in a masked sum, which all clients share."""
-    threshold: Annotated[int, Field(ge=2, strict=True)] | Annotated[float, Field(gt=0.5, le=1, strict=True)] | None = (
-        None
-    )
+    threshold: (
+        Annotated[int, Field(ge=FEWEST_CLIENTS, strict=True)]
+        | Annotated[float, Field(gt=0.5, le=1, strict=True)]
+        | None
+    ) = None
     """How many clients have to be left at the end of a masked round, or which fraction of those that it asks; by
     default one more than half, which is the least that is safe."""
-    smallest_group: Annotated[int, Field(ge=2)] = 2
+    smallest_group: Annotated[int, Field(ge=FEWEST_CLIENTS)] = FEWEST_CLIENTS
     """Over how many clients each number of a masked sum is taken at least."""
     max_examples: Positive = 10_000
     """The largest weight of a client in a masked sum: whoever has more examples counts as one with so many."""
@@ -43,6 +48,13 @@ class PrivacySection(Section):
     """How clients are drawn: so many of them, or each by itself with that probability, which spends less."""
     adaptive_clip: Annotated[float, Field(gt=0, lt=1)] | None = None
     """The quantile of the clients' norms that the clip follows; by default it stays."""
+
+    @field_validator("threshold", mode="before")
+    @classmethod
+    def _no_number_of_one(cls, given: object) -> object:
+        if type(given) is int and given < FEWEST_CLIENTS:  # which would be read as the fraction 1.0
+            raise ValueError(f"expected {FEWEST_CLIENTS} clients or more, or a fraction above 0.5 as 0.6 or 1.0")
+        return given
 
     @property
     def noisy(self) -> bool:
