@@ -28,6 +28,7 @@ class ClosedRound:
         changes: what the training of each of their clients changed, in the order of `counted`.
         clipped: those of them whose updates the guard scaled down.
         weights: the weights of all of them, by client id, where these are not their shares of the examples.
+        received_bytes: what each of their clients was sent within the round, by client id, beside broadcasts.
         privacy: how updates were protected; None where they were not.
     """
 
@@ -43,4 +44,5 @@ class ClosedRound:
     changes: Changes = field(default_factory=Changes)
     clipped: tuple[Clip, ...] = ()
     weights: Mapping[str, float] = field(default_factory=dict[str, float])
+    received_bytes: Mapping[str, int] = field(default_factory=dict[str, int])
     privacy: PrivacyRecord | None = None

@@ -29,10 +29,12 @@ class MaskedOutcome:
     Attributes:
         sum: what the server reads.
         sent_bytes: by client in the sum, what it sent in all phases.
+        received_bytes: what each of them was sent: public keys, sealed shares, and the names of clients.
     """
 
     sum: MaskedSum
     sent_bytes: Mapping[str, int]
+    received_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,12 @@ class MaskedRound:
         total = unmasked_sum(roster, set(sealed), words, revealed)
         decoded = self.layout.decoded(total, {client_id: self.ranks[client_id] for client_id in words})
         others = _PUBLIC_BYTES + len(roster.members) * SEALED_BYTES + len(sealed) * SHARE_BYTES
-        return MaskedOutcome(decoded, {name: others + _WORD_BYTES * len(each) for name, each in words.items()})
+        named = 2 * sum(len(name.encode()) for name in members)
+        return MaskedOutcome(
+            decoded,
+            {name: others + _WORD_BYTES * len(each) for name, each in words.items()},
+            len(members) * (_PUBLIC_BYTES + _WORD_BYTES) + len(sealed) * SEALED_BYTES + named,
+        )
 
 
 def _left(clients: Collection[str], gone: Collection[str]) -> list[str]:

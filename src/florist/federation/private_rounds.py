@@ -20,7 +20,7 @@ from florist.errors import (
 from florist.federation.closed_round import ClosedRound
 from florist.federation.contributions import NOBODY, Contribution, Lost
 from florist.federation.private_records import PrivacyRecord
-from florist.federation.private_sums import MaskedSums, no_change, padded, plain_sum, tensors_of
+from florist.federation.private_sums import MaskedSums, PrivateSum, no_change, padded, plain_sum, tensors_of
 from florist.federation.protections import Masks, Noise
 from florist.federation.records import Drop, RoundRecord
 from florist.federation.rules import Federation
@@ -146,20 +146,20 @@ class PrivateRounds:
                 dropped.append(Drop(update.client_id, str(error)))
         record = self._record(federation, state.round_number + 1)
         try:
-            total, weight, took_part = self._sum(federation, state, given, lost)
+            summed = self._sum(federation, state, given, lost)
         except (BelowThresholdError, RosterError, BrokenSharesError) as error:
             reason = str(error).removeprefix(f"round {state.round_number + 1}: ")
             return self._unchanged(state, dropped, replace(record, failed=reason))
+        took_part, total, denominator = summed.sent_bytes, summed.total, summed.weight
         dropped += [Drop(name, "lost before its words arrived") for name in sorted(given.keys() - took_part.keys())]
-        if self.noise is None:
-            denominator = weight
-        else:
+        if self.noise is not None:
             denominator = federation.clients_per_round
             total, record = self._with_noise(federation, state, total, record)
         if self.aggregator_at is not None and record.deviation is not None:
             federation = replace(federation, aggregator=self.aggregator_at(record.deviation))
-        summed = Summed(total.times(1 / denominator), denominator, took_part)
-        return replace(close_summed_round(federation, state, summed, dropped), privacy=record)
+        mean = Summed(total.times(1 / denominator), denominator, took_part)
+        closed = close_summed_round(federation, state, mean, dropped)
+        return replace(closed, received_bytes=dict.fromkeys(took_part, summed.received_bytes), privacy=record)
 
     @property
     def _poisson(self) -> bool:
@@ -184,8 +184,8 @@ class PrivateRounds:
             sizes = [float(tensor.abs().max()) for tensor in tensors_of(change) if tensor.numel()]
             if self.masks is not None and not all(size <= self.masks.largest for size in sizes):
                 raise InvalidUpdateError(
-                    f"its change has a number above privacy.largest = {self.masks.largest:g}, or none at all: train "
-                    "with a smaller learning rate, raise that key at all sites, or set privacy.clip"
+                    f"its change has a number above privacy.largest = {self.masks.largest:g}, or one that is "
+                    "not finite: train with a smaller learning rate, raise that key at all sites, or set privacy.clip"
                 )
             bounded = change
         else:
@@ -216,8 +216,7 @@ class PrivateRounds:
 
     def _sum(
         self, federation: Federation, state: ServerState, given: Mapping[str, Contribution], lost: Lost
-    ) -> tuple[Change, int, dict[str, int]]:
-        """The sum, the sum of the weights, and what each client in it has sent, in bytes."""
+    ) -> PrivateSum:
         saved_shapes = {name: tuple(tensor.shape) for name, tensor in state.saved_parameters.items()}
         if self._follows:
             saved_shapes[BELOW] = (1,)
@@ -229,7 +228,7 @@ class PrivateRounds:
                     f"expected {federation.required_replies} clients or more in the sum, got {len(left)}"
                 )
             sent = {name: sum(tensor.nbytes for tensor in tensors_of(each.change)) for name, each in left.items()}
-            return total, sum(each.weight for each in left.values()), sent
+            return PrivateSum(total, sum(each.weight for each in left.values()), sent)
         size = self.clip if self.clip is not None else self.masks.largest
         sums = MaskedSums(self.masks, federation, saved_shapes, size, weighted=self.noise is None)
         return sums(state.round_number + 1, given, lost)

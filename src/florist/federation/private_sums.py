@@ -13,6 +13,23 @@ from florist.privacy.fixed_point import FixedPoint
 from florist.privacy.layout import Layout, padded_ranks
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PrivateSum:
+    """What the server has of the clients of a round.
+
+    Attributes:
+        total: the weighted sum of what they changed.
+        weight: the sum of their weights.
+        sent_bytes: what each of them has sent, by client id, in order.
+        received_bytes: what each of them was sent between the phases of a masked round.
+    """
+
+    total: Change
+    weight: int
+    sent_bytes: Mapping[str, int]
+    received_bytes: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class MaskedSums:
     """The sums of a federation under masks.
@@ -32,10 +49,8 @@ class MaskedSums:
     size: float
     weighted: bool
 
-    def __call__(
-        self, round_number: int, given: Mapping[str, Contribution], lost: Lost
-    ) -> tuple[Change, int, dict[str, int]]:
-        """The sum, the sum of the weights, and what each client in it has sent, in bytes.
+    def __call__(self, round_number: int, given: Mapping[str, Contribution], lost: Lost) -> PrivateSum:
+        """The sum.
 
         Raises:
             RosterError, BelowThresholdError, BrokenSharesError: as `MaskedRound.play`.
@@ -58,7 +73,8 @@ class MaskedSums:
         played = MaskedRound(f"florist {rules.seed}", round_number, threshold, masks.smallest_group, layout, ranks)
         outcome = played.play(given, lost)
         total = Change(outcome.sum.B, outcome.sum.saved_parameters)
-        return total, outcome.sum.weight, dict(sorted(outcome.sent_bytes.items()))
+        sent = dict(sorted(outcome.sent_bytes.items()))
+        return PrivateSum(total, outcome.sum.weight, sent, outcome.received_bytes)
 
 
 def plain_sum(

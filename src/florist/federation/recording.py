@@ -54,7 +54,7 @@ def round_record(
             rank=closed.ranks[client_id],
             num_examples=update.num_examples if update is not None else None,
             upload_bytes=closed.upload_bytes[client_id],
-            download_bytes=done.download_bytes + sent.get(client_id, 0),
+            download_bytes=done.download_bytes + sent.get(client_id, 0) + closed.received_bytes.get(client_id, 0),
             loss=done.loss if update is not None else math.nan,
             seconds=done.seconds,
             held_back=update.held_back if update is not None else 0.0,

@@ -8,6 +8,8 @@ from florist.config.sections.section import Positive, PositiveFloat, Section
 
 FEWEST_CLIENTS = 2
 """A sum of one client is that client's update."""
+_Clients = Annotated[int, Field(ge=FEWEST_CLIENTS, strict=True)]
+_Fraction = Annotated[float, Field(gt=0.5, le=1, strict=True)]
 
 
 class PrivacySection(Section):
@@ -20,11 +22,7 @@ class PrivacySection(Section):
     """Whether updates are summed under masks, so that the server has their sum alone."""
     bits: Annotated[int, Field(ge=2, le=64)] = 32
     """The bits of a number in a masked sum, which all clients share."""
-    threshold: (
-        Annotated[int, Field(ge=FEWEST_CLIENTS, strict=True)]
-        | Annotated[float, Field(gt=0.5, le=1, strict=True)]
-        | None
-    ) = None
+    threshold: _Clients | _Fraction | None = None
     """How many clients have to be left at the end of a masked round, or which fraction of those that it asks; by
     default one more than half, which is the least that is safe."""
     smallest_group: Annotated[int, Field(ge=FEWEST_CLIENTS)] = FEWEST_CLIENTS
