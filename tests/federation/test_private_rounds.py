@@ -201,7 +201,7 @@ def adversary(rules: Federation, state: ServerState, client_id: str, kind: str) 
 
 @pytest.mark.parametrize("kind", ["long", "infinite", "head alone", "one number"])
 @pytest.mark.parametrize("masks", [None, Masks(bits=32), Masks(bits=14)], ids=["clear", "32 bits", "14 bits"])
-@pytest.mark.parametrize("aggregator", [WHOLE, FFA], ids=["linear", "ffa"])
+@pytest.mark.parametrize("aggregator", [WHOLE, pytest.param(FFA, marks=pytest.mark.slow)], ids=["linear", "ffa"])
 def test_no_client_moves_the_mean_by_more_than_the_clip_over_the_denominator(
     aggregator: Aggregator, masks: Masks | None, kind: str, monkeypatch: pytest.MonkeyPatch, accounted: None
 ) -> None:

@@ -10,6 +10,7 @@ from florist.cli.simulate_table import privacy_lines, rounds_table
 from florist.cli.watch_table import Row, line_of
 from florist.config import read_config, to_toml
 from florist.config.building import build
+from florist.federation.following import read_status
 from florist.federation.history import RunDirectory
 from florist.federation.records import RoundRecord
 from florist.federation.simulation import Simulation
@@ -79,7 +80,9 @@ def test_a_masked_run_is_a_plain_run_but_for_rounding(text: str, tmp_path: Path)
     assert privacy_lines(after) == ["the server had sums of 2 clients or more, and no single update"]
 
 
-@pytest.mark.parametrize("adaptive", ["", "adaptive_clip = 0.5\n"], ids=["fixed", "adaptive"])
+@pytest.mark.parametrize(
+    "adaptive", [pytest.param("", marks=pytest.mark.slow), "adaptive_clip = 0.5\n"], ids=["fixed", "adaptive"]
+)
 def test_a_noisy_run_survives_a_kill_to_the_same_bits(text: str, tmp_path: Path, adaptive: str) -> None:
     pytest.importorskip("dp_accounting")
     text += NOISE + "secure_aggregation = true\n" + adaptive
@@ -116,6 +119,11 @@ def test_a_run_ends_before_a_round_that_would_exceed_its_epsilon(text: str, tmp_
     assert str(rounds_table({}, records).columns[-2].header) == "epsilon"
     assert f"epsilon {last.epsilon:.3g}" in line_of(Row.of(last))
     assert f"epsilon {last.epsilon:.3g}" in last.text
+    assert last.ends
+    status = read_status(directory.path)
+    assert status is not None
+    assert not status.is_over(2)
+    assert status.is_over(2, ended=Row.of(last).ends)
     # It goes on with more rounds only as far as the epsilon lets it: no further.
     again = build(read_config(directory.config_file, ["federation.rounds=9"]))
     assert len(again.run(RunDirectory.open(directory.path), Silent())) == 2
@@ -133,6 +141,7 @@ def _accountant(text: str, folder: Path) -> Accountant:
     return noise.noise.accountant
 
 
+@pytest.mark.slow
 def test_epsilon_alone_says_how_much_noise_and_more_rounds_do_not_change_it(text: str, tmp_path: Path) -> None:
     pytest.importorskip("dp_accounting")
     text += "clip = 1.0\nepsilon = 20.0\ndelta = 0.1\n"
@@ -149,6 +158,7 @@ def test_epsilon_alone_says_how_much_noise_and_more_rounds_do_not_change_it(text
     assert records[-1].privacy.spent
 
 
+@pytest.mark.slow
 def test_draws_by_themselves_and_the_edge_of_the_noise(text: str, tmp_path: Path) -> None:
     pytest.importorskip("dp_accounting")
     text = text.replace('method = "linear"', 'method = "linear"\nnoise_edge = true')
@@ -159,6 +169,26 @@ def test_draws_by_themselves_and_the_edge_of_the_noise(text: str, tmp_path: Path
     assert len({len(record.clients) for record in records}) > 1
 
 
+@pytest.mark.slow
+def test_code_asks_for_the_same() -> None:
+    pytest.importorskip("dp_accounting")
+    import florist
+    from florist.config.reading import DEMONSTRATION
+
+    run = florist.simulate(
+        model=DEMONSTRATION.parent / "demonstration" / "model",
+        clients={name: [(f"upper: {name}\n", name.upper())] * 4 for name in ("oak", "elm", "fir")},
+        ranks=2,
+        method="linear",
+        rounds=2,
+        privacy={"secure_aggregation": True, "clip": 0.5, "noise_multiplier": 1.0, "delta": 0.1},
+        training={"steps": 1, "threads": 1},
+    )
+    assert [record.epsilon for record in run.records] == sorted(record.epsilon or 0 for record in run.records)
+    assert [record.privacy.threshold for record in run.records if record.privacy is not None] == [2, 2]
+
+
+@pytest.mark.slow
 def test_ffa_is_protected_as_well(text: str, tmp_path: Path) -> None:
     pytest.importorskip("dp_accounting")
     text = text.replace('method = "linear"', 'method = "ffa"') + NOISE + "secure_aggregation = true\n"

@@ -31,6 +31,7 @@ class Row:
         clipped: the clients whose updates the guard scaled down, and why.
         epsilon: what the rounds so far have spent of the clients' privacy; None without noise.
         failed: why nothing could be read of a masked sum; None where it was.
+        ends: whether the rounds end after this one, though more were planned.
     """
 
     round: int
@@ -45,6 +46,7 @@ class Row:
     clipped: tuple[str, ...] = ()
     epsilon: float | None = None
     failed: str | None = None
+    ends: bool = False
 
     @classmethod
     def of(cls, record: RoundRecord) -> "Row":
@@ -63,6 +65,7 @@ class Row:
             clipped=tuple(f"{one_line(clip.client_id, 100)} scaled down: {clip.reason}" for clip in record.clipped),
             epsilon=record.epsilon,
             failed=record.privacy.failed if record.privacy is not None else None,
+            ends=record.ends,
         )
 
 

@@ -132,6 +132,11 @@ class RoundRecord:
         return self.privacy.epsilon if self.privacy is not None else None
 
     @property
+    def ends(self) -> bool:
+        """Whether the rounds ended after this one, though more were planned."""
+        return self.stopped or (self.privacy is not None and self.privacy.spent)
+
+    @property
     def text(self) -> str:
         """What came of the round, in a line."""
         metrics = "".join(f"{name} {value:.3f}, " for name, value in self.metrics.items())
