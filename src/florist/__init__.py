@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from florist.factors import AdapterState, LoraFactor
     from florist.federation.local_init import Aligned, Fresh, Warm
     from florist.one_shot import AggregatedAdapter, aggregate
-    from florist.ranks import ByteBudget, Capped, EnergyThreshold, FixedRank, GlobalEnergyThreshold
+    from florist.ranks import ByteBudget, Capped, EnergyThreshold, FixedRank, GlobalEnergyThreshold, NoiseEdge
     from florist.rounds import Broadcast, Certificate, ClientUpdate
     from florist.simulating import simulate
 
@@ -55,6 +55,7 @@ __all__ = [
     "GlobalEnergyThreshold",
     "LinearRounds",
     "LoraFactor",
+    "NoiseEdge",
     "RaFlora",
     "Warm",
     "aggregate",
@@ -87,6 +88,7 @@ _HOMES = {
     "GlobalEnergyThreshold": "florist.ranks",
     "LinearRounds": "florist.aggregation",
     "LoraFactor": "florist.factors",
+    "NoiseEdge": "florist.ranks",
     "RaFlora": "florist.aggregation",
     "Warm": "florist.federation.local_init",
     "aggregate": "florist.one_shot",

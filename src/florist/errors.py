@@ -166,3 +166,15 @@ class GivenObjectError(FloristError, TypeError):
 
 class WorkerLostError(FloristError, ChildProcessError):
     """A process that did a part of the work was killed from outside."""
+
+
+class BrokenSharesError(FloristError, ValueError):
+    """Shares of a secret do not give it back: one is damaged, or was made for another secret."""
+
+
+class RosterError(FloristError, ValueError):
+    """The clients of a masked round, or their keys, are not such that a client may take part."""
+
+
+class BelowThresholdError(FloristError, TimeoutError):
+    """Too few clients are left to end a masked round, of which nothing can be read then."""

@@ -83,6 +83,12 @@ largest_norm = 100.0
 smallest_cosine = -0.5
 examples_factor = false
 action = "clip"
+[privacy]
+bits = 40
+threshold = 0.75
+smallest_group = 3
+max_examples = 500
+largest = 2.5
 [communication]
 preset = "compact"
 download = "float16"
@@ -459,6 +465,10 @@ def test_every_key_has_been_tried() -> None:
     }
     # Of these, one excludes another.
     assert known - tried == {
+        *(f"privacy.{key}" for key in ("secure_aggregation", "clip", "noise_multiplier", "epsilon", "delta")),
+        "privacy.sampling",
+        "privacy.adaptive_clip",
+        "aggregation.noise_edge",
         "data.instruction_field",
         "data.input_field",
         "data.output_field",

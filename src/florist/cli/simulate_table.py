@@ -39,8 +39,9 @@ def rounds_table(initial: Mapping[str, float], records: Sequence[RoundRecord]) -
     """
     names = [name.replace("_", " ") for name in initial]
     with_feedback = any(record.held_back for record in records)
+    with_noise = any(record.epsilon is not None for record in records)
     heads = ["clients", "rank", "FLoRA rank", "KB up", "FLoRA up", "KB down", "FLoRA down"]
-    heads += [*(["held back"] if with_feedback else []), "s"]
+    heads += [*(["held back"] if with_feedback else []), *(["epsilon"] if with_noise else []), "s"]
     table = plain_table("round", *names, *heads, words=())
     table.columns[1 + len(names)].no_wrap = True
     table.add_row("0", *(f"{value:.3f}" for value in initial.values()), *[""] * len(heads))
@@ -58,6 +59,7 @@ def rounds_table(initial: Mapping[str, float], records: Sequence[RoundRecord]) -
             _kilobytes(record.download_bytes),
             _kilobytes(record.stack_bytes * len(record.clients)) if record.input_rank else "",
             *([_held_back(record)] if with_feedback else []),
+            *([f"{record.epsilon:.3g}" if record.epsilon is not None else ""] if with_noise else []),
             f"{record.seconds['total']:.1f}",
         )
     return table
@@ -94,6 +96,7 @@ def totals(
         for record in records
         for clip in record.clipped
     ]
+    lines += privacy_lines(records)
     lines += clients_lines(records)
     lines += _choice(records, federation)
     if records and (final := final_record(records, federation)).held_back:
@@ -122,6 +125,28 @@ def clients_lines(records: Sequence[RoundRecord]) -> list[str]:
         f"{each.metric.replace('_', ' ')} on each client's own examples after round {last.round}: {each.text}"
         for each in spreads(last, known_directions(names))
     ]
+
+
+def privacy_lines(records: Sequence[RoundRecord]) -> list[str]:
+    """What the rounds spent of the clients' privacy, where nothing could be read, and why the rounds ended."""
+    lines = [
+        f"round {record.round} changed nothing: {record.privacy.failed}"
+        for record in records
+        if record.privacy is not None and record.privacy.failed is not None
+    ]
+    last = records[-1].privacy if records else None
+    if last is None:
+        return lines
+    if last.masked:
+        lines.append(f"the server had sums of {last.threshold} clients or more, and no single update")
+    if last.epsilon is not None:
+        lines.append(
+            f"{len(records)} rounds spent epsilon {last.epsilon:.3g} at delta {last.delta:g}, with noise of "
+            f"{last.noise_multiplier:.3g} times the clip"
+        )
+    if last.spent:
+        lines.append(f"stopped after round {len(records)}: another would exceed privacy.epsilon")
+    return lines
 
 
 def final_record(records: Sequence[RoundRecord], federation: FederationSection) -> RoundRecord:

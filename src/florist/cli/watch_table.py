@@ -29,6 +29,9 @@ class Row:
         clients: how many clients count.
         dropped: the clients that do not, and why.
         clipped: the clients whose updates the guard scaled down, and why.
+        epsilon: what the rounds so far have spent of the clients' privacy; None without noise.
+        failed: why nothing could be read of a masked sum; None where it was.
+        ends: whether the rounds end after this one, though more were planned.
     """
 
     round: int
@@ -41,6 +44,9 @@ class Row:
     clients: int = 0
     dropped: tuple[str, ...] = ()
     clipped: tuple[str, ...] = ()
+    epsilon: float | None = None
+    failed: str | None = None
+    ends: bool = False
 
     @classmethod
     def of(cls, record: RoundRecord) -> "Row":
@@ -57,18 +63,23 @@ class Row:
             clients=len(record.clients),
             dropped=tuple(f"{one_line(drop.client_id, 100)} dropped: {drop.reason}" for drop in record.dropped),
             clipped=tuple(f"{one_line(clip.client_id, 100)} scaled down: {clip.reason}" for clip in record.clipped),
+            epsilon=record.epsilon,
+            failed=record.privacy.failed if record.privacy is not None else None,
+            ends=record.ends,
         )
 
 
 def rows_table(metric: str, rows: Sequence[Row]) -> Table:
     """A line a round; the columns fit 80 characters."""
     with_feedback, with_drops = any(row.held_back is not None for row in rows), any(row.dropped for row in rows)
+    with_noise = any(row.epsilon is not None for row in rows)
     heads = [
         metric.replace("_", "\n"),
         "rank",
         "up",
         "down",
         *(["held\nback"] if with_feedback else []),
+        *(["epsilon"] if with_noise else []),
         "s",
         "clients",
     ]
@@ -84,6 +95,7 @@ def rows_table(metric: str, rows: Sequence[Row]) -> Table:
             size(row.upload_bytes) if played else "",
             size(row.download_bytes) if played else "",
             *([f"{row.held_back:.0%}" if row.held_back is not None else ""] if with_feedback else []),
+            *([f"{row.epsilon:.3g}" if row.epsilon is not None else ""] if with_noise else []),
             f"{row.seconds:.1f}" if row.seconds is not None else "",
             str(row.clients) if played else "",
             *([str(len(row.dropped) or "")] if with_drops else []),
@@ -96,9 +108,10 @@ def line_of(row: Row) -> str:
     parts = [f"{name} {value:.3f}" for name, value in row.metrics.items()]
     if row.round:
         parts += [f"total rank {row.rank}"] if row.rank not in {"", "none"} else []
-        parts += ["too few replies, nothing changed"] if row.rank == "none" else []
+        parts += [row.failed or "too few replies, nothing changed"] if row.rank == "none" else []
         parts += [f"{size(row.upload_bytes)} up", f"{size(row.download_bytes)} down"]
         parts += [f"{row.held_back:.0%} held back"] if row.held_back is not None else []
+        parts += [f"epsilon {row.epsilon:.3g}"] if row.epsilon is not None else []
         parts += [f"{row.seconds:.1f} s"] if row.seconds is not None else []
         parts += [f"{row.clients} clients", *row.dropped, *row.clipped]
     return f"round {row.round}: {', '.join(parts)}"

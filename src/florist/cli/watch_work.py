@@ -63,7 +63,8 @@ class _Run:
 
     @property
     def over(self) -> bool:
-        return self.status is not None and self.status.is_over(self.played)
+        ended = bool(self.rows) and self.rows[-1].ends
+        return self.status is not None and self.status.is_over(self.played, ended=ended)
 
 
 def show_once(path: Path, *, as_json: bool) -> None:

@@ -14,6 +14,7 @@ from florist.config.communication import aggregator_of, communication_of
 from florist.config.given import NOTHING_GIVEN, Given
 from florist.config.methods import LOCAL_INITS
 from florist.config.metrics import client_metrics, metric_names, metrics, require_own_examples
+from florist.config.privacy import private_rounds, require_possible
 from florist.config.robust import guard_of, robust_rule
 from florist.config.sections import Config
 from florist.config.splits import Splits, read_splits
@@ -23,7 +24,8 @@ from florist.data.reading import Example
 from florist.errors import ConfigurationError
 from florist.evaluation import Metric
 from florist.federation.kept_rounds import KeepRounds
-from florist.federation.rules import Federation
+from florist.federation.private_rounds import PrivateRounds
+from florist.federation.rules import Federation, clients_asked
 from florist.federation.run_adapter import SaveTokenizer
 from florist.federation.simulation import Client, Simulation
 from florist.models.federated_model import FederatedModel, LocalLora
@@ -171,6 +173,7 @@ def build(
     for check in (_loras, _settings):
         check(config, list(splits.training))  # before the model is loaded, which takes its time
     require_own_examples(config, splits)
+    private = _private(config, len(splits.training))
     loaded = load(config, splits, encoded, given)
     clients = loaded.clients(splits.training)
     federation = config.federation
@@ -188,6 +191,7 @@ def build(
         robust=robust_rule(config.aggregation),
     )
     rules.require_possible()
+    require_possible(private, rules, loaded.model.saved_parameters)
     in_rounds, at_the_end = loaded.metrics(splits)
     return Simulation(
         model=loaded.model,
@@ -204,7 +208,14 @@ def build(
         choice=round_choice(config),
         keep_rounds=KeepRounds(federation.keep_rounds),
         save_tokenizer=_tokenizer_saver(config, given),
+        private=private,
     )
+
+
+def _private(config: Config, clients: int) -> PrivateRounds | None:
+    ranks = config.lora.ranks
+    largest = max(ranks) if isinstance(ranks, tuple) else ranks
+    return private_rounds(config, clients, clients_asked(config.federation.fraction, clients), largest)
 
 
 def _loras(config: Config, client_ids: Sequence[str]) -> list[LocalLora]:

@@ -22,11 +22,17 @@ DEFAULT_METHOD = "florist"
 DEFAULT_TAU = 0.9
 DEFAULT_LOCAL_INIT = "aligned"
 
-HOW_MUCH = ("tau", "budget", "rank")
+HOW_MUCH = ("tau", "budget", "rank", "noise_edge")
 """The keys of ``[aggregation]`` that say how much to keep. At most one of them is set."""
 
 FOR_ALL_METHODS = ("robust", "hostile")
 """The keys of ``[aggregation]`` that go with every method."""
+
+
+_BOTH_HALVES = (
+    "its clients send both halves of a product: a clip of B and of A apart does not bound their product, and noise on "
+    "both would be multiplied"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,8 @@ class Method:
         preset: how its updates and broadcasts travel by default, as a preset of ``[communication]``.
         uncut_uploads: whether clients upload B alone, which is no factor of its own that could be cut.
         not_one_shot: why it cannot combine saved adapters, with the method as the subject; None where it can.
+        not_private: why its updates cannot be clipped, masked and given noise, with the method as the subject; None
+            where what clients send is linear in what is secret.
     """
 
     name: str
@@ -76,6 +84,7 @@ class Method:
     preset: str = "plain"
     uncut_uploads: bool = False
     not_one_shot: str | None = None
+    not_private: str | None = _BOTH_HALVES
 
 
 _METHODS = (
@@ -105,6 +114,7 @@ _METHODS = (
         "Clients train on from it.",
         make=lambda _: florist.FfaLora(),
         not_one_shot="it averages B over one A that nobody has trained, and saved adapters have trained theirs",
+        not_private=None,
     ),
     Method(
         name="flora",
@@ -138,10 +148,11 @@ _METHODS = (
         summary="Clients train B alone, along rows of A that everybody derives from the last broadcast. "
         "The server sends the exact sum, cut by a rank rule. Clients add it.",
         make=lambda use: florist.LinearRounds(florist.EnergyThreshold(1.0) if use.whole_sum else _rule(use)),
-        keys=("tau", "scope", "budget", "rank", "max_rank"),
+        keys=("tau", "scope", "budget", "rank", "max_rank", "noise_edge"),
         adds_exact_sum=True,
         uncut_uploads=True,
         not_one_shot="it sums B along one A that nobody has trained, and saved adapters have trained theirs",
+        not_private=None,
     ),
     Method(
         name="fedsvd",
@@ -151,6 +162,7 @@ _METHODS = (
         "the rows of A are orthonormal. Clients train on from it.",
         make=lambda _: florist.FedSvd(),
         not_one_shot="it averages B over one A that nobody has trained, and saved adapters have trained theirs",
+        not_private="the server turns the rows of A under B in every round, for which changes of B are not counted yet",
     ),
     Method(
         name="raflora",
@@ -167,6 +179,7 @@ _METHODS = (
         summary="Clients train the weights of the targeted modules, without adapters. The server sends their mean.",
         make=lambda _: florist.FullFineTuning(),
         not_one_shot="it averages whole weights, and saved adapters hold factors",
+        not_private="its clients send whole weights, whose noise would be as large as the model",
     ),
 )
 
@@ -179,6 +192,7 @@ OWN = Method(
     summary="An object that was given from code.",
     make=lambda _: _refuse_own(),
     adds_exact_sum=True,  # as far as a configuration knows: whoever has the object knows better
+    not_private="of an object that code gave it is not known whether what its clients send may be summed",
 )
 """What a configuration calls a method that it cannot say, an object of another class or with another rank rule."""
 
@@ -234,6 +248,9 @@ def rank_rule(section: "AggregationSection", itemsize: float = 4, overhead: int 
         rule = florist.ByteBudget(int(section.budget), itemsize, overhead)
     elif section.rank is not None:
         rule = florist.FixedRank(section.rank)
+    elif section.noise_edge:
+        # Without noise everything stands above it; each round of a run has the rule for its own noise.
+        rule = florist.NoiseEdge(0.0, 1)
     else:
         raise ConfigurationError(
             f"expected one of {', '.join(HOW_MUCH)}, which method = {section.method!r} does not take"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from florist.federation.downloads import Download
 from florist.federation.geometry import Changes
+from florist.federation.private_records import PrivacyRecord
 from florist.federation.records import Clip, Drop
 from florist.federation.state import ServerState
 from florist.rounds import Broadcast, ClientUpdate
@@ -17,7 +18,7 @@ class ClosedRound:
     Attributes:
         state: the state to start the next round from.
         broadcast: what was aggregated; None where too few updates could be used and nothing changed.
-        counted: the updates that went in, as they were uploaded.
+        counted: the updates that went in, as they were uploaded; empty where the server had their sum alone.
         upload_bytes: the bytes of each of them, by client id.
         deliveries: what each of their clients is sent now, by client id; empty where nothing changed.
         dropped: the clients whose updates were refused, and the reasons.
@@ -27,6 +28,8 @@ class ClosedRound:
         changes: what the training of each of their clients changed, in the order of `counted`.
         clipped: those of them whose updates the guard scaled down.
         weights: the weights of all of them, by client id, where these are not their shares of the examples.
+        received_bytes: what each of their clients was sent within the round, by client id, beside broadcasts.
+        privacy: how updates were protected; None where they were not.
     """
 
     state: ServerState
@@ -41,3 +44,5 @@ class ClosedRound:
     changes: Changes = field(default_factory=Changes)
     clipped: tuple[Clip, ...] = ()
     weights: Mapping[str, float] = field(default_factory=dict[str, float])
+    received_bytes: Mapping[str, int] = field(default_factory=dict[str, int])
+    privacy: PrivacyRecord | None = None

@@ -46,9 +46,14 @@ class RunStatus:
     at_work: bool
     test: FinalTest | None
 
-    def is_over(self, played: int) -> bool:
-        """Whether nothing more is to come, as a run does that has ended after `played` rounds."""
-        every = self.rounds is not None and played >= self.rounds
+    def is_over(self, played: int, *, ended: bool = False) -> bool:
+        """Whether nothing more is to come.
+
+        Args:
+            played: how many rounds there are.
+            ended: whether the record of the last of them says that the rounds end there, which `rounds` does not know.
+        """
+        every = ended or (self.rounds is not None and played >= self.rounds)
         # Between its last round and its adapter a run is tested, and over Flower the round is completed.
         return (every and not self.at_work) or (self.has_adapter and (every or self.rounds is None))
 

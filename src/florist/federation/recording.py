@@ -1,5 +1,6 @@
 """How a round record is made: from the outcome of the round and from what the engine measured."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -43,21 +44,25 @@ def round_record(
     sent = {client_id: delivery.nbytes for client_id, delivery in closed.deliveries.items()}
     geometry = closed.changes.geometry
     norms = dict(zip(closed.ranks, geometry.norms, strict=False))
-    clients = tuple(
-        ClientRecord(
-            client_id=update.client_id,
-            rank=closed.ranks[update.client_id],
-            num_examples=update.num_examples,
-            upload_bytes=closed.upload_bytes[update.client_id],
-            download_bytes=work[update.client_id].download_bytes + sent.get(update.client_id, 0),
-            loss=work[update.client_id].loss,
-            seconds=work[update.client_id].seconds,
-            held_back=update.held_back,
-            update_norm=norms.get(update.client_id),
-            weight=closed.weights.get(update.client_id),
+    # In a private round nobody has single updates, and the ranks say who is in the sum.
+    updates = {update.client_id: update for update in closed.counted}
+
+    def client_record(client_id: str) -> ClientRecord:
+        update, done = updates.get(client_id), work[client_id]
+        return ClientRecord(
+            client_id=client_id,
+            rank=closed.ranks[client_id],
+            num_examples=update.num_examples if update is not None else None,
+            upload_bytes=closed.upload_bytes[client_id],
+            download_bytes=done.download_bytes + sent.get(client_id, 0) + closed.received_bytes.get(client_id, 0),
+            loss=done.loss if update is not None else math.nan,
+            seconds=done.seconds,
+            held_back=update.held_back if update is not None else 0.0,
+            update_norm=norms.get(client_id),
+            weight=closed.weights.get(client_id),
         )
-        for update in closed.counted
-    )
+
+    clients = tuple(client_record(client_id) for client_id in closed.ranks)
     counted = {client.client_id for client in clients}
     lost = sum(done.download_bytes for client_id, done in work.items() if client_id not in counted)
     return RoundRecord(
@@ -82,6 +87,7 @@ def round_record(
         lost={name: _lost(module) for name, module in certificate.modules.items()} if certificate else {},
         cosines=geometry.cosines,
         clipped=closed.clipped,
+        privacy=closed.privacy,
     )
 
 
@@ -90,7 +96,8 @@ def first_claims(records: Iterable[RoundRecord]) -> Mapping[str, int]:
     claims: dict[str, int] = {}
     for record in records:
         for client in record.clients:
-            claims.setdefault(client.client_id, client.num_examples)
+            if client.num_examples is not None:
+                claims.setdefault(client.client_id, client.num_examples)
     return claims
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from florist.errors import one_line
+from florist.federation.private_records import PrivacyRecord
 from florist.files.strict_json import Number
 
 LONGEST_REASON = 400
@@ -17,21 +18,21 @@ class ClientRecord:
     Attributes:
         client_id: the name in its update.
         rank: the rank of its local adapter, the largest over its modules.
-        num_examples: how many examples are behind its update.
+        num_examples: how many examples are behind its update; None in a private round, which does not tell.
         upload_bytes: what the client sent.
         download_bytes: what was sent to it: all that it lacked at the start, and the round's broadcast.
-        loss: the mean training loss.
+        loss: the mean training loss; NaN in a private round, which does not tell.
         seconds: how long it trained.
         held_back: the norm of what it holds back and sends later.
-        update_norm: the norm of what its training changed, over all modules; None where no factors travelled, and in
-            runs that did not record it.
+        update_norm: the norm of what its training changed, over all modules; None where no factors travelled, in
+            private rounds, and in runs that did not record it.
         weight: the weight of its update in the sum, where a robust rule or a clip made it another than its share of the
             examples; None otherwise.
     """
 
     client_id: str
     rank: int
-    num_examples: int
+    num_examples: int | None
     upload_bytes: int
     download_bytes: int
     loss: Number
@@ -97,6 +98,7 @@ class RoundRecord:
             the i-th of `clients` and has those with the clients before it. Rows go as far as
             `geometry.MOST_CLIENTS`; they are empty in runs that did not record them.
         clipped: the clients that count, and whose updates the guard scaled down.
+        privacy: how the updates of the round were protected; None where they were not.
     """
 
     round: int
@@ -122,13 +124,27 @@ class RoundRecord:
     stopped: bool = False
     cosines: tuple[tuple[float | None, ...], ...] = ()
     clipped: tuple[Clip, ...] = ()
+    privacy: PrivacyRecord | None = None
+
+    @property
+    def epsilon(self) -> float | None:
+        """What the rounds up to this one have spent of the clients' privacy; None without noise."""
+        return self.privacy.epsilon if self.privacy is not None else None
+
+    @property
+    def ends(self) -> bool:
+        """Whether the rounds ended after this one, though more were planned."""
+        return self.stopped or (self.privacy is not None and self.privacy.spent)
 
     @property
     def text(self) -> str:
         """What came of the round, in a line."""
         metrics = "".join(f"{name} {value:.3f}, " for name, value in self.metrics.items())
         aggregated = f"total rank {self.total_rank}" if self.ranks else "whole weights averaged"
-        return f"round {self.round}: {metrics}{aggregated if self.aggregated else 'too few replies, nothing changed'}"
+        failed = self.privacy.failed if self.privacy is not None else None
+        outcome = aggregated if self.aggregated else failed or "too few replies, nothing changed"
+        spent = f", epsilon {self.epsilon:.3g}" if self.epsilon is not None else ""
+        return f"round {self.round}: {metrics}{outcome}{spent}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from florist.aggregation import lossless_sum
 from florist.aggregation.robust import RobustRule
 from florist.compression.residual import NOTHING_OWED, Residual
 from florist.errors import ConfigurationError
@@ -25,6 +24,7 @@ from florist.federation.downloads import NOTHING_LACKED, Download, Downloads
 from florist.federation.geometry import Changes
 from florist.federation.guard import Guard
 from florist.federation.local_init import Aligned, LocalInit, LocalStart
+from florist.federation.moving_on import MovingOn
 from florist.federation.records import Drop
 from florist.federation.state import ServerState
 from florist.federation.weighing import weigh
@@ -224,31 +224,17 @@ class Federation:
         left = [moved[update.client_id] for update in usable]
         weighed = weigh(changes.updates, left, verdict.clipped, self.robust, beginnings.standing(state, usable))
         aggregated = self.aggregator(weighed.updates)
-        sent = self.communication.sent_broadcast(aggregated, state.owed, self.aggregator.work)
-        certificate = replace(sent.broadcast.certificate, bytes_in=sum(upload_bytes.values()))
-        broadcast = replace(sent.broadcast, certificate=certificate)
-        holds = {**state.holds, **dict.fromkeys(counted, round_number)}
-        # Whoever holds nothing yet is caught up from the first broadcast where that is cheap, which packed ones are.
-        held = holds.values() if sent.shared is None else [holds.get(client_id, 0) for client_id in self.client_ranks]
-        lacked_since = max(min(held), round_number - self.catch_up_rounds)
-        after = ServerState(
-            round_number=round_number,
-            cumulative=lossless_sum([state.cumulative, broadcast.shared]),
-            continued=broadcast.continued,
-            saved_parameters=broadcast.saved_parameters,
-            broadcasts=state.broadcasts.followed_by(round_number, broadcast.shared, lacked_since, sent.shared),
-            holds=holds,
-            packed_continued=sent.continued,
-            owed=sent.owed,
-        )
-        deliveries = {
-            client_id: self._downloads.delivery(after, broadcast, sent.shared, self.client_ranks[client_id])
-            for client_id in counted
-        }
+        moved_on = self.moving_on(state, aggregated, [*counted], sum(upload_bytes.values()))
+        after, broadcast, deliveries = moved_on.state, moved_on.broadcast, moved_on.deliveries
         outcome = ClosedRound(
             after, broadcast, usable, upload_bytes, deliveries, tuple(dropped), ranks, *stack, changes
         )
         return replace(outcome, clipped=verdict.clipped, weights=weighed.weights)
+
+    @property
+    def moving_on(self) -> MovingOn:
+        """How the state moves on, once what a round adds to the model is known."""
+        return MovingOn(self.client_ranks, self.communication, self.aggregator.work, self.catch_up_rounds)
 
     @property
     def _downloads(self) -> Downloads:

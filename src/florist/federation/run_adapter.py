@@ -94,11 +94,12 @@ def run_certificate(
     Cost: the norm of every module, O((m + n) r^2).
     """
     changed = [record for record in records if record.aggregated]
-    counted: dict[str, list[int]] = {}
+    counted: dict[str, list[int | None]] = {}
     for record in changed:
         for client in record.clients:
             counted.setdefault(client.client_id, []).append(client.num_examples)
     modules = {name: _module(factor, name, state, changed, flushed=flushed) for name, factor in sorted(adapter.items())}
+    examples = _sum([numbers[-1] for numbers in counted.values()])
     bounds = [module["error_at_most"] for module in modules.values()]
     return {
         "format": FORMAT,
@@ -107,9 +108,9 @@ def run_certificate(
         "round": records[-1].round,
         "rounds": len(changed),
         "flushed": flushed,
-        # A client counts once, by what it had when it last took part.
-        "num_examples": sum(numbers[-1] for numbers in counted.values()),
-        "counted_in": CountedIn.EXAMPLES.value,
+        # A client counts once, by what it had when it last took part. Private rounds do not tell.
+        "num_examples": examples,
+        "counted_in": (CountedIn.EXAMPLES if examples is not None else CountedIn.SHARES).value,
         "total_rank": adapter.total_rank,
         "bytes_in": sum(record.upload_bytes for record in changed),
         "bytes_out": encoded.nbytes,
@@ -122,6 +123,11 @@ def run_certificate(
             for client_id, numbers in sorted(counted.items())
         },
     }
+
+
+def _sum(numbers: Sequence[int | None]) -> int | None:
+    known = [number for number in numbers if number is not None]
+    return sum(known) if len(known) == len(numbers) else None
 
 
 def _module(

@@ -10,18 +10,18 @@ from pathlib import Path
 import torch
 
 from florist.data.examples import EncodedExamples
-from florist.errors import NonFiniteUpdateError
 from florist.evaluation import Measurements, Metric
 from florist.factors import AdapterState
 from florist.federation.choice_of_rounds import RoundChoice
 from florist.federation.client_residuals import ClientResiduals
-from florist.federation.communication import SentUpdate
 from florist.federation.environment import environment
 from florist.federation.history import RunDirectory
+from florist.federation.in_process import closed_in_process
 from florist.federation.kept_rounds import KeepRounds
 from florist.federation.observer import Observer
+from florist.federation.private_rounds import PrivateRounds
 from florist.federation.recording import LocalWork, first_claims, round_record
-from florist.federation.records import Drop, FinalTest, RoundRecord
+from florist.federation.records import FinalTest, RoundRecord
 from florist.federation.rules import Federation
 from florist.federation.run_adapter import RunAdapter, SaveTokenizer
 from florist.federation.run_facts import RunFacts
@@ -71,6 +71,7 @@ class Simulation:
         choice: by what metric rounds stop early, or the final adapter is that of the best one; None for neither.
         keep_rounds: what stays on disk of the rounds before the last.
         save_tokenizer: writes the tokenizer of the base beside the final adapter; None where it is not at hand.
+        private: how the updates of clients are protected; None where the server sees each of them.
     """
 
     model: FederatedModel
@@ -87,6 +88,7 @@ class Simulation:
     choice: RoundChoice | None = None
     keep_rounds: KeepRounds = KeepRounds.LAST
     save_tokenizer: SaveTokenizer | None = None
+    private: PrivateRounds | None = None
 
     @property
     def initial_state(self) -> ServerState:
@@ -164,8 +166,9 @@ class Simulation:
         if not self._is_over(records):
             directory.result.set_aside(state.round_number)
         while not self._is_over(records):
-            state, owed, latest = self._round(state, owed, observer, first_claims(records))
+            state, owed, latest = self._round(state, owed, observer, records)
             latest = self.choice.judged(records, latest, self.rounds) if self.choice is not None else latest
+            latest = self.private.marked(latest, self.rounds) if self.private is not None else latest
             directory.save(state, latest, owed, latest.best_round if self._keeps_best else None)
             records.append(latest)
             observer.closed(latest)
@@ -186,7 +189,11 @@ class Simulation:
         return self.choice is not None and self.choice.keep_best
 
     def _is_over(self, records: Sequence[RoundRecord]) -> bool:
-        return len(records) >= self.rounds or (self.choice is not None and self.choice.stops(records))
+        return len(records) >= self._affordable(records) or (self.choice is not None and self.choice.stops(records))
+
+    def _affordable(self, records: Sequence[RoundRecord]) -> int:
+        """How many rounds are played where they do not stop early: as many as the clients' privacy allows."""
+        return self.rounds if self.private is None else self.private.rounds_within(self.rounds, records)
 
     def _final(self, state: ServerState) -> AdapterState:
         return state.flushed_adapter if self.flush else state.global_adapter
@@ -206,32 +213,28 @@ class Simulation:
         return fastest_thread_count(self.model.peft, batch)
 
     def _round(
-        self, state: ServerState, owed: ClientResiduals, observer: Observer, claimed: Mapping[str, int]
+        self, state: ServerState, owed: ClientResiduals, observer: Observer, records: Sequence[RoundRecord]
     ) -> tuple[ServerState, ClientResiduals, RoundRecord]:
         started = time.perf_counter()
         round_number = state.round_number + 1
-        asked = set(self.federation.participants(round_number))
-        sent: dict[str, SentUpdate] = {}
-        unsent: list[Drop] = []
+        private = self.private.continued(records) if self.private is not None else None
+        rules = self.federation
+        asked = private.participants(rules, round_number) if private is not None else rules.participants(round_number)
+        updates: list[ClientUpdate] = []
         work: dict[str, LocalWork] = {}
         for client in self.clients:
             if client.client_id in asked:
-                update, done = self._train(client, state, observer)
-                work[client.client_id] = done
-                try:
-                    sent[client.client_id] = self.federation.sent_update(state, update, owed.of(client.client_id))
-                except NonFiniteUpdateError as error:
-                    unsent.append(Drop(client.client_id, f"its update cannot be sent: {error}"))
+                update, work[client.client_id] = self._train(client, state, observer)
+                updates.append(update)
         uploaded = time.perf_counter()
-        closed = self.federation.close_round(state, [each.update for each in sent.values()], unsent, claimed)
-        if closed.broadcast is not None:
-            # An update that does not count was not sent, as far as the sums go: its client owes what it owed before.
-            counted = {update.client_id: sent[update.client_id].owed for update in closed.counted}
-            owed = owed.followed_by(round_number, counted)
+        if private is not None:
+            closed = private.closed(rules, state, updates)
+        else:
+            closed, owed = closed_in_process(rules, state, owed, updates, first_claims(records))
         aggregated = time.perf_counter()
         metrics: Mapping[str, float] = {}
         by_client: Mapping[str, Mapping[str, float]] = {}
-        if round_number % self.evaluate_every == 0 or round_number == self.rounds:
+        if round_number % self.evaluate_every == 0 or round_number == self._affordable(records):
             observer.evaluating(round_number)
             metrics = self.evaluate(closed.state)
             by_client = {client_id: dict(self._measure(own)) for client_id, own in self.client_metrics.items()}

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from florist.config import Config, read_config
+from florist.config.privacy import require_none_over_flower
 
 _ANOTHER_FILE = "config"
 """The key of the run config that names a file in the place of the app's own."""
@@ -28,7 +29,8 @@ def overridden_config(config_file: Path, context: Context) -> Config:
 
     Raises:
         MissingInputError: there is no such file.
-        ConfigurationError: one or more keys are unknown, wrong or contradict each other.
+        ConfigurationError: one or more keys are unknown, wrong or contradict each other; or updates are to be
+            protected, which is for rounds in one process.
     """
     given = {
         name: value
@@ -37,7 +39,9 @@ def overridden_config(config_file: Path, context: Context) -> Config:
         if value != ""
     }
     overrides = [f"{name}={_toml(name, value)}" for name, value in given.items() if "." in name]
-    return read_config(Path(str(given.get(_ANOTHER_FILE, config_file))), overrides, option="")
+    config = read_config(Path(str(given.get(_ANOTHER_FILE, config_file))), overrides, option="")
+    require_none_over_flower(config)
+    return config
 
 
 def _toml(name: str, value: object) -> str:

@@ -118,7 +118,7 @@ def _parts(certificate: Mapping[str, Any]) -> Iterator[str]:
     clients = list(certificate["clients"].items())
     yield _table(
         ("client", "examples", "rounds"),
-        [(name, str(one["num_examples"]), str(one["rounds"])) for name, one in clients[:_MOST_CLIENTS]],
+        [(name, str(one["num_examples"] or "not told"), str(one["rounds"])) for name, one in clients[:_MOST_CLIENTS]],
     )
     if len(clients) > _MOST_CLIENTS:
         yield f"And {len(clients) - _MOST_CLIENTS} more clients."

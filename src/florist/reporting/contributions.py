@@ -152,7 +152,7 @@ def parts(records: Sequence[RoundRecord]) -> Table | None:
                 str(len(own)),
                 str(refused[client_id]),
                 str(own[-1].rank) if own else MISSING,
-                f"{own[-1].num_examples:,}" if own else MISSING,
+                f"{examples:,}" if own and (examples := own[-1].num_examples) is not None else MISSING,
                 number(sum(norms) / len(norms) if norms else None, 3),
                 f"{sum(client.upload_bytes for client in own) / 1e6:.2f}",
                 f"{sum(client.download_bytes for client in own) / 1e6:.2f}",

@@ -29,6 +29,7 @@ from florist.reporting.curves import (
 )
 from florist.reporting.figures import Row
 from florist.reporting.numbers import MISSING, nbytes, number
+from florist.reporting.privacy import privacy_blocks
 from florist.reporting.reproducing import loading, reproducing
 from florist.reporting.spectra import rank_against_tau, ranks_by_layer, singular_values
 from florist.rounds import ClientUpdate
@@ -62,6 +63,7 @@ def page_of_run(path: Path) -> Page:
         ),
         Section("held-back", "What is held back", held_back_blocks(records)),
         Section("clients", "Who contributed", _clients(run, records, better)),
+        Section("privacy", "What was kept private", privacy_blocks(records)),
         loading(run.adapter),
         reproducing(
             f"florist simulate {run.begun_file}",
@@ -169,7 +171,7 @@ def _summary(run: RunDirectory, records: Sequence[RoundRecord], config: Mapping[
         ["model", str(_get(config, "model", "name_or_path") or MISSING)],
         ["rounds played", f"{played} of {planned}" if planned else str(played)],
         ["best round", _best_round(records)],
-        ["stopped", f"after round {played}, for want of an improvement" if _stopped(records) else MISSING],
+        ["stopped", f"after round {played}, {why}" if (why := _why_stopped(records)) else MISSING],
         ["rounds that changed nothing", str(sum(not record.aggregated for record in records))],
         ["clients that counted", str(len(clients))],
         ["ranks", ", ".join(map(str, ranks)) if isinstance(ranks, list) else str(ranks or MISSING)],
@@ -290,7 +292,7 @@ def _in_a_sentence(run: RunDirectory, records: Sequence[RoundRecord], better: Ma
         else (", which is better" if (after < before) == lower else ", which is worse")
     )
     best = f" The best round was {_best_round(records)}." if records[-1].best_round is not None else ""
-    early = f" The rounds stopped early, for want of an improvement.{best}" if _stopped(records) else best
+    early = f" The rounds stopped early, {why}.{best}" if (why := _why_stopped(records)) else best
     return (
         f"{name.replace('_', ' ')} went from {number(before)} to {number(after)}{verdict}, in {len(records)} rounds in "
         f"which all clients sent and received {nbytes(traffic)}.{early}"
@@ -301,8 +303,13 @@ def _best_round(records: Sequence[RoundRecord]) -> str:
     return str(records[-1].best_round or MISSING) if records else MISSING
 
 
-def _stopped(records: Sequence[RoundRecord]) -> bool:
-    return bool(records) and records[-1].stopped
+def _why_stopped(records: Sequence[RoundRecord]) -> str | None:
+    if not records:
+        return None
+    if records[-1].stopped:
+        return "for want of an improvement"
+    last = records[-1].privacy
+    return "since another would exceed the epsilon" if last is not None and last.spent else None
 
 
 def _config(run: RunDirectory) -> Mapping[str, Any]:

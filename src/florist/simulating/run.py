@@ -142,6 +142,7 @@ def _rounds(initial: Mapping[str, float], records: list[RoundRecord]) -> Iterato
             "download_bytes": record.download_bytes,
             "broadcast_bytes": record.broadcast_bytes,
             "held_back": record.held_back,
+            "epsilon": record.epsilon,
             "seconds": record.seconds.get("total"),
         }
 

@@ -65,6 +65,7 @@ def simulate(
     aggregation: Keys | None = None,
     communication: str | Keys | None = None,
     guard: Keys | None = None,
+    privacy: Keys | None = None,
     evaluation: Keys | None = None,
     federation: Keys | None = None,
     tracking: Keys | None = None,
@@ -105,6 +106,7 @@ def simulate(
         aggregation: keys of ``[aggregation]`` for a method that is a name.
         communication: a preset, or keys of ``[communication]``.
         guard: keys of ``[guard]``.
+        privacy: keys of ``[privacy]``.
         evaluation: keys of ``[evaluation]``.
         federation: further keys of ``[federation]``, ``early_stopping`` or ``keep_rounds`` for instance.
         tracking: keys of ``[tracking]``.
@@ -136,7 +138,7 @@ def simulate(
     ([4, 2], ['loss', 'perplexity'])
     """
     require_keys(data=data, lora=lora, evaluation=evaluation, aggregation=aggregation)
-    require_keys(federation=federation, tracking=tracking, guard=guard)
+    require_keys(federation=federation, tracking=tracking, guard=guard, privacy=privacy)
     named = named_examples(clients, "clients")
     listed = ranks_of(ranks, list(named.by_client))
     own, said = method_keys(method, aggregation, listed)
@@ -170,6 +172,7 @@ def simulate(
             aggregation=said,
             communication=communication_keys(communication, own),
             guard=guard,
+            privacy=privacy,
             evaluation=evaluation,
             tracking=tracking,
         )

@@ -52,7 +52,9 @@ def values_of(record: RoundRecord, totals: Totals, *, clients: bool = True) -> d
         "bytes/download_so_far": totals.download_bytes,
         **{f"seconds/{phase}": seconds for phase, seconds in record.seconds.items()},
     }
-    if clients:
+    if record.epsilon is not None:
+        values["privacy/epsilon"] = record.epsilon
+    if clients and record.privacy is None:  # private rounds do not tell the losses
         values |= {f"client_loss/{_label(client.client_id)}": client.loss for client in record.clients}
     return {name: float(value) for name, value in values.items()}
 

@@ -9,6 +9,7 @@ from florist.config.sections.config import Config
 from florist.config.sections.data import DataSection, as_slice
 from florist.config.sections.federation import FederationSection
 from florist.config.sections.guard import GuardSection
+from florist.config.sections.privacy import PrivacySection
 from florist.config.sections.section import FROM_CODE, Section
 from florist.config.sections.task import CLASSIFICATION, LANGUAGE_MODELLING
 from florist.config.sections.tracking import TrackingSection
@@ -23,6 +24,7 @@ __all__ = [
     "DataSection",
     "FederationSection",
     "GuardSection",
+    "PrivacySection",
     "Section",
     "TrackingSection",
     "as_slice",

@@ -7,6 +7,7 @@ from pydantic import model_validator
 
 from florist.config.communication import contradictions, with_default_preset, with_preset
 from florist.config.methods import DEFAULT_METHOD
+from florist.config.privacy import contradictions as privacy_contradictions
 from florist.config.sections.aggregation import AggregationSection
 from florist.config.sections.communication import CommunicationSection
 from florist.config.sections.data import DataSection
@@ -16,6 +17,7 @@ from florist.config.sections.flower import FlowerSection
 from florist.config.sections.guard import GuardSection
 from florist.config.sections.lora import LoraSection
 from florist.config.sections.model import ModelSection
+from florist.config.sections.privacy import PrivacySection
 from florist.config.sections.section import Section
 from florist.config.sections.task import CLASSIFICATION, LANGUAGE_MODELLING, TaskSection
 from florist.config.sections.tracking import TrackingSection
@@ -34,6 +36,7 @@ class Config(Section):
     aggregation: AggregationSection = AggregationSection()
     communication: CommunicationSection = CommunicationSection()
     guard: GuardSection = GuardSection()
+    privacy: PrivacySection = PrivacySection()
     evaluation: EvaluationSection = EvaluationSection()
     tracking: TrackingSection = TrackingSection()
     flower: FlowerSection = FlowerSection()
@@ -67,6 +70,7 @@ class Config(Section):
         if self.task.kind == CLASSIFICATION and (self.evaluation.harness_tasks or self.data.chat_template is True):
             wrong.append(f"evaluation.harness_tasks and data.chat_template are for task.kind = {LANGUAGE_MODELLING!r}")
         wrong.extend(contradictions(self.aggregation.method, self.communication))
+        wrong.extend(privacy_contradictions(self))
         if self.evaluation.split == "validation" and not self.has_validation:
             wrong.append("evaluation.split = 'validation' needs data.validation or data.validation_fraction")
         if self.federation.chooses and not (self.has_validation and self.evaluation.split != "test"):

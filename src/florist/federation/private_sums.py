@@ -1,0 +1,115 @@
+"""The sum of what clients changed, in the clear and under masks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from florist.federation.contributions import Contribution, Lost
+from florist.federation.protections import Masks
+from florist.federation.rules import Federation
+from florist.privacy.clipping import BELOW, Change
+from florist.privacy.fixed_point import FixedPoint
+from florist.privacy.layout import Layout, padded_ranks
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PrivateSum:
+    """What the server has of the clients of a round.
+
+    Attributes:
+        total: the weighted sum of what they changed.
+        weight: the sum of their weights.
+        sent_bytes: what each of them has sent, by client id, in order.
+        received_bytes: what each of them was sent between the phases of a masked round.
+    """
+
+    total: Change
+    weight: int
+    sent_bytes: Mapping[str, int]
+    received_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedSums:
+    """The sums of a federation under masks.
+
+    Args:
+        masks: the settings.
+        federation: the rules.
+        saved_shapes: the shapes of the parameters that travel whole, by name.
+        size: the largest size of a number.
+        weighted: whether clients have weights, which are then at most `Masks.max_examples`; all count the same
+            otherwise.
+    """
+
+    masks: Masks
+    federation: Federation
+    saved_shapes: Mapping[str, tuple[int, ...]]
+    size: float
+    weighted: bool
+
+    def __call__(self, round_number: int, given: Mapping[str, Contribution], lost: Lost) -> PrivateSum:
+        """The sum.
+
+        Raises:
+            RosterError, BelowThresholdError, BrokenSharesError: as `MaskedRound.play`.
+        """
+        from florist.federation.masked_round import MaskedRound  # noqa: PLC0415  # needs the package cryptography
+
+        masks, rules = self.masks, self.federation
+        threshold, asked = masks.threshold_of(rules), rules.clients_per_round
+        # So many clients may be lost that these are still enough: a round fails by its threshold and by nothing else.
+        longest = min(masks.smallest_group + asked - threshold, len(given))
+        ranks = padded_ranks({name: rules.client_ranks[name] for name in given}, longest)
+        layout = Layout(
+            FixedPoint(masks.bits, asked),
+            {name: shape[0] for name, shape in rules.shapes.items()},
+            self.saved_shapes,
+            frozenset(ranks.values()),
+            {**dict.fromkeys(rules.shapes, self.size), **dict.fromkeys(self.saved_shapes, self.size), BELOW: 0.5},
+            masks.max_examples if self.weighted else 1,
+        )
+        played = MaskedRound(f"florist {rules.seed}", round_number, threshold, masks.smallest_group, layout, ranks)
+        outcome = played.play(given, lost)
+        total = Change(outcome.sum.B, outcome.sum.saved_parameters)
+        sent = dict(sorted(outcome.sent_bytes.items()))
+        return PrivateSum(total, outcome.sum.weight, sent, outcome.received_bytes)
+
+
+def plain_sum(
+    federation: Federation, saved_shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, Contribution]
+) -> Change:
+    """The weighted sum of what clients send, in float64, in the order of their ids.
+
+    Args:
+        federation: the rules.
+        saved_shapes: the shapes of the parameters that travel whole, by name.
+        given: what they send; it may be of none.
+    """
+    total = no_change(federation, saved_shapes)
+    for _, each in sorted(given.items()):
+        for name, B in each.change.B.items():
+            total.B[name][:, : B.shape[1]] += each.weight * B.double()
+        for name, tensor in each.change.saved_parameters.items():
+            total.saved_parameters[name].add_(each.weight * tensor.double())
+    return total
+
+
+def no_change(federation: Federation, saved_shapes: Mapping[str, tuple[int, ...]]) -> Change:
+    """No change, in every number that a client might change."""
+    rank = federation.max_rank
+    return Change(
+        {name: torch.zeros(shape[0], rank, dtype=torch.float64) for name, shape in federation.shapes.items()},
+        {name: torch.zeros(shape, dtype=torch.float64) for name, shape in saved_shapes.items()},
+    )
+
+
+def padded(B: torch.Tensor, rank: int) -> torch.Tensor:
+    """B with as many columns as a rank; those that are added are zero."""
+    return torch.nn.functional.pad(B, (0, rank - B.shape[1]))
+
+
+def tensors_of(change: Change) -> list[torch.Tensor]:
+    """All that changed, in no order that means anything."""
+    return [*change.B.values(), *change.saved_parameters.values()]
