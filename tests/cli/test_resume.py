@@ -192,7 +192,9 @@ def test_code_goes_on_with_a_whole_run_only(tiny_llama: Path, tmp_path: Path) ->
     library.simulate(**arguments, rounds=1)
     adapter = weights(tmp_path / "run")
     (tmp_path / "run" / "adapter" / "adapter_model.safetensors").write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"adapter_model\.safetensors is not as it was written: .*; the end of the run is made again"):
+    with pytest.warns(
+        UserWarning, match=r"adapter_model\.safetensors is not as it was written: .*; the end of the run is made again"
+    ):
         library.simulate(**arguments, rounds=1)
     assert weights(tmp_path / "run") == adapter
     (tmp_path / "run" / "state" / "current.json").unlink()

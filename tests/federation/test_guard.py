@@ -279,3 +279,15 @@ def test_without_a_rule_or_a_clip_the_round_is_what_it_was_bit_for_bit() -> None
     assert not there.weights
     for name in SHAPES:
         assert torch.equal(there.state.cumulative[name].B, bare.state.cumulative[name].B)
+
+
+def test_what_the_server_adds_to_a_round_is_no_client_of_its_certificate() -> None:
+    federation = rules(guard=Guard(norm_factor=2.0, action=Action.CLIP))
+    sent = [update(name, adapter(2, k)) for k, name in enumerate(CLIENTS)]
+    sent[0] = scaled(sent[0], 100.0)
+    closed = federation.close_round(ServerState.initial(), sent)
+    assert closed.clipped
+    assert closed.broadcast is not None
+    for module in closed.broadcast.certificate.modules.values():
+        assert module.absent_from == ()
+        assert module.input_rank == 2 * len(sent)

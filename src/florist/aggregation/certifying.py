@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -93,6 +94,20 @@ def certified_broadcast(
         bytes_out=shared.nbytes + work.continued_bytes(continued) + saved_bytes(saved_parameters),
     )
     return Broadcast(shared, certificate, continued, saved_parameters)
+
+
+def certified_inputs(broadcast: Broadcast, updates: Sequence[ClientUpdate]) -> Broadcast:
+    """A broadcast whose certificate counts these updates as what went in, and no update of the server's own.
+
+    Args:
+        broadcast: made of these and of one that the server added, which stands for the model as it was.
+        updates: those of the clients.
+    """
+    modules = {
+        name: replace(module, input_rank=_input_rank(updates, name), absent_from=_absent_from(updates, name))
+        for name, module in broadcast.certificate.modules.items()
+    }
+    return replace(broadcast, certificate=replace(broadcast.certificate, modules=modules))
 
 
 def _input_rank(updates: Sequence[ClientUpdate], module: str) -> int:

@@ -16,6 +16,8 @@ from florist.errors import ConfigurationError
 from florist.federation.moved import Moved
 from florist.federation.records import Clip, Drop
 
+ROUNDING = 1e-6
+"""By how much a cosine may be off."""
 FEWEST_TO_COMPARE = 3
 """Of two updates that point apart, nobody can tell which is the hostile one."""
 
@@ -150,10 +152,10 @@ class Guard:
         cosines = inner[there][:, there] / (norms[there][:, None] * norms[there])
         means = (cosines.sum(dim=1) - cosines.diagonal()) / (len(there) - 1)
         for k, mean in zip(there, means.tolist(), strict=True):
-            if mean < self.smallest_cosine:
+            if mean < self.smallest_cosine - ROUNDING:
                 judged.note(
                     moved[k].client_id,
-                    f"its mean cosine with the others is {mean:.3f}, below {self.smallest_cosine:g} "
+                    f"its mean cosine with the others is {mean:.3g}, below {self.smallest_cosine:g} "
                     "(guard.smallest_cosine)",
                 )
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from florist.aggregation.certifying import certified_inputs
 from florist.aggregation.robust import RobustRule
 from florist.compression.residual import NOTHING_OWED, Residual
 from florist.errors import ConfigurationError
@@ -223,7 +224,7 @@ class Federation:
             return ClosedRound(unchanged, None, usable, upload_bytes, {}, tuple(dropped), ranks, *stack, changes)
         left = [moved[update.client_id] for update in usable]
         weighed = weigh(changes.updates, left, verdict.clipped, self.robust, beginnings.standing(state, usable))
-        aggregated = self.aggregator(weighed.updates)
+        aggregated = certified_inputs(self.aggregator(weighed.updates), changes.updates)
         moved_on = self.moving_on(state, aggregated, [*counted], sum(upload_bytes.values()))
         after, broadcast, deliveries = moved_on.state, moved_on.broadcast, moved_on.deliveries
         outcome = ClosedRound(
