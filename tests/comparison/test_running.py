@@ -196,7 +196,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(
     over = [cell.entry for cell in directory.comparison.cells if directory.is_over(cell)]
     assert over == [FEDIT]
     # What a run leaves that is killed while its directory is written.
-    draft = tmp_path / "out" / "cells" / "flora" / ".seed-0.0123"
+    draft = tmp_path / "out" / "cells" / "flora" / ".seed-0.0123456789abcdef"
     draft.mkdir()
     seen: list[Cell] = []
     results = play(ComparisonDirectory.open(tmp_path / "out"), on_start=seen.append)
