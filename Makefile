@@ -34,9 +34,9 @@ coverage:
 	  $(BIN)/coverage report --include="$$part" --fail-under=$(COVERAGE) --format=total; \
 	done
 
-## The long tests.
+## The long tests. A file stays with one process: its tests share what takes long to set up.
 slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
