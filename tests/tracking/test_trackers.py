@@ -40,13 +40,13 @@ def run(tmp_path: Path) -> RunDirectory:
     return RunDirectory.create(tmp_path / "run", "", FACTS)
 
 
-Play = Callable[[int, int], None]
+Play = Callable[..., None]
 
 
 def player(run: RunDirectory, *names: str, warnings: list[str] | None = None, **about: Any) -> Play:
     """Play rounds as a process does that begins or resumes a run, and is told which rounds to play."""
 
-    def play(first: int, last: int) -> None:
+    def play(first: int, last: int, tested: FinalTest | None = None) -> None:
         tracked = TrackedRun(run.path, "project é", "the run", HYPERPARAMETERS, **about)
         warn = warnings.append if warnings is not None else pytest.fail
         with Tracking(tracked, names, warn=warn) as tracking:
@@ -54,6 +54,8 @@ def player(run: RunDirectory, *names: str, warnings: list[str] | None = None, **
             for number in range(first, last + 1):
                 run.save(state(number), record(number))
                 tracking.closed(record(number))
+            if tested is not None:
+                run.save_tested(tested)
 
     return play
 
@@ -80,8 +82,7 @@ def test_tensorboard_reads_every_round_once(run: RunDirectory) -> None:
     before = (run.path / "tracking.json").read_bytes()
     play(3, 3)
     (run.path / "tracking.json").write_bytes(before)
-    run.save_tested(FinalTest({"loss": 0.5}, {"loss": True}))
-    play(4, 4)
+    play(4, 4, FinalTest({"loss": 0.5}, {"loss": True}))
     found = events(run)
     scalars = {each.step: each.value for each in found.Scalars("round/relative_error")}
     assert scalars == pytest.approx({number: expected(number) for number in (1, 2, 3, 4)}, rel=1e-6)
@@ -110,10 +111,9 @@ def test_mlflow_reads_every_round_once(run: RunDirectory, tmp_path: Path, monkey
     before = (run.path / "tracking.json").read_bytes()
     play(3, 3)
     (run.path / "tracking.json").write_bytes(before)
-    run.save_tested(FinalTest({"loss": 0.5}, {"loss": True}))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")  # the folder of the first time counts
-    play(4, 4)
+    play(4, 4, FinalTest({"loss": 0.5}, {"loss": True}))
     client, found = mlflow_runs(tmp_path / "mlruns")
     history = client.get_metric_history(found.info.run_id, "round/relative_error")
     assert [(each.step, each.value) for each in history] == [(number, expected(number)) for number in (1, 2, 3, 4)]
@@ -170,9 +170,8 @@ def test_wandb_writes_every_round_once_offline(run: RunDirectory, monkeypatch: p
     monkeypatch.setenv("WANDB_SILENT", "true")
     play = player(run, "wandb")
     play(1, 2)
-    run.save_tested(FinalTest({"loss": 0.5}, {"loss": True}))
     time.sleep(1.1)  # wandb names its folders by the second
-    play(3, 3)
+    play(3, 3, FinalTest({"loss": 0.5}, {"loss": True}))
     from wandb.proto.wandb_internal_pb2 import Record
 
     def messages() -> list[Any]:
