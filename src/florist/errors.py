@@ -8,7 +8,7 @@ A message quotes what came, and that may come from a stranger: a file, a model h
 every message is one line of printable characters, however long or forged what it quotes is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 LONGEST_MESSAGE = 900
 """The characters of a message; one that is longer loses its middle, since it ends with what to do."""
@@ -41,6 +41,16 @@ def some(parts: Sequence[str], most: int = 5) -> str:
     """
     rest = len(parts) - most
     return "; ".join([*parts[:most], *([f"and {rest} more"] if rest > 0 else [])])
+
+
+def some_of(names: Iterable[str], most: int = 5) -> str:
+    """Names for a message: the first few, and how many more there are.
+
+    >>> some_of(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    every = list(names)
+    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
 
 
 def _without_middle(text: str, longest: int) -> str:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from florist.aggregation import products
-from florist.aggregation.products import inner_products, parameter_gram, product_gram
+from florist.aggregation.products import parameter_gram, product_gram
 from florist.factors import AdapterState, LoraFactor
 from florist.rounds import NO_ADAPTER, ClientUpdate
 from tests.builders import SHAPES, adapter
@@ -62,7 +62,9 @@ def test_parameters_count_by_how_far_they_moved(monkeypatch: pytest.MonkeyPatch,
             for one in updates
         ]
     )
-    torch.testing.assert_close(inner_products(updates, before), vectors @ vectors.T, rtol=1e-12, atol=1e-12)
+    found = product_gram([one.adapter for one in updates])
+    found += parameter_gram([one.saved_parameters for one in updates], before)
+    torch.testing.assert_close(found, vectors @ vectors.T, rtol=1e-12, atol=1e-12)
 
 
 def test_norms_of_1e15_and_1e_20_stand_side_by_side() -> None:
@@ -86,5 +88,5 @@ def test_parameters_as_large_as_float32_holds_do_not_overflow() -> None:
 
 
 def test_of_nothing_there_are_none() -> None:
-    assert inner_products([]).shape == (0, 0)
-    assert inner_products([ClientUpdate("a", NO_ADAPTER, 1, 1)]).tolist() == [[0.0]]
+    assert product_gram([]).shape == parameter_gram([]).shape == (0, 0)
+    assert product_gram([NO_ADAPTER]).tolist() == parameter_gram([{}]).tolist() == [[0.0]]

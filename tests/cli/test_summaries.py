@@ -1,6 +1,7 @@
 from pathlib import Path
 
-from florist.cli.summaries import absences, some, span
+from florist.cli.summaries import absences, span
+from florist.errors import some_of
 
 
 def test_a_span_is_least_median_and_most() -> None:
@@ -9,8 +10,8 @@ def test_a_span_is_least_median_and_most() -> None:
 
 
 def test_long_lists_end_in_a_number() -> None:
-    assert some(["a", "b"]) == "a, b"
-    assert some(list("abcdefg"), most=2) == "a, b and 5 more"
+    assert some_of(["a", "b"]) == "a, b"
+    assert some_of(list("abcdefg"), most=2) == "a, b and 5 more"
 
 
 def test_modules_that_the_same_adapters_lack_share_a_line() -> None:

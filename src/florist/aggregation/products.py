@@ -11,27 +11,12 @@ from torch import Tensor
 
 from florist.factors import AdapterState, LoraFactor
 from florist.linalg.eigenpairs import gram_matrix
-from florist.rounds import NOTHING, ClientUpdate, SavedParameters
+from florist.rounds import NOTHING, SavedParameters
 
 # Clients are taken together until their ranks sum up to this: two Gram matrices of that size are in memory at a time.
 _BLOCK = 1024
 # So many numbers of the parameters that travel whole are widened to float64 at a time, over all clients.
 _CHUNK = 1 << 23
-
-
-def inner_products(
-    updates: Sequence[ClientUpdate], parameters: SavedParameters = NOTHING
-) -> Float64[Tensor, "clients clients"]:
-    """The inner products of whole updates: of their products in all modules, and of how far their parameters moved.
-
-    Args:
-        updates: finite ones. What an update lacks counts as zero.
-        parameters: the values of the parameters that travel whole before the round.
-
-    Cost: as `product_gram` and `parameter_gram`.
-    """
-    products = product_gram([update.adapter for update in updates])
-    return products + parameter_gram([update.saved_parameters for update in updates], parameters)
 
 
 def product_gram(

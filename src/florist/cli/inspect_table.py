@@ -7,7 +7,8 @@ from rich.table import Table
 
 from florist.checkpoint import SavedAdapter
 from florist.cli.output import plain_table
-from florist.cli.summaries import some, span
+from florist.cli.summaries import span
+from florist.errors import some_of
 from florist.one_shot.inspection import ModuleView, SweepPoint, kind
 
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -65,9 +66,9 @@ def findings(modules: Mapping[str, ModuleView]) -> list[str]:
     outliers = [f"{name} ({m.outlier:.2g} times)" for name, m in modules.items() if m.outlier is not None]
     lines: list[str] = []
     if dead:
-        lines.append(f"dead ranks: {count} directions in {len(dead)} modules carry nothing: {some(dead)}")
+        lines.append(f"dead ranks: {count} directions in {len(dead)} modules carry nothing: {some_of(dead)}")
     if outliers:
-        lines.append(f"outliers: norms far from the median of their kind: {some(outliers)}")
+        lines.append(f"outliers: norms far from the median of their kind: {some_of(outliers)}")
     return lines
 
 

@@ -1,8 +1,10 @@
 """Summaries of many values in few words, for tables and notes."""
 
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
+
+from florist.errors import some_of
 
 
 def span(values: Collection[int]) -> str:
@@ -11,19 +13,13 @@ def span(values: Collection[int]) -> str:
     return str(low) if low == high else f"{low}/{statistics.median_low(values)}/{high}"
 
 
-def some(items: Sequence[str], most: int = 5) -> str:
-    """The first few items, and how many more there are."""
-    rest = len(items) - most
-    return ", ".join(items[:most]) + (f" and {rest} more" if rest > 0 else "")
-
-
 def absences(absent: Mapping[str, Collection[Path]]) -> list[str]:
     """Lines that name absent modules: one for all the modules that the same adapters lack."""
     together: dict[tuple[str, ...], list[str]] = {}
     for module, paths in absent.items():
         together.setdefault(tuple(map(str, paths)), []).append(module)
     return [
-        f"absent from {', '.join(paths)}, where it counts as a zero update: {some(modules)}"
+        f"absent from {', '.join(paths)}, where it counts as a zero update: {some_of(modules)}"
         for paths, modules in together.items()
     ]
 

@@ -117,7 +117,7 @@ class ComparisonDirectory:
         Cost: the adapter is read once.
         """
         run = self.begun(cell)
-        return run is not None and run.result.has_adapter and run.result.damage() is None
+        return run is not None and run.result.is_whole
 
     def require_whole(self) -> None:
         """Check that every run that was begun can go on, and does so with what it was begun with.

@@ -19,9 +19,8 @@ from florist.config.robust import guard_of, robust_rule
 from florist.config.sections import Config
 from florist.config.splits import Splits, read_splits
 from florist.config.tasks import Encoded, RecentEncodings, Task, load_task
-from florist.data.fields import some_of
 from florist.data.reading import Example
-from florist.errors import ConfigurationError
+from florist.errors import ConfigurationError, some_of
 from florist.evaluation import Metric
 from florist.federation.kept_rounds import KeepRounds
 from florist.federation.private_rounds import PrivateRounds

@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from florist.errors import DataError
+from florist.errors import DataError, some_of
 
 
 class PlacedExample(dict[str, Any]):
@@ -62,16 +62,6 @@ def text_of(example: Mapping[str, Any], field: str) -> str:
     ):
         return str(value)
     raise DataError(f"expected a text or a number in the field {field!r}, got {_described(value)}; correct the example")
-
-
-def some_of(names: Iterable[str], most: int = 5) -> str:
-    """Names for a message: the first few, and how many more there are.
-
-    >>> some_of(["a", "b", "c"], most=2)
-    'a, b and 1 more'
-    """
-    every = list(names)
-    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
 
 
 def listed(values: Iterable[object], most: int = 5) -> str:

@@ -107,6 +107,14 @@ class FinalResult:
         names = [name for name in _ADAPTER if name in last.result]
         return bool(names) and self._is_whole(names)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the run has ended with a final adapter, and all of its result is as it was written.
+
+        Cost: the adapter is read once.
+        """
+        return any(name in self._last_round().result for name in _ADAPTER) and self.damage() is None
+
     def damage(self) -> str | None:
         """What of the result is missing or not as it was written; None where it is whole, or not yet there.
 
