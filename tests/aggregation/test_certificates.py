@@ -173,6 +173,13 @@ def test_many_spectra_are_certified_by_every_method(spec: Spec, method: Aggregat
     require_certified(method, updates(spec))
 
 
+@pytest.mark.parametrize("method", [FedIt(), FedEx()], ids=["fedit", "fedex"])
+def test_the_rounding_of_halves_that_cancel_is_certified(method: Aggregator) -> None:
+    """Clients that cancel leave of a small B little but the rounding of its mean, in float64 as well."""
+    spec = Spec(0, head=1, tail=1, level=0.1, gauge=1e-4, balance=0.0, scale=1e15, cancelling=1e9)
+    require_certified(method, updates(spec))
+
+
 def sharing_rows(spec: Spec) -> list[ClientUpdate]:
     """Three clients with the same A; two of them cancel all but the module itself."""
     (update, *_) = updates(spec)

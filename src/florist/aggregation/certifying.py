@@ -53,7 +53,7 @@ def error_above_rounding(found: float, parts: Parts, sent: LoraFactor, *, rounde
         found: what the formula says of exact arithmetic.
         parts: the parts of the exact sum.
         sent: what the broadcast makes of it.
-        rounded: factors on the way to `sent` that were rounded to its dtype as well.
+        rounded: further factors on the way to `sent` to whose size rounding was proportional.
 
     Cost: none, or that of `linalg.residual.residual_norm`.
     """

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from florist.aggregation.certifying import certified_broadcast, certify_error, error_above_rounding, frobenius_norm
-from florist.aggregation.halves import exact_stack, mean_and_residual
+from florist.aggregation.halves import averaged_halves, exact_stack
 from florist.aggregation.updates import accepted_updates, module_names
 from florist.aggregation.weighted_sum import module_parts
 from florist.factors import AdapterState, LoraFactor, stack
@@ -58,11 +58,13 @@ class FedEx:
         residuals: dict[str, LoraFactor] = {}
         modules: dict[str, ModuleCertificate] = {}
         for name in module_names(accepted):
-            means[name], residual = mean_and_residual(accepted, name)
+            halves = averaged_halves(accepted, name)
+            means[name] = halves.mean
             norm = frobenius_norm(exact_stack(accepted, name))
-            residuals[name], left_out = _compressed(residual, norm, means[name].B.dtype)
+            residuals[name], left_out = _compressed(halves.residual, norm, halves.mean.B.dtype)
             sent = stack([means[name], residuals[name]])
-            error = error_above_rounding(left_out, partial(module_parts, accepted, name), sent)
+            parts = partial(module_parts, accepted, name)
+            error = error_above_rounding(left_out, parts, sent, rounded=[halves.magnitude])
             rank = means[name].rank + residuals[name].rank
             modules[name] = certify_error(accepted, name, rank, norm=norm, error=error)
         return certified_broadcast(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from florist.aggregation.certifying import certified_broadcast, certify_error, error_above_rounding, frobenius_norm
-from florist.aggregation.halves import exact_stack, mean_and_residual
+from florist.aggregation.halves import averaged_halves, exact_stack
 from florist.aggregation.updates import accepted_updates, module_names
 from florist.aggregation.weighted_sum import module_parts
 from florist.factors import AdapterState, LoraFactor
@@ -57,8 +57,10 @@ class FedIt:
         factors: dict[str, LoraFactor] = {}
         modules: dict[str, ModuleCertificate] = {}
         for name in module_names(accepted):
-            factors[name], residual = mean_and_residual(accepted, name)
+            halves = averaged_halves(accepted, name)
+            factors[name] = halves.mean
             norm = frobenius_norm(exact_stack(accepted, name))
-            error = error_above_rounding(frobenius_norm(residual), partial(module_parts, accepted, name), factors[name])
+            found, parts = frobenius_norm(halves.residual), partial(module_parts, accepted, name)
+            error = error_above_rounding(found, parts, halves.mean, rounded=[halves.magnitude])
             modules[name] = certify_error(accepted, name, factors[name].rank, norm=norm, error=error)
         return certified_broadcast(self.work, accepted, modules, continued=AdapterState.of(factors))
