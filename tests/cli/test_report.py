@@ -80,7 +80,7 @@ def test_what_cannot_be_done_is_refused_and_nothing_is_written(
 def test_a_damaged_run_is_refused(florist: Run, tmp_path: Path) -> None:
     a_run(tmp_path / "run")
     (tmp_path / "run" / "config.toml").write_text("[model")
-    assert "expected the configuration of a run" in refused(florist("report", tmp_path / "run"))
+    assert "expected the configuration that the run in " in refused(florist("report", tmp_path / "run"))
 
 
 def test_without_the_library_one_line_says_what_to_install(florist: Run, without_altair: None, tmp_path: Path) -> None:

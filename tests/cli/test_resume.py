@@ -115,6 +115,44 @@ def test_every_command_refuses_a_damaged_run_and_leaves_it_as_it_is(
         assert not (tmp_path / "out").exists()
 
 
+def test_an_edited_configuration_is_not_shown_as_that_of_the_run(
+    florist: Run, two_rounds: Path, tmp_path: Path
+) -> None:
+    path = shutil.copytree(two_rounds, tmp_path / "run")
+    file = path / "config.toml"
+    file.write_text(to_toml(read_config(file, ["training.learning_rate=0.5"])))
+    before = tree(path)
+    for words in (
+        ("report", path),
+        ("watch", path, "--once"),
+        ("evaluate", path),
+        ("export", path, "-o", tmp_path / "out"),
+        ("tune", path),
+        ("tune", two_rounds, "--baseline-run", path),
+    ):
+        line = refused(florist(*words))
+        assert "config.toml is not as it was written: its SHA-256 is " in line, words
+        assert f"florist simulate --resume {path}" in line, words
+        assert tree(path) == before
+    assert "training.learning_rate = 0.5: expected " in refused(florist("simulate", "--resume", path))
+    shutil.copy(path / "begun.toml", file)
+    told = florist("report", path)
+    assert told.returncode == 0, told.stderr
+
+
+def test_an_edit_that_changes_the_final_adapter_writes_it_again(florist: Run, two_rounds: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(two_rounds, tmp_path / "run")
+    file = path / "config.toml"
+    file.write_text(to_toml(read_config(file, ["communication.flush=false"])))
+    told = florist("simulate", "--resume", path)
+    assert told.returncode == 0, told.stderr
+    assert "the run goes on with communication.flush = False (begun with True)" in told.stderr
+    assert json.loads((path / "adapter" / "florist.json").read_text())["flushed"] is False
+    assert json.loads((path / "adapter-round-0002" / "florist.json").read_text())["flushed"] is True
+    again = florist("report", path)
+    assert again.returncode == 0, again.stderr
+
+
 def test_a_damaged_round_is_refused_by_who_reads_it(florist: Run, two_rounds: Path, tmp_path: Path) -> None:
     path = shutil.copytree(two_rounds, tmp_path / "run")
     flip(path / "state" / "round-0002" / "cumulative.safetensors")
@@ -206,8 +244,9 @@ def test_code_goes_on_with_a_whole_run_only(tiny_llama: Path, tmp_path: Path) ->
 
 def test_a_run_of_an_older_florist_is_refused_by_name(florist: Run, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"florist": "0.0.9", "method": "florist", "threads": 1, "initial": {}}')
-    line = refused(florist("simulate", "--resume", tmp_path))
-    assert "got one that an earlier florist 0.0.9 wrote, before runs had a format number; begin another run" in line
+    for words in (("simulate", "--resume", tmp_path), ("watch", tmp_path, "--once"), ("evaluate", tmp_path)):
+        line = refused(florist(*words))
+        assert "got one that an earlier florist 0.0.9 wrote, before runs had a format number; begin another run" in line
 
 
 def test_a_run_that_was_begun_from_code_says_how_it_goes_on(florist: Run, tiny_llama: Path, tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def test_what_is_no_run_is_refused(run: RunDirectory, florist: Run, tmp_path: Pa
     (tmp_path / "comparison" / "comparison.json").touch()
     assert "follow one of its runs" in refused(florist("watch", tmp_path / "comparison"))
     (run.path / "run.json").write_text("{")
-    assert "expected a run in" in refused(florist("watch", run.path))
+    assert "expected a whole run in" in refused(florist("watch", run.path))
 
 
 def test_it_needs_no_torch(run: RunDirectory) -> None:
@@ -285,7 +285,7 @@ def test_a_terminal_is_drawn_on_and_ctrl_c_is_quiet(run: RunDirectory) -> None:
     assert "the run is over" in drawn
 
     shutil.rmtree(run.adapter)
-    (run.path / "config.toml").write_text("[federation]\nrounds = 9\n")
+    run.save_config("[federation]\nrounds = 9\n")
 
     def interrupt(process: subprocess.Popen[bytes], drawn: Callable[[], str]) -> None:
         until(lambda: "round 3 of 9" in drawn())

@@ -618,14 +618,15 @@ def test_facts_that_cannot_be_read_are_damage(tmp_path: Path) -> None:
     [
         ({"format": None}, r"got one that an earlier florist 0\.1\.0 wrote, before runs had a format number; begin"),
         ({"format": 2}, r"got format 2, which an earlier florist 0\.1\.0 wrote; begin .*or commit that began this one"),
-        ({"format": 4, "florist": "9.9"}, r"got format 4 of florist 9\.9; install that version or a later one"),
+        ({"format": 3}, r"got format 3, which an earlier florist 0\.1\.0 wrote; begin .*or commit that began this one"),
+        ({"format": 5, "florist": "9.9"}, r"got format 5 of florist 9\.9; install that version or a later one"),
     ],
 )
 def test_a_run_of_another_format_is_refused(changes: dict[str, object], telling: str, tmp_path: Path) -> None:
     path = started(tmp_path).path
     document = {**json.loads((path / "run.json").read_text()), **changes}
     (path / "run.json").write_text(json.dumps({name: value for name, value in document.items() if value is not None}))
-    with pytest.raises(OtherVersionError, match=rf"run: expected a run of format 3, {telling}"):
+    with pytest.raises(OtherVersionError, match=rf"run: expected a run of format 4, {telling}"):
         RunDirectory.open(path)
 
 

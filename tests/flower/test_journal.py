@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,22 +71,34 @@ def test_what_clients_agreed_on_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("spoil", "telling"),
     [
-        "",
-        "{",
-        "[]",
-        '{"base": 3, "shapes": {}, "settings": {}}',
-        '{"base": "x", "shapes": {"q": [1]}, "settings": {}}',
-        '{"base": "x", "shapes": {}}',
+        (lambda file: file.write_text(""), "is not as it was written"),
+        (lambda file: file.write_text(file.read_text().replace("7", "8")), "is not as it was written"),
+        (Path.unlink, "is missing"),
+        (lambda file: [file.unlink(), file.symlink_to("/dev/zero")], "cannot be read"),
     ],
 )
-def test_a_damaged_agreement_is_told(content: str, tmp_path: Path) -> None:
+def test_a_damaged_agreement_is_told(spoil: Callable[[Path], object], telling: str, tmp_path: Path) -> None:
+    journal = begun(Journal(tmp_path / "run", "florist"), rules(seed=7))
+    spoil(tmp_path / "run" / AGREED)
+    before = tree(tmp_path)
+    with pytest.raises(DamagedRunError, match=rf"agreed on in .*, and federation\.json {telling}"):
+        _ = journal.agreed
+    with pytest.raises(DamagedRunError, match=rf"agreed on in .*, and federation\.json {telling}"):
+        journal.load(ServerState.initial(), rules(seed=7))
+    assert tree(tmp_path) == before
+
+
+def test_an_agreement_that_was_written_and_not_sealed_is_made_again(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "run", "florist")
     journal.begin(dict)
-    (tmp_path / "run" / AGREED).write_text(content)
-    with pytest.raises(DamagedRunError, match=r"expected what clients agreed on in .*federation\.json"):
-        _ = journal.agreed
+    (tmp_path / "run" / AGREED).write_text("{")  # as a process that is killed in between may leave it
+    assert journal.agreed is None
+    journal.agree(Agreement("the base", {}), rules())
+    found = journal.agreed
+    assert found is not None
+    assert found.base == "the base"
 
 
 class Nameless(FixedRank):
@@ -145,7 +157,7 @@ def test_a_run_that_lost_what_its_clients_agreed_on_or_its_pointer_is_refused(tm
     agreed = (tmp_path / "run" / AGREED).read_bytes()
     (tmp_path / "run" / AGREED).unlink()
     before = tree(tmp_path)
-    with pytest.raises(DamagedRunError, match=r"agreed on in .*federation\.json, and it is missing"):
+    with pytest.raises(DamagedRunError, match=r"agreed on in .*, and federation\.json is missing"):
         journal.load(ServerState.initial(), rules(seed=1))
     assert tree(tmp_path) == before
     (tmp_path / "run" / AGREED).write_bytes(agreed)

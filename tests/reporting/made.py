@@ -17,7 +17,7 @@ from florist.data.partition import LabelCounts
 from florist.factors import AdapterState, LoraFactor
 from florist.federation.geometry import MOST_CLIENTS
 from florist.federation.history import RunDirectory
-from florist.federation.last_round import CURRENT, NO_LINES, LastRound, chained, write_last_round
+from florist.federation.last_round import CURRENT, NO_LINES, LastRound, chained, read_last_round, write_last_round
 from florist.federation.records import ClientRecord, Drop, RoundRecord
 from florist.federation.run_facts import RunFacts
 from florist.files import strict_json
@@ -123,7 +123,8 @@ def a_run(
     """
     names = [*(f"client_{k:03d}{HOSTILE if k == 0 else ''}" for k in range(clients - 1)), HOSTILE]
     facts = RunFacts("0.1.0", "florist", 1, {"loss": 3.0, "perplexity": math.exp(3.0)}, {} if bare else {"torch": "2"})
-    run = RunDirectory.create(path, CONFIG.format(rounds=rounds), facts)
+    counts = LabelCounts(tuple(names), ("a", "b", HOSTILE), tuple((k, 2 * k, 7) for k in range(len(names))))
+    run = RunDirectory.create(path, CONFIG.format(rounds=rounds), facts, None if bare else counts)
     records = [a_record(k, names, module_names(modules), bare=bare) for k in range(1, rounds + 1)]
     if bare:
         document = json.loads((path / "run.json").read_text())
@@ -132,9 +133,6 @@ def a_run(
     lines = [strict_json.encode(_without_new(asdict(record)) if bare else asdict(record)) + "\n" for record in records]
     (path / "rounds.jsonl").write_text("".join(lines))
     _make_current(path, lines)
-    if not bare:
-        counts = tuple((k, 2 * k, 7) for k in range(len(names)))
-        run.save_examples(LabelCounts(tuple(names), ("a", "b", HOSTILE), counts))
     if final:
         run.adapter.mkdir()
         write_adapter(run.adapter, encode(an_adapter(modules, features, rank), base_model="base"))
@@ -144,7 +142,7 @@ def a_run(
 
 def _make_current(path: Path, lines: Sequence[str]) -> None:
     """Write current.json as of a run with these lines, of which no tensors are kept."""
-    own = {name: sha256(path / name) for name in ("begun.toml", "run.json")}
+    own = {name: sha256(path / name) for name in read_last_round(path / CURRENT).own_files}
     earlier = [line.encode() for line in lines[:-1]]
     last = LastRound(
         len(lines),

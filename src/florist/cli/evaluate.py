@@ -61,7 +61,7 @@ def evaluate_command(
         raise ConfigurationError(
             "expected --config FILE, which names the model, the task and the metrics; a RUN has its own config.toml"
         )
-    config = read_config(config_file or Path(run or "", "config.toml"), overrides or ())
+    config = read_config(config_file or _played_config(Path(run or "")), overrides or ())
 
     # torch takes seconds: it is not loaded before the arguments are known to be right.
     from florist.cli.evaluate_work import evaluate, final_adapter  # noqa: PLC0415
@@ -75,3 +75,11 @@ def evaluate_command(
         base=base,
         output=Output(as_json=as_json, quiet=quiet, verbose=verbose),
     )
+
+
+def _played_config(run: Path) -> Path:
+    from florist.federation.own_files import OwnFiles  # noqa: PLC0415
+    from florist.federation.run_format import require_format  # noqa: PLC0415
+
+    require_format(run)
+    return OwnFiles(run).played_config()

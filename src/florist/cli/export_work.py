@@ -55,7 +55,7 @@ def export_round(
     """
     run = RunDirectory.open(path)
     kept = run.kept_rounds()
-    config = read_config(run.config_file)
+    config = read_config(run.played_config)
     if kept is None:
         raise ConfigurationError(f"{path}: expected a run with a round, and none was played yet; play one first")
     number = _round(config, kept, round_number, best=best)

@@ -45,9 +45,8 @@ def start_run(config: Config, path: Path, output: Output, progress: Progress) ->
     simulation, counted = _built(config, output)
     observer = RoundsProgress(progress, verbose=output.verbose)
     with _way_to_go_on_told(path, observer):
-        run = simulation.start(path, to_toml(config), config.aggregation.method, config.training.threads, observer)
-        if counted is not None:
-            run.save_examples(counted)
+        method, threads = config.aggregation.method, config.training.threads
+        run = simulation.start(path, to_toml(config), method, threads, observer, examples=counted)
         _play(simulation, run, observer, config, output)
     return run
 
@@ -79,8 +78,7 @@ def resume_run(path: Path, overrides: Sequence[str], output: Output, progress: P
             output.note(f"the run goes on with {', '.join(changed)}")
         if damage is not None:
             output.note(f"{damage}; the end of the run is made again, from the state after its last round")
-        if overrides:
-            adopt(run, config)
+        adopt(run, config)
         _play(simulation, run, observer, config, output)
     return run
 
@@ -92,7 +90,7 @@ def report(run: RunDirectory, output: Output) -> None:
     if tested is not None:
         values = ", ".join(f"{name} {value:.3f}" for name, value in tested.metrics.items())
         output.lines(f"the final adapter on the test examples: {values}")
-    config = read_config(run.config_file)
+    config = read_config(run.played_config)
     output.lines(*totals(run, records, config.federation, flushed=config.communication.flush))
     document: dict[str, Any] = {
         "run": str(run.path),

@@ -78,11 +78,12 @@ def tune_command(
     with output.progress("loading the libraries") as progress:
         load_training_libraries("tune")  # takes seconds: not before the arguments are known to be right
         from florist.cli import tune_work  # noqa: PLC0415  # needs these libraries
+        from florist.federation.history import RunDirectory  # noqa: PLC0415  # needs torch
 
         source = tune_work.Source(
             run=run,
             adapters=tuple(sources) if run is None else (),
-            config_file=config_file if config_file is not None else Path(sources[0], "config.toml"),
+            config_file=config_file or RunDirectory.open(Path(sources[0])).played_config,
             num_examples=num_examples,
             allow_base_mismatch=allow_base_mismatch,
             average_full=average_full,

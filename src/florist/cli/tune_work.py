@@ -202,7 +202,7 @@ def _measuring(
     baselines: Mapping[str, AggregatedAdapter],
 ) -> Measuring:
     for path in baselines:
-        require_same_validation(config, splits, read_config(Path(path, "config.toml")), path)
+        require_same_validation(config, splits, read_config(RunDirectory.open(Path(path)).played_config), path)
     return measuring_to_choose_by(config, splits, metrics, {"the adapter to be tuned": whole, **baselines})
 
 

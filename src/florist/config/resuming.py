@@ -7,6 +7,7 @@ from florist.config.reading import read_config, to_toml
 from florist.config.sections import Config
 from florist.errors import ConfigurationError
 from florist.federation.history import RunDirectory
+from florist.federation.own_files import CONFIG
 from florist.files.locking import sole_process
 
 IN_ONE_PROCESS = (
@@ -120,6 +121,9 @@ def adopt(run: RunDirectory, config: Config, header: str = "") -> None:
         DirectoryInUseError: another process plays the run.
     """
     with sole_process(run.path):
-        if config.communication.flush != read_config(run.config_file).communication.flush:
-            run.result.set_aside(len(run.records()))  # what was written has what the next one lacks, or lacks it
+        # What was written at the end may have what the next one lacks, or lack it. Where the file was edited, nobody
+        # knows.
+        edited = not run.own_files.is_whole(CONFIG)
+        if edited or config.communication.flush != read_config(run.config_file).communication.flush:
+            run.result.set_aside(len(run.records()))
         run.save_config(header + to_toml(config))

@@ -14,8 +14,10 @@ from pydantic import TypeAdapter, ValidationError
 from florist.errors import DamagedRunError, MissingInputError
 from florist.federation.damage import DamagedFileError, damage_told, verified
 from florist.federation.last_round import CURRENT, read_last_round
+from florist.federation.own_files import ALWAYS_READ, OwnFiles
 from florist.federation.records import FinalTest, RoundRecord
 from florist.federation.round_lines import RoundLines
+from florist.federation.run_format import FACTS, facts_content, require_format
 from florist.files import strict_json
 from florist.files.locking import is_held
 from florist.files.reading import read_bytes, require_regular
@@ -67,21 +69,24 @@ def read_status(run: Path) -> RunStatus | None:
 
     Raises:
         MissingInputError: something else is at the path, which no run can then be written to.
-        DamagedRunError: a file of the run cannot be read.
+        OtherVersionError: the run has a format that this version does not read.
+        DamagedRunError: a file of the run cannot be read or is not as it was written.
     """
-    if not (run / "run.json").is_file():
+    if not (run / FACTS).is_file():
         if run.exists():
             several = (
                 "; it is a comparison: follow one of its runs, in cells/" if (run / "comparison.json").exists() else ""
             )
             raise MissingInputError(f"expected the directory of a run at {run}, found no run.json in it{several}")
         return None
+    require_format(run)
     try:
         last = read_last_round(run / CURRENT)
-        for name in last.own_files:
-            verified(run, name, last.own_files)
-        facts = _FACTS.validate_python(_decoded(run / "run.json"))
-        config = tomllib.loads(read_bytes(run / "config.toml", _MOST_BYTES).decode())
+        own = OwnFiles(run)
+        for name in ALWAYS_READ:
+            own.whole(name, last)
+        facts = _FACTS.validate_python(facts_content(run))
+        config = tomllib.loads(read_bytes(own.played_config(last), _MOST_BYTES).decode())
         test = run / "test.json"
         return RunStatus(
             method=str(facts["method"]),
@@ -91,6 +96,8 @@ def read_status(run: Path) -> RunStatus | None:
             at_work=is_held(run),
             test=_TEST.validate_python(_decoded(test)) if _is_whole(run, test.name, last.result) else None,
         )
+    except DamagedRunError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(run, error) from error
 

@@ -7,7 +7,8 @@
     RUN/examples.json        how many training examples of which label each client has, where examples have labels
     RUN/report.html          the page that `florist report` makes of all this
     RUN/state/current.json   the last whole round: its number, who holds what, which broadcasts are kept, its record,
-                             and the SHA-256 of all files that the run is read from (`last_round`)
+                             and the SHA-256 of all files that the run is read from (`last_round`), those above
+                             included (`own_files`)
     RUN/state/round-0003/    the tensors of round 3: broadcast.safetensors, as long as a client may lack it; and of the
                              last round cumulative.safetensors (all that was ever added), continued.safetensors,
                              saved_parameters.safetensors, and what the server holds back: owed.safetensors and
@@ -33,35 +34,36 @@ which is missing or was to be replaced is written.
 
 Anything else that differs from what was written is refused before it is used, and nothing is changed then: a run
 without ``current.json``, a line too few or too many, a tensor file with another bit, a ``begun.toml`` that was edited.
-``config.toml`` may be edited as far as `config.resuming` allows. What was written at the end of a run, the final
-adapter and its test, is made again from the state where it is missing or damaged.
+A ``config.toml`` that was edited is refused by whoever reads it as the configuration of the rounds that were played; a
+resumption takes it over as far as `config.resuming` allows, and says so. What was written at the end of a run, the
+final adapter and its test, is made again from the state where it is missing or damaged.
 
-A number that is not finite is null in these files
-(`strict_json`).
+A number that is not finite is null in these files (`strict_json`).
 """
 
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter
 
 from florist.data.partition import LabelCounts
 from florist.errors import DamagedRunError, MissingInputError
 from florist.federation.client_residuals import ClientResiduals
-from florist.federation.damage import damage_told, damaged, verified
+from florist.federation.damage import damage_told, damaged
 from florist.federation.final_result import FinalResult
 from florist.federation.kept_rounds import KeptRounds
 from florist.federation.last_round import CURRENT, LastRound, document
+from florist.federation.own_files import ALWAYS_READ, BEGUN, CONFIG, EXAMPLES, OwnFiles
 from florist.federation.records import FinalTest, RoundRecord
 from florist.federation.round_lines import RoundLines
-from florist.federation.run_facts import RunFacts, facts_document, read_facts, require_format
+from florist.federation.run_facts import RunFacts, facts_document, read_facts
+from florist.federation.run_format import FACTS, require_format
 from florist.federation.state import ServerState
 from florist.federation.state_folder import StateFolder
 from florist.files import strict_json
-from florist.files.outputs import new_directory, remove_drafts, replace_file
+from florist.files.outputs import new_directory, remove_drafts
 from florist.files.reading import read_bytes, require_regular, sha256
 
 _EXAMPLES = TypeAdapter(LabelCounts)
@@ -74,20 +76,30 @@ class RunDirectory:
     path: Path
 
     @classmethod
-    def create(cls, path: Path, config_toml: str, facts: RunFacts) -> "RunDirectory":
+    def create(
+        cls, path: Path, config_toml: str, facts: RunFacts, examples: LabelCounts | None = None
+    ) -> "RunDirectory":
         """Start a run directory, whole or not at all.
+
+        Args:
+            path: where.
+            config_toml: the configuration that the run is begun with; empty where there is none.
+            facts: what the run needs to know of itself beside.
+            examples: how many training examples of which label each client has, where that is known.
 
         Raises:
             OutputExistsError, UnwritableOutputError: as `outputs.require_absent`.
         """
         with new_directory(path) as draft:
-            for name in ("config.toml", "begun.toml"):
-                (draft / name).write_text(config_toml, encoding="utf-8")
-            (draft / "run.json").write_text(facts_document(facts), encoding="utf-8")
+            own = {CONFIG: config_toml, BEGUN: config_toml, FACTS: facts_document(facts)}
+            if examples is not None:
+                own[EXAMPLES] = strict_json.encode(asdict(examples)) + "\n"
+            for name, content in own.items():
+                (draft / name).write_text(content, encoding="utf-8")
             (draft / "rounds.jsonl").touch()
             (draft / "state").mkdir()
-            own = {name: sha256(draft / name) for name in ("begun.toml", "run.json")}
-            (draft / CURRENT).write_text(document(LastRound(0, own)), encoding="utf-8")
+            hashes = {name: sha256(draft / name) for name in own}
+            (draft / CURRENT).write_text(document(LastRound(0, hashes)), encoding="utf-8")
         return cls(path)
 
     @classmethod
@@ -99,20 +111,34 @@ class RunDirectory:
             OtherVersionError: a version of florist wrote it whose format this one does not read.
             DamagedRunError: run.json cannot be read.
         """
-        if not (path / "run.json").is_file():
+        if not (path / FACTS).is_file():
             raise MissingInputError(f"expected the directory of a run at {path}, found no run.json in it")
         require_format(path)
         return cls(path)
 
     @property
     def config_file(self) -> Path:
-        """The configuration that the run goes on with."""
-        return self.path / "config.toml"
+        """The configuration that the run goes on with, which may have been edited since."""
+        return self.path / CONFIG
+
+    @property
+    def played_config(self) -> Path:
+        """The configuration that the run goes on with, once it was found to be what it was played with.
+
+        Raises:
+            DamagedRunError: it is missing, cannot be read or was edited since.
+        """
+        return self.own_files.played_config()
 
     @property
     def begun_file(self) -> Path:
         """The configuration that the run was begun with."""
-        return self.path / "begun.toml"
+        return self.path / BEGUN
+
+    @property
+    def own_files(self) -> OwnFiles:
+        """The files that say what the run is, and are known by their hashes."""
+        return OwnFiles(self.path)
 
     @property
     def adapter(self) -> Path:
@@ -151,19 +177,16 @@ class RunDirectory:
         """How many training examples of which label each client has; None where nobody wrote it down.
 
         Raises:
-            DamagedRunError: examples.json cannot be read.
+            DamagedRunError: examples.json is missing, cannot be read or is not as it was written.
         """
         with damage_told(self.path):
-            file = self._examples
-            return _EXAMPLES.validate_python(_document(file)) if file.exists() else None
-
-    def save_examples(self, counted: LabelCounts) -> None:
-        """Write down how many training examples of which label each client has."""
-        replace_file(self._examples, strict_json.encode(asdict(counted)) + "\n")
+            if EXAMPLES not in self.own_files:
+                return None
+            return _EXAMPLES.validate_python(strict_json.decode(read_bytes(self.own_files.whole(EXAMPLES), 1 << 26)))
 
     def save_config(self, config_toml: str) -> None:
         """Replace the configuration that the run goes on with; the one that it was begun with stays."""
-        replace_file(self.config_file, config_toml)
+        self.own_files.replace(CONFIG, config_toml)
 
     def save(
         self,
@@ -277,8 +300,8 @@ class RunDirectory:
         """What current.json says and the records, which belong together also while another process plays the run."""
         last = self._last_round()
         with damage_told(self.path):
-            for name in last.own_files:
-                verified(self.path, name, last.own_files)
+            for name in ALWAYS_READ:
+                self.own_files.whole(name, last)
         while True:
             try:
                 return last, self._lines.records(last)
@@ -303,10 +326,6 @@ class RunDirectory:
         return " and ".join(offers) or "no round of it can be exported"
 
     @property
-    def _examples(self) -> Path:
-        return self.path / "examples.json"
-
-    @property
     def _lines(self) -> RoundLines:
         return RoundLines(self.path)
 
@@ -317,7 +336,3 @@ class RunDirectory:
     def _last_round(self) -> LastRound:
         with damage_told(self.path):
             return self._state.last_round()
-
-
-def _document(file: Path) -> Any:
-    return strict_json.decode(read_bytes(file, 1 << 26))

@@ -1,7 +1,7 @@
 """``state/current.json``: the last whole round of a run, and the SHA-256 of every file that the run is read from.
 
 The file is replaced once a round, and is the only word on what the run is. It carries a hash of itself, of the tensors
-of every round that are kept, of what says how the run was begun, of what was written at its end, and of every line of
+of every round that are kept, of what says what the run is, of what was written at its end, and of every line of
 ``rounds.jsonl``. Whatever else is found in the directory is therefore what florist wrote, or is known not to be.
 
 Nothing here imports torch: a run can be followed without it.
@@ -41,7 +41,7 @@ class LastRound:
 
     Attributes:
         round: the number of the last whole round; 0 before the first.
-        own_files: the SHA-256 of what says how the run was begun, by its name in the directory of the run.
+        own_files: the SHA-256 of what says what the run is, by its name in the directory of the run (`own_files`).
         files: the SHA-256 of every tensor file that is kept, by its name in the folder ``state``.
         holds: the round whose global adapter a client has, by client id.
         broadcasts: the rounds whose broadcasts clients may still lack.
@@ -53,6 +53,7 @@ class LastRound:
         lines_before: what stands for these (`chained`).
         record: that line, as a document; None before the first round.
         result: the SHA-256 of what was written at the end of the run, by its name in the directory of the run.
+        being_replaced: the SHA-256 that a file of `own_files` had before, by its name, while it is replaced.
     """
 
     round: int
@@ -68,6 +69,7 @@ class LastRound:
     lines_before: str = NO_LINES
     record: dict[str, Any] | None = None
     result: Mapping[str, str] = field(default_factory=dict[str, str])
+    being_replaced: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def line(self) -> bytes:

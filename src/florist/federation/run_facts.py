@@ -1,23 +1,16 @@
-"""``run.json``: what a run needs to know of itself beside its configuration, and the format of its directory."""
+"""``run.json``: what a run needs to know of itself beside its configuration."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter
 
-from florist.errors import OtherVersionError
 from florist.federation.damage import damage_told
 from florist.federation.kept_rounds import KeepRounds
+from florist.federation.run_format import FORMAT, facts_content
 from florist.files import strict_json
-from florist.files.reading import read_bytes
 from florist.files.strict_json import Number
-
-FORMAT = 3
-"""Of a run directory. The first one, which had no number, kept every round; the second had no hashes."""
-FILE = "run.json"
-_MOST_BYTES = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,37 +53,4 @@ def read_facts(run: Path) -> RunFacts:
         DamagedRunError: run.json cannot be read.
     """
     with damage_told(run):
-        return _FACTS.validate_python(_document(run))
-
-
-def require_format(run: Path) -> None:
-    """Check that the directory of a run has the format that this version reads.
-
-    Raises:
-        OtherVersionError: it has another one.
-        DamagedRunError: run.json cannot be read.
-    """
-    document = _document(run)
-    found = document.get("format", 1) if isinstance(document, dict) else None
-    if type(found) is not int or found == FORMAT:
-        return  # what is no number is damage, which is said by who reads the rest
-    by = f"florist {document.get('florist', 'of an unknown version')}"
-    if found > FORMAT:
-        raise OtherVersionError(
-            f"{run}: expected a run of format {FORMAT}, got format {found} of {by}; install that version or a later "
-            "one to go on with it"
-        )
-    # The version may be that of this florist, since the format has changed between two releases.
-    numbered = "format" in document
-    adapter = run / "adapter"
-    raise OtherVersionError(
-        f"{run}: expected a run of format {FORMAT}, got {f'format {found}, which' if numbered else 'one that'} an "
-        f"earlier {by} wrote{'' if numbered else ', before runs had a format number'}"
-        f"{f'; its adapter in {adapter} can still be used' if adapter.is_dir() else ''}; begin another run, or go on "
-        "with the version or commit that began this one"
-    )
-
-
-def _document(run: Path) -> Any:
-    with damage_told(run):
-        return strict_json.decode(read_bytes(run / FILE, _MOST_BYTES))
+        return _FACTS.validate_python(facts_content(run))

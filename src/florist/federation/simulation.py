@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from florist.data.examples import EncodedExamples
+from florist.data.partition import LabelCounts
 from florist.evaluation import Measurements, Metric
 from florist.factors import AdapterState
 from florist.federation.choice_of_rounds import RoundChoice
@@ -113,6 +114,7 @@ class Simulation:
         observer: Observer,
         *,
         given: Mapping[str, str] | None = None,
+        examples: LabelCounts | None = None,
     ) -> RunDirectory:
         """Measure the base model, choose the number of threads, and create the directory of a run.
 
@@ -125,6 +127,7 @@ class Simulation:
             threads: how many torch threads to use; None for the faster of one and all.
             observer: is told of the evaluation.
             given: what code gave, by name; None where the configuration says all.
+            examples: how many training examples of which label each client has, where they have labels.
 
         Raises:
             OutputExistsError, UnwritableOutputError: as `outputs.require_absent`.
@@ -134,7 +137,7 @@ class Simulation:
         observer.evaluating(0)
         initial = self.evaluate(self.initial_state)
         facts = RunFacts(version("florist"), method, threads, initial, given, self.keep_rounds, environment())
-        return RunDirectory.create(path, config_toml, facts)
+        return RunDirectory.create(path, config_toml, facts, examples)
 
     def run(self, directory: RunDirectory, observer: Observer) -> list[RoundRecord]:
         """Play the rounds that `directory` does not hold yet, then write the final adapter.

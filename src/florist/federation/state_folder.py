@@ -98,6 +98,7 @@ class StateFolder:
         after = LastRound(
             round=state.round_number,
             own_files=before.own_files,
+            being_replaced=before.being_replaced,
             client_residuals=dict(owed.rounds),
             best=best,
             line_begins=before.line_ends,

@@ -7,12 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from florist.errors import ConfigurationError, DamagedRunError
-from florist.federation.communication import Communication
 from florist.federation.environment import environment
-from florist.federation.guard import Guard
 from florist.federation.history import RunDirectory
 from florist.federation.kept_rounds import KeepRounds
 from florist.federation.records import RoundRecord
@@ -20,7 +18,6 @@ from florist.federation.rules import Federation
 from florist.federation.run_facts import RunFacts
 from florist.federation.state import ServerState
 from florist.files import strict_json
-from florist.files.outputs import replace_file
 from florist.files.reading import read_bytes
 from florist.flower.agreement import Agreement
 
@@ -50,8 +47,6 @@ _SETTINGS = (
     "robust",
 )
 """Fields of `Federation` that make the result of a run."""
-_BEFORE = {"communication": repr(Communication()), "guard": repr(Guard()), "robust": repr(None)}
-"""What runs went by that were begun before they wrote it down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +107,7 @@ class Journal:
         """What the clients of this run agreed on; None where nothing was saved yet.
 
         Raises:
-            DamagedRunError: the file cannot be read.
+            DamagedRunError: the file is missing or is not as it was written.
         """
         saved = self._agreed()
         return Agreement(saved.base, saved.shapes) if saved is not None else None
@@ -120,7 +115,7 @@ class Journal:
     def agree(self, agreed: Agreement, rules: Federation) -> None:
         """Save what the clients agreed on, and the rules of the run."""
         document = {"base": agreed.base, "shapes": dict(agreed.shapes), "settings": _settings(rules)}
-        replace_file(self.path / AGREED, strict_json.encode(document, indent=1) + "\n")
+        self.directory.own_files.replace(AGREED, strict_json.encode(document, indent=1) + "\n")
 
     def load(self, initial: ServerState, rules: Federation | None = None) -> tuple[ServerState, list[RoundRecord]]:
         """State and records after the last whole round; see `RunDirectory.load`.
@@ -145,25 +140,19 @@ class Journal:
         return self.directory.load(initial)
 
     def _agreed(self) -> _Agreed | None:
-        file = self.path / AGREED
-        if not file.exists() and not file.is_symlink():
-            if self.begun and self.directory.records():
-                raise DamagedRunError(
-                    f"expected what the clients of the run in {self.path} agreed on in {file}, and it is missing; "
-                    "restore it from a copy, or begin another run"
-                )
+        if not self.begun or (AGREED not in self.directory.own_files and not self.directory.records()):
             return None
         try:
-            return _AGREED.validate_python(strict_json.decode(read_bytes(file, _MOST_BYTES)))
-        except (OSError, ValueError, ValidationError) as error:
+            return _AGREED.validate_json(read_bytes(self.directory.own_files.whole(AGREED), _MOST_BYTES))
+        except (OSError, ValueError) as error:
             raise DamagedRunError(
-                f"expected what clients agreed on in {file}, and reading it failed ({' '.join(str(error).split())}); "
-                "restore it from a copy, or begin another run"
+                f"expected what the clients of the run in {self.path} agreed on in {self.path / AGREED}, and "
+                f"{' '.join(str(error).split())}; restore it from a copy, or begin another run"
             ) from error
 
     def _require_same(self, rules: Federation) -> None:
         saved, now = self._agreed(), _settings(rules)
-        before = {**_BEFORE, **saved.settings} if saved is not None else now  # else it was stopped before round 1
+        before = saved.settings if saved is not None else now  # else it was stopped before round 1
         changed = [
             f"{name} = {now[name]}: expected {before.get(name)}" for name in now if now[name] != before.get(name)
         ]

@@ -9,7 +9,8 @@ from typing import Any
 
 from florist.checkpoint import open_adapter
 from florist.comparison.intervals import Estimate
-from florist.errors import DamagedRunError, FloristError
+from florist.errors import FloristError
+from florist.federation.damage import damage_told
 from florist.federation.history import RunDirectory
 from florist.federation.records import RoundRecord
 from florist.files.reading import read_text
@@ -73,7 +74,7 @@ def page_of_run(path: Path) -> Page:
                 "torch threads": str(facts.threads),
                 **facts.environment,
             },
-            {"The whole configuration, defaults included": read_text(run.config_file)},
+            {"The whole configuration, defaults included": read_text(run.played_config)},
         ),
     ]
     return Page(f"Run {path.name}", _in_a_sentence(run, records, better), filled(sections))
@@ -314,13 +315,8 @@ def _why_stopped(records: Sequence[RoundRecord]) -> str | None:
 
 def _config(run: RunDirectory) -> Mapping[str, Any]:
     # As it is written: a key that this version does not know is no reason to refuse the page of an old run.
-    try:
-        return tomllib.loads(read_text(run.config_file))
-    except (OSError, ValueError) as error:
-        raise DamagedRunError(
-            f"expected the configuration of a run in {run.config_file}, and reading it failed ({error}); restore "
-            "it from a copy"
-        ) from error
+    with damage_told(run.path):
+        return tomllib.loads(read_text(run.played_config))
 
 
 def _get(config: Mapping[str, Any], section: str, key: str) -> Any:

@@ -1,0 +1,130 @@
+"""The files of a run directory that say what the run is, each of which is known by its SHA-256.
+
+The hashes are in ``state/current.json``. Most of these files are written once. One that is replaced while the run goes
+on has two hashes for that moment, the old and the new, so that neither a process that is killed then nor one that reads
+the run meanwhile takes it for damaged.
+
+Nothing here imports torch: a run can be followed without it.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from florist.errors import DamagedRunError
+from florist.federation.damage import DamagedFileError, damage_told, verified
+from florist.federation.last_round import CURRENT, LastRound, read_last_round, write_last_round
+from florist.federation.run_format import FACTS
+from florist.files.outputs import replace_file
+from florist.files.reading import sha256
+
+BEGUN = "begun.toml"
+"""The configuration that a run was begun with."""
+CONFIG = "config.toml"
+"""The configuration that a run goes on with."""
+EXAMPLES = "examples.json"
+"""How many training examples of which label each client has."""
+
+ALWAYS_READ = (BEGUN, FACTS)
+"""What nothing of a run is read without."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnFiles:
+    """The files at the top of a run directory that are known by their hashes.
+
+    Attributes:
+        run: the directory.
+    """
+
+    run: Path
+
+    def __contains__(self, name: str) -> bool:
+        """Whether florist wrote a file of this name.
+
+        Raises:
+            DamagedRunError: current.json cannot be read.
+        """
+        return name in self._last_round().own_files
+
+    def whole(self, name: str, last: LastRound | None = None) -> Path:
+        """The path of a file that was found to be as it was written, also while another process replaces it.
+
+        Args:
+            name: of the file.
+            last: what current.json says, where that was read already.
+
+        Raises:
+            DamagedFileError: it is missing, cannot be read or is not as it was written.
+            DamagedRunError: current.json cannot be read.
+
+        Cost: the file is read once.
+        """
+        last = last if last is not None else self._last_round()
+        while True:
+            try:
+                return self._verified(name, last)
+            except DamagedFileError:
+                before, last = last, self._last_round()
+                if last == before:
+                    raise
+
+    def is_whole(self, name: str) -> bool:
+        """Whether a file is as it was written.
+
+        Raises:
+            DamagedRunError: current.json cannot be read.
+        """
+        try:
+            self.whole(name)
+        except DamagedFileError:
+            return False
+        return True
+
+    def played_config(self, last: LastRound | None = None) -> Path:
+        """``config.toml``, once it was found to be what the run was played with.
+
+        Args:
+            last: as for `whole`.
+
+        Raises:
+            DamagedRunError: it is missing, cannot be read or was edited since.
+        """
+        try:
+            return self.whole(CONFIG, last)
+        except DamagedFileError as damage:
+            raise DamagedRunError(
+                f"expected the configuration that the run in {self.run} was played with, and {damage}; put it back as "
+                "it was, or go on with the run, which takes over what may change and names the rest: florist simulate "
+                f"--resume {self.run}"
+            ) from damage
+
+    def replace(self, name: str, content: str) -> None:
+        """Write a file, in the place of one of before if there is one, and make it known.
+
+        Raises:
+            DamagedRunError: current.json cannot be read.
+            UnwritableOutputError: as `outputs.replace_file`.
+        """
+        last, digest = self._last_round(), hashlib.sha256(content.encode()).hexdigest()
+        others = {each: before for each, before in last.being_replaced.items() if each != name}
+        after = replace(last, own_files={**last.own_files, name: digest}, being_replaced=others)
+        if after == last and self.is_whole(name):
+            return
+        if name in last.own_files and self.is_whole(name):
+            before = {name: sha256(self.run / name)}
+            write_last_round(self.run / CURRENT, replace(after, being_replaced={**others, **before}))
+        replace_file(self.run / name, content)
+        write_last_round(self.run / CURRENT, after)
+
+    def _verified(self, name: str, last: LastRound) -> Path:
+        try:
+            return verified(self.run, name, last.own_files)
+        except DamagedFileError:
+            if name not in last.being_replaced:
+                raise
+            return verified(self.run, name, last.being_replaced)
+
+    def _last_round(self) -> LastRound:
+        with damage_told(self.run):
+            return read_last_round(self.run / CURRENT)
