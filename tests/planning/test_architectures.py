@@ -1,6 +1,8 @@
 """Shapes from a configuration are those of the model that transformers builds of it."""
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +154,20 @@ def test_targets_are_names_or_their_last_parts() -> None:
     assert list(targeted(model, ["model.layers.3.mlp.up_proj"])) == ["model.layers.3.mlp.up_proj"]
     with pytest.raises(ConfigurationError, match=r"expected names out of down_proj, .* got c_attn"):
         targeted(model, ["q_proj", "c_attn"])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "telling"),
+    [
+        (os.mkfifo, "found a FIFO"),
+        (lambda file: file.symlink_to("/dev/zero"), "found a device"),
+        (lambda file: os.truncate(file, 1 << 40) if file.touch() is None else None, "expected at most 16777216 bytes"),
+    ],
+)
+def test_a_configuration_that_is_no_file_of_its_size_is_refused(
+    spoil: Callable[[Path], object], telling: str, tmp_path: Path
+) -> None:
+    spoil(tmp_path / "config.json")
+    for name in (tmp_path, tmp_path / "config.json"):
+        with pytest.raises(ModelError, match=f"expected JSON in .*{telling}"):
+            model_named(str(name))

@@ -1,5 +1,6 @@
 """Every tracker, in its own library: what was written is read back."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -265,6 +266,26 @@ def test_a_server_that_is_away_stops_nothing(run: RunDirectory, monkeypatch: pyt
     assert len(warnings) == 1
     assert warnings[0].startswith("MLflow failed: ")
     assert len(run.records()) == 2
+
+
+@pytest.mark.parametrize(
+    ("spoil", "telling"),
+    [
+        (os.mkfifo, "found a FIFO"),
+        (lambda file: file.symlink_to("/dev/zero"), "found a device"),
+        (lambda file: file.write_text("[" * 50_000), "nested too deeply"),
+        (lambda file: os.truncate(file, 1 << 40) if file.touch() is None else None, "expected at most 16777216 bytes"),
+    ],
+)
+def test_a_bookmark_that_is_no_file_of_its_size_is_told(
+    run: RunDirectory, spoil: Callable[[Path], object], telling: str
+) -> None:
+    spoil(run.path / "tracking.json")
+    warnings: list[str] = []
+    player(run, "tensorboard", warnings=warnings)(1, 1)
+    assert len(warnings) == 1
+    assert telling in warnings[0]
+    assert "tracking.json" in warnings[0]
 
 
 def test_a_damaged_bookmark_is_told_and_nothing_is_logged_twice(run: RunDirectory) -> None:

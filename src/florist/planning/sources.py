@@ -8,6 +8,7 @@ from typing import Any
 from florist.checkpoint.locating import locate
 from florist.errors import ConfigurationError, MissingInputError, ModelError
 from florist.files import strict_json
+from florist.files.reading import read_bytes
 from florist.planning.architectures import ARCHITECTURES, ModelShape, Shape, shape_of
 from florist.planning.presets import PRESETS
 
@@ -16,6 +17,7 @@ CONFIG = "config.json"
 
 MOST_LAYERS = 100_000
 """The most modules of one shape: more are a slip of the pen, and a line for each would be made."""
+_MOST_BYTES = 1 << 24  # of a configuration, which takes some thousand bytes
 _WRITTEN = re.compile(r"(?P<name>[\w.-]+)[=:](?P<m>[1-9]\d*)x(?P<n>[1-9]\d*)(\*(?P<count>[1-9]\d*))?")
 
 
@@ -129,7 +131,7 @@ def default_targets(model: ModelShape) -> tuple[str, ...]:
 
 def _read(name: str, file: Path) -> Mapping[str, Any]:
     try:
-        config = strict_json.decode(file.read_bytes())
+        config = strict_json.decode(read_bytes(file, _MOST_BYTES))
     except FileNotFoundError as error:
         raise MissingInputError(f"{name}: expected a {CONFIG} there, found none at {file}") from error
     except ValueError as error:

@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from florist.files import strict_json
 from florist.files.outputs import replace_file
+from florist.files.reading import read_bytes
 from florist.files.strict_json import Number
 
 FILE = "tracking.json"
+_MOST_BYTES = 1 << 24  # each tracker takes some hundred bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +43,11 @@ def read_bookmarks(run: Path) -> dict[str, Bookmark]:
     if not file.exists():
         return {}
     try:
-        return _BOOKMARKS.validate_python(strict_json.decode(file.read_bytes()))
-    except ValidationError as error:
-        raise ValueError(f"{file} is not what florist writes; remove it to track the run anew") from error
+        return _BOOKMARKS.validate_python(strict_json.decode(read_bytes(file, _MOST_BYTES)))
+    except ValueError as error:
+        raise ValueError(
+            f"{file} is not what florist writes; remove it to track the run anew ({' '.join(str(error).split())})"
+        ) from error
 
 
 def write_bookmarks(run: Path, bookmarks: Mapping[str, Bookmark]) -> None:
