@@ -307,7 +307,7 @@ def test_without_a_codec_nothing_is_touched(aggregator: Aggregator, saved: bool)
             assert each.update.adapter is mine.adapter
             assert each.update.sent_bytes == mine.nbytes
         closed = plain.close_round(state, [each.update for each in given])
-        expected = aggregator([plain.beginnings.change(each, state) for each in updates])  # the only oracle of bits
+        expected = aggregator([plain.client_starts.summand(each, state) for each in updates])  # the only oracle of bits
         assert closed.broadcast is not None
         for found, wanted in (
             (closed.broadcast.shared, expected.shared),
@@ -459,7 +459,7 @@ def test_methods_that_continue_train_on_from_decoded_values(aggregator: Aggregat
         closed = federation.close_round(state, [each.update for each in sent])
         assert not closed.dropped
         assert closed.broadcast is not None
-        aggregated = aggregator([federation.beginnings.change(each.update, state) for each in sent])
+        aggregated = aggregator([federation.client_starts.summand(each.update, state) for each in sent])
         for name, factor in aggregated.continued.items():
             decoded = PackedAdapter.of(AdapterState.of({name: factor}), codec, trained).unpacked(aggregated.continued)
             assert torch.equal(closed.state.continued[name].B, decoded[name].B)

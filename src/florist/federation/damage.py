@@ -1,4 +1,4 @@
-"""How a run is refused whose files cannot be read, or are not those that were written."""
+"""How a run is refused of which files cannot be read, or are not those that were written."""
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -22,8 +22,8 @@ class DamagedFileError(ValueError):
         self.name = name
 
 
-def verified(folder: Path, name: str, hashes: Mapping[str, str]) -> Path:
-    """The path of a file that was found to be as it was written.
+def checked_file(folder: Path, name: str, hashes: Mapping[str, str]) -> Path:
+    """Check that a file is as it was written; return its path.
 
     Args:
         folder: the directory that its name is in.
@@ -51,30 +51,32 @@ def verified(folder: Path, name: str, hashes: Mapping[str, str]) -> Path:
 
 
 @contextmanager
-def damage_told(run: Path, offer: Callable[[], str] | None = None) -> Generator[None, None, None]:
-    """What goes wrong while files of a run are read is raised as a `DamagedRunError`; a missing input stays one.
+def errors_as_damage(run: Path, still_usable: Callable[[], str] | None = None) -> Generator[None, None, None]:
+    """Raise what goes wrong while files of a run are read as a `DamagedRunError`; a missing input stays one.
 
     Args:
         run: the directory of the run.
-        offer: says what of the run is whole; None where nobody knows.
+        still_usable: says what of the run is whole; None where nobody knows.
     """
     try:
         yield
     except (DamagedRunError, MissingInputError, OtherVersionError):
         raise
     except (OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
-        raise damaged(run, " ".join(str(error).split()), offer() if offer is not None else "") from error
+        raise damaged_run(
+            run, " ".join(str(error).split()), still_usable() if still_usable is not None else ""
+        ) from error
 
 
-def damaged(run: Path, reason: str, offer: str = "") -> DamagedRunError:
+def damaged_run(run: Path, reason: str, still_usable: str = "") -> DamagedRunError:
     """The error for the directory of a run that is not whole.
 
     Args:
         run: the directory.
         reason: what is wrong.
-        offer: what of it can still be used.
+        still_usable: what of it is whole.
     """
-    offered = f"{offer}; " if offer else ""
+    offered = f"{still_usable}; " if still_usable else ""
     return DamagedRunError(
         f"expected a whole run in {run}, and reading it failed ({reason}); {offered}nothing in it was changed: restore "
         "the directory from a copy, or start the run anew"

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from florist.checkpoint.reading import CONFIG_NAME, WEIGHTS_NAME
 from florist.errors import DamagedRunError, MissingInputError
-from florist.federation.damage import DamagedFileError, damage_told, verified
+from florist.federation.damage import DamagedFileError, checked_file, errors_as_damage
 from florist.federation.last_round import LastRound
 from florist.federation.records import FinalTest
 from florist.federation.state_folder import StateFolder
@@ -45,7 +45,7 @@ class FinalResult:
         Raises:
             DamagedRunError: test.json cannot be read.
         """
-        with damage_told(self.run):
+        with errors_as_damage(self.run):
             if not self.has_test:
                 return None
             return _TEST.validate_python(strict_json.decode(read_bytes(self.run / _TEST_NAME, 1 << 26)))
@@ -72,7 +72,7 @@ class FinalResult:
             )
         try:
             for name in names:
-                verified(self.run, name, last.result)
+                checked_file(self.run, name, last.result)
         except DamagedFileError as damage:
             raise DamagedRunError(
                 f"expected the final adapter of {self.run} as it was written, and {damage}; make it again: "
@@ -123,7 +123,7 @@ class FinalResult:
         last = self._last_round()
         try:
             for name in last.result:
-                verified(self.run, name, last.result)
+                checked_file(self.run, name, last.result)
         except DamagedFileError as damage:
             return str(damage)
         return None
@@ -150,7 +150,7 @@ class FinalResult:
 
     def _record(self, names: Collection[str]) -> None:
         last = self._last_round()
-        with damage_told(self.run):
+        with errors_as_damage(self.run):
             found = {name: sha256(self.run / name) for name in names}
         self._state.make_current(replace(last, result={**last.result, **found}))
 
@@ -158,7 +158,7 @@ class FinalResult:
         last = self._last_round()
         try:
             for name in names:
-                verified(self.run, name, last.result)
+                checked_file(self.run, name, last.result)
         except DamagedFileError:
             return False
         return True
@@ -168,5 +168,5 @@ class FinalResult:
         return StateFolder(self.run / "state")
 
     def _last_round(self) -> LastRound:
-        with damage_told(self.run):
+        with errors_as_damage(self.run):
             return self._state.last_round()

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from florist.errors import DamagedRunError, MissingInputError
-from florist.federation.damage import DamagedFileError, damage_told, verified
+from florist.federation.damage import DamagedFileError, checked_file, errors_as_damage
 from florist.federation.last_round import CURRENT, read_last_round
 from florist.federation.own_files import ALWAYS_READ, OwnFiles
 from florist.federation.records import FinalTest, RoundRecord
@@ -113,7 +113,7 @@ def _has_adapter(run: Path, result: Mapping[str, str]) -> bool:
 
 def _is_whole(run: Path, name: str, result: Mapping[str, str]) -> bool:
     try:
-        verified(run, name, result)
+        checked_file(run, name, result)
     except DamagedFileError:
         return False
     return True
@@ -128,12 +128,12 @@ def require_records(run: Path) -> None:
     Cost: all of them are read and hashed once.
     """
     while True:
-        with damage_told(run):
+        with errors_as_damage(run):
             last = read_last_round(run / CURRENT)
         try:
             RoundLines(run).records(last)
         except DamagedRunError:
-            with damage_told(run):
+            with errors_as_damage(run):
                 if read_last_round(run / CURRENT) == last:
                     raise
         else:

@@ -51,7 +51,7 @@ from pydantic import TypeAdapter
 from florist.data.partition import LabelCounts
 from florist.errors import DamagedRunError, MissingInputError
 from florist.federation.client_residuals import ClientResiduals
-from florist.federation.damage import damage_told, damaged
+from florist.federation.damage import damaged_run, errors_as_damage
 from florist.federation.final_result import FinalResult
 from florist.federation.kept_rounds import KeptRounds
 from florist.federation.last_round import CURRENT, LastRound, document
@@ -179,7 +179,7 @@ class RunDirectory:
         Raises:
             DamagedRunError: examples.json is missing, cannot be read or is not as it was written.
         """
-        with damage_told(self.path):
+        with errors_as_damage(self.path):
             if EXAMPLES not in self.own_files:
                 return None
             return _EXAMPLES.validate_python(strict_json.decode(read_bytes(self.own_files.whole(EXAMPLES), 1 << 26)))
@@ -219,7 +219,7 @@ class RunDirectory:
         """
         before = self._last_round()
         if before.round == 0:
-            raise damaged(self.path, "there is no round to amend")
+            raise damaged_run(self.path, "there is no round to amend")
         self._lines.write(self._state.amend(state, record, before))
 
     def kept_rounds(self) -> KeptRounds | None:
@@ -241,7 +241,7 @@ class RunDirectory:
         kept = self.kept_rounds()
         if kept is None:
             raise MissingInputError(f"{self.path}: expected a run with a whole round, and none was played yet")
-        with self._damage_told():
+        with self._errors_as_damage():
             return kept.state_after(round_number, with_held_back=with_held_back)
 
     def client_residuals(self) -> ClientResiduals:
@@ -251,7 +251,7 @@ class RunDirectory:
             DamagedRunError: a file is missing, cannot be read or is not as it was written.
         """
         last = self._last_round()
-        with self._damage_told():
+        with self._errors_as_damage():
             return self._state.client_residuals(last)
 
     def records(self) -> list[RoundRecord]:
@@ -272,7 +272,7 @@ class RunDirectory:
         Cost: every such file is read once, to hash it.
         """
         last, _ = self._read()
-        with self._damage_told():
+        with self._errors_as_damage():
             for name in (self.config_file, self._lines.file):
                 require_regular(name)
             self._state.verify(last)
@@ -288,7 +288,7 @@ class RunDirectory:
         """
         self.require_whole()
         last, records = self._read()
-        with self._damage_told():
+        with self._errors_as_damage():
             state = self._state.load(last) if last.round else initial
         for folder in (self.path, self._state.path):
             remove_drafts(folder)
@@ -299,7 +299,7 @@ class RunDirectory:
     def _read(self) -> tuple[LastRound, list[RoundRecord]]:
         """What current.json says and the records, which belong together also while another process plays the run."""
         last = self._last_round()
-        with damage_told(self.path):
+        with errors_as_damage(self.path):
             for name in ALWAYS_READ:
                 self.own_files.whole(name, last)
         while True:
@@ -311,11 +311,11 @@ class RunDirectory:
                     raise
 
     @contextmanager
-    def _damage_told(self) -> Generator[None, None, None]:
-        with damage_told(self.path, self._offer):
+    def _errors_as_damage(self) -> Generator[None, None, None]:
+        with errors_as_damage(self.path, self._still_usable):
             yield
 
-    def _offer(self) -> str:
+    def _still_usable(self) -> str:
         """What of a run with damaged tensors can be used."""
         kept = self.kept_rounds()
         number = kept.last_whole() if kept is not None else None
@@ -334,5 +334,5 @@ class RunDirectory:
         return StateFolder(self.path / "state")
 
     def _last_round(self) -> LastRound:
-        with damage_told(self.path):
+        with errors_as_damage(self.path):
             return self._state.last_round()

@@ -69,7 +69,7 @@ class Moved:
         return found
 
 
-def standing_update(state: ServerState, adapter: AdapterState) -> ClientUpdate:
+def model_as_update(state: ServerState, adapter: AdapterState) -> ClientUpdate:
     """The model before a round, as the update of a client that changed nothing.
 
     Args:

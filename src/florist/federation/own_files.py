@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from florist.errors import DamagedRunError
-from florist.federation.damage import DamagedFileError, damage_told, verified
+from florist.federation.damage import DamagedFileError, checked_file, errors_as_damage
 from florist.federation.last_round import CURRENT, LastRound, read_last_round, write_last_round
 from florist.federation.run_format import FACTS
 from florist.files.outputs import replace_file
@@ -63,7 +63,7 @@ class OwnFiles:
         last = last if last is not None else self._last_round()
         while True:
             try:
-                return self._verified(name, last)
+                return self._checked(name, last)
             except DamagedFileError:
                 before, last = last, self._last_round()
                 if last == before:
@@ -117,14 +117,14 @@ class OwnFiles:
         replace_file(self.run / name, content)
         write_last_round(self.run / CURRENT, after)
 
-    def _verified(self, name: str, last: LastRound) -> Path:
+    def _checked(self, name: str, last: LastRound) -> Path:
         try:
-            return verified(self.run, name, last.own_files)
+            return checked_file(self.run, name, last.own_files)
         except DamagedFileError:
             if name not in last.being_replaced:
                 raise
-            return verified(self.run, name, last.being_replaced)
+            return checked_file(self.run, name, last.being_replaced)
 
     def _last_round(self) -> LastRound:
-        with damage_told(self.run):
+        with errors_as_damage(self.run):
             return read_last_round(self.run / CURRENT)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from florist.federation.damage import damage_told, damaged
+from florist.federation.damage import damaged_run, errors_as_damage
 from florist.federation.last_round import CURRENT, NO_LINES, LastRound, chained
 from florist.federation.records import RoundRecord
 from florist.files import strict_json
@@ -41,21 +41,21 @@ class RoundLines:
 
         Cost: the file is read and hashed once.
         """
-        with damage_told(self.run):
+        with errors_as_damage(self.run):
             content = read_bytes(self.file, MOST_BYTES)
             earlier, tail = content[: last.line_begins], content[last.line_begins :]
             lines = earlier.splitlines(keepends=True)
             if len(earlier) < last.line_begins or len(lines) != max(0, last.round - 1):
-                raise damaged(self.run, f"{FILE} does not have one line for every round")
+                raise damaged_run(self.run, f"{FILE} does not have one line for every round")
             if reduce(chained, lines, NO_LINES) != last.lines_before:
-                raise damaged(self.run, f"{FILE} is not as it was written")
+                raise damaged_run(self.run, f"{FILE} is not as it was written")
             if not _may_be_left(tail, last):
-                raise damaged(self.run, f"{FILE} has more than the {last.round} rounds of {CURRENT}")
+                raise damaged_run(self.run, f"{FILE} has more than the {last.round} rounds of {CURRENT}")
             documents = [strict_json.decode(line) for line in lines]
             documents += [last.record] if last.record is not None else []
             records = [_RECORD.validate_python(document) for document in documents]
             if [record.round for record in records] != list(range(1, len(records) + 1)) or len(records) != last.round:
-                raise damaged(self.run, f"{FILE} does not have one line for every round")
+                raise damaged_run(self.run, f"{FILE} does not have one line for every round")
         return records
 
     def write(self, last: LastRound) -> None:
@@ -65,11 +65,11 @@ class RoundLines:
             DamagedRunError: earlier lines are missing.
             UnwritableOutputError: there is no room. A part of a line may be there, which the next call cuts.
         """
-        with damage_told(self.run):
+        with errors_as_damage(self.run):
             require_regular(self.file)
         with unwritable_told(self.file), self.file.open("r+b") as lines:
             if lines.seek(0, os.SEEK_END) < last.line_begins:
-                raise damaged(self.run, f"{FILE} lacks earlier rounds")
+                raise damaged_run(self.run, f"{FILE} lacks earlier rounds")
             lines.seek(last.line_begins)
             if lines.read() == last.line:
                 return

@@ -17,8 +17,8 @@ from florist.compression.residual import NOTHING_OWED, Residual
 from florist.errors import ConfigurationError
 from florist.federation.admission import ROWS_TOLERANCE, Expected
 from florist.federation.before_cuts import BeforeCuts
-from florist.federation.beginnings import Beginnings
 from florist.federation.broadcasts import CATCH_UP_ROUNDS
+from florist.federation.client_starts import ClientStarts
 from florist.federation.closed_round import ClosedRound
 from florist.federation.communication import Communication, SentUpdate, upload_bytes_of
 from florist.federation.downloads import NOTHING_LACKED, Download, Downloads
@@ -126,7 +126,7 @@ class Federation:
         holds = state.holds.get(client_id)
         if holds is not None and holds >= state.latest:
             return NOTHING_LACKED
-        start, rank = self.beginnings.init(state, client_id), self.client_ranks[client_id]
+        start, rank = self.client_starts.init_of(state, client_id), self.client_ranks[client_id]
         return self._downloads.lacked(state, holds, rank, start=start, adapted=self.shapes)
 
     def with_holds(self, state: ServerState, told: Mapping[str, int | None]) -> ServerState:
@@ -142,21 +142,21 @@ class Federation:
         return replace(state, holds=holds) if holds != state.holds else state
 
     def start(self, state: ServerState, client_id: str) -> LocalStart:
-        """What a client begins the next round with, once it has downloaded what it lacked."""
-        return self.beginnings.start(state, client_id)
+        """What a client starts the next round with, once it has downloaded what it lacked."""
+        return self.client_starts.start(state, client_id)
 
     def rows(self, state: ServerState, client_id: str) -> Callable[[str], Tensor]:
-        """The rows of A that a client begins the next round with, by module (`Beginnings.rows`)."""
-        return self.beginnings.rows(state, client_id)
+        """The rows of A that a client starts the next round with, by module (`ClientStarts.starting_rows`)."""
+        return self.client_starts.starting_rows(state, client_id)
 
     def local_seed(self, round_number: int, client_id: str) -> int:
         """The seed of a client's random rows of A. It draws as many as `max_rank` and takes the first of them."""
-        return self.beginnings.local_seed(round_number, client_id)
+        return self.client_starts.local_seed(round_number, client_id)
 
     @property
-    def beginnings(self) -> Beginnings:
-        """Where each client begins a round, and what its upload changed from there."""
-        return Beginnings(
+    def client_starts(self) -> ClientStarts:
+        """Where each client starts from in a round, and what its upload changed from there."""
+        return ClientStarts(
             self.client_ranks,
             self.shapes,
             self.seed,
@@ -178,7 +178,7 @@ class Federation:
             NonFiniteUpdateError, InvalidUpdateError, IncompatibleAdaptersError: as `Communication.sent_update`.
         """
         rank = self.client_ranks[update.client_id]
-        given = self.beginnings.init(state, update.client_id).given(state, rank)
+        given = self.client_starts.init_of(state, update.client_id).given(state, rank)
         return self.communication.sent_update(update, owed, self.aggregator.work, given=given, max_rank=rank)
 
     def close_round(
@@ -199,7 +199,7 @@ class Federation:
             unsent: the clients that had nothing to send, and why.
             claimed: how many examples each client claimed when it first counted, by client id.
         """
-        round_number, beginnings = state.round_number + 1, self.beginnings
+        round_number, starts = state.round_number + 1, self.client_starts
         counted: dict[str, ClientUpdate] = {}
         dropped = list(unsent)
         for update in updates:
@@ -208,8 +208,8 @@ class Federation:
                 counted[update.client_id] = update
             else:
                 dropped.append(Drop(update.client_id, reason))
-        admitted = {client_id: beginnings.change(counted[client_id], state) for client_id in sorted(counted)}
-        moved = {client_id: beginnings.moved(changed, state) for client_id, changed in admitted.items()}
+        admitted = {client_id: starts.summand(counted[client_id], state) for client_id in sorted(counted)}
+        moved = {client_id: starts.judged(summand, state) for client_id, summand in admitted.items()}
         verdict = self.guard([*moved.values()], claimed or {})
         for drop in verdict.refused:
             dropped.append(drop)
@@ -223,7 +223,7 @@ class Federation:
             unchanged = replace(state, round_number=round_number)
             return ClosedRound(unchanged, None, usable, upload_bytes, {}, tuple(dropped), ranks, *stack, changes)
         left = [moved[update.client_id] for update in usable]
-        weighed = weigh(changes.updates, left, verdict.clipped, self.robust, beginnings.standing(state, usable))
+        weighed = weigh(changes.updates, left, verdict.clipped, self.robust, starts.model_before(state, usable))
         aggregated = certified_inputs(self.aggregator(weighed.updates), changes.updates)
         moved_on = self.moving_on(state, aggregated, [*counted], sum(upload_bytes.values()))
         after, broadcast, deliveries = moved_on.state, moved_on.broadcast, moved_on.deliveries

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from florist.federation.damage import damage_told
+from florist.federation.damage import errors_as_damage
 from florist.federation.kept_rounds import KeepRounds
 from florist.federation.run_format import FORMAT, facts_content
 from florist.files import strict_json
@@ -52,5 +52,5 @@ def read_facts(run: Path) -> RunFacts:
     Raises:
         DamagedRunError: run.json cannot be read.
     """
-    with damage_told(run):
+    with errors_as_damage(run):
         return _FACTS.validate_python(facts_content(run))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from florist.errors import OtherVersionError
-from florist.federation.damage import damage_told
+from florist.federation.damage import errors_as_damage
 from florist.files import strict_json
 from florist.files.reading import read_bytes
 
@@ -25,7 +25,7 @@ def facts_content(run: Path) -> Any:
     Raises:
         DamagedRunError: it cannot be read.
     """
-    with damage_told(run):
+    with errors_as_damage(run):
         return strict_json.decode(read_bytes(run / FACTS, _MOST_BYTES))
 
 

@@ -12,7 +12,7 @@ from florist.compression.residual import NOTHING_OWED
 from florist.factors import AdapterState
 from florist.federation.broadcasts import Broadcasts
 from florist.federation.client_residuals import ClientResiduals
-from florist.federation.damage import DamagedFileError, verified
+from florist.federation.damage import DamagedFileError, checked_file
 from florist.federation.last_round import CURRENT, LastRound, read_last_round, write_last_round
 from florist.federation.records import RoundRecord
 from florist.federation.state import ServerState
@@ -130,7 +130,7 @@ class StateFolder:
         required = {f"{_folder_name(last.round)}/{name}" for name in _ALWAYS}
         required |= {f"{_folder_name(number)}/{_BROADCAST}" for number in last.broadcasts}
         for name in sorted(required | _needed(last, last.files).keys()):
-            verified(self.path, name, last.files)
+            checked_file(self.path, name, last.files)
 
     def load(self, last: LastRound) -> ServerState:
         """The state after the last round, once `verify` has found it whole.
@@ -193,7 +193,7 @@ class StateFolder:
             DamagedFileError: its file is not what was written.
             OSError, KeyError, SafetensorError, InvalidUpdateError, UnknownCodecError: it cannot be read.
         """
-        return load_broadcast(verified(self.path, f"{_folder_name(round_number)}/{_BROADCAST}", last.files))
+        return load_broadcast(checked_file(self.path, f"{_folder_name(round_number)}/{_BROADCAST}", last.files))
 
     def load_around(self, last: LastRound, round_number: int, cumulative: AdapterState | None = None) -> ServerState:
         """The state after a round without clients and broadcasts, whose cumulative sum may be given.
@@ -204,7 +204,7 @@ class StateFolder:
         """
 
         def file(name: str) -> Path:
-            return verified(self.path, f"{_folder_name(round_number)}/{name}", last.files)
+            return checked_file(self.path, f"{_folder_name(round_number)}/{name}", last.files)
 
         has_owed = self.has_owed(last, round_number)
         return ServerState(
@@ -238,7 +238,7 @@ class StateFolder:
         """
         try:
             for name in names:
-                verified(self.path, name, last.files)
+                checked_file(self.path, name, last.files)
         except DamagedFileError:
             return False
         return True

@@ -10,7 +10,9 @@ import torch
 from pydantic import TypeAdapter
 
 from florist.errors import ConfigurationError, DamagedRunError
+from florist.federation.communication import Communication
 from florist.federation.environment import environment
+from florist.federation.guard import Guard
 from florist.federation.history import RunDirectory
 from florist.federation.kept_rounds import KeepRounds
 from florist.federation.records import RoundRecord
@@ -47,6 +49,8 @@ _SETTINGS = (
     "robust",
 )
 """Fields of `Federation` that make the result of a run."""
+_BEFORE = {"communication": repr(Communication()), "guard": repr(Guard()), "robust": repr(None)}
+"""What runs went by that were begun before they wrote it down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +156,7 @@ class Journal:
 
     def _require_same(self, rules: Federation) -> None:
         saved, now = self._agreed(), _settings(rules)
-        before = saved.settings if saved is not None else now  # else it was stopped before round 1
+        before = {**_BEFORE, **saved.settings} if saved is not None else now  # else it was stopped before round 1
         changed = [
             f"{name} = {now[name]}: expected {before.get(name)}" for name in now if now[name] != before.get(name)
         ]

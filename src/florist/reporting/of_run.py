@@ -10,7 +10,7 @@ from typing import Any
 from florist.checkpoint import open_adapter
 from florist.comparison.intervals import Estimate
 from florist.errors import FloristError
-from florist.federation.damage import damage_told
+from florist.federation.damage import errors_as_damage
 from florist.federation.history import RunDirectory
 from florist.federation.records import RoundRecord
 from florist.files.reading import read_text
@@ -315,7 +315,7 @@ def _why_stopped(records: Sequence[RoundRecord]) -> str | None:
 
 def _config(run: RunDirectory) -> Mapping[str, Any]:
     # As it is written: a key that this version does not know is no reason to refuse the page of an old run.
-    with damage_told(run.path):
+    with errors_as_damage(run.path):
         return tomllib.loads(read_text(run.played_config))
 
 
