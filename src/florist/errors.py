@@ -14,16 +14,16 @@ LONGEST_MESSAGE = 900
 """The characters of a message; one that is longer loses its middle, since it ends with what to do."""
 
 
-def one_line(text: str, longest: int = LONGEST_MESSAGE) -> str:
-    r"""Foreign text as it may be logged: on one line, without control characters, and not longer than a reader reads.
+def printable(text: str, longest: int = LONGEST_MESSAGE) -> str:
+    r"""Foreign text as it may be logged: printable, and so on one line, and not longer than a reader reads.
 
     Args:
         text: anything.
         longest: the characters of the result.
 
-    >>> one_line("q_proj\n[INFO] forged \x1b[31mline")
+    >>> printable("q_proj\n[INFO] forged \x1b[31mline")
     'q_proj\\n[INFO] forged \\x1b[31mline'
-    >>> one_line("a" * 91 + "; do this", longest=60)
+    >>> printable("a" * 91 + "; do this", longest=60)
     'aaaaaaaaaaaaaaaa ... (of 100 characters) ... aaaaaa; do this'
     """
     if len(text) > 4 * longest:  # what is escaped may be four times as long, and text may be megabytes
@@ -73,7 +73,7 @@ class FloristError(Exception):
 
     def __str__(self) -> str:
         """The message on one line. `args` has it as it was given."""
-        return one_line(super().__str__())
+        return printable(super().__str__())
 
 
 def how_to_install(extras: str) -> str:

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 
-from florist.errors import InvalidAdapterError, one_line
+from florist.errors import InvalidAdapterError, printable
 
 CPU_SECONDS = 1
 """The time that all expressions of a config have together, in seconds of the processor. Most need a thousandth."""
@@ -84,8 +84,8 @@ def require_expressions(keys: Iterable[str], what: str) -> None:
                 re.compile(at_the_end(key))
         except (re.error, ValueError, OverflowError, RecursionError, MemoryError) as error:
             raise InvalidAdapterError(
-                f"expected a regular expression over module names in {what}, got {one_line(key, 100)!r}: "
-                f"{one_line(str(error), 200)}; name the modules instead"
+                f"expected a regular expression over module names in {what}, got {printable(key, 100)!r}: "
+                f"{printable(str(error), 200)}; name the modules instead"
             ) from error
 
 
@@ -136,7 +136,7 @@ def matching(expressions: Sequence[str], names: Collection[str], *, whole: bool 
 
 @lru_cache(maxsize=32)
 def _matched(how: str, expressions: tuple[str, ...], names: tuple[str, ...]) -> list[list[int]]:
-    quoted = ", ".join(repr(one_line(expression, 60)) for expression in expressions[:3])
+    quoted = ", ".join(repr(printable(expression, 60)) for expression in expressions[:3])
     if not sys.executable:
         raise InvalidAdapterError(
             f"expected plain module names, since this Python cannot start another to match {quoted}"

@@ -20,7 +20,7 @@ from florist.errors import (
     MissingInputError,
     UnreadableFileError,
     UnsupportedAdapterError,
-    one_line,
+    printable,
 )
 from florist.files.reading import read_bytes
 from florist.files.strict_json import require_shallow
@@ -199,7 +199,7 @@ def _refuse_unsupported(path: Path, config: Mapping[str, Any]) -> None:
     if peft_type is None:
         raise InvalidAdapterError(f'expected "peft_type": "LORA" in {path}, found no peft_type')
     if not isinstance(peft_type, str) or peft_type.upper() != "LORA":
-        shown = one_line(peft_type, 60) if isinstance(peft_type, str) else reprlib.repr(peft_type)
+        shown = printable(peft_type, 60) if isinstance(peft_type, str) else reprlib.repr(peft_type)
         raise UnsupportedAdapterError(
             f"{path} is a {shown} adapter: florist combines plain LoRA only; train it as LoRA"
         )

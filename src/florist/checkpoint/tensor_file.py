@@ -19,7 +19,7 @@ from torch import Tensor
 from florist.checkpoint.git_lfs import refuse_pointer
 from florist.checkpoint.keys import LONGEST_NAME, is_name
 from florist.checkpoint.unchanged_file import UnchangedFile
-from florist.errors import FloristError, InvalidAdapterError, NonFiniteUpdateError, one_line, some
+from florist.errors import FloristError, InvalidAdapterError, NonFiniteUpdateError, printable, some
 
 LARGEST_HEADER = 50_000_000
 """The largest header of a safetensors file, in bytes. A tensor takes about 150: there is room for 300,000 of them."""
@@ -126,7 +126,7 @@ def open_safetensors(path: Path) -> TensorFile:
     offsets: dict[str, int] = {}
     for name, entry in header:
         if name in tensors:
-            problems.append(f"{one_line(name, 100)} occurs twice")
+            problems.append(f"{printable(name, 100)} occurs twice")
         shape, dtype = tuple(entry["shape"]), entry["dtype"]
         problems += _problems(name, shape, dtype if dtype not in _FLOATS else None)
         tensors[name] = _stored(shape, _FLOATS.get(dtype, torch.float32))
@@ -200,7 +200,7 @@ def _stored(shape: tuple[int, ...], dtype: torch.dtype) -> StoredTensor:
 
 def _problems(name: str, shape: tuple[int, ...], foreign_dtype: object) -> list[str]:
     problems: list[str] = []
-    shown = one_line(name, 100)
+    shown = printable(name, 100)
     if not is_name(name):
         problems.append(f"{shown!r} is no name of a tensor: such have up to {LONGEST_NAME} printable characters")
     if foreign_dtype is not None:

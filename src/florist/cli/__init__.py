@@ -21,7 +21,7 @@ from florist.cli.simulate import simulate_command
 from florist.cli.stopping import exit_status, stopped_by_signals
 from florist.cli.tune import tune_command
 from florist.cli.watch import watch_command
-from florist.errors import FloristError, one_line
+from florist.errors import FloristError, printable
 
 
 class _InterruptedError(Exception):
@@ -106,5 +106,5 @@ def main() -> None:
 
 
 def _stop(message: str, *, status: int) -> None:
-    typer.echo(f"florist: {one_line(' '.join(message.split()))}", err=True)
+    typer.echo(f"florist: {printable(' '.join(message.split()))}", err=True)
     sys.exit(status)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from florist.cli.output import plain_table
-from florist.errors import one_line
+from florist.errors import printable
 from florist.federation.records import RoundRecord
 
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
@@ -54,15 +54,15 @@ class Row:
         rank = str(record.total_rank) if record.ranks else ""  # averaged weights have no rank
         return cls(
             round=record.round,
-            metrics={one_line(name, 100): value for name, value in record.metrics.items()},
+            metrics={printable(name, 100): value for name, value in record.metrics.items()},
             rank=rank if record.aggregated else "none",
             upload_bytes=record.upload_bytes,
             download_bytes=record.download_bytes,
             held_back=record.relative_error if record.aggregated and record.held_back else None,
             seconds=record.seconds.get("total"),
             clients=len(record.clients),
-            dropped=tuple(f"{one_line(drop.client_id, 100)} dropped: {drop.reason}" for drop in record.dropped),
-            clipped=tuple(f"{one_line(clip.client_id, 100)} scaled down: {clip.reason}" for clip in record.clipped),
+            dropped=tuple(f"{printable(drop.client_id, 100)} dropped: {drop.reason}" for drop in record.dropped),
+            clipped=tuple(f"{printable(clip.client_id, 100)} scaled down: {clip.reason}" for clip in record.clipped),
             epsilon=record.epsilon,
             failed=record.privacy.failed if record.privacy is not None else None,
             ends=record.ends,

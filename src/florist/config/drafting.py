@@ -59,10 +59,10 @@ def _docstrings(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
             constant = below.value if isinstance(below, ast.Expr) else None
             text = constant.value if isinstance(constant, ast.Constant) and isinstance(constant.value, str) else ""
-            yield field.target.id, _one_line(" ".join(text.replace("``", "").replace("`", "").split()))
+            yield field.target.id, _first_sentences(" ".join(text.replace("``", "").replace("`", "").split()))
 
 
-def _one_line(text: str) -> str:
+def _first_sentences(text: str) -> str:
     sentences = text.split(". ")
     while len(text) > WIDTH - 2 and len(sentences) > 1:
         sentences.pop()

@@ -8,7 +8,7 @@ from typing import Any
 
 from florist.config.sections import FROM_CODE
 from florist.config.toml_text import encodable
-from florist.errors import one_line
+from florist.errors import printable
 
 _READ = (
     ("data", "path"),
@@ -72,7 +72,7 @@ def wrong_paths(tables: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if not isinstance(value, str):
             continue
         if "\0" in value:
-            yield f"{section}.{key}", f"expected a path without NUL characters, got '{one_line(value, 60)}'"
+            yield f"{section}.{key}", f"expected a path without NUL characters, got '{printable(value, 60)}'"
             continue
         longest = max(len(part.encode()) for part in re.split(r"[/\\]", value))
         if longest > LONGEST_NAME:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from florist.config.sections.section import LARGEST_NUMBER
-from florist.errors import ConfigurationError, MissingInputError, UnreadableFileError, one_line
+from florist.errors import ConfigurationError, MissingInputError, UnreadableFileError, printable
 from florist.files.reading import read_bytes
 
 LARGEST_FILE = 1 << 20
@@ -85,7 +85,7 @@ def _wrong(value: Any) -> str | None:
         if isinstance(each, int) and abs(each) > LARGEST_NUMBER:
             return f"expected a whole number of at most 64 bits, got one of {int(math.log10(abs(each))) + 1} digits"
         if isinstance(each, str) and not encodable(each):
-            return f"expected a text in UTF-8, got '{one_line(each, 60)}'"
+            return f"expected a text in UTF-8, got '{printable(each, 60)}'"
         if isinstance(each, Mapping):
             stack += [(part, depth + 1) for item in each.items() for part in item]
         elif isinstance(each, list | tuple):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from florist.errors import one_line
+from florist.errors import printable
 
 LONGEST_REASON = 400
 
@@ -39,4 +39,4 @@ class PrivacyRecord:
 
     def __post_init__(self) -> None:
         if self.failed is not None:
-            object.__setattr__(self, "failed", one_line(self.failed, LONGEST_REASON))
+            object.__setattr__(self, "failed", printable(self.failed, LONGEST_REASON))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from florist.errors import one_line
+from florist.errors import printable
 from florist.federation.private_records import PrivacyRecord
 from florist.files.strict_json import Number
 
@@ -50,7 +50,7 @@ class Drop:
     reason: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "reason", one_line(self.reason, LONGEST_REASON))
+        object.__setattr__(self, "reason", printable(self.reason, LONGEST_REASON))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Clip:
     reason: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "reason", one_line(self.reason, LONGEST_REASON))
+        object.__setattr__(self, "reason", printable(self.reason, LONGEST_REASON))
 
 
 @dataclass(frozen=True, slots=True)

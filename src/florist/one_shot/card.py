@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from florist.errors import one_line
+from florist.errors import printable
 from florist.one_shot.inspection import kind
 
 CARD_NAME = "README.md"
@@ -28,7 +28,7 @@ def model_card(certificate: Mapping[str, Any], config: Mapping[str, Any], labels
         labels: how many classes a classifier has.
     """
     base = str(config.get("base_model_name_or_path") or "")
-    name = one_line(base, 200) or "an unnamed base model"
+    name = printable(base, 200) or "an unnamed base model"
     ranks = [module["rank"] for module in certificate["modules"].values()]
     sections = [
         _front_matter(base, config.get("task_type")),
@@ -161,4 +161,6 @@ def _span(group: Sequence[Mapping[str, Any]], key: str) -> str:
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(one_line(cell, 300).replace('|', '&#124;') for cell in line)} |" for line in lines)
+    return "\n".join(
+        f"| {' | '.join(printable(cell, 300).replace('|', '&#124;') for cell in line)} |" for line in lines
+    )

@@ -10,7 +10,7 @@ from typing import Any
 
 from florist.checkpoint import SavedAdapter
 from florist.checkpoint.reading import CONFIG_NAME, WEIGHTS_NAME
-from florist.errors import InvalidAdapterError, InvalidUpdateError, one_line
+from florist.errors import InvalidAdapterError, InvalidUpdateError, printable
 from florist.files import strict_json
 from florist.files.outputs import sha256
 from florist.files.reading import read_bytes
@@ -154,7 +154,7 @@ def certified_weight(saved: SavedAdapter) -> Weight | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidAdapterError(
             f"expected a certificate of florist in {path}, got {type(error).__name__}: "
-            f"{one_line(str(error), 300)}; the weight that it gave is not used"
+            f"{printable(str(error), 300)}; the weight that it gave is not used"
         ) from error
     if unit is CountedIn.SHARES:
         count = 1  # of an unknown number of examples
@@ -180,8 +180,8 @@ def _require_known(path: Path, number: object, author: object) -> None:
     if number > FORMAT:
         raise InvalidUpdateError(
             f"expected {path} in format {FORMAT} or older, got format {reprlib.repr(number)} of florist "
-            f"{one_line(str(author), 60)}, which is newer than this one, {version('florist')}; update florist, or give "
-            "the examples behind every adapter (--weights)"
+            f"{printable(str(author), 60)}, which is newer than this one, {version('florist')}; update florist, or "
+            "give the examples behind every adapter (--weights)"
         )
 
 

@@ -86,7 +86,7 @@ class Tracking:
         try:
             bookmarks = read_bookmarks(self._about.path)
         except (OSError, ValueError) as problem:
-            self._warn(f"the run is not tracked: {_one_line(problem)}")
+            self._warn(f"the run is not tracked: {_reason(problem)}")
             return
         self._followers = [_Follower(name, bookmarks.get(name, Bookmark())) for name in self._names]
         run = RunDirectory.open(self._about.path)
@@ -140,7 +140,7 @@ class Tracking:
         except Exception as problem:  # noqa: BLE001  # no tracker, whatever it raises, may stop a run
             if not follower.failing:
                 self._warn(
-                    f"{TRACKERS[follower.name].title} failed: {_one_line(problem)}; the run goes on, and what is "
+                    f"{TRACKERS[follower.name].title} failed: {_reason(problem)}; the run goes on, and what is "
                     "missing there is sent when it works again"
                 )
             follower.failing = True
@@ -179,6 +179,6 @@ def _tell_waiting(tracker: Tracker, follower: _Follower) -> None:
         follower.bookmark = replace(follower.bookmark, step=step)
 
 
-def _one_line(problem: BaseException) -> str:
+def _reason(problem: BaseException) -> str:
     text = " ".join(str(problem).split()) or type(problem).__name__
     return text if len(text) <= 300 else f"{text[:300]}..."
