@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from florist.checkpoint import Export, open_adapter
     from florist.errors import FloristError
     from florist.factors import AdapterState, LoraFactor
+    from florist.federation.guard import Guard
     from florist.federation.local_init import Aligned, Fresh, Warm
     from florist.one_shot import AggregatedAdapter, aggregate
     from florist.ranks import ByteBudget, Capped, EnergyThreshold, FixedRank, GlobalEnergyThreshold, NoiseEdge
@@ -53,6 +54,7 @@ __all__ = [
     "Fresh",
     "FullFineTuning",
     "GlobalEnergyThreshold",
+    "Guard",
     "LinearRounds",
     "LoraFactor",
     "NoiseEdge",
@@ -86,6 +88,7 @@ _HOMES = {
     "Fresh": "florist.federation.local_init",
     "FullFineTuning": "florist.aggregation",
     "GlobalEnergyThreshold": "florist.ranks",
+    "Guard": "florist.federation.guard",
     "LinearRounds": "florist.aggregation",
     "LoraFactor": "florist.factors",
     "NoiseEdge": "florist.ranks",

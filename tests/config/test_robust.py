@@ -2,11 +2,13 @@ import math
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from florist.aggregation.robust import MAKERS, GeometricMedian
 from florist.config import Config, read_config
 from florist.config.methods import METHODS
-from florist.config.robust import ROBUST_NAMES, guard_of, robust_rule
+from florist.config.robust import ROBUST_NAMES, guard_keys, guard_of, robust_rule
+from florist.config.sections import GuardSection
 from florist.errors import ConfigurationError
 from florist.federation.guard import Action, Guard
 
@@ -34,12 +36,27 @@ def test_the_guard_is_on_and_no_rule_is_by_default(tmp_path: Path) -> None:
 def test_false_turns_a_check_off(tmp_path: Path) -> None:
     keys = ("norm_factor", "largest_norm", "smallest_cosine", "examples_factor")
     config = read(tmp_path, *(f"guard.{key}=false" for key in keys))
-    assert guard_of(config.guard) == Guard(None, None, None, None)
+    assert guard_of(config.guard) == Guard.off() == Guard(None, None, None, None)
 
 
 def test_a_cosine_of_zero_is_a_bound(tmp_path: Path) -> None:
     found = guard_of(read(tmp_path, "guard.smallest_cosine=0", "guard.largest_norm=3", "guard.action=clip").guard)
     assert found == Guard(largest_norm=3.0, smallest_cosine=0.0, action=Action.CLIP)
+
+
+@pytest.mark.parametrize(
+    "guard",
+    [
+        Guard(),
+        Guard.off(),
+        Guard(largest_norm=3, smallest_cosine=0.0, action=Action.CLIP),
+        Guard(norm_factor=4, examples_factor=2.5),
+    ],
+)
+def test_a_guard_as_an_object_is_that_of_its_keys(guard: Guard, tmp_path: Path) -> None:
+    keys = guard_keys(guard)
+    assert guard_of(GuardSection.model_validate(keys)) == guard
+    assert guard_of(read(tmp_path, file=f"[guard]\n{tomli_w.dumps(keys)}").guard) == guard
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from florist.aggregation import (
     RaFlora,
     WholeSum,
 )
-from florist.aggregation.robust import MAKERS, GeometricMedian, NormClippedMean
+from florist.aggregation.robust import MAKERS, GeometricMedian, MultiKrum, NormClippedMean
 from florist.factors import AdapterState, LoraFactor
 from florist.federation.closed_round import ClosedRound
 from florist.federation.guard import Action, Guard
@@ -29,7 +29,7 @@ from florist.rounds import NO_ADAPTER, Aggregator, ClientUpdate, SavedParameters
 from tests.builders import SHAPES, adapter, update, with_shared_rows
 
 CLIENTS = tuple(f"client_{k}" for k in range(6))
-OFF = Guard(None, None, None, None)
+OFF = Guard.off()
 METHODS: Mapping[str, Aggregator] = {
     "florist": Florist(EnergyThreshold(1.0)),
     "flora": Flora(),
@@ -80,6 +80,35 @@ def test_an_update_far_longer_than_the_others_is_refused(count: int, factor: flo
     assert list(reasons(closed)) == ["client_0"]
     assert "times the median" in reasons(closed)["client_0"]
     assert [one.client_id for one in closed.counted] == list(CLIENTS[1:count])
+
+
+@pytest.mark.parametrize("factor", [30.0, 1e12])
+def test_a_guard_that_is_off_refuses_nothing(factor: float) -> None:
+    updates = plain(3)
+    updates[0] = scaled(updates[0], factor)
+    federation = rules(guard=Guard.off())
+    closed = federation.close_round(ServerState.initial(), updates, claimed={"client_1": 10**6})
+    assert not closed.dropped
+    assert not closed.clipped
+    assert len(closed.counted) == 3
+
+
+def test_multi_krum_expects_no_fewer_hostile_clients_since_the_guard_refused_an_honest_one() -> None:
+    # Two of six collude, and an honest client has many more examples than before. Of the five that are left two are
+    # hostile: were one of them taken for refused already, at least one would count.
+    honest = [
+        update(CLIENTS[k], AdapterState.of({n: LoraFactor(f.B + 0.1 * g.B, f.A) for (n, f), g in pairs}))
+        for k in range(4)
+        for pairs in [list(zip(adapter(2, seed=0).items(), adapter(2, seed=k + 1).values(), strict=True))]
+    ]
+    hostile = [scaled(update(CLIENTS[k], honest[0].adapter), -2.0) for k in (4, 5)]
+    grown = replace(honest[0], num_examples=1000 * honest[0].num_examples)
+    federation = rules(robust=MultiKrum(0.25))
+    closed = federation.close_round(
+        ServerState.initial(), [grown, *honest[1:], *hostile], claimed={"client_0": honest[0].num_examples}
+    )
+    assert list(reasons(closed)) == ["client_0"]
+    assert [closed.weights[name] > 0 for name in CLIENTS[1:]] == [True, True, True, False, False]
 
 
 def test_two_of_five_cannot_raise_the_bound_for_each_other() -> None:

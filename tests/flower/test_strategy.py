@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from florist.aggregation import FedIt, FedSvd, FfaLora, Florist, LinearRounds
 from florist.errors import ConfigurationError, DirectoryInUseError, InvalidUpdateError, TooFewClientsError
 from florist.factors import AdapterState, LoraFactor
+from florist.federation.guard import Guard
 from florist.federation.local_init import Aligned, Continued, Fresh, Warm
 from florist.federation.rules import Federation
 from florist.federation.state import ServerState
@@ -660,6 +661,15 @@ def test_more_held_out_examples_than_a_client_may_claim_count_nowhere() -> None:
     clients[7].held_out, clients[7].metrics = 10**18, {"loss": 100.0}
     strategy, _ = play(clients, max_examples=10)
     assert strategy.records[0].metrics == {"loss": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("guard", "refused"), [(None, ["a"]), (Guard.off(), []), (Guard(largest_norm=1e-9), ["a", "b", "c"])]
+)
+def test_a_guard_checks_what_it_is_told_to(guard: Guard | None, refused: list[str]) -> None:
+    far = forging(lambda said: replace(said, adapter=said.adapter.map(lambda factor: factor.scaled(1e6))))
+    strategy, _ = play(three(), rounds=1, deliver=far, guard=guard)
+    assert sorted(drop.client_id for drop in strategy.records[0].dropped) == refused
 
 
 def test_a_mean_passes_over_what_one_client_alone_names_and_what_is_absurd() -> None:

@@ -15,6 +15,7 @@ from florist.config import read_config
 from florist.errors import ConfigurationError, DataError, GivenObjectError
 from florist.federation.records import RoundRecord
 from florist.simulating import Run
+from florist.simulating.keys import keys_of_guard
 from tests.federation.test_simulation import configure
 from tests.federation.test_simulation import run as run_configured
 
@@ -98,6 +99,16 @@ def test_a_method_as_an_object_is_the_method_of_that_name(small: dict[str, Any])
     by_object = florist.simulate(**small, method=florist.Florist(rule))
     assert weights(by_name) == weights(by_object)
     assert read_config(by_object.directory.config_file) == read_config(by_name.directory.config_file)
+
+
+def test_a_guard_as_an_object_is_that_of_its_keys(small: dict[str, Any]) -> None:
+    off = florist.simulate(**small, guard=florist.Guard.off())
+    section = read_config(off.directory.config_file).guard
+    assert (section.norm_factor, section.examples_factor, section.smallest_cosine) == (False, False, False)
+    tight = florist.simulate(**small, guard=florist.Guard(largest_norm=1e-9))
+    assert "guard.largest_norm" in tight.records[0].dropped[0].reason
+    with pytest.raises(ConfigurationError, match=r"guard: expected a florist\.Guard, or the keys of \[guard\]"):
+        keys_of_guard("off")
 
 
 def test_progress_is_a_line_a_round_on_stderr_where_it_is_asked_for(

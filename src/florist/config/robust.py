@@ -1,6 +1,6 @@
 """The guard and the robust rules of a configuration, by name; what loads torch is imported where it is used."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from florist.errors import ConfigurationError
 
@@ -38,6 +38,17 @@ def guard_of(section: "GuardSection") -> "Guard":
         examples_factor=section.examples_factor or None,
         action=Action(section.action),
     )
+
+
+def guard_keys(guard: "Guard") -> dict[str, Any]:
+    """The keys of ``[guard]`` that make a guard."""
+    return {
+        "norm_factor": guard.norm_factor or False,
+        "largest_norm": guard.largest_norm or False,
+        "smallest_cosine": False if guard.smallest_cosine is None else guard.smallest_cosine,
+        "examples_factor": guard.examples_factor or False,
+        "action": guard.action.value,
+    }
 
 
 def require_no_hostile_alone(robust: str | None, hostile: float | None) -> None:

@@ -69,6 +69,11 @@ class Guard:
     examples_factor: float | None = 10.0
     action: Action = Action.REFUSE
 
+    @classmethod
+    def off(cls) -> "Guard":
+        """A guard that checks nothing, and lets pass all that `admission` does."""
+        return cls(norm_factor=None, largest_norm=None, smallest_cosine=None, examples_factor=None)
+
     def __post_init__(self) -> None:
         for name, factor in (("norm_factor", self.norm_factor), ("examples_factor", self.examples_factor)):
             if factor is not None and not 1 < factor < math.inf:

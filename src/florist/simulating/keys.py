@@ -6,8 +6,10 @@ from typing import Any
 from florist.config.communication import with_preset
 from florist.config.methods import FOR_ALL_METHODS, METHODS
 from florist.config.own_method import OwnMethod, as_keys, known_method
+from florist.config.robust import guard_keys
 from florist.config.sections import FROM_CODE, DataSection
 from florist.errors import ConfigurationError, DataError
+from florist.federation.guard import Guard
 from florist.rounds import Aggregator
 
 Keys = Mapping[str, Any]
@@ -115,6 +117,21 @@ def data_keys(data: Keys | None, kind: Keys, held_out: Iterable[str]) -> Keys:
             f"{', '.join(files)}, which are for files; give the examples as clients, test and validation"
         )
     return {**kind, **(data or {}), "path": FROM_CODE, **dict.fromkeys(held_out, FROM_CODE)}
+
+
+def keys_of_guard(guard: Any) -> Keys | None:
+    """The keys of ``[guard]``: those of an object, or as they were given.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    if isinstance(guard, Guard):
+        return guard_keys(guard)
+    if guard is not None and not isinstance(guard, Mapping):
+        raise ConfigurationError(
+            f"guard: expected a florist.Guard, or the keys of [guard] as a dictionary, got {guard!r}"
+        )
+    return guard
 
 
 def require_keys(**tables: object) -> None:

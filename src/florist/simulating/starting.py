@@ -10,6 +10,7 @@ from florist.config.given import Given
 from florist.config.reading import config_of
 from florist.config.splits import split
 from florist.errors import ConfigurationError
+from florist.federation.guard import Guard
 from florist.federation.records import RoundRecord
 from florist.models.loading import fingerprint
 from florist.models.local_training import LocalTraining, by_trainer
@@ -19,6 +20,7 @@ from florist.simulating.keys import (
     Keys,
     communication_keys,
     data_keys,
+    keys_of_guard,
     method_keys,
     ranks_of,
     require_keys,
@@ -64,7 +66,7 @@ def simulate(
     training: Keys | None = None,
     aggregation: Keys | None = None,
     communication: str | Keys | None = None,
-    guard: Keys | None = None,
+    guard: Guard | Keys | None = None,
     privacy: Keys | None = None,
     evaluation: Keys | None = None,
     federation: Keys | None = None,
@@ -105,7 +107,8 @@ def simulate(
         training: keys of ``[training]``.
         aggregation: keys of ``[aggregation]`` for a method that is a name.
         communication: a preset, or keys of ``[communication]``.
-        guard: keys of ``[guard]``.
+        guard: refuses, or scales down, updates that no honest client sends: a `florist.Guard`, ``Guard.off()`` for
+            none, or keys of ``[guard]``; by default the guard with its defaults.
         privacy: keys of ``[privacy]``.
         evaluation: keys of ``[evaluation]``.
         federation: further keys of ``[federation]``, ``early_stopping`` or ``keep_rounds`` for instance.
@@ -138,7 +141,7 @@ def simulate(
     ([4, 2], ['loss', 'perplexity'])
     """
     require_keys(data=data, lora=lora, evaluation=evaluation, aggregation=aggregation)
-    require_keys(federation=federation, tracking=tracking, guard=guard, privacy=privacy)
+    require_keys(federation=federation, tracking=tracking, privacy=privacy)
     named = named_examples(clients, "clients")
     listed = ranks_of(ranks, list(named.by_client))
     own, said = method_keys(method, aggregation, listed)
@@ -171,7 +174,7 @@ def simulate(
             },
             aggregation=said,
             communication=communication_keys(communication, own),
-            guard=guard,
+            guard=keys_of_guard(guard),
             privacy=privacy,
             evaluation=evaluation,
             tracking=tracking,

@@ -19,6 +19,10 @@ class MultiKrum:
     clients are left out in each round, those that are most unlike the rest, such as clients with data of their own
     kind.
 
+    K counts the clients whose updates arrive here. f is not lowered by clients that a guard has refused in the round:
+    these need not be the hostile ones, and were f smaller than the number of hostile clients that are left, some of
+    them would be among the K - f.
+
     Source: arXiv:1703.02757, section 4 and its Multi-Krum. The paper needs K >= 2 f + 3; with fewer clients florist
     counts one neighbour more (`krum_scores`), and the guarantee of the paper is lost. It averages without weights;
     florist keeps the claimed ones, bounded (`bounded_weights`), so that with f = 0 the result is the weighted mean.
