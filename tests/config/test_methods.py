@@ -11,6 +11,7 @@ import pytest
 import florist
 from florist.aggregation import FlexLora, RaFlora
 from florist.config import Config, read_config, to_toml
+from florist.config.method_keys import one_shot_methods, require_one_shot
 from florist.config.methods import (
     DEFAULT_TAU,
     FOR_ALL_METHODS,
@@ -18,9 +19,7 @@ from florist.config.methods import (
     METHODS,
     Method,
     make_aggregator,
-    one_shot_methods,
     rank_rule,
-    require_one_shot,
 )
 from florist.config.sections import AggregationSection
 from florist.errors import ConfigurationError

@@ -32,9 +32,9 @@ from florist.federation.history import RunDirectory
 from florist.federation.kept_rounds import KeepRounds
 from florist.federation.last_round import LastRound
 from florist.federation.records import ClientRecord, Drop, FinalTest, RoundRecord
+from florist.federation.round_lines import RoundLines
 from florist.federation.run_facts import RunFacts
 from florist.federation.state import ServerState
-from florist.federation.state_folder import StateFolder
 from florist.files.reading import sha256
 from florist.rounds import NO_ADAPTER
 from tests.builders import SHAPES, adapter
@@ -593,17 +593,16 @@ def test_hashes_are_of_what_is_kept_and_made_once(tmp_path: Path, monkeypatch: p
 def test_a_run_that_is_read_while_it_is_played_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, reader = started(tmp_path), RunDirectory(tmp_path / "run")
     run.save(state(1), record(1))
-    read = StateFolder.last_round
+    read = RoundLines.records
 
-    def overtaken(self: StateFolder) -> LastRound:
-        last = read(self)
+    def overtaken(self: RoundLines, last: LastRound) -> list[RoundRecord]:
         if last.round == 1:
-            monkeypatch.setattr(StateFolder, "last_round", read)
+            monkeypatch.setattr(RoundLines, "records", read)
             run.save(state(2), record(2))  # between the reader's look at current.json and at rounds.jsonl
             run.save(state(3), record(3))
-        return last
+        return read(self, last)
 
-    monkeypatch.setattr(StateFolder, "last_round", overtaken)
+    monkeypatch.setattr(RoundLines, "records", overtaken)
     assert reader.records() == [record(1), record(2), record(3)]
 
 

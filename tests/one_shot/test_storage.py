@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from florist.checkpoint import Export
 from florist.factors import LoraFactor
 from florist.one_shot import aggregate
-from florist.one_shot.combining import storage_error
+from florist.one_shot.aggregated import storage_error
 from florist.ranks import EnergyThreshold
 from tests.builders import SHAPES, relative_error
 

@@ -9,7 +9,8 @@ import typer
 from florist.cli.hub import Private, PushToHub, require_hub
 from florist.cli.options import AsJson, Quiet, Verbose
 from florist.cli.weights import parse_weights
-from florist.config.methods import DEFAULT_METHOD, DEFAULT_TAU, one_shot_methods, require_one_shot
+from florist.config.method_keys import one_shot_methods, require_one_shot
+from florist.config.methods import DEFAULT_METHOD, DEFAULT_TAU
 from florist.errors import ConfigurationError
 
 

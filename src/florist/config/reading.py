@@ -13,7 +13,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from florist.config import communication, methods
+from florist.config import communication, method_keys
 from florist.config.paths import anchor, wrong_paths
 from florist.config.sections import Config, Section
 from florist.config.toml_text import parsed, read_tables, wrong_values
@@ -62,7 +62,7 @@ def read_config(
 
     A relative path in the file is relative to the file, and one in an override to the current directory; what is read
     has absolute paths. An override of the aggregation method, of how much it keeps, or of a preset, also removes what
-    the file or an earlier layer says to the contrary (`methods.without_replaced`, `communication.without_replaced`).
+    the file or an earlier layer says to the contrary (`without_replaced` of `method_keys` and of `communication`).
 
     Args:
         path: The path of the file.
@@ -180,7 +180,7 @@ def _apply(tables: dict[str, Any], overrides: Sequence[str]) -> dict[str, str]:
         if not isinstance(tables.setdefault(section, {}), dict):
             raise ConfigurationError(f"expected a table [{section}], got {_short(tables[section])}")
         if section == "aggregation":
-            tables[section] = methods.without_replaced(tables[section], table)
+            tables[section] = method_keys.without_replaced(tables[section], table)
         tables[section].update(table)
     for section, key in unset:
         if isinstance(table := tables.get(section), dict):

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from florist.errors import DamagedRunError, MissingInputError
-from florist.federation.damage import DamagedFileError, checked_file, errors_as_damage
+from florist.federation.damage import DamagedFileError, checked_file
 from florist.federation.last_round import CURRENT, read_last_round
 from florist.federation.own_files import ALWAYS_READ, OwnFiles
 from florist.federation.records import FinalTest, RoundRecord
@@ -127,17 +127,7 @@ def require_records(run: Path) -> None:
 
     Cost: all of them are read and hashed once.
     """
-    while True:
-        with errors_as_damage(run):
-            last = read_last_round(run / CURRENT)
-        try:
-            RoundLines(run).records(last)
-        except DamagedRunError:
-            with errors_as_damage(run):
-                if read_last_round(run / CURRENT) == last:
-                    raise
-        else:
-            return
+    RoundLines(run).with_last_round()
 
 
 @dataclass(slots=True)

@@ -49,12 +49,12 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from florist.data.partition import LabelCounts
-from florist.errors import DamagedRunError, MissingInputError
+from florist.errors import MissingInputError
 from florist.federation.client_residuals import ClientResiduals
 from florist.federation.damage import damaged_run, errors_as_damage
 from florist.federation.final_result import FinalResult
 from florist.federation.kept_rounds import KeptRounds
-from florist.federation.last_round import CURRENT, LastRound, document
+from florist.federation.last_round import LastRound
 from florist.federation.own_files import ALWAYS_READ, BEGUN, CONFIG, EXAMPLES, OwnFiles
 from florist.federation.records import FinalTest, RoundRecord
 from florist.federation.round_lines import RoundLines
@@ -64,7 +64,7 @@ from florist.federation.state import ServerState
 from florist.federation.state_folder import StateFolder
 from florist.files import strict_json
 from florist.files.outputs import new_directory, remove_drafts
-from florist.files.reading import read_bytes, require_regular, sha256
+from florist.files.reading import read_bytes, require_regular
 
 _EXAMPLES = TypeAdapter(LabelCounts)
 
@@ -91,15 +91,12 @@ class RunDirectory:
             OutputExistsError, UnwritableOutputError: as `outputs.require_absent`.
         """
         with new_directory(path) as draft:
-            own = {CONFIG: config_toml, BEGUN: config_toml, FACTS: facts_document(facts)}
+            contents = {CONFIG: config_toml, BEGUN: config_toml, FACTS: facts_document(facts)}
             if examples is not None:
-                own[EXAMPLES] = strict_json.encode(asdict(examples)) + "\n"
-            for name, content in own.items():
-                (draft / name).write_text(content, encoding="utf-8")
+                contents[EXAMPLES] = strict_json.encode(asdict(examples)) + "\n"
             (draft / "rounds.jsonl").touch()
             (draft / "state").mkdir()
-            hashes = {name: sha256(draft / name) for name in own}
-            (draft / CURRENT).write_text(document(LastRound(0, hashes)), encoding="utf-8")
+            OwnFiles(draft).begin(contents)
         return cls(path)
 
     @classmethod
@@ -297,18 +294,12 @@ class RunDirectory:
         return state, records
 
     def _read(self) -> tuple[LastRound, list[RoundRecord]]:
-        """What current.json says and the records, which belong together also while another process plays the run."""
+        """What current.json says, and the records."""
         last = self._last_round()
         with errors_as_damage(self.path):
             for name in ALWAYS_READ:
                 self.own_files.whole(name, last)
-        while True:
-            try:
-                return last, self._lines.records(last)
-            except DamagedRunError:
-                before, last = last, self._last_round()
-                if last == before:
-                    raise
+        return self._lines.with_last_round(last)
 
     @contextmanager
     def _errors_as_damage(self) -> Generator[None, None, None]:

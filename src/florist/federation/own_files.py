@@ -8,12 +8,13 @@ Nothing here imports torch: a run can be followed without it.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from florist.errors import DamagedRunError
 from florist.federation.damage import DamagedFileError, checked_file, errors_as_damage
-from florist.federation.last_round import CURRENT, LastRound, read_last_round, write_last_round
+from florist.federation.last_round import CURRENT, LastRound, document, read_last_round, write_last_round
 from florist.federation.run_format import FACTS
 from florist.files.outputs import replace_file
 from florist.files.reading import sha256
@@ -38,6 +39,13 @@ class OwnFiles:
     """
 
     run: Path
+
+    def begin(self, contents: Mapping[str, str]) -> None:
+        """Write the files of a run that begins, by name, and its first ``current.json``."""
+        for name, content in contents.items():
+            (self.run / name).write_text(content, encoding="utf-8")
+        hashes = {name: sha256(self.run / name) for name in contents}
+        (self.run / CURRENT).write_text(document(LastRound(0, hashes)), encoding="utf-8")
 
     def __contains__(self, name: str) -> bool:
         """Whether florist wrote a file of this name.

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from florist.errors import DamagedRunError
 from florist.federation.damage import damaged_run, errors_as_damage
-from florist.federation.last_round import CURRENT, NO_LINES, LastRound, chained
+from florist.federation.last_round import CURRENT, NO_LINES, LastRound, chained, read_last_round
 from florist.federation.records import RoundRecord
 from florist.files import strict_json
 from florist.files.reading import read_bytes, require_regular
@@ -29,6 +30,26 @@ class RoundLines:
     """
 
     run: Path
+
+    def with_last_round(self, last: LastRound | None = None) -> tuple[LastRound, list[RoundRecord]]:
+        """What current.json says, and the records, which belong together also while another process plays the run.
+
+        Args:
+            last: what current.json said, where that was read already.
+
+        Raises:
+            DamagedRunError: current.json cannot be read, or as `records`.
+
+        Cost: as `records`.
+        """
+        last = last if last is not None else self._last_round()
+        while True:
+            try:
+                return last, self.records(last)
+            except DamagedRunError:
+                before, last = last, self._last_round()
+                if last == before:
+                    raise
 
     def records(self, last: LastRound) -> list[RoundRecord]:
         """The records of all whole rounds.
@@ -78,6 +99,10 @@ class RoundLines:
             lines.write(last.line)
             lines.flush()
             os.fsync(lines.fileno())
+
+    def _last_round(self) -> LastRound:
+        with errors_as_damage(self.run):
+            return read_last_round(self.run / CURRENT)
 
     @property
     def file(self) -> Path:

@@ -1,8 +1,9 @@
 """Combine saved adapters into one, without rounds, and certify the result."""
 
+from florist.one_shot.aggregated import AggregatedAdapter
 from florist.one_shot.budget import FileBudget
 from florist.one_shot.certificate import CERTIFICATE_NAME
-from florist.one_shot.combining import AggregatedAdapter, aggregate, combine
+from florist.one_shot.combining import aggregate, combine
 from florist.one_shot.inputs import Inputs, open_inputs
 from florist.one_shot.weights import CountedIn, Weights
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ByteSize, Field, model_validator
 
+from florist.config.method_keys import require_own_keys
 from florist.config.methods import (
     DEFAULT_METHOD,
     DEFAULT_TAU,
@@ -13,7 +14,6 @@ from florist.config.methods import (
     METHODS,
     OWN,
     method_named,
-    require_own_keys,
 )
 from florist.config.robust import DEFAULT_HOSTILE, ROBUST_NAMES, require_no_hostile_alone
 from florist.config.sections.section import Positive, Section, fraction_of, one_of
