@@ -27,14 +27,14 @@ def read(tmp_path: Path, *overrides: str, file: str = "") -> Config:
 
 def test_the_guard_is_on_and_no_rule_is_by_default(tmp_path: Path) -> None:
     config = read(tmp_path)
-    assert guard_of(config.guard) == Guard() == Guard(10.0, None, None, 10.0, Action.REFUSE)
+    assert guard_of(config.guard) == Guard() == Guard(10.0, None, None, None, 10.0, Action.REFUSE)
     assert robust_rule(config.aggregation) is None
 
 
 def test_false_turns_a_check_off(tmp_path: Path) -> None:
-    keys = ("norm_factor", "largest_norm", "smallest_cosine", "examples_factor")
+    keys = ("norm_factor", "component_factor", "largest_norm", "smallest_cosine", "examples_factor")
     config = read(tmp_path, *(f"guard.{key}=false" for key in keys))
-    assert guard_of(config.guard) == Guard(None, None, None, None)
+    assert guard_of(config.guard) == Guard(None, None, None, None, None)
 
 
 def test_a_cosine_of_zero_is_a_bound(tmp_path: Path) -> None:
@@ -47,6 +47,7 @@ def test_a_cosine_of_zero_is_a_bound(tmp_path: Path) -> None:
     [
         "guard.norm_factor=1",
         "guard.norm_factor=true",
+        "guard.component_factor=1.0",
         "guard.largest_norm=0",
         "guard.smallest_cosine=1",
         "guard.smallest_cosine=-2",

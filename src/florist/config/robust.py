@@ -33,6 +33,7 @@ def guard_of(section: "GuardSection") -> "Guard":
 
     return Guard(
         norm_factor=section.norm_factor or None,
+        component_factor=section.component_factor or None,
         largest_norm=section.largest_norm or None,
         smallest_cosine=None if section.smallest_cosine is False else float(section.smallest_cosine),
         examples_factor=section.examples_factor or None,
