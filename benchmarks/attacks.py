@@ -116,6 +116,8 @@ DEFENCES: Mapping[str, Sequence[str]] = {
         "guard.smallest_cosine=0",
     ),
     "multi-krum": ("aggregation.robust=multi-krum",),
+    "guard, component 1.5": ("guard.component_factor=1.5",),
+    "geometric-median, component 1.5": ("aggregation.robust=geometric-median", "guard.component_factor=1.5"),
 }
 
 

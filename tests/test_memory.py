@@ -45,6 +45,7 @@ def peak_bytes(adapters: list[Path], out: Path) -> int:
     return 1024 * int(done.stderr.strip().splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_memory_does_not_grow_with_the_clients(tmp_path: Path) -> None:
     adapters = [save(tmp_path / f"c{seed}", seed) for seed in range(600)]

@@ -102,6 +102,7 @@ def test_a_comparison_goes_on_only_with_its_trackers(
     assert open_comparison(tmp_path / "out").comparison == comparison
 
 
+@pytest.mark.slow
 def test_variants_alone_are_compared_with_the_configuration_as_it_is(
     florist: Run, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +243,7 @@ def test_processes_end_with_the_one_that_started_them(
     assert len(before) < 4
 
 
+@pytest.mark.slow
 def test_methods_that_continue_keep_the_codec_and_drop_the_feedback(florist: Run, config: Path, tmp_path: Path) -> None:
     config.write_text(config.read_text() + '[communication]\nupload = "int8"\nupload_tau = 0.8\nfeedback = true\n')
     out = tmp_path / "out"
@@ -254,6 +256,7 @@ def test_methods_that_continue_keep_the_codec_and_drop_the_feedback(florist: Run
     assert (kept["fedit"].upload, kept["fedit"].upload_tau, kept["fedit"].feedback) == ("int8", None, False)
 
 
+@pytest.mark.slow
 def test_a_variant_may_have_its_own_communication(florist: Run, config: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     compact = ("--variant", "compact: communication.preset=compact")

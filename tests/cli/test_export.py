@@ -72,6 +72,7 @@ def test_other_methods_keep_their_rounds_too(florist: Run, config: Path, tmp_pat
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == weights(shorter.path)
 
 
+@pytest.mark.slow
 def test_without_a_round_it_is_the_final_adapter(
     florist: Run, kept: RunDirectory, forgetful: RunDirectory, tmp_path: Path
 ) -> None:
@@ -129,6 +130,7 @@ def test_the_certificate_is_of_the_adapter_and_its_clients(kept: RunDirectory) -
         assert module["norm"] == pytest.approx(float((B @ A).norm()), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flush", [True, False])
 def test_the_bound_holds_for_the_sum_of_all_that_the_clients_sent(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flush: bool

@@ -24,6 +24,7 @@ print(usage().hblks - before)  # blocks that are mapped from the kernel, and go 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is steered")
 @pytest.mark.parametrize(("asked", "mapped"), [("kept", 0), ("by default", 1)])
 def test_a_large_block_is_not_mapped_anew_each_time(asked: str, mapped: int) -> None:

@@ -195,6 +195,7 @@ def test_a_result_that_is_damaged_is_written_again_and_this_is_said(
     assert "made again" not in again.stderr
 
 
+@pytest.mark.slow
 def test_a_comparison_with_a_damaged_run_is_refused(florist: Run, config: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     told = florist("compare", config, "--methods", "florist,fedit", "--seeds", "1", "-o", out)

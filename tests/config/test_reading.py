@@ -79,6 +79,7 @@ robust = "geometric-median"
 hostile = 0.3
 [guard]
 norm_factor = 20.0
+component_factor = 1.5
 largest_norm = 100.0
 smallest_cosine = -0.5
 examples_factor = false

@@ -29,14 +29,14 @@ def read(tmp_path: Path, *overrides: str, file: str = "") -> Config:
 
 def test_the_guard_is_on_and_no_rule_is_by_default(tmp_path: Path) -> None:
     config = read(tmp_path)
-    assert guard_of(config.guard) == Guard() == Guard(10.0, None, None, 10.0, Action.REFUSE)
+    assert guard_of(config.guard) == Guard() == Guard(10.0, None, None, None, 10.0, Action.REFUSE)
     assert robust_rule(config.aggregation) is None
 
 
 def test_false_turns_a_check_off(tmp_path: Path) -> None:
-    keys = ("norm_factor", "largest_norm", "smallest_cosine", "examples_factor")
+    keys = ("norm_factor", "component_factor", "largest_norm", "smallest_cosine", "examples_factor")
     config = read(tmp_path, *(f"guard.{key}=false" for key in keys))
-    assert guard_of(config.guard) == Guard.off() == Guard(None, None, None, None)
+    assert guard_of(config.guard) == Guard.off() == Guard(None, None, None, None, None)
 
 
 def test_a_cosine_of_zero_is_a_bound(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_a_cosine_of_zero_is_a_bound(tmp_path: Path) -> None:
         Guard(),
         Guard.off(),
         Guard(largest_norm=3, smallest_cosine=0.0, action=Action.CLIP),
-        Guard(norm_factor=4, examples_factor=2.5),
+        Guard(norm_factor=4, component_factor=3.0, examples_factor=2.5),
     ],
 )
 def test_a_guard_as_an_object_is_that_of_its_keys(guard: Guard, tmp_path: Path) -> None:
@@ -64,6 +64,7 @@ def test_a_guard_as_an_object_is_that_of_its_keys(guard: Guard, tmp_path: Path) 
     [
         "guard.norm_factor=1",
         "guard.norm_factor=true",
+        "guard.component_factor=1.0",
         "guard.largest_norm=0",
         "guard.smallest_cosine=1",
         "guard.smallest_cosine=-2",

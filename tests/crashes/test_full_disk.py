@@ -44,6 +44,7 @@ def test_an_aggregate_without_room_is_refused_and_leaves_nothing(
     assert names(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_run_without_room_says_how_it_goes_on_and_ends_with_the_same_bits(
     florist: Run, config: Path, tmp_path: Path
 ) -> None:

@@ -124,6 +124,7 @@ def test_the_line_on_the_choice_of_rounds(
     assert not [line for line in totals(stopped, records(3, 1), FederationSection(), flushed=True) if "best" in line]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_chooses_as_one_that_was_not(stopped: RunDirectory, config: Path, tmp_path: Path) -> None:
     class Interrupt(Silent):
         def closed(self, record: RoundRecord) -> None:

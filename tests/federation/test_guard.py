@@ -1,5 +1,5 @@
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -27,6 +27,7 @@ from florist.federation.state import ServerState
 from florist.ranks import EnergyThreshold
 from florist.rounds import NO_ADAPTER, Aggregator, ClientUpdate, SavedParameters, Trained
 from tests.builders import SHAPES, adapter, update, with_shared_rows
+from tests.linalg.matrices import generator, orthonormal
 
 CLIENTS = tuple(f"client_{k}" for k in range(6))
 OFF = Guard.off()
@@ -84,6 +85,7 @@ def test_an_update_far_longer_than_the_others_is_refused(count: int, factor: flo
 
 @pytest.mark.parametrize("factor", [30.0, 1e12])
 def test_a_guard_that_is_off_refuses_nothing(factor: float) -> None:
+    assert all(getattr(Guard.off(), each.name) is None for each in fields(Guard) if each.name != "action")
     updates = plain(3)
     updates[0] = scaled(updates[0], factor)
     federation = rules(guard=Guard.off())
@@ -143,6 +145,41 @@ def test_a_large_head_does_not_hide_behind_large_factors() -> None:
     far = {"score": torch.full((3,), 1e4)}
     moved = [replace(one, saved_parameters={"score": far["score"] + 1}) for one in updates]
     assert not reasons(close(moved, Guard(), far))
+
+
+def with_components(*lengths: float) -> list[ClientUpdate]:
+    """Clients of ranks 6, 4, 2, 2 and 1, each of whose components adds so much to the norm of the product."""
+    draw = generator(0)
+
+    def adapted(rank: int, length: float) -> AdapterState:
+        return AdapterState.of(
+            {
+                name: LoraFactor(length * orthonormal(m, rank, draw), orthonormal(n, rank, draw).T)
+                for name, (m, n) in SHAPES.items()
+            }
+        )
+
+    ranks = (6, 4, 2, 2, 1)
+    return [update(CLIENTS[k], adapted(*each)) for k, each in enumerate(zip(ranks, lengths, strict=True))]
+
+
+def test_a_short_update_may_be_long_for_its_rank() -> None:
+    updates, guard = with_components(1, 1.2, 1, 0.9, 1.6), Guard(component_factor=1.5)
+    # Clients of rank 6 are the longest, and clients of rank 1 are short even with components that are too long.
+    assert not reasons(close(updates, Guard(norm_factor=2.6)))
+    assert list(reasons(close(updates, guard))) == ["client_4"]
+    assert (
+        "is 1.6, above 1.5, 1.5 times the median of the others (guard.component_factor)"
+        in (reasons(close(updates, guard))["client_4"])
+    )
+    (clip,) = close(updates, replace(guard, action=Action.CLIP)).clipped
+    assert (clip.client_id, clip.factor) == ("client_4", pytest.approx(1.5 / 1.6))
+
+
+@pytest.mark.parametrize("method", ["florist", "flora", "flexlora", "raflora"])
+def test_clients_that_are_alike_but_for_their_ranks_count(method: str) -> None:
+    federation = rules(METHODS[method], guard=Guard(component_factor=1.01))
+    assert not reasons(federation.close_round(ServerState.initial(), with_components(1, 1, 1, 1, 1)))
 
 
 def test_an_absolute_bound_needs_no_others() -> None:

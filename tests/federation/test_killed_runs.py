@@ -160,6 +160,7 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_never_was(
     assert contents(killed) == contents(whole)
 
 
+@pytest.mark.slow
 def test_killed_at_every_moment_of_its_end_a_run_has_its_adapter_whole_or_not_at_all(
     tiny_llama: Path, toy_data: Path, tmp_path: Path
 ) -> None:

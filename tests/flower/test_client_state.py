@@ -178,6 +178,7 @@ def test_a_client_that_is_sent_what_was_packed_has_the_bits_of_the_server(
     talk.agree(talk.client_state.given(instruction, RANK, SHAPES), local_init.given(talk.state, RANK))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(events=EVENTS)
 def test_a_client_trains_on_from_its_cut_whatever_happened(events: list[str]) -> None:

@@ -192,6 +192,7 @@ def serve(file: Path, run_config: Values, nodes: Mapping[int, Values] | None = N
     return grid
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["clients", "server"])
 def test_the_final_adapter_is_what_was_evaluated(where: str, file: Path, tiny_llama: Path, tmp_path: Path) -> None:
     file.write_text(file.read_text() + '\n[communication]\npreset = "plain"\n')
@@ -371,6 +372,7 @@ def test_a_process_keeps_the_examples_of_one_client(file: Path) -> None:
         assert new == [9, count]  # the test file's, and its own
 
 
+@pytest.mark.slow
 def test_validation_examples_of_the_clients_are_not_the_servers(file: Path, tmp_path: Path) -> None:
     settings = {
         "flower.run": str(tmp_path / "run"),

@@ -75,6 +75,7 @@ except FloristError as error:
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("evaluation", ["clients", "none", "server"])
 def test_a_configured_server_works_without_them_unless_it_evaluates(
     evaluation: str, tiny_llama: Path, toy_data: Path, tmp_path: Path

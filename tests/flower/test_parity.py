@@ -87,6 +87,7 @@ def test_the_same_adapter_bit_for_bit(method: str, tiny_llama: Path, toy_data: P
     assert [len(line.clients) for line in records] == [2, 2, 2]
 
 
+@pytest.mark.slow
 def test_the_same_with_what_is_held_back(tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:
     file = configure(tmp_path, tiny_llama, toy_data, rounds=3, extra=COMPACT)
     found, records = assert_same_federation(file, tmp_path)
@@ -138,6 +139,7 @@ def test_the_same_with_a_head(communication: str, tiny_bert: Path, toy_data: Pat
     assert all(line.aggregated for line in records)
 
 
+@pytest.mark.slow
 def test_the_same_with_whole_weights(tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:
     file = configure(tmp_path, tiny_llama, toy_data, extra=f'[aggregation]\nmethod = "full"\n{CODES}')
     found, _ = assert_same_federation(file, tmp_path)

@@ -169,6 +169,7 @@ def test_programs_added_in_the_block_are_stopped_too(tmp_path: Path) -> None:
     assert living(pids) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_all_and_a_second_one_cannot_prevent_it(
     tmp_path: Path, number: signal.Signals, status: int

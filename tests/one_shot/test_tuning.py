@@ -173,6 +173,7 @@ def test_a_goal_that_nothing_can_reach_or_miss_is_refused(wrong: dict[str, float
         Goal("loss", lower_is_better=True, **wrong)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     taus=st.lists(st.floats(0.05, 1), min_size=1, max_size=30),

@@ -49,6 +49,7 @@ def test_epsilon_grows_with_rounds_and_shrinks_with_noise() -> None:
     assert Accountant(4.0, 1e-3, 200, 50).epsilon(5) < found[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", Sampling)
 def test_the_noise_for_an_epsilon_just_suffices(sampling: Sampling) -> None:
     noise = noise_for(3.0, 10, delta=1e-3, clients=200, asked=50, sampling=sampling)

@@ -133,6 +133,7 @@ def frozen(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["florist", "full"])
 def test_the_model_is_given_back_as_it_was(small: dict[str, Any], model: PreTrainedModel, method: str) -> None:
     model.model.embed_tokens.weight.requires_grad_(False)
@@ -319,6 +320,7 @@ def test_there_is_an_example_of_everything_that_can_be_ones_own() -> None:
     assert [file.stem for file in EXAMPLES] == ["own_method", "own_metric", "own_rank_rule", "own_training_loop"]
 
 
+@pytest.mark.slow
 def test_a_loop_of_ones_own_trains_what_is_sent(small: dict[str, Any]) -> None:
     told: list[tuple[str, int, int]] = []
 
@@ -476,6 +478,7 @@ def test_another_model_is_refused(begun: dict[str, Any], tiny_llama: Path) -> No
         florist.simulate(**begun | {"model": other}, resume=True)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_if_it_had_never_stopped(begun: dict[str, Any]) -> None:
     assert len(Run.open(begun["out"]).records) == 1
     assert Run.open(begun["out"]).adapter is None

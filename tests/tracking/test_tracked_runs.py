@@ -34,6 +34,7 @@ def simulate(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     return int(end.value.code or 0)
 
 
+@pytest.mark.slow
 def test_a_simulation_that_goes_on_is_one_run_for_its_tracker(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

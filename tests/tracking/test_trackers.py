@@ -106,6 +106,7 @@ def mlflow_runs(uri: Path) -> list[Any]:
     return [client, *client.search_runs([experiment.experiment_id])]
 
 
+@pytest.mark.slow
 def test_mlflow_reads_every_round_once(run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     play = player(run, "mlflow")
     play(1, 2)

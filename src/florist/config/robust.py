@@ -1,5 +1,6 @@
 """The guard and the robust rules of a configuration, by name; what loads torch is imported where it is used."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from florist.errors import ConfigurationError
@@ -33,6 +34,7 @@ def guard_of(section: "GuardSection") -> "Guard":
 
     return Guard(
         norm_factor=section.norm_factor or None,
+        component_factor=section.component_factor or None,
         largest_norm=section.largest_norm or None,
         smallest_cosine=None if section.smallest_cosine is False else float(section.smallest_cosine),
         examples_factor=section.examples_factor or None,
@@ -42,13 +44,8 @@ def guard_of(section: "GuardSection") -> "Guard":
 
 def guard_keys(guard: "Guard") -> dict[str, Any]:
     """The keys of ``[guard]`` that make a guard."""
-    return {
-        "norm_factor": guard.norm_factor or False,
-        "largest_norm": guard.largest_norm or False,
-        "smallest_cosine": False if guard.smallest_cosine is None else guard.smallest_cosine,
-        "examples_factor": guard.examples_factor or False,
-        "action": guard.action.value,
-    }
+    bounds = {name: False if bound is None else bound for name, bound in asdict(guard).items()}
+    return {**bounds, "action": guard.action.value}
 
 
 def require_no_hostile_alone(robust: str | None, hostile: float | None) -> None:

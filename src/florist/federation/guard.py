@@ -53,6 +53,9 @@ class Guard:
     Args:
         norm_factor: how many times the median norm of the others an update's may be, above 1. The others are those of
             the round whose norm is not zero, so that one client of three cannot raise the bound for itself.
+        component_factor: how many times the median of the others the norm of an update's product, over the root of its
+            rank, may be, above 1. Where all clients train equally many steps with one ratio of alpha to r, clients of
+            unlike ranks are alike in it, so that a far smaller factor than `norm_factor` will do.
         largest_norm: the largest norm, whatever the others send.
         smallest_cosine: the smallest mean cosine between the product of a client and those of the others, from three
             clients on. An update without factors, or of norm zero, has none.
@@ -64,6 +67,7 @@ class Guard:
     """
 
     norm_factor: float | None = 10.0
+    component_factor: float | None = None
     largest_norm: float | None = None
     smallest_cosine: float | None = None
     examples_factor: float | None = 10.0
@@ -72,10 +76,13 @@ class Guard:
     @classmethod
     def off(cls) -> "Guard":
         """A guard that checks nothing, and lets pass all that `admission` does."""
-        return cls(norm_factor=None, largest_norm=None, smallest_cosine=None, examples_factor=None)
+        return cls(
+            norm_factor=None, component_factor=None, largest_norm=None, smallest_cosine=None, examples_factor=None
+        )
 
     def __post_init__(self) -> None:
-        for name, factor in (("norm_factor", self.norm_factor), ("examples_factor", self.examples_factor)):
+        for name in ("norm_factor", "component_factor", "examples_factor"):
+            factor: float | None = getattr(self, name)
             if factor is not None and not 1 < factor < math.inf:
                 raise ConfigurationError(f"expected {name} above 1, got {factor}; None turns the check off")
         if self.largest_norm is not None and not 0 < self.largest_norm < math.inf:
@@ -98,6 +105,7 @@ class Guard:
         for one in moved:
             judged.note(one.client_id, self._claim(one, claimed.get(one.client_id)))
         self._judge_norms(judged.left(moved), judged)
+        self._judge_components(judged.left(moved), judged)
         self._judge_cosines(judged.left(moved), judged)
         return Verdict(
             tuple(
@@ -128,10 +136,27 @@ class Guard:
                 if norm <= bound:
                     continue
                 reason = f"the norm of its {part} is {norm:.3g}, above {bound:.3g}, {why}"
-                if self.action is Action.REFUSE:
-                    judged.note(one.client_id, reason)
-                else:
-                    judged.clip(Clip(one.client_id, bound / norm, reason))
+                self._judge_long(one, bound / norm, reason, judged)
+
+    def _judge_components(self, moved: Sequence[Moved], judged: "_Judged") -> None:
+        if self.component_factor is None:
+            return
+        found = [one.component_norm for one in moved]
+        for k, one in enumerate(moved):
+            others = [norm for norm in found[:k] + found[k + 1 :] if norm]
+            if others and found[k] > (bound := self.component_factor * median(others)):
+                reason = (
+                    f"the norm of its product over the root of its rank is {found[k]:.3g}, above {bound:.3g}, "
+                    f"{self.component_factor:g} times the median of the others (guard.component_factor)"
+                )
+                self._judge_long(one, bound / found[k], reason, judged)
+
+    def _judge_long(self, one: Moved, factor: float, reason: str, judged: "_Judged") -> None:
+        """Refuse an update that is too long, or scale it down by the factor."""
+        if self.action is Action.REFUSE:
+            judged.note(one.client_id, reason)
+        else:
+            judged.clip(Clip(one.client_id, factor, reason))
 
     def _longest(self, others: Sequence[float]) -> tuple[float, str]:
         """The longest that an update may be, beside the norms of the others, and why."""

@@ -68,6 +68,16 @@ class Moved:
             found[PARAMETERS] = float(parameter_gram([self.parameters], self.before)) ** 0.5
         return found
 
+    @cached_property
+    def component_norm(self) -> float:
+        """The root mean square, over all components of all modules, of what each adds to the norm of the product.
+
+        With one ratio of alpha to r at all clients, the norm of a client's product grows with the root of its rank;
+        this does not. It is 0 where there are no factors.
+        """
+        rank = sum(spec.rank for spec in self.change.specs.values())
+        return self.norms.get(PRODUCT, 0.0) / rank**0.5 if rank else 0.0
+
 
 def model_as_update(state: ServerState, adapter: AdapterState) -> ClientUpdate:
     """The model before a round, as the update of a client that changed nothing.

@@ -46,4 +46,4 @@ def try_bytes(content: bytes) -> None:
 if __name__ == "__main__":
     (FOLDER / "adapter_model.safetensors").write_bytes(WEIGHTS)
     seeds = [json.dumps(CONFIG).encode(), json.dumps(CONFIG | EXTRAS).encode()]
-    run(try_bytes, seeds, sys.argv, ["florist.checkpoint"])
+    run(try_bytes, lambda: seeds, sys.argv, ["florist.checkpoint"])

@@ -13,13 +13,17 @@ def unlinked(file: Path) -> Path:
 
 
 def run(
-    try_bytes: Callable[[bytes], None], seeds: Sequence[bytes], arguments: Sequence[str], modules: Sequence[str]
+    try_bytes: Callable[[bytes], None],
+    seeds: Callable[[], Sequence[bytes]],
+    arguments: Sequence[str],
+    modules: Sequence[str],
 ) -> None:
     """Fuzz a function until libFuzzer's options say that it is enough; where atheris is missing, say so.
 
     Args:
         try_bytes: what is fed. An exception is a finding.
-        seeds: the input to begin with.
+        seeds: gives the input to begin with. It is called when the modules are instrumented: what was imported before
+            would lead nowhere.
         arguments: those of the program.
         modules: what is instrumented, with all that lies below.
     """
@@ -32,7 +36,7 @@ def run(
         for module in modules:
             __import__(module)
     corpus = Path(tempfile.mkdtemp())
-    for number, seed in enumerate(seeds):
+    for number, seed in enumerate(seeds()):
         (corpus / str(number)).write_bytes(seed)
     atheris.Setup([*arguments, str(corpus)], try_bytes)
     atheris.Fuzz()

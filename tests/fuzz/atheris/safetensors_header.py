@@ -40,4 +40,4 @@ def try_bytes(content: bytes) -> None:
 
 if __name__ == "__main__":
     (FOLDER / "adapter_config.json").write_text(json.dumps(CONFIG))
-    run(try_bytes, [WEIGHTS, WEIGHTS[8 : 8 + HEADER]], sys.argv, ["florist.checkpoint", "florist.factors"])
+    run(try_bytes, lambda: [WEIGHTS, WEIGHTS[8 : 8 + HEADER]], sys.argv, ["florist.checkpoint", "florist.factors"])

@@ -26,6 +26,9 @@ class GuardSection(Section):
 
     norm_factor: _Factor | _Off = 10.0
     """How many times the median norm of the other clients of the round the norm of an update may be."""
+    component_factor: _Factor | _Off = False
+    """How many times the median of the other clients the norm of an update over the root of its rank may be. It sees
+    more than `norm_factor` where clients train equally many steps with one ratio of alpha to r."""
     largest_norm: Annotated[float, Field(gt=0, strict=True)] | _Off = False
     """The largest norm of an update, whatever the others send."""
     smallest_cosine: Annotated[float, Field(ge=-1, lt=1, strict=True)] | _Off = False
