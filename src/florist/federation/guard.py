@@ -64,6 +64,14 @@ class Guard:
 
     Raises:
         ConfigurationError: a bound is out of its range.
+
+    >>> import torch
+    >>> from florist import AdapterState, LoraFactor
+    >>> def change(size: float) -> AdapterState:
+    ...     return AdapterState.of({"layer": LoraFactor(B=torch.full((2, 1), size), A=torch.ones(1, 3))})
+    >>> moved = [Moved(name, 10, change(size)) for name, size in (("a", 1.0), ("b", 2.0), ("c", 90.0))]
+    >>> [drop.client_id for drop in Guard()(moved, claimed={}).refused], Guard.off()(moved, claimed={}).refused
+    (['c'], ())
     """
 
     norm_factor: float | None = 10.0
