@@ -20,7 +20,7 @@ import florist.cli
 from florist.config.methods import METHODS
 from florist.federation.simulation import Simulation
 from florist.files.locking import sole_process
-from tests.federation.test_simulation import weights
+from tests.tiny_federation import weights
 
 from .running import ENVIRONMENT, Run, refused
 

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from florist.federation.history import RunDirectory
-from tests.federation.test_simulation import configure, run
+from tests.tiny_federation import configure, run
 
 from .running import Result, Run, refused
 

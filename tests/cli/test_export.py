@@ -20,7 +20,7 @@ from florist.federation.state import ServerState
 from florist.files.outputs import sha256
 from florist.rounds import ClientUpdate
 from tests.builders import dense_sum
-from tests.federation.test_simulation import configure, run, weights
+from tests.tiny_federation import configure, run, weights
 
 from .hub import Hub
 from .running import Run, refused

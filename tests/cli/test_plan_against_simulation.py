@@ -5,11 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from florist.config import read_config, to_toml
-from florist.config.building import build
 from florist.federation.history import RunDirectory
 from florist.planning.plan import METHOD_NAMES
-from tests.federation.test_simulated_methods import Silent
+from tests.tiny_federation import run
 
 from .running import Run
 
@@ -47,11 +45,7 @@ def played(folder: Path, model: Path, data: Path, method: str, codec: str, round
     # Before clients have trained a little, part of what their means lack is below rounding, and FedEx-LoRA omits it.
     steps = 8 if method == "fedex" else 2
     file.write_text(CONFIG.format(model=model, data=data, method=method, codec=codec, rounds=rounds, steps=steps))
-    config = read_config(file)
-    simulation = build(config)
-    run = simulation.start(folder / "run", to_toml(config), method, 1, Silent())
-    simulation.run(run, Silent())
-    return run
+    return run(file, folder / "run")
 
 
 @pytest.mark.parametrize(

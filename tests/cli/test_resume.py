@@ -12,9 +12,9 @@ import pytest
 import florist as library
 from florist.config import read_config, to_toml
 from florist.errors import DamagedRunError
-from tests.federation.test_history import flip
-from tests.federation.test_history import tree as all_of
-from tests.federation.test_simulation import configure, run, weights
+from tests.stored_runs import flip
+from tests.stored_runs import tree as all_of
+from tests.tiny_federation import configure, run, weights
 
 from .running import Run, refused
 

@@ -22,7 +22,7 @@ from florist.federation.history import RunDirectory
 from florist.federation.records import FinalTest, RoundRecord
 from florist.files import strict_json
 from florist.files.locking import sole_process
-from tests.federation.test_history import FACTS, record, state
+from tests.stored_runs import FACTS, record, state
 
 from .running import ENVIRONMENT, Run, refused
 

@@ -7,7 +7,7 @@ from florist.config import read_config, to_toml
 from florist.config.resuming import IN_ONE_PROCESS, OVER_FLOWER, require_resumable
 from florist.errors import ConfigurationError, MissingInputError
 from florist.federation.history import RunDirectory
-from tests.federation.test_history import FACTS, record, state
+from tests.stored_runs import FACTS, record, state
 
 CONFIG = """
 [model]

@@ -17,7 +17,7 @@ from florist.federation.history import RunDirectory
 from florist.federation.simulation import Simulation
 from florist.seeding import generator
 from tests.federation.test_killed_runs import contents, untimed
-from tests.federation.test_simulation import Silent
+from tests.tiny_federation import Silent
 
 CONFIG = """
 [model]

@@ -12,7 +12,7 @@ from florist.errors import UnwritableOutputError
 from florist.federation.history import RunDirectory
 from florist.models import loading
 from tests.cli.running import Result, Run, refused
-from tests.federation.test_simulation import Silent, configure, run, weights
+from tests.tiny_federation import Silent, configure, run, weights
 
 from .disks import drafts, files_at_most, fill, mounted, remount
 

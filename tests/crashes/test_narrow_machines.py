@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from florist.federation.history import RunDirectory
-from tests.federation.test_simulation import configure, run
+from tests.tiny_federation import configure, run
 
 from .forks import Forked
 from .test_signals import command

@@ -14,7 +14,7 @@ from florist.cli import heartbeat, main, report_work, stopping
 from florist.cli.stopping import StoppedBySignal, stopped_by_signals
 from florist.federation.history import RunDirectory
 from tests.cli.running import Run
-from tests.federation.test_simulation import configure, run, weights
+from tests.tiny_federation import configure, run, weights
 
 from .disks import drafts
 from .forks import Ended, Forked, counted

@@ -13,8 +13,7 @@ from florist.config.splits import read_splits
 from florist.errors import ConfigurationError
 from florist.federation.by_client import last_evaluated, spreads
 from florist.federation.records import RoundRecord
-
-from .test_simulation import PLAIN, configure, run
+from tests.tiny_federation import PLAIN, configure, run
 
 
 def record(number: int, by_client: Mapping[str, Mapping[str, float]]) -> RoundRecord:

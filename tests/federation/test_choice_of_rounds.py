@@ -17,8 +17,8 @@ from florist.errors import ConfigurationError
 from florist.federation.choice_of_rounds import RoundChoice
 from florist.federation.history import RunDirectory
 from florist.federation.records import RoundRecord
-from tests.federation.test_history import record
-from tests.federation.test_simulation import Silent, configure, run, weights
+from tests.stored_runs import record
+from tests.tiny_federation import Silent, configure, run, weights
 
 NAN = float("nan")
 

@@ -31,59 +31,18 @@ from florist.federation.client_residuals import ClientResiduals
 from florist.federation.history import RunDirectory
 from florist.federation.kept_rounds import KeepRounds
 from florist.federation.last_round import LastRound
-from florist.federation.records import ClientRecord, Drop, FinalTest, RoundRecord
+from florist.federation.records import FinalTest, RoundRecord
 from florist.federation.round_lines import RoundLines
 from florist.federation.run_facts import RunFacts
 from florist.federation.state import ServerState
 from florist.files.reading import sha256
 from florist.rounds import NO_ADAPTER
-from tests.builders import SHAPES, adapter
-
-CONFIG = '[model]\nname_or_path = "né\\n"\n'
-FACTS = RunFacts("0.1.0", "florist", 1, {"loss": 0.1 + 0.2, "exact_match": 0.0})
+from tests.builders import adapter
+from tests.stored_runs import CONFIG, FACTS, broadcast, flip, record, state, tree
 
 
 def started(folder: Path) -> RunDirectory:
     return RunDirectory.create(folder / "run", CONFIG, FACTS)
-
-
-def broadcast(number: int, dtype: torch.dtype = torch.float32) -> AdapterState:
-    kept = adapter(3, seed=number, dtype=dtype)
-    nothing = LoraFactor(torch.zeros(5, 0, dtype=dtype), torch.zeros(0, 7, dtype=dtype))
-    return AdapterState.of({**kept, "layers.9.zero": nothing})
-
-
-def state(number: int, *, dtype: torch.dtype = torch.float32, skipped: tuple[int, ...] = ()) -> ServerState:
-    """What the server holds after a round; the rounds in `skipped` had too few replies. It keeps three rounds."""
-    kept = range(max(1, number - 2), number + 1)
-    return ServerState(
-        round_number=number,
-        cumulative=adapter(number + 3, seed=100 + number, dtype=dtype),
-        continued=adapter(number + 2, seed=200 + number, dtype=dtype),
-        saved_parameters={"score.weight": torch.randn(3, 4, generator=torch.Generator().manual_seed(number)).to(dtype)},
-        broadcasts=Broadcasts({k: broadcast(k, dtype) for k in kept if k not in skipped}, max(0, number - 3)),
-        holds={"client_0": number, "client_é": max(0, number - 1)},
-    )
-
-
-def record(number: int) -> RoundRecord:
-    return RoundRecord(
-        round=number,
-        aggregated=number != 2,
-        metrics={"loss": 1 / (number + 2), "perplexity": 1e300 / 3} if number % 2 else {},
-        total_rank=9,
-        input_rank=24,
-        cumulative_rank=12,
-        relative_error=0.1 * number,
-        ranks=dict.fromkeys(SHAPES, 3),
-        upload_bytes=2**40 + number,
-        download_bytes=7,
-        broadcast_bytes=3,
-        stack_bytes=4,
-        clients=(ClientRecord("client_0", 4, 10, 100, 200, 0.1 + 0.2, 1e-9),),
-        dropped=(Drop("client_é", "sent NaN\nor inf"),),
-        seconds={"total": 0.30000000000000004},
-    )
 
 
 def bits(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, tuple[int, ...], bytes]]:
@@ -389,24 +348,6 @@ def test_more_rounds_than_the_names_have_digits(tmp_path: Path) -> None:
     run = started(tmp_path)
     run.save(replace(state(3), round_number=10000, broadcasts=Broadcasts({10000: broadcast(3)}, 9999)), record(3))
     assert [entry.name for entry in (run.path / "state").glob("round-*")] == ["round-10000"]
-
-
-def tree(folder: Path) -> dict[str, object]:
-    """All that is in a folder: what every file holds and every link leads to."""
-    return {
-        str(each.relative_to(folder)): os.readlink(each)  # noqa: PTH115  # what it says, though it lead nowhere
-        if each.is_symlink()
-        else each.read_bytes()
-        if each.is_file()
-        else each.lstat().st_mode
-        for each in folder.rglob("*")
-    }
-
-
-def flip(file: Path, place: int = -3) -> None:
-    content = bytearray(file.read_bytes())
-    content[place] ^= 1
-    file.write_bytes(content)
 
 
 def sealed(run: Path, **changes: object) -> None:

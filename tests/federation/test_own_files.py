@@ -15,7 +15,7 @@ from florist.federation.history import RunDirectory
 from florist.federation.last_round import CURRENT, read_last_round, write_last_round
 from florist.federation.own_files import BEGUN, CONFIG, EXAMPLES, OwnFiles
 from florist.files.outputs import replace_file
-from tests.federation.test_history import FACTS, record, state
+from tests.stored_runs import FACTS, record, state
 
 BEFORE, AFTER = "[federation]\nrounds = 2\n", "[federation]\nrounds = 5\n"
 COUNTS = LabelCounts(("a", "b"), ("x", "y"), ((1, 2), (3, 4)))

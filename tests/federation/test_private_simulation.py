@@ -8,7 +8,7 @@ import pytest
 
 from florist.cli.simulate_table import privacy_lines, rounds_table
 from florist.cli.watch_table import Row, line_of
-from florist.config import read_config, to_toml
+from florist.config import read_config
 from florist.config.building import build
 from florist.federation.following import read_status
 from florist.federation.history import RunDirectory
@@ -19,10 +19,9 @@ from florist.reporting.content import Table
 from tests.federation.test_simulated_methods import (
     KilledAfterTheFirstRound,
     KilledError,
-    Silent,
     untimed,
-    weights,
 )
+from tests.tiny_federation import Silent, started, weights
 
 CONFIG = """
 [model]
@@ -56,9 +55,7 @@ NOISE = "clip = 1.0\nnoise_multiplier = 0.5\ndelta = 0.1\n"
 def start(folder: Path, text: str, out: str) -> tuple[Simulation, RunDirectory]:
     file = folder / f"{out}.toml"
     file.write_text(text)
-    config = read_config(file)
-    simulation = build(config)
-    return simulation, simulation.start(folder / out, to_toml(config), config.aggregation.method, 1, Silent())
+    return started(file, folder / out)
 
 
 @pytest.fixture
@@ -98,7 +95,7 @@ def test_a_noisy_run_survives_a_kill_to_the_same_bits(text: str, tmp_path: Path,
         interrupted.run(other, KilledAfterTheFirstRound())
     resumed = build(read_config(other.config_file)).run(RunDirectory.open(other.path), Silent())
     assert [untimed(record) for record in resumed if record] == [untimed(record) for record in records]
-    assert weights(other) == weights(directory)
+    assert weights(other.path) == weights(directory.path)
 
 
 def test_a_run_ends_before_a_round_that_would_exceed_its_epsilon(text: str, tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from florist.config import read_config, to_toml
+from florist.config import read_config
 from florist.config.building import build
 from florist.federation.history import RunDirectory
 from florist.federation.records import RoundRecord
-from florist.federation.simulation import Simulation
+from tests.tiny_federation import Silent, started, weights
 
 CONFIG = """
 [model]
@@ -61,12 +61,6 @@ class KilledError(Exception):
     pass
 
 
-class Silent:
-    def evaluating(self, round_number: int) -> None: ...
-    def training(self, round_number: int, client_id: str, done: int, total: int) -> None: ...
-    def closed(self, record: RoundRecord) -> None: ...
-
-
 class KilledAfterTheFirstRound(Silent):
     def closed(self, record: RoundRecord) -> None:
         raise KilledError
@@ -84,16 +78,6 @@ def prepared(tiny_llama: Path, toy_data: Path, tmp_path: Path, method: str, loca
     text = CONFIG.format(model=tiny_llama, data=toy_data, method=method, local_init=local_init, preset=preset)
     file.write_text(text)
     return file
-
-
-def start(config_file: Path, out: Path) -> tuple[Simulation, RunDirectory]:
-    config = read_config(config_file)
-    simulation = build(config)
-    return simulation, simulation.start(out, to_toml(config), config.aggregation.method, 1, Silent())
-
-
-def weights(directory: RunDirectory) -> bytes:
-    return (directory.adapter / "adapter_model.safetensors").read_bytes()
 
 
 def untimed(record: RoundRecord) -> RoundRecord:
@@ -119,7 +103,7 @@ COMPRESSED += [(method, "fresh", "compact") for method in ("flora", "fedit", "ff
 def test_a_run_learns_is_exported_and_survives_a_kill(
     prepared: Path, tiny_llama: Path, tmp_path: Path, method: str, local_init: str, preset: str
 ) -> None:
-    simulation, directory = start(prepared, tmp_path / "whole")
+    simulation, directory = started(prepared, tmp_path / "whole")
     records = simulation.run(directory, Silent())
     assert [len(record.clients) for record in records] == [2, 2, 2]
     assert records[-1].metrics["loss"] < directory.facts.initial["loss"] - 0.05
@@ -131,19 +115,19 @@ def test_a_run_learns_is_exported_and_survives_a_kill(
     assert held_back == (preset == "compact" and method in {"florist", "flora"})
     assert simulation.metrics[0](loaded)["loss"] == pytest.approx(last, rel=0.1 if held_back else 1e-5)
 
-    interrupted, other = start(prepared, tmp_path / "killed")
+    interrupted, other = started(prepared, tmp_path / "killed")
     with pytest.raises(KilledError):
         interrupted.run(other, KilledAfterTheFirstRound())
     resumed = build(read_config(other.config_file)).run(RunDirectory.open(other.path), Silent())
     assert [untimed(record) for record in resumed] == [untimed(record) for record in records]
-    assert weights(other) == weights(directory)
+    assert weights(other.path) == weights(directory.path)
 
 
 @every_combination
 def test_bytes_and_ranks_are_those_of_what_was_sent(
     prepared: Path, tmp_path: Path, method: str, local_init: str
 ) -> None:
-    simulation, directory = start(prepared, tmp_path / "run")
+    simulation, directory = started(prepared, tmp_path / "run")
     records = simulation.run(directory, Silent())
     shapes, ranks = simulation.federation.shapes, simulation.federation.client_ranks
     both, halves_of_B = sum(m + n for m, n in shapes.values()), sum(m for m, _ in shapes.values())
@@ -178,7 +162,7 @@ def test_bytes_and_ranks_are_those_of_what_was_sent(
 @pytest.mark.parametrize("method", ["florist", "flora", "fedit", "ffa", "flexlora", "fedex", "linear", "fedsvd"])
 @pytest.mark.parametrize("local_init", ["fresh"])
 def test_the_base_stays_pristine(prepared: Path, tiny_llama: Path, tmp_path: Path, method: str) -> None:
-    simulation, directory = start(prepared, tmp_path / "run")
+    simulation, directory = started(prepared, tmp_path / "run")
     simulation.run(directory, Silent())
     base = dict(AutoModelForCausalLM.from_pretrained(tiny_llama).named_parameters())
     held = {
@@ -199,7 +183,7 @@ def test_a_head_travels_beside_every_kind_of_update(
     text = text.replace('prompt_template = "{instruction}\\n"', 'label_field = "category"')
     text = text.replace('["q_proj", "v_proj", "down_proj"]', '["query", "value"]')
     prepared.write_text(text + '[task]\nkind = "sequence-classification"\n')
-    simulation, directory = start(prepared, tmp_path / "run")
+    simulation, directory = started(prepared, tmp_path / "run")
     records = simulation.run(directory, Silent())
     base = AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=3)
     loaded = PeftModel.from_pretrained(base, directory.adapter)

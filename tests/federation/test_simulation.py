@@ -8,56 +8,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from florist.config import read_config, to_toml
+from florist.config import read_config
 from florist.config.building import build
-from florist.federation.history import RunDirectory
 from florist.federation.records import RoundRecord
-
-FAST = """
-[model]
-name_or_path = "{model}"
-[data]
-path = "{data}"
-test = "test.json"
-prompt_template = "{{instruction}}\\n"
-[lora]
-ranks = [8, 4]
-[training]
-learning_rate = 1e-2
-batch_size = 4
-steps = {steps}
-threads = 1
-[federation]
-rounds = {rounds}
-{extra}
-"""
-
-
-class Silent:
-    def evaluating(self, round_number: int) -> None: ...
-    def training(self, round_number: int, client_id: str, done: int, total: int) -> None: ...
-    def closed(self, record: RoundRecord) -> None: ...
-
-
-PLAIN = "communication.preset=plain"
-
-
-def configure(path: Path, model: Path, data: Path, *, steps: int = 4, rounds: int = 2, extra: str = "") -> Path:
-    file = path / "config.toml"
-    file.write_text(FAST.format(model=model, data=data, steps=steps, rounds=rounds, extra=extra))
-    return file
-
-
-def run(config_file: Path, out: Path, *overrides: str) -> RunDirectory:
-    config = read_config(config_file, overrides)
-    simulation = build(config)
-    directory = simulation.start(out, to_toml(config), "florist", 1, Silent())
-    simulation.run(directory, Silent())
-    return directory
-
-
-def weights(directory: Path) -> bytes:
-    return (directory / "adapter" / "adapter_model.safetensors").read_bytes()
+from tests.tiny_federation import FAST, PLAIN, Silent, configure, run, weights
 
 
 def test_two_clients_two_rounds(tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:

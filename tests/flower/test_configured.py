@@ -20,8 +20,8 @@ from florist.flower import configured_client_app, configured_server_app
 from florist.flower.configured_client import _base, _participant, participant_of_node
 from florist.flower.final_adapter import write_global_adapter
 from florist.flower.overrides import overridden_config
-from tests.federation.test_simulation import configure, run
 from tests.flower.grids import MemoryGrid
+from tests.tiny_federation import configure, run
 
 Values = Mapping[str, str | int | float | bool]
 

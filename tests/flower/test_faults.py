@@ -28,8 +28,8 @@ from examples.flower.loopback import deploy, simulate
 from florist.config import DEMONSTRATION
 from florist.federation.history import RunDirectory
 from florist.federation.state import ServerState
-from tests.federation.test_simulation import configure, run, weights
 from tests.flower.living import called_with_files_of
+from tests.tiny_federation import configure, run, weights
 
 pytestmark = pytest.mark.slow
 

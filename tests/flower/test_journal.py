@@ -12,7 +12,7 @@ from florist.federation.state import ServerState
 from florist.flower import Agreement, Journal
 from florist.flower.journal import AGREED
 from florist.ranks import EnergyThreshold, FixedRank
-from tests.federation.test_history import record, state, tree
+from tests.stored_runs import record, state, tree
 
 Values = Mapping[str, Any]
 

@@ -9,7 +9,7 @@ import pytest
 
 import florist.flower
 from florist.federation.history import RunDirectory
-from tests.federation.test_simulation import configure
+from tests.tiny_federation import configure
 
 ROOT = Path(__file__).parents[2]
 BLOCKED = "import sys\nfor name in ('transformers', 'peft', 'accelerate'): sys.modules[name] = None\n"

@@ -15,8 +15,8 @@ from florist.federation.state import ServerState
 from florist.flower import Journal, configured_client_app
 from florist.flower.configured_client import _base, _participant
 from florist.flower.strategy import FloristStrategy
-from tests.federation.test_simulation import FAST, configure, run
 from tests.flower.grids import MemoryGrid
+from tests.tiny_federation import FAST, configure, run
 
 MORE = [
     pytest.param(method, marks=pytest.mark.slow)

@@ -18,7 +18,7 @@ from florist.errors import FloristError
 from florist.federation.history import RunDirectory
 from florist.federation.records import RoundRecord
 from florist.federation.simulation import Simulation
-from tests.federation.test_simulation import Silent, configure
+from tests.tiny_federation import Silent, configure
 
 from .mutations import mutated_bytes, mutated_document
 from .oracle import refused_or_taken

@@ -16,8 +16,8 @@ from florist.errors import ConfigurationError, DataError, GivenObjectError
 from florist.federation.records import RoundRecord
 from florist.simulating import Run
 from florist.simulating.keys import keys_of_guard
-from tests.federation.test_simulation import configure
-from tests.federation.test_simulation import run as run_configured
+from tests.tiny_federation import configure
+from tests.tiny_federation import run as run_configured
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "python").glob("*.py"))
 TRAINING = {"learning_rate": 1e-2, "batch_size": 4, "steps": 4, "threads": 1}

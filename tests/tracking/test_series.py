@@ -4,7 +4,7 @@ import pytest
 
 from florist.federation.records import ClientRecord, FinalTest
 from florist.tracking.series import Totals, values_before, values_of, values_of_test
-from tests.federation.test_history import record
+from tests.stored_runs import record
 
 TOTALS = Totals().followed_by(record(1)).followed_by(record(2))
 

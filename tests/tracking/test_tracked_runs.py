@@ -15,8 +15,8 @@ from florist.config.sections import TrackingSection
 from florist.config.tracking import hyperparameters
 from florist.errors import ConfigurationError
 from florist.federation.history import RunDirectory
-from tests.federation.test_simulation import configure
 from tests.flower.test_configured import serve
+from tests.tiny_federation import configure
 from tests.tracking.test_trackers import events
 
 

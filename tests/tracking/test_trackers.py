@@ -19,7 +19,7 @@ from florist.tracking.bookmark import read_bookmarks
 from florist.tracking.tracker import TrackedRun
 from florist.tracking.trackers import require_installed
 from florist.tracking.tracking import Tracking
-from tests.federation.test_history import FACTS, record, state
+from tests.stored_runs import FACTS, record, state
 
 HYPERPARAMETERS: Mapping[str, str | int | float | bool] = {
     "lora.ranks": "[4, 2]",
