@@ -270,6 +270,22 @@ def test_saved_parameters_are_averaged_by_examples(method: Case) -> None:
     assert broadcast.certificate.bytes_in >= 16
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_mean_of_saved_parameters_has_the_precision_of_their_dtype(dtype: torch.dtype) -> None:
+    counts = [1, 2, 4]
+    heads = [torch.randn(50, generator=torch.Generator().manual_seed(k)).double().add(9).to(dtype) for k in range(3)]
+    updates = [
+        ClientUpdate(str(k), adapter(2, k), count, 1, {"head": head})
+        for k, (count, head) in enumerate(zip(counts, heads, strict=True))
+    ]
+    found = Flora()(updates).saved_parameters["head"]
+    exact = sum(count * head.double() for count, head in zip(counts, heads, strict=True)) / 7
+    assert found.dtype == dtype
+    # Half precision rounds once, at the end: a number is off by half a step at most.
+    roundings = 0.501 if dtype.itemsize == 2 else 2
+    torch.testing.assert_close(found.double(), exact, rtol=roundings * torch.finfo(dtype).eps, atol=0)
+
+
 @every_method
 def test_nothing_to_aggregate_is_refused(method: Case) -> None:
     with pytest.raises(InvalidUpdateError, match="at least one update"):

@@ -9,10 +9,13 @@ from torch import Tensor
 from florist.compression.codecs import Codec
 from florist.compression.feedback import Compression, Feedback
 from florist.compression.held_back import difference, product_norm
+from florist.compression.packed import PackedFactor
 from florist.factors import AdapterState, LoraFactor, stack
+from florist.linalg import WeightedFactor, decompose
 from florist.ranks import EnergyThreshold
 from tests.builders import SHAPES, adapter
 from tests.compression.test_codecs import CODECS
+from tests.linalg.matrices import with_spectrum
 
 NOTHING = AdapterState.of({})
 FULL = Feedback(rank_factor=100.0)
@@ -140,3 +143,32 @@ def test_factors_that_are_sent_as_they_are_lose_to_the_codec_alone() -> None:
     for account in Compression(CODECS["int4"])(adapter(3, 0)).accounts.values():
         assert account.cut_error == account.held_back == 0
         assert account.let_go == account.codec_error > 0
+
+
+@pytest.mark.parametrize("scale", [2.0**-20, 2.0**20])
+@pytest.mark.parametrize("energy", [0.8, 1.0])
+def test_what_is_let_go_has_the_units_of_the_update(energy: float, scale: float) -> None:
+    # At 0.8 no direction is left over that the solver returned, and what it left out bounds the overlap.
+    factor = adapter(16, 0, shapes={"wide": (260, 400)})["wide"]
+
+    def let_go(update: LoraFactor) -> float:
+        svd = decompose([WeightedFactor(1.0, update.spec, lambda: update)], energy=energy)
+        kept = svd.factor(svd.spectrum.rank_holding(0.8))
+        arrived = PackedFactor.of("wide", kept, CODECS["int2"]).unpacked("wide", CODECS["int2"])
+        held = Feedback().residual(svd.trailing(kept.rank), difference(kept, arrived), new_rank=3)
+        lost = update.delta_weight() - sum(each.delta_weight().double() for each in (arrived, held.factor))
+        assert float(lost.norm()) <= held.let_go
+        return held.let_go
+
+    assert let_go(factor.scaled(scale)) == pytest.approx(scale * let_go(factor), rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(60, 80), (7, 5)], ids=["large", "small"])
+def test_what_is_negligible_is_let_go_and_certified(shape: tuple[int, int]) -> None:
+    # A component of 3e-6 would take as many bytes in every later round as one that matters.
+    update = with_spectrum(torch.tensor([2.0, 1.0, 0.5, 3e-6]), *shape)
+    svd = decompose([WeightedFactor(1.0, update.spec, lambda: update)])
+    held = Feedback().residual(svd.trailing(1), difference(svd.factor(1), svd.factor(1)), new_rank=4)
+    assert held.factor.rank == 2
+    assert held.norm == pytest.approx(1.25**0.5)
+    assert held.let_go == pytest.approx(3e-6, rel=1e-3)

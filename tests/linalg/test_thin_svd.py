@@ -81,3 +81,18 @@ def test_vh_is_v_transposed_though_both_have_one_shape(solve: Callable[[LoraFact
     assert relative_error(svd.U * svd.S @ svd.Vh, W) < 1e-10
     assert relative_error(svd.U * svd.S @ svd.Vh.T, W) > 1
     assert relative_error(W @ svd.Vh.T, svd.U * svd.S) < 1e-10
+
+
+@pytest.mark.parametrize("formed", [False, True])
+@pytest.mark.parametrize("solve", SOLVERS.values(), ids=SOLVERS)
+def test_the_leading_and_the_trailing_directions_are_the_whole(
+    solve: Callable[[LoraFactor], ThinSvd], formed: bool
+) -> None:
+    svd = solve(gaussian(12, 9, 9))
+    svd = svd.formed(torch.float64) if formed else svd
+    for rank in (0, 4, 9):
+        leading, trailing = svd.leading(rank), svd.trailing(rank)
+        assert torch.equal(torch.cat([leading.S, trailing.S]), svd.S)
+        for part, S in ((leading, svd.S[:rank]), (trailing, svd.S[rank:])):
+            assert relative_error(reconstruction(part).norm(), S.norm()) < 1e-12 or not S.numel()
+        assert relative_error(reconstruction(leading) + reconstruction(trailing), reconstruction(svd)) < 1e-12
