@@ -10,9 +10,11 @@ from florist.compression.codecs import Codec
 from florist.compression.feedback import Compression, Feedback
 from florist.compression.held_back import difference, product_norm
 from florist.compression.packed import PackedFactor
+from florist.compression.residual import NOTHING_OWED, Residual
 from florist.factors import AdapterState, LoraFactor, stack
 from florist.linalg import WeightedFactor, decompose
-from florist.ranks import EnergyThreshold
+from florist.linalg.spectrum import Spectrum
+from florist.ranks import ByteBudget, EnergyThreshold, GlobalEnergyThreshold, RankRule
 from tests.builders import SHAPES, adapter
 from tests.compression.test_codecs import CODECS
 from tests.linalg.matrices import with_spectrum
@@ -100,8 +102,9 @@ def stacked(update: AdapterState, owed: AdapterState) -> AdapterState:
     )
 
 
-def test_without_feedback_what_is_not_sent_is_let_go() -> None:
-    update = adapter(4, 1)
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_without_feedback_what_is_not_sent_is_let_go(scale: float) -> None:
+    update = adapter(4, 1).map(lambda factor: factor.scaled(scale))
     outcome = Compression(CODECS["int4"], EnergyThreshold(0.8))(update)
     assert not outcome.held_back
     for name in SHAPES:
@@ -172,3 +175,27 @@ def test_what_is_negligible_is_let_go_and_certified(shape: tuple[int, int]) -> N
     assert held.factor.rank == 2
     assert held.norm == pytest.approx(1.25**0.5)
     assert held.let_go == pytest.approx(3e-6, rel=1e-3)
+
+
+@pytest.mark.parametrize("rule", [GlobalEnergyThreshold(0.7), ByteBudget(1200)], ids=["global threshold", "budget"])
+@pytest.mark.parametrize("feedback", [None, Feedback()], ids=["forgets", "feedback"])
+def test_a_rule_for_all_modules_sees_the_spectra_of_all_that_is_due(rule: RankRule, feedback: Feedback | None) -> None:
+    update, owed = adapter(4, 1), adapter(3, 2) if feedback else NOTHING
+    outcome = Compression(CODECS["float32"], rule, feedback)(update, owed)
+    spectra = {
+        name: Spectrum(torch.linalg.svdvals(dense(update, name) + dense(owed, name)), 1e-10, shape)
+        for name, shape in SHAPES.items()
+    }
+    ranks = rule(spectra)
+    assert len(set(ranks.values())) > 1
+    assert {name: packed.rank for name, packed in outcome.packed.factors.items()} == ranks
+
+
+def test_a_residual_is_as_large_as_its_products_together() -> None:
+    held = adapter(4, 1)
+    expected = torch.cat([dense(held, name).flatten() for name in SHAPES]).norm()
+    assert Residual(held).norm == pytest.approx(float(expected), rel=1e-12)
+    assert NOTHING_OWED.norm == 0
+    assert not NOTHING_OWED
+    assert Residual(held)
+    assert Residual(saved_parameters={"head": torch.ones(2)})

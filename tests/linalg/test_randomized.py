@@ -4,7 +4,7 @@ from torch import Tensor
 
 from florist.factors import LoraFactor, stack
 from florist.linalg.eigenpairs import eigenpairs, gram_matrix
-from florist.linalg.randomized import _largest, _largest_outside, leading_pairs
+from florist.linalg.randomized import _certified_rank, _largest, _largest_outside, leading_pairs
 from tests.linalg.matrices import falling, gaussian, generator, oracle_rank, orthonormal
 
 SIZE = 320
@@ -151,3 +151,21 @@ def test_a_matrix_that_is_zero_but_for_rounding_has_no_value_below_zero() -> Non
     # Its square root is taken, and would be complex.
     assert _largest(torch.diag(torch.tensor([-1e-20, -1e-18]))) == 0
     assert _largest(torch.diag(torch.tensor([-3.0, 2.0]))) == 2
+
+
+@pytest.mark.parametrize(
+    ("target", "residual", "delta", "allowance", "rank"),
+    [
+        (1.2, 1e-6, 0.3, 1e-4, 2),
+        (1.0 + 1e-7, 1e-6, 0.3, 1e-4, None),  # the first value may be larger than it was found, and do alone
+        (1.2, 1e-6, 0.5, 1e-4, None),  # what was not seen may be as large as the second value
+        (1.2, 1e-6, 0.3, 1e-6, None),  # the best two may hold more than is allowed to be missing
+        (1.7, 1e-6, 0.0, 1e-4, None),  # all that was found is not enough
+        (0.9, 1e-6, 0.3, 1e-4, 1),
+    ],
+)
+def test_a_rank_is_certified_only_where_the_bounds_prove_it(
+    target: float, residual: float, delta: float, allowance: float, rank: int | None
+) -> None:
+    theta = torch.tensor([1.0, 0.5, 0.1], dtype=torch.float64)
+    assert _certified_rank(theta, torch.full_like(theta, residual), delta, target, allowance) == rank

@@ -157,6 +157,14 @@ def test_what_cancels_is_zero(copies: int, energy: float, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("energy", [0.9, 1.0])
+@pytest.mark.parametrize("rank", [8, 70], ids=["stacked", "dense"])
+def test_what_cancels_to_the_last_bit_is_zero(rank: int, energy: float) -> None:
+    factor = gaussian(80, 60, rank, dtype=torch.float32)
+    svd = decompose([as_part(factor), as_part(factor, -1.0)], energy=energy)
+    assert (svd.S.numel(), svd.spectrum.total_energy) == (0, 0.0)
+
+
+@pytest.mark.parametrize("energy", [0.9, 1.0])
 @pytest.mark.parametrize("rank", [4, 60])
 def test_what_nearly_cancels_is_resolved_as_far_as_it_can_be(energy: float, rank: int) -> None:
     # The difference is a thousandth of each; what float32 Gram matrices would return is noise.
