@@ -21,6 +21,7 @@ from florist.aggregation import (
     FullFineTuning,
     LinearRounds,
     RaFlora,
+    WholeSum,
     lossless_sum,
 )
 from florist.errors import IncompatibleAdaptersError, InvalidUpdateError, NonFiniteUpdateError
@@ -110,6 +111,19 @@ def test_the_certificate_is_the_truth(method: Case, ranks, counts, seed) -> None
         assert (certified.shape, certified.input_rank) == (shape, sum(ranks))
         sent = [part.specs[module].rank for part in (broadcast.shared, broadcast.continued) if module in part]
         assert certified.rank == sum(sent)
+
+
+def test_the_whole_sum_is_stacked_and_its_norms_are_left_open() -> None:
+    updates = METHODS["florist"].federation([3, 1, 4], counts=[2, 5, 1])
+    broadcast = WholeSum()(updates)
+    for module in SHAPES:
+        assert relative_error(realised(broadcast, module), dense_sum(updates, module)) < 1e-14
+        certified = broadcast.certificate.modules[module]
+        assert certified.rank == certified.input_rank == 8
+        # No number, which one might take for the truth.
+        assert math.isnan(certified.norm)
+        assert math.isnan(certified.error)
+        assert math.isnan(certified.energy_kept)
 
 
 def test_the_mean_of_the_halves_is_not_the_mean_of_the_products() -> None:

@@ -8,7 +8,7 @@ from florist.linalg import ThinSvd, qr_svd
 from florist.linalg.dense import dense_gram_svd, dense_svd
 from florist.linalg.gram import gram_svd
 from florist.linalg.thin_svd import no_directions
-from tests.linalg.matrices import gaussian, reconstruction, relative_error
+from tests.linalg.matrices import falling, gaussian, reconstruction, relative_error, with_spectrum
 
 
 def test_factor_is_the_best_approximation_split_evenly() -> None:
@@ -96,3 +96,23 @@ def test_the_leading_and_the_trailing_directions_are_the_whole(
         for part, S in ((leading, svd.S[:rank]), (trailing, svd.S[rank:])):
             assert relative_error(reconstruction(part).norm(), S.norm()) < 1e-12 or not S.numel()
         assert relative_error(reconstruction(leading) + reconstruction(trailing), reconstruction(svd)) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("solve", SOLVERS.values(), ids=SOLVERS)
+def test_an_error_that_a_solver_says_it_knows_is_the_error(
+    solve: Callable[[LoraFactor], ThinSvd], dtype: torch.dtype
+) -> None:
+    # From one value to the next the tail falls tenfold, and ends below the rounding of the factors of a cut.
+    factor = with_spectrum(falling(1e15, 16), 30, 24, dtype=dtype)
+    if solve in (SOLVERS["dense"], SOLVERS["dense gram"]):
+        factor = LoraFactor(factor.delta_weight(), torch.eye(24, dtype=dtype))  # whose product rounds nothing
+    svd, known = solve(factor), 0
+    W = factor.to(dtype=torch.float64).delta_weight()
+    for rank in range(svd.S.numel() + 1):
+        discarded = svd.spectrum.discarded_energy(rank)
+        if discarded >= svd.spectrum.known_from:
+            error = W - svd.factor(rank).to(dtype=torch.float64).delta_weight()
+            assert discarded**0.5 == pytest.approx(float(error.norm()), rel=1e-3)
+            known += 1
+    assert 1 < known <= svd.S.numel()
