@@ -14,7 +14,7 @@ from florist.compression.residual import NOTHING_OWED, Residual
 from florist.factors import AdapterState, LoraFactor, stack
 from florist.linalg import WeightedFactor, decompose
 from florist.linalg.spectrum import Spectrum
-from florist.ranks import ByteBudget, EnergyThreshold, GlobalEnergyThreshold, RankRule
+from florist.ranks import ByteBudget, EnergyThreshold, FixedRank, GlobalEnergyThreshold, RankRule
 from tests.builders import SHAPES, adapter
 from tests.compression.test_codecs import CODECS
 from tests.linalg.matrices import with_spectrum
@@ -177,17 +177,16 @@ def test_what_is_negligible_is_let_go_and_certified(shape: tuple[int, int]) -> N
     assert held.let_go == pytest.approx(3e-6, rel=1e-3)
 
 
-@pytest.mark.parametrize("rule", [GlobalEnergyThreshold(0.7), ByteBudget(1200)], ids=["global threshold", "budget"])
+@pytest.mark.parametrize(
+    "rule", [None, EnergyThreshold(0.7), FixedRank(2), GlobalEnergyThreshold(0.7), ByteBudget(1200)], ids=str
+)
 @pytest.mark.parametrize("feedback", [None, Feedback()], ids=["forgets", "feedback"])
-def test_a_rule_for_all_modules_sees_the_spectra_of_all_that_is_due(rule: RankRule, feedback: Feedback | None) -> None:
+def test_a_rule_chooses_by_the_spectra_of_all_that_is_due(rule: RankRule | None, feedback: Feedback | None) -> None:
     update, owed = adapter(4, 1), adapter(3, 2) if feedback else NOTHING
     outcome = Compression(CODECS["float32"], rule, feedback)(update, owed)
-    spectra = {
-        name: Spectrum(torch.linalg.svdvals(dense(update, name) + dense(owed, name)), 1e-10, shape)
-        for name, shape in SHAPES.items()
-    }
-    ranks = rule(spectra)
-    assert len(set(ranks.values())) > 1
+    due = {name: torch.linalg.svdvals(dense(update, name) + dense(owed, name)) for name in SHAPES}
+    spectra = {name: Spectrum(due[name], 1e-10, shape) for name, shape in SHAPES.items()}
+    ranks = rule(spectra) if rule else {name: spectrum.numerical_rank for name, spectrum in spectra.items()}
     assert {name: packed.rank for name, packed in outcome.packed.factors.items()} == ranks
 
 

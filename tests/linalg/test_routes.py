@@ -159,7 +159,9 @@ def test_what_cancels_is_zero(copies: int, energy: float, dtype: torch.dtype) ->
 @pytest.mark.parametrize("energy", [0.9, 1.0])
 @pytest.mark.parametrize("rank", [8, 70], ids=["stacked", "dense"])
 def test_what_cancels_to_the_last_bit_is_zero(rank: int, energy: float) -> None:
+    # Products of small whole numbers are exact in any order of the sum.
     factor = gaussian(80, 60, rank, dtype=torch.float32)
+    factor = LoraFactor((20 * factor.B).round(), (20 * factor.A).round())
     svd = decompose([as_part(factor), as_part(factor, -1.0)], energy=energy)
     assert (svd.S.numel(), svd.spectrum.total_energy) == (0, 0.0)
 
