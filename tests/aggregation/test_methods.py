@@ -21,6 +21,7 @@ from florist.aggregation import (
     FullFineTuning,
     LinearRounds,
     RaFlora,
+    WholeSum,
     lossless_sum,
 )
 from florist.errors import IncompatibleAdaptersError, InvalidUpdateError, NonFiniteUpdateError
@@ -110,6 +111,19 @@ def test_the_certificate_is_the_truth(method: Case, ranks, counts, seed) -> None
         assert (certified.shape, certified.input_rank) == (shape, sum(ranks))
         sent = [part.specs[module].rank for part in (broadcast.shared, broadcast.continued) if module in part]
         assert certified.rank == sum(sent)
+
+
+def test_the_whole_sum_is_stacked_and_its_norms_are_left_open() -> None:
+    updates = METHODS["florist"].federation([3, 1, 4], counts=[2, 5, 1])
+    broadcast = WholeSum()(updates)
+    for module in SHAPES:
+        assert relative_error(realised(broadcast, module), dense_sum(updates, module)) < 1e-14
+        certified = broadcast.certificate.modules[module]
+        assert certified.rank == certified.input_rank == 8
+        # No number, which one might take for the truth.
+        assert math.isnan(certified.norm)
+        assert math.isnan(certified.error)
+        assert math.isnan(certified.energy_kept)
 
 
 def test_the_mean_of_the_halves_is_not_the_mean_of_the_products() -> None:
@@ -268,6 +282,22 @@ def test_saved_parameters_are_averaged_by_examples(method: Case) -> None:
     broadcast = method.aggregator(updates)
     assert torch.equal(broadcast.saved_parameters["head.weight"], torch.tensor([2.0, 2.0]))
     assert broadcast.certificate.bytes_in >= 16
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_mean_of_saved_parameters_has_the_precision_of_their_dtype(dtype: torch.dtype) -> None:
+    counts = [1, 2, 4]
+    heads = [torch.randn(50, generator=torch.Generator().manual_seed(k)).double().add(9).to(dtype) for k in range(3)]
+    updates = [
+        ClientUpdate(str(k), adapter(2, k), count, 1, {"head": head})
+        for k, (count, head) in enumerate(zip(counts, heads, strict=True))
+    ]
+    found = Flora()(updates).saved_parameters["head"]
+    exact = sum(count * head.double() for count, head in zip(counts, heads, strict=True)) / 7
+    assert found.dtype == dtype
+    # Half precision rounds once, at the end: a number is off by half a step at most.
+    roundings = 0.501 if dtype.itemsize == 2 else 2
+    torch.testing.assert_close(found.double(), exact, rtol=roundings * torch.finfo(dtype).eps, atol=0)
 
 
 @every_method

@@ -110,6 +110,12 @@ def test_the_scores_of_krum_are_those_of_dense_distances() -> None:
             assert math.isclose(float(found[k]), sum(distances[:neighbours]), rel_tol=1e-9)
 
 
+def test_no_score_of_krum_is_negative() -> None:
+    # What rounding makes of no distance at all, between updates of norm 1e9, is more than honest updates are apart.
+    x = 1e8 * points(1, 4).expand(9, -1) + 1e-9 * points(9, 5)
+    assert float(krum_scores(x @ x.T, 3).min()) >= 0
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("size", [10.0, 1e6, 1e15])
 @pytest.mark.parametrize("count", [3, 4, 5, 8, 11])

@@ -9,10 +9,15 @@ from torch import Tensor
 from florist.compression.codecs import Codec
 from florist.compression.feedback import Compression, Feedback
 from florist.compression.held_back import difference, product_norm
+from florist.compression.packed import PackedFactor
+from florist.compression.residual import NOTHING_OWED, Residual
 from florist.factors import AdapterState, LoraFactor, stack
-from florist.ranks import EnergyThreshold
+from florist.linalg import WeightedFactor, decompose
+from florist.linalg.spectrum import Spectrum
+from florist.ranks import ByteBudget, EnergyThreshold, FixedRank, GlobalEnergyThreshold, RankRule
 from tests.builders import SHAPES, adapter
 from tests.compression.test_codecs import CODECS
+from tests.linalg.matrices import with_spectrum
 
 NOTHING = AdapterState.of({})
 FULL = Feedback(rank_factor=100.0)
@@ -97,8 +102,9 @@ def stacked(update: AdapterState, owed: AdapterState) -> AdapterState:
     )
 
 
-def test_without_feedback_what_is_not_sent_is_let_go() -> None:
-    update = adapter(4, 1)
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_without_feedback_what_is_not_sent_is_let_go(scale: float) -> None:
+    update = adapter(4, 1).map(lambda factor: factor.scaled(scale))
     outcome = Compression(CODECS["int4"], EnergyThreshold(0.8))(update)
     assert not outcome.held_back
     for name in SHAPES:
@@ -140,3 +146,55 @@ def test_factors_that_are_sent_as_they_are_lose_to_the_codec_alone() -> None:
     for account in Compression(CODECS["int4"])(adapter(3, 0)).accounts.values():
         assert account.cut_error == account.held_back == 0
         assert account.let_go == account.codec_error > 0
+
+
+@pytest.mark.parametrize("scale", [2.0**-20, 2.0**20])
+@pytest.mark.parametrize("energy", [0.8, 1.0])
+def test_what_is_let_go_has_the_units_of_the_update(energy: float, scale: float) -> None:
+    # At 0.8 no direction is left over that the solver returned, and what it left out bounds the overlap.
+    factor = adapter(16, 0, shapes={"wide": (260, 400)})["wide"]
+
+    def let_go(update: LoraFactor) -> float:
+        svd = decompose([WeightedFactor(1.0, update.spec, lambda: update)], energy=energy)
+        kept = svd.factor(svd.spectrum.rank_holding(0.8))
+        arrived = PackedFactor.of("wide", kept, CODECS["int2"]).unpacked("wide", CODECS["int2"])
+        held = Feedback().residual(svd.trailing(kept.rank), difference(kept, arrived), new_rank=3)
+        lost = update.delta_weight() - sum(each.delta_weight().double() for each in (arrived, held.factor))
+        assert float(lost.norm()) <= held.let_go
+        return held.let_go
+
+    assert let_go(factor.scaled(scale)) == pytest.approx(scale * let_go(factor), rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(60, 80), (7, 5)], ids=["large", "small"])
+def test_what_is_negligible_is_let_go_and_certified(shape: tuple[int, int]) -> None:
+    # A component of 3e-6 would take as many bytes in every later round as one that matters.
+    update = with_spectrum(torch.tensor([2.0, 1.0, 0.5, 3e-6]), *shape)
+    svd = decompose([WeightedFactor(1.0, update.spec, lambda: update)])
+    held = Feedback().residual(svd.trailing(1), difference(svd.factor(1), svd.factor(1)), new_rank=4)
+    assert held.factor.rank == 2
+    assert held.norm == pytest.approx(1.25**0.5)
+    assert held.let_go == pytest.approx(3e-6, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "rule", [None, EnergyThreshold(0.7), FixedRank(2), GlobalEnergyThreshold(0.7), ByteBudget(1200)], ids=str
+)
+@pytest.mark.parametrize("feedback", [None, Feedback()], ids=["forgets", "feedback"])
+def test_a_rule_chooses_by_the_spectra_of_all_that_is_due(rule: RankRule | None, feedback: Feedback | None) -> None:
+    update, owed = adapter(4, 1), adapter(3, 2) if feedback else NOTHING
+    outcome = Compression(CODECS["float32"], rule, feedback)(update, owed)
+    due = {name: torch.linalg.svdvals(dense(update, name) + dense(owed, name)) for name in SHAPES}
+    spectra = {name: Spectrum(due[name], 1e-10, shape) for name, shape in SHAPES.items()}
+    ranks = rule(spectra) if rule else {name: spectrum.numerical_rank for name, spectrum in spectra.items()}
+    assert {name: packed.rank for name, packed in outcome.packed.factors.items()} == ranks
+
+
+def test_a_residual_is_as_large_as_its_products_together() -> None:
+    held = adapter(4, 1)
+    expected = torch.cat([dense(held, name).flatten() for name in SHAPES]).norm()
+    assert Residual(held).norm == pytest.approx(float(expected), rel=1e-12)
+    assert NOTHING_OWED.norm == 0
+    assert not NOTHING_OWED
+    assert Residual(held)
+    assert Residual(saved_parameters={"head": torch.ones(2)})

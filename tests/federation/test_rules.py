@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from florist.aggregation import FedEx, FedIt, FfaLora, FlexLora, Flora, Florist, FullFineTuning, lossless_sum
+from florist.aggregation import FedEx, FedIt, FedSvd, FfaLora, FlexLora, Flora, Florist, FullFineTuning, lossless_sum
 from florist.factors import AdapterState, LoraFactor
 from florist.federation.broadcasts import Broadcasts
 from florist.federation.local_init import Aligned, Fresh, LocalInit, Warm
@@ -493,7 +493,7 @@ def test_random_rows_depend_on_the_seed_the_round_and_where_asked_the_client() -
     assert own.local_seed(1, "client_0") != own.local_seed(1, "client_1")
 
 
-@pytest.mark.parametrize("aggregator", [FedIt(), FedEx(), FfaLora()])
+@pytest.mark.parametrize("aggregator", [FedIt(), FedEx(), FfaLora(), FedSvd()])
 def test_methods_that_average_halves_apart_share_the_rows_in_any_case(aggregator: Aggregator) -> None:
     federation = rules(aggregator=aggregator, shared_init=False)
     assert federation.local_seed(1, "client_0") == federation.local_seed(1, "client_1")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from florist.errors import InvalidAdapterError
+from florist.factors import LoraFactor
 from florist.linalg import WeightedFactor
 from florist.linalg.accumulate import stack_parts, sum_parts
 from tests.linalg.matrices import as_part, dense, gaussian, relative_error
@@ -47,6 +48,17 @@ def test_rounding_is_stated_where_terms_cancel() -> None:
     total = sum_parts(parts, torch.float32)
     error = torch.linalg.matrix_norm(total.W.double() - dense(*parts), 2)
     assert 0 < float(error) < total.rounding
+
+
+def test_the_rounding_of_a_sum_is_that_of_its_terms_whatever_their_halves() -> None:
+    # b a^T is the same term as (b / d) (d a)^T, and powers of two round nothing.
+    factor = gaussian(30, 20, 25, dtype=torch.float32)
+    d = 2.0 ** torch.arange(-12, 13)
+    plain, moved = (
+        sum_parts([as_part(each)], torch.float32) for each in (factor, LoraFactor(factor.B / d, d[:, None] * factor.A))
+    )
+    assert moved.rounding == pytest.approx(plain.rounding, rel=1e-6)
+    assert relative_error(moved.W, plain.W.double()) < 1e-6
 
 
 def test_each_part_is_read_once() -> None:

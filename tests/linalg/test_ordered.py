@@ -28,6 +28,13 @@ def test_a_large_spread_of_singular_values_is_read_off_as_well() -> None:
     torch.testing.assert_close(ordered_spectrum(factor).S[:5], S[:5].double(), rtol=1e-3, atol=0)
 
 
+def test_norms_of_float32_components_are_taken_in_float64() -> None:
+    # The energies of many modules are added up: what float32 rounds would show beside a small error.
+    B, A = (torch.eye(60, 3) + 1e-4, torch.eye(3, 50) + 1e-4)
+    exact = [float(b.norm() * a.norm()) for b, a in zip(B.double().T, A.double(), strict=True)]
+    assert ordered_spectrum(LoraFactor(B, A)).S.tolist() == pytest.approx(exact, rel=1e-14)
+
+
 def test_a_zero_update_has_no_rank() -> None:
     assert ordered_spectrum(LoraFactor(torch.zeros(4, 1), torch.zeros(1, 3))).numerical_rank == 0
     assert ordered_spectrum(LoraFactor(torch.zeros(4, 0), torch.zeros(0, 3))).numerical_rank == 0

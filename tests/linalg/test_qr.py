@@ -1,9 +1,13 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from florist.errors import NonFiniteUpdateError
 from florist.factors import LoraFactor, stack
-from florist.linalg import qr_svd
+from florist.linalg import ThinSvd, qr_svd
+from florist.linalg.gram import gram_svd
+from florist.linalg.thin_svd import rounding_floor
 from tests.linalg.matrices import falling, gaussian, reconstruction, relative_error, with_spectrum
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -67,3 +71,18 @@ def test_what_is_not_finite_is_refused(bad: float, half: str) -> None:
     getattr(factor, half)[0, 0] = bad
     with pytest.raises(NonFiniteUpdateError, match=r"expected finite factors.*\(12, 3\)"):
         qr_svd(factor)
+
+
+@pytest.mark.parametrize("solve", [qr_svd, gram_svd])
+@pytest.mark.parametrize(("left", "right"), [(2.0**20, 2.0**-20), (2.0**-20, 2.0**20), (2.0**10, 2.0**10)])
+def test_what_is_known_depends_on_the_product_alone(
+    solve: Callable[[LoraFactor], ThinSvd], left: float, right: float
+) -> None:
+    # Not on how a client shares its scale out between the halves, although terms cancel to a thousandth.
+    factor = gaussian(60, 50, 8)
+    cancelling = stack([factor, factor.scaled(1e-3 - 1)])
+    plain = solve(cancelling).spectrum
+    moved = solve(LoraFactor(left * cancelling.B, right * cancelling.A)).spectrum
+    assert plain.resolution > rounding_floor(torch.float64)
+    assert moved.resolution == pytest.approx(plain.resolution, rel=1e-3)
+    assert moved.known_from == pytest.approx((left * right) ** 2 * plain.known_from, rel=1e-3)

@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 
 from florist.factors import LoraFactor, stack
-from florist.linalg.eigenpairs import gram_matrix
-from florist.linalg.randomized import leading_pairs
+from florist.linalg.eigenpairs import eigenpairs, gram_matrix
+from florist.linalg.randomized import _certified_rank, _largest, _largest_outside, leading_pairs
 from tests.linalg.matrices import falling, gaussian, generator, oracle_rank, orthonormal
 
 SIZE = 320
@@ -127,3 +127,45 @@ def test_equal_inputs_give_equal_results() -> None:
     assert second is not None
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])
+
+
+@pytest.mark.parametrize("scale", [2.0**-40, 1.0, 2.0**40])
+@pytest.mark.parametrize("known", [0, 5, 20])
+@pytest.mark.parametrize("with_identity", [False, True])
+def test_the_largest_value_that_a_basis_misses_is_estimated_from_above(
+    with_identity: bool, known: int, scale: float
+) -> None:
+    size, draw = 60, generator(known)
+    Q = orthonormal(size, size, draw)
+    G_B = scale * (Q * falling(1e4, size) @ Q.T)
+    G_A = None if with_identity else gram_matrix(torch.randn(size, 90, generator=draw).double() / 10, torch.float64)
+    pairs = eigenpairs(G_B, G_A, energy=1.0, floor=0.0)
+    C = pairs.C[:, :known]
+    estimate = _largest_outside(G_B, G_A, C, C if G_A is None else G_A @ C, draw)
+    exact = float(pairs.squares[known])
+    # A Rayleigh quotient is never above the largest value, and the estimate is 1.5 times the largest of them.
+    assert exact <= estimate <= 1.5 * exact * (1 + 1e-9)
+
+
+def test_a_matrix_that_is_zero_but_for_rounding_has_no_value_below_zero() -> None:
+    # Its square root is taken, and would be complex.
+    assert _largest(torch.diag(torch.tensor([-1e-20, -1e-18]))) == 0
+    assert _largest(torch.diag(torch.tensor([-3.0, 2.0]))) == 2
+
+
+@pytest.mark.parametrize(
+    ("target", "residual", "delta", "allowance", "rank"),
+    [
+        (1.2, 1e-6, 0.3, 1e-4, 2),
+        (1.0 + 1e-7, 1e-6, 0.3, 1e-4, None),  # the first value may be larger than it was found, and do alone
+        (1.2, 1e-6, 0.5, 1e-4, None),  # what was not seen may be as large as the second value
+        (1.2, 1e-6, 0.3, 1e-6, None),  # the best two may hold more than is allowed to be missing
+        (1.7, 1e-6, 0.0, 1e-4, None),  # all that was found is not enough
+        (0.9, 1e-6, 0.3, 1e-4, 1),
+    ],
+)
+def test_a_rank_is_certified_only_where_the_bounds_prove_it(
+    target: float, residual: float, delta: float, allowance: float, rank: int | None
+) -> None:
+    theta = torch.tensor([1.0, 0.5, 0.1], dtype=torch.float64)
+    assert _certified_rank(theta, torch.full_like(theta, residual), delta, target, allowance) == rank

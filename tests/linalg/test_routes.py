@@ -157,6 +157,16 @@ def test_what_cancels_is_zero(copies: int, energy: float, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("energy", [0.9, 1.0])
+@pytest.mark.parametrize("rank", [8, 70], ids=["stacked", "dense"])
+def test_what_cancels_to_the_last_bit_is_zero(rank: int, energy: float) -> None:
+    # Products of small whole numbers are exact in any order of the sum.
+    factor = gaussian(80, 60, rank, dtype=torch.float32)
+    factor = LoraFactor((20 * factor.B).round(), (20 * factor.A).round())
+    svd = decompose([as_part(factor), as_part(factor, -1.0)], energy=energy)
+    assert (svd.S.numel(), svd.spectrum.total_energy) == (0, 0.0)
+
+
+@pytest.mark.parametrize("energy", [0.9, 1.0])
 @pytest.mark.parametrize("rank", [4, 60])
 def test_what_nearly_cancels_is_resolved_as_far_as_it_can_be(energy: float, rank: int) -> None:
     # The difference is a thousandth of each; what float32 Gram matrices would return is noise.
@@ -188,6 +198,20 @@ def test_size_does_not_matter(scale: float, energy: float) -> None:
     )
     assert scaled.S.numel() == plain.S.numel()
     assert torch.allclose(scaled.S / scale, plain.S, rtol=1e-2 if scale == 1e-35 else 1e-5)
+
+
+@pytest.mark.parametrize("scale", [2.0**-20, 2.0**20])
+@pytest.mark.parametrize("energy", [0.9, 1.0])
+@pytest.mark.parametrize("rank", [7, 40], ids=["stacked", "dense"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_known_of_a_sum_has_its_units(dtype: torch.dtype, rank: int, energy: float, scale: float) -> None:
+    # A bound in other units than those of the energy would certify small updates wrongly.
+    factor = gaussian(24, 20, rank, dtype=dtype)
+    plain, scaled = (decompose([as_part(each)], energy=energy).spectrum for each in (factor, factor.scaled(scale)))
+    assert torch.allclose(scaled.S, scale * plain.S, rtol=1e-6, atol=0)
+    assert scaled.resolution == pytest.approx(plain.resolution, rel=1e-6)
+    assert scaled.total_energy == pytest.approx(scale**2 * plain.total_energy, rel=1e-6)
+    assert scaled.known_from == pytest.approx(scale**2 * plain.known_from, rel=1e-6)
 
 
 def test_equal_inputs_give_equal_results() -> None:
@@ -264,6 +288,14 @@ def test_a_client_without_weight_is_not_read() -> None:
     bad = gaussian(6, 5, 2)
     bad.B.fill_(float("nan"))
     assert decompose([as_part(bad, 0.0), as_part(gaussian(6, 5, 2))]).S.numel() == 2
+
+
+def test_of_parts_that_are_not_finite_the_first_that_counts_is_named() -> None:
+    parts = [as_part(gaussian(6, 5, 2, seed=k), weight) for k, weight in enumerate((1.0, 0.0, -1.0))]
+    for part in parts[1:]:
+        part.read().B.fill_(float("nan"))
+    with pytest.raises(NonFinitePartError, match="part 2"):
+        decompose(parts)
 
 
 def test_shapes_that_differ_are_refused() -> None:

@@ -34,3 +34,12 @@ def test_leading_values_keep_the_energy_of_the_rest() -> None:
     assert (cut.S.tolist(), cut.tail_energy, cut.total_energy) == ([3.0], 5.5, 14.5)
     assert (cut.shape, cut.resolution, cut.numerical_rank) == ((5, 4), 1e-8, 1)
     assert cut.rank_holding(0.5) == whole.rank_holding(0.5) == 1
+
+
+def test_in_trailing_values_the_noise_stays_where_it_was() -> None:
+    whole = Spectrum(torch.tensor([8.0, 4.0, 2.0, 1e-3], dtype=torch.float64), 1e-3, (5, 4), tail_energy=0.5)
+    cut = whole.trailing(1)
+    assert (cut.S.tolist(), cut.tail_energy, cut.shape) == ([4.0, 2.0, 1e-3], 0.5, (5, 4))
+    assert cut.resolution * float(cut.S[0]) == whole.resolution * float(whole.S[0])
+    assert cut.numerical_rank == whole.numerical_rank - 1 == 2
+    assert whole.trailing(4).numerical_rank == 0

@@ -8,7 +8,7 @@ from florist.linalg import ThinSvd, qr_svd
 from florist.linalg.dense import dense_gram_svd, dense_svd
 from florist.linalg.gram import gram_svd
 from florist.linalg.thin_svd import no_directions
-from tests.linalg.matrices import gaussian, reconstruction, relative_error
+from tests.linalg.matrices import falling, gaussian, reconstruction, relative_error, with_spectrum
 
 
 def test_factor_is_the_best_approximation_split_evenly() -> None:
@@ -81,3 +81,38 @@ def test_vh_is_v_transposed_though_both_have_one_shape(solve: Callable[[LoraFact
     assert relative_error(svd.U * svd.S @ svd.Vh, W) < 1e-10
     assert relative_error(svd.U * svd.S @ svd.Vh.T, W) > 1
     assert relative_error(W @ svd.Vh.T, svd.U * svd.S) < 1e-10
+
+
+@pytest.mark.parametrize("formed", [False, True])
+@pytest.mark.parametrize("solve", SOLVERS.values(), ids=SOLVERS)
+def test_the_leading_and_the_trailing_directions_are_the_whole(
+    solve: Callable[[LoraFactor], ThinSvd], formed: bool
+) -> None:
+    svd = solve(gaussian(12, 9, 9))
+    svd = svd.formed(torch.float64) if formed else svd
+    for rank in (0, 4, 9):
+        leading, trailing = svd.leading(rank), svd.trailing(rank)
+        assert torch.equal(torch.cat([leading.S, trailing.S]), svd.S)
+        for part, S in ((leading, svd.S[:rank]), (trailing, svd.S[rank:])):
+            assert relative_error(reconstruction(part).norm(), S.norm()) < 1e-12 or not S.numel()
+        assert relative_error(reconstruction(leading) + reconstruction(trailing), reconstruction(svd)) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("solve", SOLVERS.values(), ids=SOLVERS)
+def test_an_error_that_a_solver_says_it_knows_is_the_error(
+    solve: Callable[[LoraFactor], ThinSvd], dtype: torch.dtype
+) -> None:
+    # From one value to the next the tail falls tenfold, and ends below the rounding of the factors of a cut.
+    factor = with_spectrum(falling(1e15, 16), 30, 24, dtype=dtype)
+    if solve in (SOLVERS["dense"], SOLVERS["dense gram"]):
+        factor = LoraFactor(factor.delta_weight(), torch.eye(24, dtype=dtype))  # whose product rounds nothing
+    svd, known = solve(factor), 0
+    W = factor.to(dtype=torch.float64).delta_weight()
+    for rank in range(svd.S.numel() + 1):
+        discarded = svd.spectrum.discarded_energy(rank)
+        if discarded >= svd.spectrum.known_from:
+            error = W - svd.factor(rank).to(dtype=torch.float64).delta_weight()
+            assert discarded**0.5 == pytest.approx(float(error.norm()), rel=1e-3)
+            known += 1
+    assert 1 < known <= svd.S.numel()

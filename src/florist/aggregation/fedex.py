@@ -2,16 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
-from florist.aggregation.certifying import certified_broadcast, certify_error, error_above_rounding, frobenius_norm
+from florist.aggregation.certifying import certified_broadcast, certify_error, frobenius_norm
 from florist.aggregation.halves import averaged_halves, exact_stack
 from florist.aggregation.updates import accepted_updates, module_names
 from florist.aggregation.weighted_sum import module_parts
 from florist.factors import AdapterState, LoraFactor, stack
-from florist.linalg import WeightedFactor, decompose
+from florist.linalg import WeightedFactor, decompose, residual_norm
 from florist.linalg.thin_svd import rounding_floor
 from florist.rounds import Broadcast, ClientUpdate, ClientWork, ModuleCertificate
 
@@ -51,7 +50,7 @@ class FedEx:
             InvalidUpdateError, IncompatibleAdaptersError: `updates.accepted_updates` refuses the updates.
             NonFiniteUpdateError: a factor holds NaN or infinity. The message names the client and the module.
 
-        Cost: that of `linalg.decompose` for every module, at rank K r and in float64.
+        Cost: that of `linalg.decompose` for every module, at rank K r and in float64, and of `linalg.residual_norm`.
         """
         accepted = accepted_updates(updates)
         means: dict[str, LoraFactor] = {}
@@ -61,10 +60,9 @@ class FedEx:
             halves = averaged_halves(accepted, name)
             means[name] = halves.mean
             norm = frobenius_norm(exact_stack(accepted, name))
-            residuals[name], left_out = _compressed(halves.residual, norm, halves.mean.B.dtype)
-            sent = stack([means[name], residuals[name]])
-            parts = partial(module_parts, accepted, name)
-            error = error_above_rounding(left_out, parts, sent, rounded=[halves.magnitude])
+            residuals[name] = _compressed(halves.residual, norm, halves.mean.B.dtype)
+            # Nothing but rounding is left out of the residual, and no formula says how large that is.
+            error = residual_norm(module_parts(accepted, name), stack([means[name], residuals[name]]))
             rank = means[name].rank + residuals[name].rank
             modules[name] = certify_error(accepted, name, rank, norm=norm, error=error)
         return certified_broadcast(
@@ -72,12 +70,11 @@ class FedEx:
         )
 
 
-def _compressed(residual: LoraFactor, norm: float, dtype: torch.dtype) -> tuple[LoraFactor, float]:
-    """The residual at its numerical rank in `dtype`, and the norm of what is left out of it.
+def _compressed(residual: LoraFactor, norm: float, dtype: torch.dtype) -> LoraFactor:
+    """The residual at its numerical rank in `dtype`.
 
     Where clients agree, the residual is nothing but rounding of the update, whose norm is `norm`, and has full rank.
     """
     svd = decompose([WeightedFactor(1.0, residual.spec, lambda: residual)])
     above_rounding = int((svd.S > rounding_floor(dtype) * norm).sum())
-    rank = min(svd.spectrum.numerical_rank, above_rounding)
-    return svd.factor(rank).to(dtype=dtype), svd.spectrum.discarded_energy(rank) ** 0.5
+    return svd.factor(min(svd.spectrum.numerical_rank, above_rounding)).to(dtype=dtype)

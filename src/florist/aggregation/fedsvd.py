@@ -61,9 +61,7 @@ class FedSvd:
             total, B = sum_along_rows(accepted, name)
             exact = _with_orthonormal_rows(LoraFactor(B, total.A.double()))
             sent = factors[name] = exact.to(dtype=total.A.dtype)
-            rounding = stack(
-                [LoraFactor(exact.B - sent.B.double(), exact.A), LoraFactor(sent.B.double(), exact.A - sent.A.double())]
-            )
+            rounding = stack([LoraFactor(exact.B - sent.B, exact.A), LoraFactor(sent.B.double(), exact.A - sent.A)])
             modules[name] = certify_error(
                 accepted, name, sent.rank, norm=frobenius_norm(exact), error=frobenius_norm(rounding)
             )

@@ -53,7 +53,7 @@ class Flora:
             weighted = weighted_factors(accepted, name)
             factors[name] = stack([factor.scaled(weight) for weight, factor in weighted])
             exact = stack([factor.to(dtype=torch.float64).scaled(weight) for weight, factor in weighted])
-            rounding = LoraFactor(exact.B - factors[name].B.double(), exact.A)
+            rounding = LoraFactor(exact.B - factors[name].B, exact.A)
             modules[name] = certify_error(
                 accepted, name, exact.rank, norm=frobenius_norm(exact), error=frobenius_norm(rounding)
             )

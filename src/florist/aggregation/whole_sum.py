@@ -39,5 +39,5 @@ class WholeSum:
         modules: dict[str, ModuleCertificate] = {}
         for name in module_names(accepted):
             factors[name] = stack([factor.scaled(weight) for weight, factor in weighted_factors(accepted, name)])
-            modules[name] = certify_error(accepted, name, factors[name].rank, norm=math.nan, error=0.0)
+            modules[name] = certify_error(accepted, name, factors[name].rank, norm=math.nan, error=math.nan)
         return certified_broadcast(self.work, accepted, modules, shared=AdapterState.of(factors))

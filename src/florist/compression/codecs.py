@@ -224,8 +224,6 @@ class IntegerCodec:
         return packed_length(shape[0] * shape[1], self.bits) + shape[0] * torch.bfloat16.itemsize
 
     def _scales(self, rows: Float[Tensor, "count length"]) -> Tensor:
-        if rows.shape[0] == 0:
-            return torch.zeros(0, dtype=torch.bfloat16, device=rows.device)
         exact = rows.abs().amax(dim=1) / self.largest_code
         if not bool((exact <= LARGEST_SCALE).all()):  # false for NaN as well
             raise NonFiniteUpdateError(

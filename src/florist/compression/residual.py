@@ -21,7 +21,7 @@ class Residual:
     @property
     def norm(self) -> float:
         """The Frobenius norm of the products of all factors together."""
-        return max(0.0, sum(factor.energy() for factor in self.adapter.values())) ** 0.5
+        return sum(factor.energy() for factor in self.adapter.values()) ** 0.5
 
     def __bool__(self) -> bool:
         """Tell whether anything is held back."""

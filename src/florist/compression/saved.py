@@ -54,7 +54,7 @@ def send_parameters(
                     f"{name}: expected a residual of shape {tuple(value.shape)}, got {tuple(owed[name].shape)}; begin "
                     "without one"
                 )
-            due = due + owed[name].double()
+            due = due + owed[name]
         try:
             parts = codec.pack(due.reshape(1, -1))
         except NonFiniteUpdateError as error:
@@ -63,7 +63,7 @@ def send_parameters(
         decoded[name] = arrived.to(value.dtype)
         nbytes += _bytes(parts)
         if feedback:
-            held_back[name] = (due - decoded[name].double()).float()
+            held_back[name] = (due - decoded[name]).float()
     return SentParameters(decoded, held_back or NOTHING, nbytes)
 
 

@@ -120,10 +120,10 @@ def _orthonormalise(X: Tensor, G_A: Tensor | None) -> _Block:
         return _Block(Q, Q, R.T @ R)
     W = G_A @ Q
     gram = Q.T @ W
-    lengths, basis = torch.linalg.eigh(_symmetric(gram))
+    lengths, basis = torch.linalg.eigh(gram)
     real = lengths > _null(G_A, X.dtype)
     basis = basis[:, real] / lengths[real].sqrt()
-    return _Block(Q @ basis, W @ basis, _symmetric(R.T @ gram @ R))
+    return _Block(Q @ basis, W @ basis, R.T @ gram @ R)
 
 
 def _certified_rank(theta: Tensor, residuals: Tensor, delta: float, target: float, allowance: float) -> int | None:
@@ -160,8 +160,4 @@ def _null(G_A: Tensor | None, dtype: torch.dtype) -> float:
 
 
 def _largest(X: Tensor) -> float:
-    return max(float(torch.linalg.eigvalsh(_symmetric(X))[-1]), 0.0)
-
-
-def _symmetric(X: Tensor) -> Tensor:
-    return (X + X.T) / 2
+    return max(float(torch.linalg.eigvalsh(X)[-1]), 0.0)
