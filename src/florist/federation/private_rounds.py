@@ -6,6 +6,7 @@ server. With both, the server has the sum without noise, and no single update.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from florist.errors import (
@@ -260,8 +261,11 @@ class PrivateRounds:
         return {**shapes, BELOW: (1,)} if self.follows else shapes
 
     def _record(self, federation: Federation, round_number: int) -> PrivacyRecord:
-        masked = self.masks is not None
-        threshold = self.masks.threshold_of(federation) if self.masks is not None else None
+        masked, threshold = self.masks is not None, None
+        if self.masks is not None:
+            # Of clients that are too few for any round there is none, and a round that fails for it is written down.
+            with suppress(ConfigurationError):
+                threshold = self.masks.threshold_of(federation)
         if self.noise is None or self.clip is None:
             return PrivacyRecord(masked, threshold, clip=self.clip, next_clip=self.clip)
         accountant = self.noise.accountant
