@@ -15,13 +15,15 @@ from florist.aggregation import FedIt
 from florist.errors import ConfigurationError
 from florist.federation.contributions import NOBODY, Lost
 from florist.federation.private_rounds import PrivateRounds
-from florist.federation.protections import Masks
+from florist.federation.protections import Masks, Noise
 from florist.federation.rules import Federation
 from florist.federation.state import ServerState
 from florist.flower import FloristStrategy, Journal
-from florist.flower.arrays import arrays_to_tensors
+from florist.flower.arrays import arrays_to_tensors, digest, tensors_to_arrays
 from florist.flower.messages import EVALUATE, HELLO, KEYS, REVEAL, SHARES, TRAIN, WORDS
 from florist.flower.private_terms import Demands
+from florist.privacy.accounting import Accountant, Sampling
+from florist.privacy.clipping import AdaptiveClip
 from florist.rounds import Aggregator
 from tests.federation.private_federations import FFA, RANKS, SHAPES
 from tests.flower.grids import MemoryGrid, unavailable
@@ -145,7 +147,7 @@ def test_a_part_of_the_clients_is_asked_and_drawn_in_secret() -> None:
     clients = trainers({f"{name}{k}": 2 for name in "abc" for k in range(4)} | {"z": 3})
     for name in clients:
         NODES.setdefault(name, 100 + len(NODES))
-    strategy, grid = played(clients, rounds=6, fraction=0.4)
+    strategy, _ = played(clients, rounds=6, fraction=0.4)
     drawn = [tuple(client.client_id for client in line.clients) for line in strategy.records]
     assert {len(each) for each in drawn} == {6}
     rules = Federation({name: each.rank for name, each in clients.items()}, WHOLE, SHAPES, seed=3, fraction=0.4)
@@ -250,7 +252,7 @@ def test_a_client_that_demands_masks_does_not_train_in_the_clear_and_tells_no_me
     assert "takes part in masked rounds alone; set privacy.secure_aggregation = true at the server" in reason
     # And where a server asks it all the same.
     for kind in (TRAIN, EVALUATE):
-        sent = [message for message in grid.sent if message.metadata.message_type == kind][0]
+        sent = next(message for message in grid.sent if message.metadata.message_type == kind)
         again = Message(sent.content, NODES["a"], kind)
         (answer,) = grid.send_and_receive([again])
         assert "privacy.secure_aggregation demands" in answer.error.reason
@@ -391,8 +393,6 @@ def test_secrets_leave_the_memory_once_they_were_revealed_and_words_once_they_we
 
 def with_rows(change: Callable[[Tensor], Tensor], name: str = "rows") -> Callable[[Message], list[Message]]:
     def changed(reply: Message) -> list[Message]:
-        from florist.flower.arrays import digest, tensors_to_arrays
-
         content = reply.content
         content["private"] = tensors_to_arrays({name: change(rows_of(content)[name])})
         head = dict(content.config_records["florist"])
@@ -553,3 +553,112 @@ def test_a_run_is_resumed_with_the_protection_that_it_was_begun_with(tmp_path: P
 def test_what_protects_nothing_is_refused(settings: Mapping[str, object], telling: str) -> None:
     with pytest.raises(ConfigurationError, match=telling):
         between(trainers(), **settings)
+
+
+# --- noise
+
+
+def noisy(multiplier: float, *, clients: int = 5, asked: int = 5, **others: object) -> Noise:
+    pytest.importorskip("dp_accounting")
+    sampling = others.pop("sampling", Sampling.FIXED)
+    assert isinstance(sampling, Sampling)
+    return Noise(Accountant(multiplier, 1e-3, clients, asked, sampling), **others)
+
+
+IN_THE_CLEAR = dict.fromkeys(RANKS, Demands())
+
+
+@pytest.mark.parametrize("masks", [None, Masks(bits=64)], ids=["clear", "masked"])
+def test_noise_is_added_to_the_same_sum_and_is_drawn_in_secret(masks: Masks | None) -> None:
+    demands = IN_THE_CLEAR if masks is None else None
+    found: list[Mapping[str, Tensor]] = []
+    for multiplier in (2.0, 2.0, 1e-12):
+        clients = trainers()
+        silent = replace(noisy(1.0), accountant=noisy(multiplier).accountant)
+        strategy, _ = played(clients, PrivateRounds(masks, clip=0.3, noise=silent), demands=demands)
+        found.append(strategy.state.saved_parameters)
+        quiet = PrivateRounds(masks, clip=0.3, noise=replace(noisy(1.0), accountant=noisy(1e-12).accountant))
+        expected = in_one_process(quiet, clients, WHOLE, 1).saved_parameters["head.weight"]
+        (line,) = strategy.records
+        assert line.privacy is not None
+        assert line.privacy.deviation == pytest.approx(multiplier * 0.3 / 5)
+        off = found[-1]["head.weight"] - expected
+        if multiplier == 2.0:
+            assert line.epsilon == noisy(2.0).accountant.epsilon(1)
+            assert 0.4 < float(off.square().mean().sqrt()) / line.privacy.deviation < 1.8
+        else:
+            assert float(off.abs().max()) < 1e-6
+    assert not torch.allclose(found[0]["head.weight"], found[1]["head.weight"], atol=1e-4)
+
+
+def test_the_rounds_end_before_epsilon_is_exceeded_and_a_resumed_run_has_its_noise(tmp_path: Path) -> None:
+    journal, accountant = Journal(tmp_path / "run", "linear"), noisy(4.0).accountant
+    private = PrivateRounds(Masks(), clip=0.3, noise=Noise(accountant, epsilon=accountant.epsilon(2) + 1e-6))
+    played(trainers(), private, rounds=1, journal=journal)
+    with pytest.raises(ConfigurationError, match=r"private = .*5 of 9 clients"):
+        played(trainers(), replace(private, noise=noisy(4.0, clients=9)), rounds=9, journal=journal)
+    strategy, _ = played(trainers(), private, rounds=9, journal=journal)
+    assert [line.epsilon for line in strategy.records] == [accountant.epsilon(1), accountant.epsilon(2)]
+    assert [line.privacy.spent for line in strategy.records if line.privacy] == [False, True]
+
+
+def test_the_clip_follows_the_norms_that_clients_tell_by_a_bit() -> None:
+    rule = AdaptiveClip(quantile=0.5, count_noise=1e-6)
+    loud = replace(noisy(1e-9), adaptive=rule)
+    strategy, grid = played(trainers(), PrivateRounds(Masks(), clip=50.0, noise=loud), rounds=2)
+    clips = [line.privacy.clip for line in strategy.records if line.privacy]
+    assert clips == [50.0, pytest.approx(50.0 * np.exp(-0.2 * 0.5))]  # all norms are below
+    told = [
+        each.content.config_records["florist"]["privacy.clip"]
+        for each in grid.sent
+        if each.metadata.message_type == KEYS
+    ]
+    assert sorted(set(map(float, map(str, told)))) == sorted(map(float, map(str, clips)))
+
+
+def test_epsilon_is_of_the_clients_that_it_is_counted_for_however_many_come(tmp_path: Path) -> None:
+    clients = trainers({f"n{k}": 2 for k in range(9)})
+    for name in clients:
+        NODES.setdefault(name, 200 + len(NODES))
+    counted = noisy(1.0, clients=6, asked=3)
+    private = PrivateRounds(clip=0.3, noise=counted)
+    strategy, grid = played(clients, private, rounds=4, fraction=0.5, demands={})
+    assert [len(line.clients) for line in strategy.records] == [3] * 4
+    # Three of the six places: where only two are left, a round has about one of them, and nobody is drawn more often.
+    grid.absent = {NODES[f"n{k}"] for k in range(2, 9)}
+    server = strategy._server
+    rules = server.rules(Federation({"n0": 2, "n1": 2}, WHOLE, SHAPES, seed=3))
+    assert rules.clients_per_round == 3
+    drawn = [server.participants(rules, number, ["n0", "n1"]) for number in range(400)]
+    assert sum("n0" in each for each in drawn) / 400 == pytest.approx(0.5, abs=0.1)
+
+
+def test_draws_by_themselves_have_the_probability_that_is_counted() -> None:
+    counted = noisy(1.0, clients=20, asked=5, sampling=Sampling.POISSON)
+    private = PrivateRounds(clip=0.3, noise=counted, secret=True)
+    rules = Federation({f"client_{k:02}": 2 for k in range(20)}, WHOLE, SHAPES, seed=3, fraction=0.25)
+    drawn = [private.participants(rules, 1) for _ in range(400)]
+    assert sum(map(len, drawn)) / 400 == pytest.approx(5, abs=0.5)
+    assert len(set(drawn)) > 100
+
+
+def test_an_update_that_does_not_fit_is_refused_before_noise() -> None:
+    private = PrivateRounds(clip=0.3, noise=noisy(1.0))
+    broken = with_head(float("nan"))
+    strategy, _ = played(trainers(), private, demands=IN_THE_CLEAR, deliver=answering("b", TRAIN, broken))
+    (drop,) = strategy.records[0].dropped
+    assert drop.client_id == "b"
+    assert "NaN" in drop.reason
+
+
+def with_head(value: float) -> Callable[[Message], list[Message]]:
+    def changed(reply: Message) -> list[Message]:
+        content = reply.content
+        content["saved_parameters"] = tensors_to_arrays({"head.weight": torch.full((3, 4), value)})
+        head = dict(content.config_records["florist"])
+        order = ("packed", "adapter", "saved_parameters")
+        head["sha256"] = digest(content.array_records[name] for name in order)
+        content["florist"] = ConfigRecord(head)
+        return [reply]
+
+    return changed

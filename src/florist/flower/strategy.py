@@ -196,6 +196,8 @@ class FloristStrategy(Strategy):
         rules = self._members.rules
         LOG.info("\t├──> %s, %s", rules.aggregator, rules.local_init)
         LOG.info("\t├──> %s", rules.communication)
+        if self._server.settings is not None:
+            LOG.info("\t├──> private: %s", self._server.settings)
         LOG.info("\t└──> %d clients: %s", len(rules.client_ranks), ", ".join(sorted(rules.client_ranks)))
 
     @override
