@@ -39,6 +39,7 @@ MOST_CLIENTS = 10_000
 """The clients of a roster at most."""
 
 _Names = Annotated[list[Name], Field(max_length=MOST_CLIENTS)]
+_Words = Annotated[int, Field(gt=0, le=2**48)]
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -58,7 +59,7 @@ class PublishedKeys:
     round_number: NonNegativeInt
     base: Name
     holds: Holds
-    words: PositiveInt
+    words: _Words
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,7 +79,7 @@ class RosterTold:
     threshold: PositiveInt
     smallest_group: PositiveInt
     names: _Names
-    words: Annotated[list[PositiveInt], Field(max_length=MOST_CLIENTS)]
+    words: Annotated[list[_Words], Field(max_length=MOST_CLIENTS)]
 
 
 @dataclass(frozen=True, slots=True)

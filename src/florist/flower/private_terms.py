@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
 from florist.errors import InvalidUpdateError
 from florist.federation.bounding import Bounding
@@ -20,7 +20,8 @@ from florist.rounds import SavedParameters
 _ROOM = 64
 """How many times more numbers a client may be asked to send than it trains: others may train more modules."""
 
-_Clients = Annotated[int, Field(ge=2)]
+_Clients = Annotated[int, Field(ge=2, le=10**6)]
+_Size = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Names = Annotated[list[Name], Field(max_length=100_000)]
 
 
@@ -49,7 +50,7 @@ class PrivacyTerms:
     smallest_group: _Clients
     asked: _Clients
     bits: Annotated[int, Field(ge=2, le=64)]
-    largest: PositiveFloat
+    largest: _Size
     max_examples: PositiveInt
     weighted: bool
     follows: bool
@@ -58,7 +59,7 @@ class PrivacyTerms:
     modules: _Names
     out_features: Annotated[list[PositiveInt], Field(max_length=100_000)]
     saved_parameters: _Names
-    clip: PositiveFloat | None = None
+    clip: _Size | None = None
 
     def require_possible(
         self, rank: int, max_rank: int, shapes: Mapping[str, tuple[int, int]], saved_parameters: SavedParameters
