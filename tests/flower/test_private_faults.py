@@ -10,10 +10,13 @@ if sys.platform != "linux":
     pytest.skip("the example runs on Linux", allow_module_level=True)
 pytest.importorskip("flwr", reason="flwr comes with the flower extra")
 
-from examples.flower.loopback import deploy
+from examples.flower.loopback import deploy, simulate
 
+from florist.config import DEMONSTRATION
 from florist.federation.history import RunDirectory
 from florist.flower.messages import KEYS, REVEAL, SHARES, WORDS
+from tests.federation.test_simulation import run as run_inside
+from tests.federation.test_simulation import weights
 from tests.flower.living import called_with_files_of
 from tests.flower.test_faults import LONG, ROOT, Signals, wait_for
 
@@ -79,3 +82,22 @@ def test_sites_that_die_in_any_phase_and_a_server_that_dies_cost_no_more_than_th
     assert "asked for masked words, of which clients send none twice" in str(records[1].privacy)
     assert "round 3: c reveals no shares" in log
     assert "1 too few" in str(records[3].privacy)
+
+
+def test_the_example_under_masks_gives_the_bits_of_one_process(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="ray comes with the flower extra")
+    settings = {"aggregation.method": "linear", "privacy.secure_aggregation": True, "training.steps": 2}
+    directory = tmp_path / "run"
+    with simulate(tmp_path / "programs") as federation:
+        given = {**settings, "federation.rounds": 1, "flower.run": str(directory), "flower.evaluation": "none"}
+        resources = {"num-supernodes": 4, "client-resources-num-cpus": 1}
+        number = federation.submit(ROOT / "examples" / "flower", given, resources)
+        status = federation.wait(number, LONG)
+        assert status.completed, federation.server_log(number)
+    (line,) = RunDirectory.open(directory).records()
+    assert line.privacy is not None
+    assert line.privacy.masked
+    assert len(line.clients) == 4
+    overrides = ["aggregation.method=linear", "privacy.secure_aggregation=true", "training.steps=2"]
+    inside = run_inside(DEMONSTRATION, tmp_path / "in-process", *overrides, "federation.rounds=1", "training.threads=1")
+    assert weights(directory) == weights(inside.path)

@@ -626,7 +626,7 @@ def test_epsilon_is_of_the_clients_that_it_is_counted_for_however_many_come(tmp_
     assert [len(line.clients) for line in strategy.records] == [3] * 4
     # Three of the six places: where only two are left, a round has about one of them, and nobody is drawn more often.
     grid.absent = {NODES[f"n{k}"] for k in range(2, 9)}
-    server = strategy._server
+    server = strategy._rounds.server
     rules = server.rules(Federation({"n0": 2, "n1": 2}, WHOLE, SHAPES, seed=3))
     assert rules.clients_per_round == 3
     drawn = [server.participants(rules, number, ["n0", "n1"]) for number in range(400)]

@@ -10,7 +10,7 @@ import jaxtyping
 import pytest
 from flwr.app import Message, RecordDict
 
-from florist.flower import private_messages
+from florist.flower import private_protocol
 from florist.flower.messages import KEYS, REVEAL, SHARES, WORDS
 from florist.flower.private_memory import PrivateMemory
 from florist.privacy.roster import Roster
@@ -57,13 +57,13 @@ def parsers() -> list[tuple[RecordDict, Callable[[RecordDict], object]]]:
     """Messages of all phases, with what reads them."""
     _, questions, replies, roster = a_round()
     return [
-        (replies[KEYS], private_messages.read_keys),
-        (questions[SHARES], private_messages.read_roster),
-        (replies[SHARES], lambda content: private_messages.read_sealed(content, roster)),
-        (questions[WORDS], lambda content: private_messages.read_received(content, roster)),
-        (replies[WORDS], lambda content: private_messages.read_words(content, roster, "a")),
-        (questions[REVEAL], lambda content: private_messages.read_survivors(content, roster)),
-        (replies[REVEAL], lambda content: private_messages.read_revealed(content, roster, set(roster.members), ())),
+        (replies[KEYS], private_protocol.read_keys),
+        (questions[SHARES], private_protocol.read_roster),
+        (replies[SHARES], lambda content: private_protocol.read_sealed(content, roster)),
+        (questions[WORDS], lambda content: private_protocol.read_received(content, roster)),
+        (replies[WORDS], lambda content: private_protocol.read_words(content, roster, "a")),
+        (questions[REVEAL], lambda content: private_protocol.read_survivors(content, roster)),
+        (replies[REVEAL], lambda content: private_protocol.read_revealed(content, roster, set(roster.members), ())),
     ]
 
 

@@ -21,7 +21,7 @@ from florist.federation.closed_round import ClosedRound
 from florist.federation.contributions import NOBODY, Contribution, Lost
 from florist.federation.private_draws import private_participants
 from florist.federation.private_records import PrivacyRecord
-from florist.federation.private_sums import MaskedSums, PrivateSum, padded_to_all, plain_sum, tensors_of
+from florist.federation.private_sums import MaskedSums, PrivateSum, padded_to_all, sum_in_the_clear
 from florist.federation.protections import Masks, Noise
 from florist.federation.records import Drop, RoundRecord
 from florist.federation.rules import Federation
@@ -248,13 +248,8 @@ class PrivateRounds:
         if self.masks is not None:
             return self.masked_sums(federation, state.saved_parameters)(state.round_number + 1, given, lost)
         left = {name: each for name, each in given.items() if name not in lost.before_the_sum}
-        total = plain_sum(federation, self._saved_shapes(state.saved_parameters), left)
-        if not self._poisson and len(left) < federation.required_replies:
-            raise BelowThresholdError(
-                f"expected {federation.required_replies} clients or more in the sum, got {len(left)}"
-            )
-        sent = {name: sum(tensor.nbytes for tensor in tensors_of(each.change)) for name, each in left.items()}
-        return PrivateSum(total, sum(each.weight for each in left.values()), sent)
+        fewest = 0 if self._poisson else federation.required_replies
+        return sum_in_the_clear(federation, self._saved_shapes(state.saved_parameters), left, fewest)
 
     def _saved_shapes(self, saved_parameters: SavedParameters) -> dict[str, tuple[int, ...]]:
         shapes = {name: tuple(tensor.shape) for name, tensor in saved_parameters.items()}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from florist.errors import BelowThresholdError
 from florist.federation.contributions import Contribution, Lost
 from florist.federation.protections import Masks
 from florist.federation.rules import Federation
@@ -114,6 +115,29 @@ def read_sum(outcome: "MaskedOutcome") -> PrivateSum:
     """What the server has of a masked round."""
     total = Change(outcome.sum.B, outcome.sum.saved_parameters)
     return PrivateSum(total, outcome.sum.weight, dict(sorted(outcome.sent_bytes.items())), outcome.received_bytes)
+
+
+def sum_in_the_clear(
+    federation: Federation,
+    saved_shapes: Mapping[str, tuple[int, ...]],
+    given: Mapping[str, Contribution],
+    fewest: int,
+) -> PrivateSum:
+    """The sum of what clients send to a server that sees it.
+
+    Args:
+        federation: the rules.
+        saved_shapes: the shapes of the parameters that travel whole, by name.
+        given: what they send.
+        fewest: how many of them are needed.
+
+    Raises:
+        BelowThresholdError: they are fewer.
+    """
+    if len(given) < fewest:
+        raise BelowThresholdError(f"expected {fewest} clients or more in the sum, got {len(given)}")
+    sent = {name: sum(tensor.nbytes for tensor in tensors_of(each.change)) for name, each in given.items()}
+    return PrivateSum(plain_sum(federation, saved_shapes, given), sum(each.weight for each in given.values()), sent)
 
 
 def plain_sum(

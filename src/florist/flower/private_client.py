@@ -9,7 +9,7 @@ from flwr.app import Message, RecordDict
 
 from florist.errors import InvalidUpdateError, RosterError
 from florist.federation.summed import change_of
-from florist.flower import private_messages
+from florist.flower import private_protocol
 from florist.flower.client_state import ClientState
 from florist.flower.messages import Assignment, Instruction
 from florist.flower.participant import Participant
@@ -64,7 +64,7 @@ def published(participant: Participant, state: ClientState, instruction: Instruc
     said = PublishedKeys(
         participant.client_id, assignment.round_number, participant.base, state.round_number, len(words)
     )
-    return private_messages.write_keys(said, turn.public)
+    return private_protocol.write_keys(said, turn.public)
 
 
 def shared(message: Message, memory: RecordDict) -> RecordDict:
@@ -74,10 +74,10 @@ def shared(message: Message, memory: RecordDict) -> RecordDict:
         RosterError: there is no round under way, or the roster is not one that the client takes part in.
     """
     kept = PrivateMemory.load(memory)
-    roster = private_messages.read_roster(message.content)
+    roster = private_protocol.read_roster(message.content)
     sealed, turn = kept.in_turn().shared(roster)
     kept.after(turn).save(memory)
-    return private_messages.write_sealed(roster, sealed)
+    return private_protocol.write_sealed(roster, sealed)
 
 
 def masked(message: Message, memory: RecordDict) -> RecordDict:
@@ -92,10 +92,10 @@ def masked(message: Message, memory: RecordDict) -> RecordDict:
     kept.require_unsent(turn.client_id, turn.round_number)
     if turn.roster is None or kept.words is None:
         raise RosterError(f"{turn.client_id}: expected the roster of round {turn.round_number} first; it sends nothing")
-    received = private_messages.read_received(message.content, turn.roster)
+    received = private_protocol.read_received(message.content, turn.roster)
     words, after = turn.masked(received, kept.words)
     kept.after(after).save(memory)
-    return private_messages.write_words(turn.roster, words)
+    return private_protocol.write_words(turn.roster, words)
 
 
 def revealed(message: Message, memory: RecordDict) -> RecordDict:
@@ -112,10 +112,10 @@ def revealed(message: Message, memory: RecordDict) -> RecordDict:
         raise RosterError(
             f"{turn.client_id}: expected the roster of round {turn.round_number} first; it reveals nothing"
         )
-    survivors = private_messages.read_survivors(message.content, turn.roster)
+    survivors = private_protocol.read_survivors(message.content, turn.roster)
     shares, after = turn.revealed(survivors)
     kept.after(after).save(memory)
-    return private_messages.write_revealed(turn.roster, shares)
+    return private_protocol.write_revealed(turn.roster, shares)
 
 
 def _terms(assignment: Assignment) -> PrivacyTerms:

@@ -8,7 +8,7 @@ from flwr.app import RecordDict
 from typing_extensions import override
 
 from florist.federation.masked_round import MaskedRound
-from florist.flower import private_messages
+from florist.flower import private_protocol
 from florist.flower.exchange import Exchange
 from florist.flower.messages import Evaluation, OutOfStep, Upload
 from florist.flower.private_messages import Published
@@ -36,7 +36,7 @@ class PrivateExchange(Exchange):
         Raises:
             FloristError: it is neither keys nor out of step.
         """
-        return private_messages.read_keys(content)
+        return private_protocol.read_keys(content)
 
     @override
     def refusal(self, client_id: str, answer: Upload | Evaluation | Published) -> str | None:

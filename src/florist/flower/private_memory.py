@@ -15,7 +15,7 @@ from jaxtyping import UInt64
 
 from florist.errors import RosterError
 from florist.flower.arrays import arrays_to_tensors, tensors_to_arrays
-from florist.flower.private_messages import words_as_tensor, words_of_tensor
+from florist.flower.private_protocol import words_as_tensor, words_of_tensor
 from florist.privacy.keys import KEY_BYTES, PublicKeys, Secrets
 from florist.privacy.masking import SEALED_BYTES
 from florist.privacy.roster import Member, Roster

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from florist.errors import FloristError
 from florist.federation.masked_round import MaskedOutcome, MaskedRound
-from florist.flower import private_messages
+from florist.flower import private_protocol
 from florist.flower.client_texts import last_line, one_line
 from florist.flower.messages import REVEAL, SHARES, WORDS
 from florist.flower.open_round import GRACE, OpenRound
@@ -57,21 +57,21 @@ class PrivatePhases:
         roster = gathered.roster
         sealed = self._asked(
             SHARES,
-            {name: private_messages.write_roster(roster) for name in sorted(roster.members)},
-            lambda _, content: private_messages.read_sealed(content, roster),
+            {name: private_protocol.write_roster(roster) for name in sorted(roster.members)},
+            lambda _, content: private_protocol.read_sealed(content, roster),
         )
         gathered = gathered.with_shares(sealed)
         self.words_follow()
         words = self._asked(
             WORDS,
-            {name: private_messages.write_received(roster, gathered.sealed_for(name)) for name in sorted(sealed)},
-            lambda name, content: private_messages.read_words(content, roster, name),
+            {name: private_protocol.write_received(roster, gathered.sealed_for(name)) for name in sorted(sealed)},
+            lambda name, content: private_protocol.read_words(content, roster, name),
         )
         gathered = gathered.with_words(words)
         revealed = self._asked(
             REVEAL,
-            {name: private_messages.write_survivors(roster, words) for name in sorted(words)},
-            lambda _, content: private_messages.read_revealed(
+            {name: private_protocol.write_survivors(roster, words) for name in sorted(words)},
+            lambda _, content: private_protocol.read_revealed(
                 content, roster, gathered.survivors, gathered.lost_sharers
             ),
         )

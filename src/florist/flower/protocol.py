@@ -10,7 +10,7 @@
     evaluate, Instruction   ->
                             <-    Evaluation, or OutOfStep
 
-`envelope` has what all messages have in common, and `private_messages` those of masked rounds.
+`envelope` has what all messages have in common, and `private_protocol` has those of masked rounds.
 """
 
 from collections.abc import Callable

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from flwr.serverapp import Grid
 
@@ -20,6 +20,7 @@ Answers = Mapping[str, Sequence[Answer]]
 """What clients answered the instruction of a round, by client id."""
 
 
+@runtime_checkable
 class RoundServer(Protocol):
     """What differs between rounds in the clear and private ones."""
 

@@ -31,7 +31,6 @@ from florist.flower.arrays import adapter_to_arrays
 from florist.flower.beginning import Beginning
 from florist.flower.client_metrics import weighted_mean
 from florist.flower.client_texts import one_line
-from florist.flower.exchange import Exchange
 from florist.flower.final_adapter import write_global_adapter
 from florist.flower.journal import Journal
 from florist.flower.membership import Membership
@@ -41,6 +40,7 @@ from florist.flower.private_server import PrivateServer, require_private
 from florist.flower.roster import LOG
 from florist.flower.round_book import RoundBook
 from florist.flower.round_server import PlainServer, RoundServer
+from florist.flower.rounds import Rounds
 from florist.flower.upload_terms import UploadTerms
 from florist.rounds import Aggregator
 
@@ -114,17 +114,16 @@ class FloristStrategy(Strategy):
             {}, aggregator, {}, seed, start, shared_init, fraction, min_replies, communication=sending
         )
         federation = replace(federation, guard=guard if guard is not None else Guard(), robust=robust)
-        self._server: RoundServer = PlainServer()
+        server: RoundServer = PlainServer()
         if private is not None:
             require_private(private, federation, evaluate_on_clients=evaluate_on_clients)
-            self._server = PrivateServer(private, phase_timeout, journal)
-        self._members = Membership(federation, min_clients, wait, masked=self._server.masked)
-        self._max_examples = max_examples
+            server = PrivateServer(private, phase_timeout, journal)
+        self._members = Membership(federation, min_clients, wait, masked=server.masked)
         self._evaluate, self._evaluate_on_clients = evaluate, evaluate_on_clients
         self._journal, self._book = journal, RoundBook(journal)
-        self._begin = Beginning(self._members, self._book, journal, reference, evaluate, self._server.settings)
+        self._rounds = Rounds(self._members, server, self._book, max_examples)
+        self._begin = Beginning(self._members, self._book, journal, reference, evaluate, server.settings)
         self._on_round = on_round
-        self._timeout, self._rounds = 3600.0, 0
         self._grid: Grid | None = None
         self._round: OpenRound | None = None
         self._closed: ClosedRound | None = None
@@ -169,7 +168,7 @@ class FloristStrategy(Strategy):
             DamagedRunError: the journal cannot be resumed from.
             DirectoryInUseError: another server is at work in it.
         """
-        self._grid, self._timeout, self._rounds = grid, timeout, num_rounds
+        self._grid, self._rounds.timeout, self._rounds.most = grid, timeout, num_rounds
         members, journal = self._members, self._journal
         deadline = time.monotonic() + members.wait
         with ExitStack() as locks:
@@ -181,9 +180,11 @@ class FloristStrategy(Strategy):
             if journal is not None and not resumed:
                 locks.enter_context(sole_process(journal.path))
             self.state = members.gather(grid, self.state, deadline)
-            self._server.require_possible(self._rules, self.state)
-            self._leave_unfinished()
-            left = max(0, self._server.rounds_within(num_rounds, self.records) - self.state.round_number)
+            self._rounds.server.require_possible(self._rounds.rules, self.state)
+            for closed in self._rounds.left_unfinished(self.state):
+                self.state = closed.state
+                self._tell()
+            left = self._rounds.left(self.state)
             if self.records:
                 LOG.info("resumed after round %d: %d rounds to go", self.state.round_number, left)
             result = super().start(grid, self._arrays(), left, timeout, train_config, evaluate_config, evaluate_fn)
@@ -196,8 +197,8 @@ class FloristStrategy(Strategy):
         rules = self._members.rules
         LOG.info("\t├──> %s, %s", rules.aggregator, rules.local_init)
         LOG.info("\t├──> %s", rules.communication)
-        if self._server.settings is not None:
-            LOG.info("\t├──> private: %s", self._server.settings)
+        if self._rounds.server.settings is not None:
+            LOG.info("\t├──> private: %s", self._rounds.server.settings)
         LOG.info("\t└──> %d clients: %s", len(rules.client_ranks), ", ".join(sorted(rules.client_ranks)))
 
     @override
@@ -208,15 +209,8 @@ class FloristStrategy(Strategy):
         self._book.round_begins()
         self._closed = None
         connected, self.state = self._members.for_round(grid, self.state)
-        self._round, rules = self._opened(), self._rules
-        drawn = self._server.participants(rules, self._round.number, connected)
-        away = rules.client_ranks.keys() if len(connected) < rules.clients_per_round else drawn
-        for client_id in sorted(set(away) - set(connected)):
-            self._round.drop(client_id, "not connected when the round began")
-        asked = [client_id for client_id in drawn if client_id in connected]
-        self._round.exchange = self._server.exchange(self._round.exchange, asked, self.records)
-        LOG.info("round %d: asked to train: %s", self._round.number, ", ".join(asked) or "nobody")
-        return self._round.messages(asked, self._server.kind)
+        self._round, messages = self._rounds.opened(self.state, connected)
+        return messages
 
     @override
     def aggregate_train(
@@ -226,10 +220,8 @@ class FloristStrategy(Strategy):
         underway = self._underway
         answers = self._answers(replies)
         self._book.training_ends()
-        closed = self._server.closed(self._reached, underway, underway.as_told(self.state), answers, self.records)
-        for drop in closed.dropped:
-            underway.drop(drop.client_id, drop.reason)
-        closed = self._write(underway, closed)
+        closed = self._closed = self._rounds.closed(self._reached, underway, self.state, answers)
+        self.state = closed.state
         line = self.records[-1]
         if self._evaluate is not None:
             line = self._book.amend(self.state, closed, underway, self._evaluate(self.state))
@@ -261,8 +253,8 @@ class FloristStrategy(Strategy):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Average the metrics by the number of held-out examples, and complete the record of the round."""
         metrics = self._measured(replies)
-        if self._on_round is not None and self._closed is not None:
-            self._on_round(self.records[-1])
+        if self._closed is not None:
+            self._tell()
         return MetricRecord(dict(metrics)) if metrics else None
 
     def export(
@@ -302,41 +294,9 @@ class FloristStrategy(Strategy):
             raise RuntimeError("expected Strategy.start first, which is given the grid")
         return self._grid
 
-    @property
-    def _rules(self) -> Federation:
-        return self._server.rules(self._members.rules)
-
-    def _opened(self) -> OpenRound:
-        """The round after the state, of which nothing was sent yet."""
-        roster = self._members.roster
-        return OpenRound(
-            Exchange(self._rules, self.state, dict(roster.members), self._max_examples, self._book.last_counted()),
-            self.state.round_number + 1,
-            dict(roster.nodes),
-            self._timeout,
-        )
-
-    def _write(self, underway: OpenRound, closed: ClosedRound) -> ClosedRound:
-        """Move on to the state of a closed round, and write it down."""
-        if closed.broadcast is None:
-            LOG.warning(
-                "round %d: the global adapter stays as it was: %s",
-                underway.number,
-                closed.failed or f"{len(closed.counted)} usable updates, and {self._rules.required_replies} are needed",
-            )
-        # What the in-process engine delivers at once is sent with the next message here.
-        closed = replace(closed, state=underway.as_told(closed.state), deliveries={})
-        self._closed = self._server.marked(closed, self._rounds)
-        self.state = closed.state
-        self._book.write(self._closed, underway)
-        return self._closed
-
-    def _leave_unfinished(self) -> None:
-        """Close what an earlier process left in a way that it must not be played again."""
-        while (closed := self._server.unfinished(self._rules, self.state, self.records)) is not None:
-            self._book.round_begins()
-            self._book.training_ends()
-            self._write(self._opened(), closed)
+    def _tell(self) -> None:
+        if self._on_round is not None:
+            self._on_round(self.records[-1])
 
     def _arrays(self) -> ArrayRecord:
         return adapter_to_arrays(self.state.global_adapter)
