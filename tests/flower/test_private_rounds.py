@@ -259,6 +259,20 @@ def test_a_client_that_demands_masks_does_not_train_in_the_clear_and_tells_no_me
     assert clients["a"].updates == {}
 
 
+def test_the_instruction_of_a_masked_round_is_not_followed_in_the_clear_whatever_a_client_demands() -> None:
+    clients = trainers()
+    _, grid = played(clients, demands={})
+    sent = phase_messages(grid, "a")
+    clients["a"].updates.clear()
+    assert "expected no terms of a masked round" in again(grid, Message(sent[KEYS].content, NODES["a"], TRAIN))
+    assert clients["a"].updates == {}
+    _, grid = played(clients, None, demands={})
+    plain = phase_messages(grid, "a")[TRAIN].content
+    clients["a"].updates.clear()
+    assert "got an instruction without; nothing is trained" in again(grid, Message(plain, NODES["a"], KEYS))
+    assert clients["a"].updates == {}
+
+
 @pytest.mark.parametrize(
     ("demands", "telling"),
     [

@@ -66,7 +66,12 @@ def client_app(
         def answer(state: ClientState, instruction: Instruction) -> RecordDict:
             return protocol.write_reply(_train(own, state, instruction, context.state), own.trained)
 
-        return _follow(own, message, context, answer, lambda _: demands(context).require_unmasked("train in the clear"))
+        def check(assignment: Assignment) -> None:
+            demands(context).require_unmasked("train in the clear")
+            if assignment.privacy is not None:
+                raise InvalidUpdateError("expected no terms of a masked round in an instruction that is not of one")
+
+        return _follow(own, message, context, answer, check)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
