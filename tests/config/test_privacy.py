@@ -7,7 +7,7 @@ import pytest
 
 from florist.config import Config, read_config, to_toml
 from florist.config.methods import METHODS
-from florist.config.privacy import private_rounds, require_none_over_flower
+from florist.config.privacy import private_rounds, private_rounds_over_flower
 from florist.errors import ConfigurationError, MissingDependencyError
 from florist.federation.protections import Masks
 
@@ -27,7 +27,7 @@ def test_nothing_is_protected_by_default(tmp_path: Path) -> None:
     config = read(tmp_path)
     assert not config.privacy.on
     assert private_rounds(config, 10, 10, 8) is None
-    require_none_over_flower(config)
+    assert private_rounds_over_flower(config, 8) is None
 
 
 def test_masks_and_noise_are_read_and_written(tmp_path: Path) -> None:
@@ -147,6 +147,18 @@ def test_a_missing_package_is_named_with_what_to_install(
     assert "[privacy]" in str(held.value).rpartition("pip install")[2]
 
 
-def test_over_flower_it_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"\[privacy\] is for simulations in one process"):
-        require_none_over_flower(read(tmp_path, LINEAR, MASKED))
+def test_over_flower_draws_are_secret_and_epsilon_is_counted_for_the_clients_that_are_waited_for(
+    tmp_path: Path,
+) -> None:
+    masked = private_rounds_over_flower(read(tmp_path, LINEAR, MASKED), 8)
+    assert masked is not None
+    assert masked.secret
+    with pytest.raises(ConfigurationError, match=r"flower\.min_clients: expected how many clients there are"):
+        private_rounds_over_flower(read(tmp_path, LINEAR, *NOISY), 8)
+    pytest.importorskip("dp_accounting")
+    for given, clients in (("flower.min_clients=40", 40), (f"lora.ranks={[8] * 20}", 20)):
+        noisy = private_rounds_over_flower(read(tmp_path, LINEAR, *NOISY, given, "federation.fraction=0.25"), 8)
+        assert noisy is not None
+        assert noisy.secret
+        assert noisy.noise is not None
+        assert (noisy.noise.accountant.clients, noisy.noise.accountant.asked) == (clients, clients // 4)

@@ -71,15 +71,6 @@ def test_lists_texts_and_flags_are_overridden(file: Path) -> None:
     assert found.federation.rounds == 9
 
 
-@pytest.mark.parametrize("noisy", [False, True], ids=["masks", "noise"])
-def test_a_section_that_protects_updates_is_refused_since_nothing_would_be(file: Path, noisy: bool) -> None:
-    protecting: Values = {"privacy.clip": 1.0, "privacy.delta": 0.01, "privacy.noise_multiplier": 1.0}
-    if not noisy:
-        protecting = {"privacy.secure_aggregation": True}
-    with pytest.raises(ConfigurationError, match=r"\[privacy\] is for simulations in one process"):
-        overridden_config(file, context({}, {"aggregation.method": "linear", **protecting}))
-
-
 @pytest.mark.parametrize(
     ("key", "given", "meant"),
     [

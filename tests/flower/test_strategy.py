@@ -17,7 +17,7 @@ from florist.federation.local_init import Aligned, Continued, Fresh, Warm
 from florist.federation.rules import Federation
 from florist.federation.state import ServerState
 from florist.files.locking import sole_process
-from florist.flower import Agreement, FloristStrategy, Journal, protocol
+from florist.flower import Agreement, FloristStrategy, Journal, envelope
 from florist.flower.arrays import adapter_to_arrays, digest
 from florist.flower.client_metrics import weighted_mean
 from florist.flower.messages import EVALUATE, HELLO, SAVED_PARAMETERS, TRAIN, Evaluation, OutOfStep, Upload
@@ -826,7 +826,7 @@ def test_a_message_is_hashed_once_a_side(monkeypatch: pytest.MonkeyPatch) -> Non
         counted.append(1)
         return digest(array_records)
 
-    monkeypatch.setattr(protocol, "digest", counting)
+    monkeypatch.setattr(envelope, "digest", counting)
     _, grid = play(three(), rounds=2)
     messages = sum(message.metadata.message_type != SAVED_PARAMETERS for message in grid.sent)
     hellos = len(grid.nodes_of(HELLO))  # which have nothing to hash on their way to the client

@@ -21,7 +21,7 @@ from florist.flower.arrays import digest
 from tests.fuzz.mutations import mutated_bytes, mutated_document, nasty_values
 
 HEAD = "florist"
-ARRAYS = ("added", "packed", "continued", "packed_continued", "directions", "adapter", "saved_parameters")
+ARRAYS = ("added", "packed", "continued", "packed_continued", "directions", "adapter", "saved_parameters", "private")
 FORGED = "q_proj\n[INFO] round 9: forged \x1b[31mline\x1b[0m"
 
 

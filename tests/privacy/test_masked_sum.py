@@ -136,6 +136,14 @@ def test_shares_reveal_once_and_words_are_sent_once() -> None:
         once.masked(received, np.ones(1, dtype=np.uint64))
 
 
+def test_shares_are_sealed_once_since_a_key_seals_one_message() -> None:
+    turns = begun(dict.fromkeys("ab", 1))
+    roster = roster_of(turns, 2)
+    _, told = turns["a"].shared(roster)
+    with pytest.raises(RosterError, match="share its secrets once"):
+        told.shared(roster)
+
+
 def test_unlike_rosters_are_found_out() -> None:
     """The server tells a one roster, and b and c another, in which a's key is the server's own."""
     turns = begun(dict.fromkeys("abc", 2))

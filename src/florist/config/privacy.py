@@ -1,7 +1,7 @@
 """Private rounds of a configuration, and what does not go with them; what loads torch is imported where it is used."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from florist.config.methods import METHODS, OWN, method_named
@@ -98,17 +98,31 @@ def require_possible(
         private.require_possible(federation, saved_parameters)
 
 
-def require_none_over_flower(config: "Config") -> None:
-    """Refuse a configuration that protects updates where that is not done.
+def private_rounds_over_flower(config: "Config", largest_rank: int) -> "PrivateRounds | None":
+    """The private rounds of a configuration over Flower, which draw in secret; None where it protects nothing.
+
+    Args:
+        config: a validated one.
+        largest_rank: the largest rank that any client trains.
 
     Raises:
-        ConfigurationError: it does.
+        ConfigurationError: it does not say how many clients there are, which epsilon is counted for, or what
+            `private_rounds` refuses.
+        MissingDependencyError: as `private_rounds`.
     """
-    if config.privacy.on:
+    from florist.federation.rules import clients_asked
+
+    clients, ranks = config.flower.min_clients, config.lora.ranks
+    if clients is None and isinstance(ranks, tuple):
+        clients = len(ranks)
+    if clients is None and config.privacy.noisy:
         raise ConfigurationError(
-            "[privacy] is for simulations in one process (florist simulate), and over Flower nothing would be "
-            "protected: remove the section there"
+            "flower.min_clients: expected how many clients there are, since epsilon is counted for so many, of whom a "
+            "round draws federation.fraction: set it"
         )
+    count = clients or 1
+    private = private_rounds(config, count, clients_asked(config.federation.fraction, count), largest_rank)
+    return replace(private, secret=True) if private is not None else None
 
 
 def _masks(section: Any) -> "Masks | None":

@@ -46,3 +46,8 @@ class ClosedRound:
     weights: Mapping[str, float] = field(default_factory=dict[str, float])
     received_bytes: Mapping[str, int] = field(default_factory=dict[str, int])
     privacy: PrivacyRecord | None = None
+
+    @property
+    def failed(self) -> str | None:
+        """Why nothing could be read of a private round; None where it was, and for other rounds."""
+        return self.privacy.failed if self.privacy is not None else None

@@ -5,10 +5,9 @@ noise bound what anybody can learn of one client from the broadcasts, and trust 
 server. With both, the server has the sum without noise, and no single update.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-
-import torch
 
 from florist.errors import (
     BelowThresholdError,
@@ -17,20 +16,21 @@ from florist.errors import (
     InvalidUpdateError,
     RosterError,
 )
+from florist.federation.bounding import Bounding
 from florist.federation.closed_round import ClosedRound
 from florist.federation.contributions import NOBODY, Contribution, Lost
+from florist.federation.private_draws import private_participants
 from florist.federation.private_records import PrivacyRecord
-from florist.federation.private_sums import MaskedSums, PrivateSum, no_change, padded, plain_sum, tensors_of
+from florist.federation.private_sums import MaskedSums, PrivateSum, padded_to_all, sum_in_the_clear
 from florist.federation.protections import Masks, Noise
 from florist.federation.records import Drop, RoundRecord
 from florist.federation.rules import Federation
 from florist.federation.state import ServerState
 from florist.federation.summed import Summed, change_of, close_summed_round
 from florist.privacy.accounting import Sampling
-from florist.privacy.clipping import BELOW, Change, noisy
+from florist.privacy.clipping import BELOW
 from florist.privacy.fixed_point import FixedPoint
 from florist.rounds import Aggregator, ClientUpdate, SavedParameters
-from florist.seeding import generator
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,8 @@ class PrivateRounds:
         noise: the noise of the sum; None for none. It needs a clip.
         aggregator_at: the method for a known deviation of the noise in the mean, along orthonormal rows of A; None
             where the method does not depend on it.
+        secret: whether noise and participants are drawn by the system's source of randomness, which nobody can repeat.
+            By default they follow from the seed, as a simulation needs it.
 
     Raises:
         ConfigurationError: there is noise and no clip, or masks and draws by themselves, which go together with
@@ -54,6 +56,7 @@ class PrivateRounds:
     clip: float | None = None
     noise: Noise | None = None
     aggregator_at: Callable[[float], Aggregator] | None = None
+    secret: bool = False
 
     def __post_init__(self) -> None:
         if self.noise is not None and not (self.clip is not None and self.clip > 0):
@@ -79,18 +82,22 @@ class PrivateRounds:
                 f"privacy: expected at least {max(2, self.masks.smallest_group)} clients a round under masks, got "
                 f"{asked}; raise federation.fraction, or lower privacy.smallest_group"
             )
-        if self.clip is not None:
-            self._bounded_by(self.clip, federation, saved_parameters)
+        _ = self.bounding(federation, saved_parameters).clipped_to
         FixedPoint(self.masks.bits, asked)
 
-    def participants(self, federation: Federation, round_number: int) -> tuple[str, ...]:
-        """The clients of a round, sorted; drawn from the seed and the round number. It may be none."""
-        if not self._poisson:
-            return federation.participants(round_number)
-        ordered = sorted(federation.client_ranks)
-        draw = torch.rand(len(ordered), generator=generator(federation.seed, "participants", round_number))
-        probability = federation.clients_per_round / len(ordered)
-        return tuple(name for name, drawn in zip(ordered, draw.tolist(), strict=True) if drawn < probability)
+    def participants(
+        self, federation: Federation, round_number: int, among: Collection[str] | None = None
+    ) -> tuple[str, ...]:
+        """The clients of a round, sorted. It may be none.
+
+        With noise they are drawn among all clients, whoever can be reached, since the accountant counts on that.
+
+        Args:
+            federation: the rules.
+            round_number: the round, from which and the seed they are drawn where the draw is not secret.
+            among: the clients that can be reached; all of them by default.
+        """
+        return private_participants(federation, round_number, among, self.noise, secret=self.secret)
 
     def rounds_within(self, most: int, records: Sequence[RoundRecord] = ()) -> int:
         """How many rounds, at most `most`, stay within what may be spent, with the noise that the rounds so far had."""
@@ -104,9 +111,18 @@ class PrivateRounds:
             latest: the record.
             rounds: how many rounds are played where they do not stop early.
         """
-        if latest.privacy is None or latest.round >= rounds or latest.round < self.rounds_within(rounds, [latest]):
-            return latest
-        return replace(latest, privacy=replace(latest.privacy, spent=True))
+        return replace(latest, privacy=self.judged(latest.privacy, latest.round, rounds))
+
+    def judged(self, privacy: PrivacyRecord | None, round_number: int, rounds: int) -> PrivacyRecord | None:
+        """As `marked`, of what is written down of the privacy of a round."""
+        if privacy is None or round_number >= rounds:
+            return privacy
+        noise = self._continued(privacy).noise
+        return (
+            replace(privacy, spent=True)
+            if noise is not None and round_number >= noise.rounds_within(rounds)
+            else privacy
+        )
 
     def continued(self, records: Sequence[RoundRecord]) -> "PrivateRounds":
         """The same with the clip that the rounds so far have led to, and with the noise that they had.
@@ -115,8 +131,9 @@ class PrivateRounds:
         wrong for the earlier ones.
         """
         last = records[-1].privacy if records else None
-        if last is None:
-            return self
+        return self._continued(last) if last is not None else self
+
+    def _continued(self, last: PrivacyRecord) -> "PrivateRounds":
         clip = last.next_clip if last.next_clip is not None else self.clip
         if self.noise is None or last.noise_multiplier is None:
             return replace(self, clip=clip)
@@ -139,124 +156,111 @@ class PrivateRounds:
         """
         given: dict[str, Contribution] = {}
         dropped: list[Drop] = []
+        bounding = self.bounding(federation, state.saved_parameters)
         for update in sorted(updates, key=lambda each: each.client_id):
+            change = change_of(state.continued, state.saved_parameters, update)
             try:
-                given[update.client_id] = self._contribution(federation, state, update)
+                given[update.client_id] = bounding.contribution(change, update.num_examples)
             except InvalidUpdateError as error:
                 dropped.append(Drop(update.client_id, str(error)))
+        closed = self.concluded(federation, state, lambda: self._sum(federation, state, given, lost), dropped)
+        if closed.failed is not None:
+            return closed
+        gone = sorted(given.keys() - closed.ranks.keys())
+        return replace(
+            closed, dropped=(*closed.dropped, *(Drop(name, "lost before its words arrived") for name in gone))
+        )
+
+    def concluded(
+        self,
+        federation: Federation,
+        state: ServerState,
+        summed: Callable[[], PrivateSum],
+        dropped: Sequence[Drop] = (),
+    ) -> ClosedRound:
+        """Move the state on from the sum of a round, by whatever engine it was taken.
+
+        Args:
+            federation: the rules.
+            state: the state before the round.
+            summed: gives the sum; where it raises that nothing could be read, the state stays as it was.
+            dropped: the clients that are not in it.
+        """
         record = self._record(federation, state.round_number + 1)
         try:
-            summed = self._sum(federation, state, given, lost)
+            found = summed()
         except (BelowThresholdError, RosterError, BrokenSharesError) as error:
             reason = str(error).removeprefix(f"round {state.round_number + 1}: ")
             return self._unchanged(state, dropped, replace(record, failed=reason))
-        took_part, total, denominator = summed.sent_bytes, summed.total, summed.weight
-        dropped += [Drop(name, "lost before its words arrived") for name in sorted(given.keys() - took_part.keys())]
-        if self.noise is not None:
+        took_part, total, denominator = found.sent_bytes, found.total, found.weight
+        if self.noise is not None and self.clip is not None:
             denominator = federation.clients_per_round
-            total, record = self._with_noise(federation, state, total, record)
+            whole = padded_to_all(federation, state.saved_parameters, total)
+            total, next_clip = self.noise.added(
+                federation, state.round_number + 1, whole, self.clip, secret=self.secret
+            )
+            record = replace(record, next_clip=next_clip)
         if self.aggregator_at is not None and record.deviation is not None:
             federation = replace(federation, aggregator=self.aggregator_at(record.deviation))
         mean = Summed(total.times(1 / denominator), denominator, took_part)
         closed = close_summed_round(federation, state, mean, dropped)
-        return replace(closed, received_bytes=dict.fromkeys(took_part, summed.received_bytes), privacy=record)
+        return replace(closed, received_bytes=dict.fromkeys(took_part, found.received_bytes), privacy=record)
+
+    def failed(self, federation: Federation, state: ServerState, reason: str) -> ClosedRound:
+        """A round of which nothing could be read, and which counts all the same.
+
+        Args:
+            federation: the rules.
+            state: the state before the round, which stays as it was.
+            reason: why nothing could be read.
+        """
+        return self._unchanged(state, (), replace(self._record(federation, state.round_number + 1), failed=reason))
+
+    def bounding(self, federation: Federation, saved_parameters: SavedParameters) -> Bounding:
+        """How clients bound what they send."""
+        numbers = sum(out_features for out_features, _ in federation.shapes.values()) * federation.max_rank
+        numbers += sum(tensor.numel() for tensor in saved_parameters.values())
+        return Bounding(self.clip, self.follows, self.noise is None, self.masks, federation.clients_per_round, numbers)
+
+    def masked_sums(self, federation: Federation, saved_parameters: SavedParameters) -> MaskedSums:
+        """The sums of the rounds under masks.
+
+        Raises:
+            ConfigurationError: there are no masks.
+        """
+        if self.masks is None:
+            raise ConfigurationError("expected masks, got private rounds without: set privacy.secure_aggregation")
+        size = self.clip if self.clip is not None else self.masks.largest
+        return MaskedSums(self.masks, federation, self._saved_shapes(saved_parameters), size, self.noise is None)
 
     @property
     def _poisson(self) -> bool:
         return self.noise is not None and self.noise.accountant.sampling is Sampling.POISSON
 
     @property
-    def _follows(self) -> bool:
+    def follows(self) -> bool:
+        """Whether the clip follows the norms, which each client tells by one bit."""
         return self.noise is not None and self.noise.adaptive is not None
-
-    def _contribution(self, federation: Federation, state: ServerState, update: ClientUpdate) -> Contribution:
-        """What a client sends, which nobody but itself looks at before.
-
-        Raises:
-            InvalidUpdateError: it cannot be bounded; with a clip every change can.
-        """
-        change = change_of(state, update)
-        change = Change(
-            {name: B.cpu() for name, B in change.B.items()},
-            {name: tensor.cpu() for name, tensor in change.saved_parameters.items()},
-        )
-        if self.clip is None:
-            sizes = [float(tensor.abs().max()) for tensor in tensors_of(change) if tensor.numel()]
-            if self.masks is not None and not all(size <= self.masks.largest for size in sizes):
-                raise InvalidUpdateError(
-                    f"its change has a number above privacy.largest = {self.masks.largest:g}, or one that is "
-                    "not finite: train with a smaller learning rate, raise that key at all sites, or set privacy.clip"
-                )
-            bounded = change
-        else:
-            bounded = change.clipped(self._bounded_by(self.clip, federation, state.saved_parameters))
-            if self._follows:
-                bit = torch.tensor([0.5 if change.norm <= self.clip else -0.5])
-                bounded = Change(bounded.B, {**bounded.saved_parameters, BELOW: bit})
-        most = self.masks.max_examples if self.masks is not None else update.num_examples
-        return Contribution(bounded, 1 if self.noise is not None else min(update.num_examples, most))
-
-    def _bounded_by(self, clip: float, federation: Federation, saved_parameters: SavedParameters) -> float:
-        """The norm that a client clips to, so that what arrives has at most the norm of the clip after rounding.
-
-        Raises:
-            ConfigurationError: the bits are so few that rounding takes half of it.
-        """
-        if self.masks is None:
-            return clip
-        numbers = sum(out_features for out_features, _ in federation.shapes.values()) * federation.max_rank
-        numbers += sum(tensor.numel() for tensor in saved_parameters.values())
-        rounding = 0.5 * clip / FixedPoint(self.masks.bits, federation.clients_per_round).levels * numbers**0.5
-        if rounding > clip / 2:
-            raise ConfigurationError(
-                f"privacy.bits = {self.masks.bits}: expected more, since rounding {numbers} numbers to so few may take "
-                "half of the clip or more"
-            )
-        return (1 - 1e-9) * (clip - rounding)
 
     def _sum(
         self, federation: Federation, state: ServerState, given: Mapping[str, Contribution], lost: Lost
     ) -> PrivateSum:
-        saved_shapes = {name: tuple(tensor.shape) for name, tensor in state.saved_parameters.items()}
-        if self._follows:
-            saved_shapes[BELOW] = (1,)
-        if self.masks is None:
-            left = {name: each for name, each in given.items() if name not in lost.before_the_sum}
-            total = plain_sum(federation, saved_shapes, left)
-            if not self._poisson and len(left) < federation.required_replies:
-                raise BelowThresholdError(
-                    f"expected {federation.required_replies} clients or more in the sum, got {len(left)}"
-                )
-            sent = {name: sum(tensor.nbytes for tensor in tensors_of(each.change)) for name, each in left.items()}
-            return PrivateSum(total, sum(each.weight for each in left.values()), sent)
-        size = self.clip if self.clip is not None else self.masks.largest
-        sums = MaskedSums(self.masks, federation, saved_shapes, size, weighted=self.noise is None)
-        return sums(state.round_number + 1, given, lost)
+        if self.masks is not None:
+            return self.masked_sums(federation, state.saved_parameters)(state.round_number + 1, given, lost)
+        left = {name: each for name, each in given.items() if name not in lost.before_the_sum}
+        fewest = 0 if self._poisson else federation.required_replies
+        return sum_in_the_clear(federation, self._saved_shapes(state.saved_parameters), left, fewest)
 
-    def _with_noise(
-        self, federation: Federation, state: ServerState, total: Change, record: PrivacyRecord
-    ) -> tuple[Change, PrivacyRecord]:
-        """The sum with noise in every number that a client might have changed, and the clip of the next round."""
-        if self.noise is None or self.clip is None:
-            return total, record
-        everything = no_change(federation, {name: tuple(each.shape) for name, each in state.saved_parameters.items()})
-        whole = Change(
-            {name: padded(total.B[name], zeros.shape[1]) for name, zeros in everything.B.items()},
-            {name: total.saved_parameters[name] for name in everything.saved_parameters},
-        )
-        draw = generator(federation.seed, "noise", record_round := state.round_number + 1)
-        noised = noisy(whole, self.noise.multiplier * self.clip, draw)
-        adaptive, asked = self.noise.adaptive, federation.clients_per_round
-        if adaptive is None:
-            return noised, record
-        draw = generator(federation.seed, "noise of the count", record_round)
-        drawn = float(torch.randn(1, generator=draw, dtype=torch.float64))
-        below = asked / 2 + float(total.saved_parameters[BELOW]) + adaptive.count_noise * drawn
-        return noised, replace(record, next_clip=adaptive.next_clip(self.clip, below, asked))
+    def _saved_shapes(self, saved_parameters: SavedParameters) -> dict[str, tuple[int, ...]]:
+        shapes = {name: tuple(tensor.shape) for name, tensor in saved_parameters.items()}
+        return {**shapes, BELOW: (1,)} if self.follows else shapes
 
     def _record(self, federation: Federation, round_number: int) -> PrivacyRecord:
-        masked = self.masks is not None
-        threshold = self.masks.threshold_of(federation) if self.masks is not None else None
+        masked, threshold = self.masks is not None, None
+        if self.masks is not None:
+            # Of clients that are too few for any round there is none, and a round that fails for it is written down.
+            with suppress(ConfigurationError):
+                threshold = self.masks.threshold_of(federation)
         if self.noise is None or self.clip is None:
             return PrivacyRecord(masked, threshold, clip=self.clip, next_clip=self.clip)
         accountant = self.noise.accountant

@@ -1,16 +1,22 @@
 """The sum of what clients changed, in the clear and under masks."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
+from florist.errors import BelowThresholdError
 from florist.federation.contributions import Contribution, Lost
 from florist.federation.protections import Masks
 from florist.federation.rules import Federation
 from florist.privacy.clipping import BELOW, Change
 from florist.privacy.fixed_point import FixedPoint
 from florist.privacy.layout import Layout, padded_ranks
+from florist.rounds import SavedParameters
+
+if TYPE_CHECKING:
+    from florist.federation.masked_round import MaskedOutcome, MaskedRound
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,31 +56,88 @@ class MaskedSums:
     weighted: bool
 
     def __call__(self, round_number: int, given: Mapping[str, Contribution], lost: Lost) -> PrivateSum:
-        """The sum.
+        """The sum, in one process.
 
         Raises:
             RosterError, BelowThresholdError, BrokenSharesError: as `MaskedRound.play`.
+        """
+        return read_sum(self.round(round_number, given).play(given, lost))
+
+    def round(self, round_number: int, client_ids: Collection[str]) -> "MaskedRound":
+        """The settings of a round.
+
+        Args:
+            round_number: the round.
+            client_ids: the clients that may take part in it.
         """
         from florist.federation.masked_round import MaskedRound  # noqa: PLC0415  # needs the package cryptography
 
         masks, rules = self.masks, self.federation
         threshold, asked = masks.threshold_of(rules), rules.clients_per_round
         # So many clients may be lost that these are still enough: a round fails by its threshold and by nothing else.
-        longest = min(masks.smallest_group + asked - threshold, len(given))
-        ranks = padded_ranks({name: rules.client_ranks[name] for name in given}, longest)
-        layout = Layout(
+        longest = min(masks.smallest_group + asked - threshold, len(client_ids))
+        ranks = padded_ranks({name: rules.client_ranks[name] for name in client_ids}, longest)
+        layout = layout_of(
             FixedPoint(masks.bits, asked),
             {name: shape[0] for name, shape in rules.shapes.items()},
             self.saved_shapes,
-            frozenset(ranks.values()),
-            {**dict.fromkeys(rules.shapes, self.size), **dict.fromkeys(self.saved_shapes, self.size), BELOW: 0.5},
-            masks.max_examples if self.weighted else 1,
+            ranks.values(),
+            size=self.size,
+            largest_weight=masks.max_examples if self.weighted else 1,
         )
-        played = MaskedRound(f"florist {rules.seed}", round_number, threshold, masks.smallest_group, layout, ranks)
-        outcome = played.play(given, lost)
-        total = Change(outcome.sum.B, outcome.sum.saved_parameters)
-        sent = dict(sorted(outcome.sent_bytes.items()))
-        return PrivateSum(total, outcome.sum.weight, sent, outcome.received_bytes)
+        return MaskedRound(f"florist {rules.seed}", round_number, threshold, masks.smallest_group, layout, ranks)
+
+
+def layout_of(
+    numbers: FixedPoint,
+    out_features: Mapping[str, int],
+    saved_shapes: Mapping[str, tuple[int, ...]],
+    ranks: Collection[int],
+    *,
+    size: float,
+    largest_weight: int,
+) -> Layout:
+    """The order of the numbers of a round, which server and clients derive each for itself.
+
+    Args:
+        numbers: how a number becomes bits.
+        out_features: the rows of B, by module.
+        saved_shapes: the shapes of the parameters that travel whole, by name.
+        ranks: the ranks that clients send, padded.
+        size: the largest size of a number.
+        largest_weight: the largest weight of a client.
+    """
+    sizes = {**dict.fromkeys(out_features, size), **dict.fromkeys(saved_shapes, size), BELOW: 0.5}
+    return Layout(numbers, out_features, saved_shapes, frozenset(ranks), sizes, largest_weight)
+
+
+def read_sum(outcome: "MaskedOutcome") -> PrivateSum:
+    """What the server has of a masked round."""
+    total = Change(outcome.sum.B, outcome.sum.saved_parameters)
+    return PrivateSum(total, outcome.sum.weight, dict(sorted(outcome.sent_bytes.items())), outcome.received_bytes)
+
+
+def sum_in_the_clear(
+    federation: Federation,
+    saved_shapes: Mapping[str, tuple[int, ...]],
+    given: Mapping[str, Contribution],
+    fewest: int,
+) -> PrivateSum:
+    """The sum of what clients send to a server that sees it.
+
+    Args:
+        federation: the rules.
+        saved_shapes: the shapes of the parameters that travel whole, by name.
+        given: what they send.
+        fewest: how many of them are needed.
+
+    Raises:
+        BelowThresholdError: they are fewer.
+    """
+    if len(given) < fewest:
+        raise BelowThresholdError(f"expected {fewest} clients or more in the sum, got {len(given)}")
+    sent = {name: sum(tensor.nbytes for tensor in tensors_of(each.change)) for name, each in given.items()}
+    return PrivateSum(plain_sum(federation, saved_shapes, given), sum(each.weight for each in given.values()), sent)
 
 
 def plain_sum(
@@ -102,6 +165,15 @@ def no_change(federation: Federation, saved_shapes: Mapping[str, tuple[int, ...]
     return Change(
         {name: torch.zeros(shape[0], rank, dtype=torch.float64) for name, shape in federation.shapes.items()},
         {name: torch.zeros(shape, dtype=torch.float64) for name, shape in saved_shapes.items()},
+    )
+
+
+def padded_to_all(federation: Federation, saved_parameters: SavedParameters, total: Change) -> Change:
+    """A sum in every number that a client might change: noise on what is missing would be missing as well."""
+    rank = federation.max_rank
+    return Change(
+        {name: padded(total.B[name], rank) for name in federation.shapes},
+        {name: total.saved_parameters[name] for name in (*saved_parameters, *total.saved_parameters)},
     )
 
 

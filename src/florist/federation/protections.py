@@ -3,10 +3,14 @@
 import math
 from dataclasses import dataclass
 
+import torch
+
 from florist.errors import ConfigurationError
 from florist.federation.rules import Federation
 from florist.privacy.accounting import Accountant
-from florist.privacy.clipping import AdaptiveClip
+from florist.privacy.clipping import BELOW, AdaptiveClip, Change, noisy
+from florist.privacy.randomness import normal_numbers
+from florist.seeding import generator
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +68,30 @@ class Noise:
     def rounds_within(self, most: int) -> int:
         """How many rounds, at most `most`, may be played."""
         return most if self.epsilon is None else self.accountant.rounds_within(self.epsilon, most)
+
+    def added(
+        self, federation: Federation, round_number: int, total: Change, clip: float, *, secret: bool
+    ) -> tuple[Change, float]:
+        """A sum with noise in each of its numbers, and the clip of the next round.
+
+        Args:
+            federation: the rules.
+            round_number: the round, from which and the seed the noise is drawn where it is not secret.
+            total: the sum of what clients changed, in every number that a client might have changed; with the number
+                of those below the clip, less one half of all, where the clip follows the norms.
+            clip: that of the round.
+            secret: whether the noise comes from the system's source of randomness.
+        """
+
+        def source(of: str) -> torch.Generator | None:
+            return None if secret else generator(federation.seed, of, round_number)
+
+        told = total.saved_parameters.get(BELOW)
+        saved = {name: tensor for name, tensor in total.saved_parameters.items() if name != BELOW}
+        noised = noisy(Change(total.B, saved), self.multiplier * clip, source("noise"))
+        if self.adaptive is None or told is None:
+            return noised, clip
+        asked = federation.clients_per_round
+        drawn = float(normal_numbers((1,), source("noise of the count")))
+        below = asked / 2 + float(told) + self.adaptive.count_noise * drawn
+        return noised, self.adaptive.next_clip(clip, below, asked)

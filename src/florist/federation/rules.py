@@ -181,6 +181,20 @@ class Federation:
         given = self.client_starts.init_of(state, update.client_id).given(state, rank)
         return self.communication.sent_update(update, owed, self.aggregator.work, given=given, max_rank=rank)
 
+    def admitted(
+        self, state: ServerState, updates: Sequence[ClientUpdate]
+    ) -> tuple[dict[str, ClientUpdate], list[Drop]]:
+        """The updates that can be used, by client id, and whose cannot; of two of a client the first counts."""
+        counted: dict[str, ClientUpdate] = {}
+        dropped: list[Drop] = []
+        for update in updates:
+            reason = self._refusal(update, state, counted)
+            if reason is None:
+                counted[update.client_id] = update
+            else:
+                dropped.append(Drop(update.client_id, reason))
+        return counted, dropped
+
     def close_round(
         self,
         state: ServerState,
@@ -200,14 +214,8 @@ class Federation:
             claimed: how many examples each client claimed when it first counted, by client id.
         """
         round_number, starts = state.round_number + 1, self.client_starts
-        counted: dict[str, ClientUpdate] = {}
-        dropped = list(unsent)
-        for update in updates:
-            reason = self._refusal(update, state, counted)
-            if reason is None:
-                counted[update.client_id] = update
-            else:
-                dropped.append(Drop(update.client_id, reason))
+        counted, refused = self.admitted(state, updates)
+        dropped = [*unsent, *refused]
         admitted = {client_id: starts.summand(counted[client_id], state) for client_id in sorted(counted)}
         moved = {client_id: starts.judged(summand, state) for client_id, summand in admitted.items()}
         verdict = self.guard([*moved.values()], claimed or {})

@@ -18,7 +18,7 @@ from florist.federation.records import Drop
 from florist.federation.rules import Federation
 from florist.federation.state import ServerState
 from florist.privacy.clipping import Change
-from florist.rounds import ClientUpdate, saved_bytes
+from florist.rounds import ClientUpdate, SavedParameters, saved_bytes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,14 +36,15 @@ class Summed:
     took_part: Mapping[str, int]
 
 
-def change_of(state: ServerState, update: ClientUpdate) -> Change:
+def change_of(begun: AdapterState, saved_parameters: SavedParameters, update: ClientUpdate) -> Change:
     """What a client's training changed, as it goes into a sum.
 
     Args:
-        state: the state before the round.
+        begun: the adapter that everybody trains on from, or the client's own cut of it; empty for methods that only
+            add.
+        saved_parameters: the values of the parameters that travel whole before the round.
         update: as it was trained, with B alone.
     """
-    begun = state.continued
 
     def changed(name: str, factor: LoraFactor) -> Tensor:
         B = factor.B
@@ -51,7 +52,7 @@ def change_of(state: ServerState, update: ClientUpdate) -> Change:
             B = B - begun[name].leading(factor.rank).padded(factor.rank).B.to(B)
         return FRESH_ROW_NORM * B
 
-    saved = {name: tensor - state.saved_parameters[name] for name, tensor in update.saved_parameters.items()}
+    saved = {name: tensor - saved_parameters[name] for name, tensor in update.saved_parameters.items()}
     return Change({name: changed(name, factor) for name, factor in update.adapter.items()}, saved)
 
 

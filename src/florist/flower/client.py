@@ -10,13 +10,12 @@ from torch import Tensor
 
 from florist.compression.residual import NOTHING_OWED, Residual
 from florist.errors import InvalidUpdateError
-from florist.flower import protocol
+from florist.flower import private_client, protocol
 from florist.flower.arrays import Rows
 from florist.flower.client_state import ClientState
 from florist.flower.download_checks import require_possible, require_sound
 from florist.flower.limits import Limits
 from florist.flower.messages import (
-    EVALUATE,
     PROTOCOL,
     Assignment,
     Evaluation,
@@ -28,25 +27,33 @@ from florist.flower.messages import (
 )
 from florist.flower.participant import Participant
 from florist.flower.pending_residuals import PendingResiduals, misfit
+from florist.flower.private_terms import ANYTHING, Demands
 from florist.rounds import NO_ADAPTER, ClientUpdate, ClientWork
 from florist.seeding import random_rows
 
 
-def client_app(participant: Callable[[Context], Participant], mods: list[Mod] | None = None) -> ClientApp:
+def client_app(
+    participant: Callable[[Context], Participant],
+    mods: list[Mod] | None = None,
+    demands: Callable[[Context], Demands] = lambda _context: ANYTHING,
+) -> ClientApp:
     """Make the app of a client.
 
-    Nothing but adapters, saved parameters, counts and metrics leaves the client.
+    Nothing but adapters, saved parameters, counts and metrics leaves the client; in masked rounds, nothing but keys,
+    sealed shares and masked words.
 
     Args:
-        participant: gives the client of a node from Flower's context; it is called for every message. Where the engine
-            keeps processes, it may keep the model.
+        participant: gives the client of a node from Flower's context; it is called for every message, but for those of
+            a masked round after the first, which need no model. Where the engine keeps processes, it may keep the
+            model.
         mods: Flower's mods, which are put around every message.
+        demands: gives the least protection that the client takes part with; by default none.
     """
     app = ClientApp(mods=mods)
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
-        return _introduce(participant(context), message, context)
+        return _introduce(participant(context), demands(context), message, context)
 
     @app.query("saved_parameters")
     def saved_parameters(message: Message, context: Context) -> Message:
@@ -54,23 +61,62 @@ def client_app(participant: Callable[[Context], Participant], mods: list[Mod] | 
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        return _follow(participant(context), message, context)
+        own = participant(context)
+
+        def answer(state: ClientState, instruction: Instruction) -> RecordDict:
+            return protocol.write_reply(_train(own, state, instruction, context.state), own.trained)
+
+        def check(assignment: Assignment) -> None:
+            demands(context).require_unmasked("train in the clear")
+            if assignment.privacy is not None:
+                raise InvalidUpdateError("expected no terms of a masked round in an instruction that is not of one")
+
+        return _follow(own, message, context, answer, check)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        return _follow(participant(context), message, context)
+        own = participant(context)
+
+        def answer(state: ClientState, _instruction: Instruction) -> RecordDict:
+            return protocol.write_reply(_evaluate(own, state))
+
+        return _follow(own, message, context, answer, lambda _: demands(context).require_unmasked("tell its metrics"))
+
+    @app.train("keys")
+    def keys(message: Message, context: Context) -> Message:
+        own = participant(context)
+
+        def answer(state: ClientState, instruction: Instruction) -> RecordDict:
+            return private_client.published(own, state, instruction, context.state)
+
+        def check(assignment: Assignment) -> None:
+            private_client.require_protected(own, demands(context), assignment, context.state)
+
+        return _follow(own, message, context, answer, check)
+
+    @app.query("shares")
+    def shares(message: Message, context: Context) -> Message:
+        return Message(private_client.shared(message, context.state), reply_to=message)
+
+    @app.query("words")
+    def words(message: Message, context: Context) -> Message:
+        return Message(private_client.masked(message, context.state), reply_to=message)
+
+    @app.query("reveal")
+    def reveal(message: Message, context: Context) -> Message:
+        return Message(private_client.revealed(message, context.state), reply_to=message)
 
     return app
 
 
-def _introduce(participant: Participant, message: Message, context: Context) -> Message:
+def _introduce(participant: Participant, demands: Demands, message: Message, context: Context) -> Message:
     shapes = participant.shapes
     introduction = Introduction(
         protocol=PROTOCOL,
         client_id=participant.client_id,
         rank=participant.rank,
-        num_examples=participant.num_examples,
-        held_out=participant.held_out,
+        num_examples=None if demands.masked else participant.num_examples,
+        held_out=0 if demands.masked else participant.held_out,
         base=participant.base,
         modules=list(shapes),
         out_features=[shape[0] for shape in shapes.values()],
@@ -81,11 +127,26 @@ def _introduce(participant: Participant, message: Message, context: Context) -> 
     return Message(protocol.write_introduction(introduction), reply_to=message)
 
 
-def _follow(participant: Participant, message: Message, context: Context) -> Message:
-    """Bring the state of the client up to date and do what is asked."""
+def _follow(
+    participant: Participant,
+    message: Message,
+    context: Context,
+    answer: Callable[[ClientState, Instruction], RecordDict],
+    check: Callable[[Assignment], None],
+) -> Message:
+    """Bring the state of the client up to date and do what is asked.
+
+    Args:
+        participant: the client.
+        message: the instruction.
+        context: has the client's memory.
+        answer: does what is asked, and gives the content of the reply.
+        check: refuses an assignment, before its arrays are read.
+    """
     shapes = participant.shapes
 
     def rows_of(assignment: Assignment) -> Rows:
+        check(assignment)
         require_possible(assignment, shapes)
         if assignment.travels != participant.trained:
             raise InvalidUpdateError(
@@ -108,11 +169,7 @@ def _follow(participant: Participant, message: Message, context: Context) -> Mes
         reply = OutOfStep(participant.client_id, before.round_number)
         return Message(protocol.write_reply(reply), reply_to=message)
     state.save(context.state)
-    if message.metadata.message_type.partition(".")[0] == EVALUATE:
-        answer = _evaluate(participant, state)
-    else:
-        answer = _train(participant, state, instruction, context.state)
-    return Message(protocol.write_reply(answer, participant.trained), reply_to=message)
+    return Message(answer(state, instruction), reply_to=message)
 
 
 def _train(participant: Participant, state: ClientState, instruction: Instruction, memory: RecordDict) -> Upload:

@@ -19,6 +19,7 @@ from florist.flower.client import client_app
 from florist.flower.loaded_base import AllMetrics, load_base
 from florist.flower.model_participant import ModelParticipant
 from florist.flower.overrides import overridden_config
+from florist.flower.private_terms import ANYTHING, Demands
 from florist.models.training import train
 from florist.rounds import SavedParameters
 
@@ -33,7 +34,18 @@ def configured_client_app(config_file: Path, mods: list[Mod] | None = None) -> C
         config_file: the file of the app.
         mods: Flower's mods, which are put around every message.
     """
-    return client_app(lambda context: participant_of_node(config_file, context), mods)
+    return client_app(
+        lambda context: participant_of_node(config_file, context), mods, lambda context: _demands(config_file, context)
+    )
+
+
+def _demands(config_file: Path, context: Context) -> Demands:
+    """What the configuration of a node demands: a server may protect more than that, and not less."""
+    section = overridden_config(config_file, context).privacy
+    if not section.secure_aggregation:
+        return ANYTHING
+    clip = section.clip if section.adaptive_clip is None else None  # a clip that follows the norms may become larger
+    return Demands(masked=True, threshold=section.threshold, smallest_group=section.smallest_group, clip=clip)
 
 
 def participant_of_node(config_file: Path, context: Context) -> ModelParticipant:

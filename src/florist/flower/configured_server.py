@@ -9,6 +9,7 @@ from flwr.serverapp import Grid, ServerApp
 from florist.config import Config, to_toml
 from florist.config.communication import aggregator_of, communication_of
 from florist.config.methods import LOCAL_INITS
+from florist.config.privacy import private_rounds_over_flower
 from florist.config.resuming import OVER_FLOWER, require_resumable
 from florist.config.robust import guard_of, robust_rule
 from florist.config.sections import CLASSIFICATION
@@ -56,6 +57,7 @@ def _serve(config: Config, grid: Grid, context: Context) -> None:
     method = config.aggregation.method
     largest = max(ranks) if isinstance(ranks, tuple) else ranks
     aggregator = aggregator_of(config, largest)
+    private = private_rounds_over_flower(config, largest)
     evaluation = _server_evaluation(config) if settings.evaluation == "server" else None
     if evaluation is None and Trained.WEIGHTS in aggregator.work.trained:
         raise ConfigurationError(
@@ -87,6 +89,8 @@ def _serve(config: Config, grid: Grid, context: Context) -> None:
         guard=guard_of(config.guard),
         robust=robust_rule(config.aggregation),
         on_round=tracking.closed,
+        private=private,
+        phase_timeout=settings.phase_timeout,
     )
     with tracking:
         strategy.start(grid, num_rounds=federation.rounds, timeout=settings.round_timeout)

@@ -13,7 +13,9 @@ from florist.federation.state import ServerState
 from florist.flower import messages, protocol
 from florist.flower.arrays import Rows, unpacked
 from florist.flower.limits import ContradictionError, Limits
-from florist.flower.messages import Assignment, Evaluation, Instruction, Introduction, OutOfStep, Upload
+from florist.flower.messages import Assignment, Evaluation, Instruction, Introduction, OutOfStep, Report, Upload
+from florist.flower.private_messages import Published, PublishedKeys
+from florist.flower.private_terms import PrivacyTerms
 from florist.flower.upload_terms import UploadTerms
 from florist.rounds import NO_ADAPTER, ClientUpdate, saved_bytes
 from florist.seeding import derive_seed
@@ -45,7 +47,7 @@ class Exchange:
         """The instruction to evaluate the global adapter of `state`, and what is sent with it."""
         return self._instruction(client_id, self.state.round_number)
 
-    def read(self, client_id: str, content: RecordDict) -> Upload | OutOfStep | Evaluation:
+    def read(self, client_id: str, content: RecordDict) -> Upload | OutOfStep | Evaluation | Published:
         """Read a client's reply, and decode it.
 
         Raises:
@@ -57,21 +59,21 @@ class Exchange:
         answer = protocol.read_reply(content, rows)
         return self._decoded(answer, rows, rank) if isinstance(answer, Upload) else answer
 
-    def contradiction(self, client_id: str, answer: Upload | OutOfStep | Evaluation) -> str | None:
+    def contradiction(self, client_id: str, answer: Upload | OutOfStep | Evaluation | Published) -> str | None:
         """Where a reply contradicts what the client introduced itself with; None where it does not.
 
         It does where the node was started again as another client, or with other data, since it introduced itself.
         """
         introduction = self.introductions[client_id]
-        said = answer.report if isinstance(answer, Upload) else answer
+        said = _said(answer)
         if said.client_id != client_id:
             return f"expected a reply of {client_id}, got one that says {said.client_id}"
         if isinstance(answer, Evaluation) and answer.num_examples != introduction.held_out:
             return f"expected {introduction.held_out} held-out examples, as introduced, got {answer.num_examples}"
+        if isinstance(said, Report | PublishedKeys) and said.base != introduction.base:
+            return f"expected the base {introduction.base}, as introduced, got {said.base}"
         if isinstance(answer, Upload):
             report = answer.report
-            if report.base != introduction.base:
-                return f"expected the base {introduction.base}, as introduced, got {report.base}"
             if report.num_examples != introduction.num_examples:
                 return f"expected {introduction.num_examples} examples, as introduced, got {report.num_examples}"
             rank = max((spec.rank for spec in answer.adapter.specs.values()), default=0)
@@ -79,12 +81,13 @@ class Exchange:
                 return f"expected a rank of at most {introduction.rank}, as introduced, got {rank}"
         return None
 
-    def refusal(self, answer: Upload | Evaluation) -> str | None:
+    def refusal(self, client_id: str, answer: Upload | Evaluation | Published) -> str | None:  # noqa: ARG002  # see above
         """Why an answer cannot be used in this round; None where it can. `admission` checks the update itself."""
-        said = answer if isinstance(answer, Evaluation) else answer.report
+        said = _said(answer)
         if said.holds != self.state.latest:
             return f"expected a reply from the global adapter of round {self.state.latest}, got one from {said.holds}"
-        if self.max_examples is not None and said.num_examples > self.max_examples:
+        counts = isinstance(said, Report | Evaluation)
+        if counts and self.max_examples is not None and said.num_examples > self.max_examples:
             return f"expected at most {self.max_examples} examples of one client, got {said.num_examples}"
         return None
 
@@ -122,6 +125,7 @@ class Exchange:
             agreed_rows=work.agreed_rows,
             counted=self.counted.get(client_id, 0),
             upload=UploadTerms.of(self.federation.communication),
+            privacy=self._privacy(client_id),
         )
         # Before the first broadcast the parameters are those of the base, which no codec has rounded.
         codec = self.federation.communication.saved_download if self.state.broadcasts else None
@@ -135,6 +139,10 @@ class Exchange:
             download.packed_continued,
         )
         return protocol.write_instruction(instruction, work.broadcast), download
+
+    def _privacy(self, client_id: str) -> PrivacyTerms | None:  # noqa: ARG002  # of a masked round it is another for each
+        """How a client is to hide its update; None where it is not."""
+        return None
 
     def _rows(self, client_id: str) -> Rows:
         rows = self.federation.rows(self.state, client_id)
@@ -179,3 +187,10 @@ class Exchange:
                 raise InvalidUpdateError(f"{name}: expected the shape {shape}, got {factor.shape}; both need one base")
             if factor.rank > rank:
                 raise ContradictionError(f"expected a rank of at most {rank}, as introduced, got {factor.rank}")
+
+
+def _said(answer: Upload | OutOfStep | Evaluation | Published) -> Report | OutOfStep | Evaluation | PublishedKeys:
+    """The scalars of an answer."""
+    if isinstance(answer, Upload):
+        return answer.report
+    return answer.said if isinstance(answer, Published) else answer

@@ -10,9 +10,7 @@ import torch
 from pydantic import TypeAdapter
 
 from florist.errors import ConfigurationError, DamagedRunError
-from florist.federation.communication import Communication
 from florist.federation.environment import environment
-from florist.federation.guard import Guard
 from florist.federation.history import RunDirectory
 from florist.federation.kept_rounds import KeepRounds
 from florist.federation.records import RoundRecord
@@ -23,7 +21,7 @@ from florist.files import strict_json
 from florist.files.reading import read_bytes
 from florist.flower.agreement import Agreement
 
-AGREED = "federation.json"
+AGREED, WORDS_FOLLOW = "federation.json", "masked.json"
 _MOST_BYTES = 1 << 26
 
 
@@ -37,6 +35,7 @@ class _Agreed:
 
 
 _AGREED = TypeAdapter(_Agreed)
+_FOLLOWED = TypeAdapter(dict[str, int])
 _SETTINGS = (
     "aggregator",
     "seed",
@@ -49,8 +48,6 @@ _SETTINGS = (
     "robust",
 )
 """Fields of `Federation` that make the result of a run."""
-_BEFORE = {"communication": repr(Communication()), "guard": repr(Guard()), "robust": repr(None)}
-"""What runs went by that were begun before they wrote it down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,17 +113,48 @@ class Journal:
         saved = self._agreed()
         return Agreement(saved.base, saved.shapes) if saved is not None else None
 
-    def agree(self, agreed: Agreement, rules: Federation) -> None:
-        """Save what the clients agreed on, and the rules of the run."""
-        document = {"base": agreed.base, "shapes": dict(agreed.shapes), "settings": _settings(rules)}
+    def agree(self, agreed: Agreement, rules: Federation, private: str | None = None) -> None:
+        """Save what the clients agreed on, and the rules of the run.
+
+        Args:
+            agreed: what they agreed on.
+            rules: the rules.
+            private: how updates are protected, in words; None where they are not.
+        """
+        document = {"base": agreed.base, "shapes": dict(agreed.shapes), "settings": _settings(rules, private)}
         self.directory.own_files.replace(AGREED, strict_json.encode(document, indent=1) + "\n")
 
-    def load(self, initial: ServerState, rules: Federation | None = None) -> tuple[ServerState, list[RoundRecord]]:
+    def words_follow(self, round_number: int) -> None:
+        """Note that masked words are asked for in a round, before they are: it is not begun anew after that."""
+        self.directory.own_files.replace(WORDS_FOLLOW, strict_json.encode({"round": round_number}) + "\n")
+
+    @property
+    def words_followed(self) -> int:
+        """The last round in which masked words were asked for; 0 for none.
+
+        Raises:
+            DamagedRunError: the file cannot be read.
+        """
+        if not self.begun or WORDS_FOLLOW not in self.directory.own_files:
+            return 0
+        try:
+            file = self.directory.own_files.whole(WORDS_FOLLOW)
+            return _FOLLOWED.validate_json(read_bytes(file, _MOST_BYTES))["round"]
+        except (OSError, ValueError) as error:
+            raise DamagedRunError(
+                f"expected the round in which masked words were asked for in {self.path / WORDS_FOLLOW}, and "
+                f"{' '.join(str(error).split())}; restore it from a copy, or begin another run"
+            ) from error
+
+    def load(
+        self, initial: ServerState, rules: Federation | None = None, private: str | None = None
+    ) -> tuple[ServerState, list[RoundRecord]]:
         """State and records after the last whole round; see `RunDirectory.load`.
 
         Args:
             initial: the state before the first round.
             rules: what the run is to go on with; None to look at it alone.
+            private: how updates are protected, as in `agree`.
 
         Raises:
             ConfigurationError: the run was begun with another method or other rules, all of which are named.
@@ -140,7 +168,7 @@ class Journal:
             )
         if rules is not None:
             self.directory.require_whole()
-            self._require_same(rules)
+            self._require_same(rules, private)
         return self.directory.load(initial)
 
     def _agreed(self) -> _Agreed | None:
@@ -154,9 +182,9 @@ class Journal:
                 f"{' '.join(str(error).split())}; restore it from a copy, or begin another run"
             ) from error
 
-    def _require_same(self, rules: Federation) -> None:
-        saved, now = self._agreed(), _settings(rules)
-        before = {**_BEFORE, **saved.settings} if saved is not None else now  # else it was stopped before round 1
+    def _require_same(self, rules: Federation, private: str | None) -> None:
+        saved, now = self._agreed(), _settings(rules, private)
+        before = saved.settings if saved is not None else now  # else it was stopped before round 1
         changed = [
             f"{name} = {now[name]}: expected {before.get(name)}" for name in now if now[name] != before.get(name)
         ]
@@ -175,6 +203,7 @@ class Journal:
         self.directory.amend(state, record)
 
 
-def _settings(rules: Federation) -> Mapping[str, str]:
+def _settings(rules: Federation, private: str | None) -> Mapping[str, str]:
     # What does not say how it is shown is shown with its address, which is another one in every process.
-    return {name: re.sub(r" at 0x[0-9a-f]+", "", repr(getattr(rules, name))) for name in _SETTINGS}
+    said = {name: re.sub(r" at 0x[0-9a-f]+", "", repr(getattr(rules, name))) for name in _SETTINGS}
+    return {**said, "private": repr(private)}

@@ -55,6 +55,11 @@ class Limits:
         numbers += sum(tensor.numel() for tensor in saved_parameters.values())
         return cls(named.header_bytes, _WIDEST * numbers + 3 * named.header_bytes)
 
+    @classmethod
+    def of_bytes(cls, nbytes: int) -> "Limits":
+        """What a message may be that brings one tensor of so many bytes."""
+        return cls(_SLACK, nbytes + _SLACK)
+
     def require(self, content: RecordDict) -> None:
         """Look at the sizes of all arrays.
 

@@ -21,6 +21,7 @@ class Membership:
         wait: seconds to wait for them, and before each round for as many as it needs.
         roster: the clients that have introduced themselves.
         agreement: what they must have in common; set before the first round.
+        masked: whether clients are admitted that do not say how many examples they have.
     """
 
     federation: Federation
@@ -28,6 +29,7 @@ class Membership:
     wait: float
     roster: Roster = field(default_factory=Roster)
     agreement: Agreement = field(default_factory=lambda: Agreement("", {}))
+    masked: bool = False
 
     @property
     def lasting(self) -> int:
@@ -49,6 +51,11 @@ class Membership:
         self.roster.refresh(grid)
         for introduction in self.roster.newcomers():
             reason = self.agreement.refusal(introduction)
+            if introduction.num_examples is None and not self.masked:
+                reason = (
+                    "expected the number of its training examples, and it takes part in masked rounds alone; set "
+                    "privacy.secure_aggregation = true at the server as well"
+                )
             if reason is not None:
                 self.roster.refuse(introduction.client_id, reason)
                 continue

@@ -12,6 +12,7 @@ from florist.errors import InvalidUpdateError
 from florist.factors import AdapterState, LoraFactor
 from florist.federation.local_init import Agreed, LocalInit
 from florist.flower.client_texts import Name
+from florist.flower.private_terms import PrivacyTerms
 from florist.flower.upload_terms import UploadTerms
 from florist.rounds import SavedParameters, Trained
 
@@ -20,6 +21,9 @@ PROTOCOL = 3
 
 HELLO, SAVED_PARAMETERS, TRAIN, EVALUATE = "query.hello", "query.saved_parameters", "train", "evaluate"
 """Flower's message types."""
+
+KEYS, SHARES, WORDS, REVEAL = "train.keys", "query.shares", "query.words", "query.reveal"
+"""Those of the phases of a masked round. A client of a version that does not know them fails, and sends nothing."""
 
 Holds = Annotated[int, Field(ge=-1)]
 """The round whose global adapter a client has; -1 where it has none."""
@@ -42,7 +46,8 @@ class Introduction:
         protocol: the `PROTOCOL` of its version.
         client_id: its name in every round, whatever node it runs on.
         rank: the largest rank that it trains.
-        num_examples: the number of its training examples; updates must say the same.
+        num_examples: the number of its training examples; updates must say the same. It is absent where the client
+            takes part in masked rounds alone.
         held_out: the number of its held-out examples; evaluations must say the same. 0 where it measures nothing.
         base: the name of its base model; clients of another base are refused.
         modules: the modules that it can train, with their `out_features` and `in_features`.
@@ -53,7 +58,7 @@ class Introduction:
     protocol: int
     client_id: Name
     rank: PositiveInt
-    num_examples: PositiveInt
+    num_examples: Annotated[PositiveInt | None, Field(default=None)]
     held_out: NonNegativeInt
     base: Name
     modules: _Names
@@ -83,6 +88,7 @@ class Assignment:
         trained: a value of `rounds.Trained`.
         local_init: the name of the start of the local adapter, as in a configuration.
         agreed_rows: whether the local adapter starts along rows of A that everybody derives instead.
+        privacy: how the client is to hide its update; absent where it is not.
         counted: the last round in which an update of this client counted; 0 where none did.
         upload: how the client is to send its update.
     """
@@ -99,6 +105,7 @@ class Assignment:
     counted: NonNegativeInt
     upload: UploadTerms
     agreed_rows: bool = False
+    privacy: PrivacyTerms | None = None
 
     @property
     def travels(self) -> Trained:

@@ -15,12 +15,17 @@ from florist.federation.state import ServerState
 from florist.flower.client_texts import last_line, one_line
 from florist.flower.exchange import Exchange
 from florist.flower.limits import ContradictionError
-from florist.flower.messages import EVALUATE, TRAIN, Evaluation, OutOfStep, Upload
+from florist.flower.messages import EVALUATE, KEYS, TRAIN, Evaluation, OutOfStep, Upload
+from florist.flower.private_messages import Published
 from florist.flower.roster import LOG
 
 GRACE = 30.0
 """Seconds that Flower keeps a message after the deadline: an expired one comes back as an error, and that it came too
 late is said more clearly here."""
+
+Answer = Upload | Evaluation | Published
+"""What a client answers an instruction with that it has followed."""
+_EXPECTED: Mapping[str, type[Answer]] = {TRAIN: Upload, EVALUATE: Evaluation, KEYS: Published}
 
 
 @dataclass(slots=True, eq=False)
@@ -67,7 +72,7 @@ class OpenRound:
     def messages(self, clients: Iterable[str], kind: str) -> list[Message]:
         """The instructions for clients, as a list, since Flower's deployment cannot send a generator."""
         self._kind, self._sent_at = kind, time.monotonic()
-        make = self.exchange.to_train if kind == TRAIN else self.exchange.to_evaluate
+        make = self.exchange.to_evaluate if kind == EVALUATE else self.exchange.to_train
         self._sent = []
         for client_id in clients:
             content, download = make(client_id)
@@ -77,15 +82,15 @@ class OpenRound:
             self.download_bytes[client_id] += download.nbytes
         return [message for message, _ in self._sent]
 
-    def answers(self, grid: Grid, replies: Iterable[Message]) -> dict[str, list[Upload | Evaluation]]:
+    def answers(self, grid: Grid, replies: Iterable[Message]) -> dict[str, list[Answer]]:
         """What clients sent, by client; a client that held another round than was thought is asked once more.
 
         Args:
             grid: carries the messages.
             replies: the replies to the last `messages`.
         """
-        found: dict[str, list[Upload | Evaluation]] = {}
-        expected = Upload if self._kind == TRAIN else Evaluation
+        found: dict[str, list[Answer]] = {}
+        expected = _EXPECTED[self._kind]
         behind = self._take(replies, expected, found)
         if behind:
             self.exchange = replace(self.exchange, state=self.as_told(self.exchange.state))
@@ -111,8 +116,8 @@ class OpenRound:
     def _take(
         self,
         replies: Iterable[Message],
-        expected: type[Upload | Evaluation],
-        found: dict[str, list[Upload | Evaluation]],
+        expected: type[Answer],
+        found: dict[str, list[Answer]],
     ) -> Collection[str]:
         """Sort the replies into `found` and `dropped`; the result is the clients that hold another round."""
         # A reply is known by the message that it answers: Flower's report of a lost node does not carry the node's id.
@@ -143,9 +148,7 @@ class OpenRound:
             self.drop(client_id, f"no reply within {self.timeout:g} s")
         return behind
 
-    def _read(
-        self, client_id: str, reply: Message, expected: type[Upload | Evaluation]
-    ) -> Upload | Evaluation | OutOfStep | None:
+    def _read(self, client_id: str, reply: Message, expected: type[Answer]) -> Answer | OutOfStep | None:
         """The reply of a client that can be used; None where the client is dropped."""
         if reply.has_error():
             self.drop(client_id, last_line(reply.error.reason))
@@ -164,7 +167,7 @@ class OpenRound:
         if reason is not None:
             self.contradicted.add(client_id)
         elif not isinstance(answer, OutOfStep):
-            reason = self.exchange.refusal(answer)
+            reason = self.exchange.refusal(client_id, answer)
         if reason is not None:
             self.drop(client_id, reason)
             return None

@@ -18,7 +18,6 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from florist.config import Config, read_config
-from florist.config.privacy import require_none_over_flower
 
 _ANOTHER_FILE = "config"
 """The key of the run config that names a file in the place of the app's own."""
@@ -29,8 +28,7 @@ def overridden_config(config_file: Path, context: Context) -> Config:
 
     Raises:
         MissingInputError: there is no such file.
-        ConfigurationError: one or more keys are unknown, wrong or contradict each other; or updates are to be
-            protected, which is for rounds in one process.
+        ConfigurationError: one or more keys are unknown, wrong or contradict each other.
     """
     given = {
         name: value
@@ -39,9 +37,7 @@ def overridden_config(config_file: Path, context: Context) -> Config:
         if value != ""
     }
     overrides = [f"{name}={_toml(name, value)}" for name, value in given.items() if "." in name]
-    config = read_config(Path(str(given.get(_ANOTHER_FILE, config_file))), overrides, option="")
-    require_none_over_flower(config)
-    return config
+    return read_config(Path(str(given.get(_ANOTHER_FILE, config_file))), overrides, option="")
 
 
 def _toml(name: str, value: object) -> str:

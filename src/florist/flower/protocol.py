@@ -10,19 +10,12 @@
     evaluate, Instruction   ->
                             <-    Evaluation, or OutOfStep
 
-Messages of rounds carry the SHA-256 of their arrays, which is computed once on each side. Each value is checked for its
-type as it is read: what comes from another organisation may be anything.
+`envelope` has what all messages have in common, and `private_protocol` has those of masked rounds.
 """
 
-import json
-import reprlib
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from functools import cache
-from typing import Any, TypeVar
+from collections.abc import Callable
 
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
-from pydantic import TypeAdapter, ValidationError
+from flwr.app import ArrayRecord, RecordDict
 
 from florist.compression.codecs import FloatCodec
 from florist.compression.packed import PackedAdapter
@@ -33,11 +26,11 @@ from florist.flower.arrays import (
     arrays_to_adapter,
     arrays_to_packed,
     arrays_to_tensors,
-    digest,
     packed_to_arrays,
     tensors_to_arrays,
     unpacked,
 )
+from florist.flower.envelope import SAVED, arrays_in, content_of, kind_of, read_head
 from florist.flower.limits import Limits
 from florist.flower.messages import (
     PROTOCOL,
@@ -51,17 +44,10 @@ from florist.flower.messages import (
 )
 from florist.rounds import SavedParameters, Trained
 
-Head = TypeVar("Head")
-"""The scalars of a message."""
-
-_HEAD, _SAVED = "florist", "saved_parameters"
-_ARRAYS = ("added", "packed", "continued", "packed_continued", "directions", "adapter", _SAVED)
-"""The arrays of a message in the order in which they are digested: a RecordDict has none."""
-
 
 def write_introduction(introduction: Introduction) -> RecordDict:
     """The content of a client's answer to ``query.hello``."""
-    return _content(introduction, {})
+    return content_of(introduction, {})
 
 
 def read_introduction(content: RecordDict) -> Introduction:
@@ -71,7 +57,7 @@ def read_introduction(content: RecordDict) -> Introduction:
         InvalidUpdateError: the content is no introduction, or one of another protocol.
     """
     Limits.of_names(()).require(content)
-    introduction = _head(content, Introduction)
+    introduction = read_head(content, Introduction)
     if introduction.protocol != PROTOCOL:
         raise InvalidUpdateError(
             f"expected protocol {PROTOCOL}, got {introduction.protocol}; server and clients need the same version of "
@@ -97,7 +83,7 @@ def write_instruction(instruction: Instruction, continued: Trained = Trained.FAC
         instruction: what to write.
         continued: the halves of its continued adapter that travel; the client knows the others.
     """
-    return _content(
+    return content_of(
         instruction.assignment,
         {
             "added": adapter_to_arrays(instruction.added),
@@ -105,7 +91,7 @@ def write_instruction(instruction: Instruction, continued: Trained = Trained.FAC
             "continued": adapter_to_arrays(instruction.continued, continued),
             "packed_continued": _one_to_arrays(instruction.packed_continued),
             "directions": tensors_to_arrays(instruction.directions),
-            _SAVED: tensors_to_arrays(instruction.saved_parameters),
+            SAVED: tensors_to_arrays(instruction.saved_parameters),
         },
     )
 
@@ -122,16 +108,16 @@ def read_instruction(content: RecordDict, rows_of: Callable[[Assignment], Rows])
         InvalidUpdateError: the content is no instruction, or damaged.
         UnknownCodecError: this version has no codec of that name.
     """
-    assignment = _head(content, Assignment)
+    assignment = read_head(content, Assignment)
     rows = rows_of(assignment)
-    continued = _one_packed(_arrays(content, "packed_continued"))
+    continued = _one_packed(arrays_in(content, "packed_continued"))
     return Instruction(
         assignment,
-        arrays_to_adapter(_arrays(content, "added")),
-        arrays_to_adapter(_arrays(content, "continued"), rows) if continued is None else unpacked(continued, rows),
-        arrays_to_tensors(_arrays(content, "directions")),
-        arrays_to_tensors(_arrays(content, _SAVED)),
-        arrays_to_packed(_arrays(content, "packed")),
+        arrays_to_adapter(arrays_in(content, "added")),
+        arrays_to_adapter(arrays_in(content, "continued"), rows) if continued is None else unpacked(continued, rows),
+        arrays_to_tensors(arrays_in(content, "directions")),
+        arrays_to_tensors(arrays_in(content, SAVED)),
+        arrays_to_packed(arrays_in(content, "packed")),
     )
 
 
@@ -141,10 +127,10 @@ def write_reply(reply: Upload | OutOfStep | Evaluation, travels: Trained = Train
         arrays = {
             "packed": _one_to_arrays(reply.packed),
             "adapter": adapter_to_arrays(reply.adapter, travels),
-            _SAVED: tensors_to_arrays(reply.saved_parameters),
+            SAVED: tensors_to_arrays(reply.saved_parameters),
         }
-        return _content(reply.report, arrays)
-    return _content(reply, {})
+        return content_of(reply.report, arrays)
+    return content_of(reply, {})
 
 
 def read_reply(content: RecordDict, rows: Rows) -> Upload | OutOfStep | Evaluation:
@@ -159,19 +145,19 @@ def read_reply(content: RecordDict, rows: Rows) -> Upload | OutOfStep | Evaluati
         InvalidAdapterError: halves of a factor do not fit each other.
         UnknownCodecError: this version has no codec of that name.
     """
-    kind = _kind(content)
+    kind = kind_of(content)
     if kind == OutOfStep.__name__:
-        return _head(content, OutOfStep)
+        return read_head(content, OutOfStep)
     if kind == Evaluation.__name__:
-        evaluation = _head(content, Evaluation)
+        evaluation = read_head(content, Evaluation)
         if len(evaluation.names) != len(evaluation.values):
             raise InvalidUpdateError("expected a value of every metric")
         return evaluation
     return Upload(
-        _head(content, Report),
-        arrays_to_adapter(_arrays(content, "adapter"), rows),
-        arrays_to_tensors(_arrays(content, _SAVED)),
-        _one_packed(_arrays(content, "packed")),
+        read_head(content, Report),
+        arrays_to_adapter(arrays_in(content, "adapter"), rows),
+        arrays_to_tensors(arrays_in(content, SAVED)),
+        _one_packed(arrays_in(content, "packed")),
     )
 
 
@@ -202,7 +188,7 @@ def require_dtype(saved_parameters: SavedParameters, codec: FloatCodec) -> None:
 
 def write_saved_parameters(saved_parameters: SavedParameters) -> RecordDict:
     """The content of a client's answer to ``query.saved_parameters``."""
-    return RecordDict({_SAVED: tensors_to_arrays(saved_parameters)})
+    return RecordDict({SAVED: tensors_to_arrays(saved_parameters)})
 
 
 def read_saved_parameters(content: RecordDict) -> SavedParameters:
@@ -211,31 +197,7 @@ def read_saved_parameters(content: RecordDict) -> SavedParameters:
     Raises:
         InvalidUpdateError: the content is damaged.
     """
-    return arrays_to_tensors(_arrays(content, _SAVED))
-
-
-def _content(head: Any, arrays: Mapping[str, ArrayRecord]) -> RecordDict:
-    fields = {"kind": type(head).__name__, **_flat(asdict(head)), "sha256": digest(arrays.values())}
-    return RecordDict({_HEAD: ConfigRecord(fields), **arrays})
-
-
-def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields with those of a dataclass among them as ``name.field``: Flower's records hold no dictionaries."""
-    flat: dict[str, Any] = {}
-    for name, value in fields.items():
-        inner = {f"{name}.{each}": one for each, one in value.items()} if isinstance(value, dict) else {name: value}
-        flat |= inner
-    return flat
-
-
-def _nested(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `_flat`."""
-    nested: dict[str, Any] = {name: value for name, value in fields.items() if "." not in name}
-    for name, value in fields.items():
-        outer, dot, inner = name.partition(".")
-        if dot:
-            nested[outer] = {**(nested[outer] if isinstance(nested.get(outer), dict) else {}), inner: value}
-    return nested
+    return arrays_to_tensors(arrays_in(content, SAVED))
 
 
 def _one_to_arrays(packed: PackedAdapter | None) -> ArrayRecord:
@@ -246,43 +208,3 @@ def _one_packed(arrays: ArrayRecord) -> PackedAdapter | None:
     if len(arrays) > 1:
         raise InvalidUpdateError(f"expected one packed adapter, got {len(arrays)}; send one")
     return next(iter(arrays_to_packed(arrays)), None)
-
-
-def _kind(content: RecordDict) -> str:
-    head = content.config_records.get(_HEAD)
-    if head is None:
-        raise InvalidUpdateError(f"expected a message of florist, got one with the parts {sorted(content)}")
-    return str(head.get("kind"))
-
-
-def _head(content: RecordDict, kind: type[Head]) -> Head:
-    found = _kind(content)
-    if found != kind.__name__:
-        raise InvalidUpdateError(f"expected the kind {kind.__name__}, got {found}")
-    fields = dict(content.config_records[_HEAD])
-    del fields["kind"]
-    sent = fields.pop("sha256", None)
-    arrays = [array for name in _ARRAYS if (array := content.array_records.get(name)) is not None]
-    if sent != digest(arrays):
-        raise InvalidUpdateError(
-            "expected arrays of the SHA-256 that was sent with them, and it differs; send them again"
-        )
-    try:
-        # By way of JSON, whose strict mode takes an object for a dataclass.
-        return _reader(kind).validate_json(json.dumps(_nested(fields)), strict=True)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        where = ".".join(map(str, (kind.__name__, *problem["loc"])))
-        raise InvalidUpdateError(f"{where}: {problem['msg']}, got {reprlib.repr(problem['input'])}") from error
-    except (TypeError, ValueError) as error:
-        raise InvalidUpdateError(f"{kind.__name__}: expected numbers and texts: {error}") from error
-
-
-@cache
-def _reader(kind: type) -> Any:  # beartype, which the tests switch on, does not know TypeAdapter[Head]
-    # Building one costs ten times what reading a message does.
-    return TypeAdapter(kind)
-
-
-def _arrays(content: RecordDict, name: str) -> ArrayRecord:
-    return content.array_records.get(name, ArrayRecord())

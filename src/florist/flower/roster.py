@@ -167,14 +167,9 @@ class Roster:
             return
         self.members[name], self.nodes[name] = introduction, node
         self._newcomers[name] = introduction
-        LOG.info(
-            "%s is here on node %d: rank %d, %d examples, %d held out",
-            name,
-            node,
-            introduction.rank,
-            introduction.num_examples,
-            introduction.held_out,
-        )
+        count = introduction.num_examples
+        told = f"{count} examples, {introduction.held_out} held out" if count is not None else "its examples untold"
+        LOG.info("%s is here on node %d: rank %d, %s", name, node, introduction.rank, told)
 
     def _refuse(self, node: int, reason: str) -> None:
         self.refused[node] = one_line(reason)

@@ -16,29 +16,31 @@ from flwr.serverapp.strategy import Result, Strategy
 from typing_extensions import override
 
 from florist.aggregation.robust import RobustRule
-from florist.errors import ConfigurationError
 from florist.federation.closed_round import ClosedRound
 from florist.federation.communication import Communication
 from florist.federation.guard import Guard
 from florist.federation.local_init import Aligned, LocalInit
-from florist.federation.recording import first_claims
+from florist.federation.private_rounds import PrivateRounds
 from florist.federation.records import RoundRecord
 from florist.federation.rules import Federation
 from florist.federation.run_adapter import Deliverable, SaveTokenizer
 from florist.federation.state import ServerState
 from florist.files.locking import sole_process
-from florist.flower.agreement import Agreement, ask_saved_parameters
+from florist.flower.agreement import Agreement
 from florist.flower.arrays import adapter_to_arrays
+from florist.flower.beginning import Beginning
 from florist.flower.client_metrics import weighted_mean
 from florist.flower.client_texts import one_line
-from florist.flower.exchange import Exchange
 from florist.flower.final_adapter import write_global_adapter
 from florist.flower.journal import Journal
 from florist.flower.membership import Membership
-from florist.flower.messages import EVALUATE, TRAIN, Evaluation, Upload, name_of
-from florist.flower.open_round import OpenRound
+from florist.flower.messages import EVALUATE, Evaluation, name_of
+from florist.flower.open_round import Answer, OpenRound
+from florist.flower.private_server import PrivateServer, require_private
 from florist.flower.roster import LOG
 from florist.flower.round_book import RoundBook
+from florist.flower.round_server import PlainServer, RoundServer
+from florist.flower.rounds import Rounds
 from florist.flower.upload_terms import UploadTerms
 from florist.rounds import Aggregator
 
@@ -71,10 +73,14 @@ class FloristStrategy(Strategy):
         guard: refuses, or scales down, updates that no honest client sends; `Guard` with its defaults by default.
         robust: the weights of the clients, where some may be hostile; by default their shares of the examples.
         on_round: is told of every round of this session when all is known of it, what clients measured included.
+        private: how the updates of clients are protected; None where the server sees each of them. Noise and draws of
+            participants come from the system's source of randomness then, so that no two runs are the same.
+        phase_timeout: seconds for the replies of each phase of a masked round after training.
 
     Raises:
         InvalidUpdateError: `local_init` is not one that clients know by name.
-        ConfigurationError, UnknownCodecError: clients cannot be told how to send their updates; see `UploadTerms.of`.
+        ConfigurationError, UnknownCodecError: clients cannot be told how to send their updates (`UploadTerms.of`), or
+            not protect them (`require_private`).
     """
 
     def __init__(
@@ -97,6 +103,8 @@ class FloristStrategy(Strategy):
         guard: Guard | None = None,
         robust: RobustRule | None = None,
         on_round: Callable[[RoundRecord], None] | None = None,
+        private: PrivateRounds | None = None,
+        phase_timeout: float = 600.0,
     ) -> None:
         start = local_init if local_init is not None else Aligned()
         sending = communication if communication is not None else Communication()
@@ -106,13 +114,16 @@ class FloristStrategy(Strategy):
             {}, aggregator, {}, seed, start, shared_init, fraction, min_replies, communication=sending
         )
         federation = replace(federation, guard=guard if guard is not None else Guard(), robust=robust)
-        self._members = Membership(federation, min_clients, wait)
-        self._max_examples = max_examples
+        server: RoundServer = PlainServer()
+        if private is not None:
+            require_private(private, federation, evaluate_on_clients=evaluate_on_clients)
+            server = PrivateServer(private, phase_timeout, journal)
+        self._members = Membership(federation, min_clients, wait, masked=server.masked)
         self._evaluate, self._evaluate_on_clients = evaluate, evaluate_on_clients
-        self._reference, self._journal = reference, journal
-        self._book = RoundBook(journal)
+        self._journal, self._book = journal, RoundBook(journal)
+        self._rounds = Rounds(self._members, server, self._book, max_examples)
+        self._begin = Beginning(self._members, self._book, journal, reference, evaluate, server.settings)
         self._on_round = on_round
-        self._timeout = 3600.0
         self._grid: Grid | None = None
         self._round: OpenRound | None = None
         self._closed: ClosedRound | None = None
@@ -157,7 +168,7 @@ class FloristStrategy(Strategy):
             DamagedRunError: the journal cannot be resumed from.
             DirectoryInUseError: another server is at work in it.
         """
-        self._grid, self._timeout = grid, timeout
+        self._grid, self._rounds.timeout, self._rounds.most = grid, timeout, num_rounds
         members, journal = self._members, self._journal
         deadline = time.monotonic() + members.wait
         with ExitStack() as locks:
@@ -165,12 +176,15 @@ class FloristStrategy(Strategy):
             resumed = journal is not None and journal.begun
             if journal is not None and resumed:
                 locks.enter_context(sole_process(journal.path))
-            self._begin(grid)
+            self.state = self._begin(grid, self.state, timeout)
             if journal is not None and not resumed:
                 locks.enter_context(sole_process(journal.path))
             self.state = members.gather(grid, self.state, deadline)
-            members.rules.require_possible()
-            left = max(0, num_rounds - self.state.round_number)
+            self._rounds.server.require_possible(self._rounds.rules, self.state)
+            for closed in self._rounds.left_unfinished(self.state):
+                self.state = closed.state
+                self._tell()
+            left = self._rounds.left(self.state)
             if self.records:
                 LOG.info("resumed after round %d: %d rounds to go", self.state.round_number, left)
             result = super().start(grid, self._arrays(), left, timeout, train_config, evaluate_config, evaluate_fn)
@@ -183,6 +197,8 @@ class FloristStrategy(Strategy):
         rules = self._members.rules
         LOG.info("\t├──> %s, %s", rules.aggregator, rules.local_init)
         LOG.info("\t├──> %s", rules.communication)
+        if self._rounds.server.settings is not None:
+            LOG.info("\t├──> private: %s", self._rounds.server.settings)
         LOG.info("\t└──> %d clients: %s", len(rules.client_ranks), ", ".join(sorted(rules.client_ranks)))
 
     @override
@@ -193,45 +209,22 @@ class FloristStrategy(Strategy):
         self._book.round_begins()
         self._closed = None
         connected, self.state = self._members.for_round(grid, self.state)
-        rules, roster = self._members.rules, self._members.roster
-        self._round = OpenRound(
-            Exchange(rules, self.state, dict(roster.members), self._max_examples, self._book.last_counted()),
-            self.state.round_number + 1,
-            dict(roster.nodes),
-            self._timeout,
-        )
-        if len(connected) < rules.clients_per_round:
-            for client_id in sorted(rules.client_ranks.keys() - set(connected)):
-                self._round.drop(client_id, "not connected when the round began")
-        asked = rules.participants(self._round.number, connected)
-        LOG.info("round %d: asked to train: %s", self._round.number, ", ".join(asked) or "nobody")
-        return self._round.messages(asked, TRAIN)
+        self._round, messages = self._rounds.opened(self.state, connected)
+        return messages
 
     @override
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Close the round: check the replies, aggregate those that can be used, and save."""
-        underway, rules = self._underway, self._underway.exchange.federation
+        underway = self._underway
         answers = self._answers(replies)
-        updates = [Exchange.update(each) for some in answers.values() for each in some if isinstance(each, Upload)]
         self._book.training_ends()
-        closed = rules.close_round(underway.as_told(self.state), updates, claimed=first_claims(self.records))
-        for drop in closed.dropped:
-            underway.drop(drop.client_id, drop.reason)
-        if closed.broadcast is None:
-            LOG.warning(
-                "round %d: the global adapter stays as it was: %d usable updates, and %d are needed",
-                underway.number,
-                len(closed.counted),
-                rules.required_replies,
-            )
-        # What the in-process engine delivers at once is sent with the next message here.
-        self._closed = replace(closed, state=underway.as_told(closed.state), deliveries={})
-        self.state = self._closed.state
-        line = self._book.write(self._closed, underway)
+        closed = self._closed = self._rounds.closed(self._reached, underway, self.state, answers)
+        self.state = closed.state
+        line = self.records[-1]
         if self._evaluate is not None:
-            line = self._book.amend(self.state, self._closed, underway, self._evaluate(self.state))
+            line = self._book.amend(self.state, closed, underway, self._evaluate(self.state))
         LOG.info(
             "round %d: %d of %d clients count, rank %d of %d, %d bytes a broadcast",
             line.round,
@@ -251,7 +244,7 @@ class FloristStrategy(Strategy):
         if not self._evaluate_on_clients or self._closed is None or self._closed.broadcast is None:
             return []
         connected, self.state = self._members.admitted(grid, self.state)
-        present = [update.client_id for update in self._closed.counted if update.client_id in connected]
+        present = [client_id for client_id in self._closed.ranks if client_id in connected]
         self._underway.exchange = replace(self._underway.exchange, state=self.state)
         self._underway.nodes = dict(self._members.roster.nodes)
         return self._underway.messages(present, EVALUATE)
@@ -260,8 +253,8 @@ class FloristStrategy(Strategy):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Average the metrics by the number of held-out examples, and complete the record of the round."""
         metrics = self._measured(replies)
-        if self._on_round is not None and self._closed is not None:
-            self._on_round(self.records[-1])
+        if self._closed is not None:
+            self._tell()
         return MetricRecord(dict(metrics)) if metrics else None
 
     def export(
@@ -295,20 +288,28 @@ class FloristStrategy(Strategy):
             raise RuntimeError("expected configure_train first, which opens a round; Strategy.start calls all in turn")
         return self._round
 
+    @property
+    def _reached(self) -> Grid:
+        if self._grid is None:
+            raise RuntimeError("expected Strategy.start first, which is given the grid")
+        return self._grid
+
+    def _tell(self) -> None:
+        if self._on_round is not None:
+            self._on_round(self.records[-1])
+
     def _arrays(self) -> ArrayRecord:
         return adapter_to_arrays(self.state.global_adapter)
 
-    def _answers(self, replies: Iterable[Message]) -> Mapping[str, list[Upload | Evaluation]]:
+    def _answers(self, replies: Iterable[Message]) -> Mapping[str, list[Answer]]:
         """What clients sent, by client; the node of a client that contradicts itself is asked anew who it is."""
-        if self._grid is None:
-            raise RuntimeError("expected Strategy.start first, which is given the grid")
         underway = self._underway
-        answers = underway.answers(self._grid, replies)
+        answers = underway.answers(self._reached, replies)
         for client_id in underway.contradicted:
             self._members.roster.doubt(client_id)
         if underway.contradicted:
             # It has until the next round to answer.
-            _, self.state = self._members.admitted(self._grid, self.state)
+            _, self.state = self._members.admitted(self._reached, self.state)
             underway.contradicted.clear()
         return answers
 
@@ -325,26 +326,3 @@ class FloristStrategy(Strategy):
         metrics = weighted_mean(found)
         self._book.amend(self.state, self._closed, underway, metrics)
         return metrics
-
-    def _begin(self, grid: Grid) -> None:
-        """Agree with the clients on what is trained, and take up the state of the run."""
-        journal, members, evaluate = self._journal, self._members, self._evaluate
-        if journal is not None and journal.begun:
-            self.state, self._book.records = journal.load(self.state, members.federation)
-        saved = journal.agreed if journal is not None else None
-        introductions = members.roster.members.values()
-        members.agreement = self._reference or saved or Agreement.of(introductions)
-        if saved is not None and saved.base != members.agreement.base:
-            raise ConfigurationError(
-                f"expected the base {saved.base}, which the run to resume was begun with, got {members.agreement.base}"
-            )
-        if not self.records:
-            agreeing = [member for member in introductions if members.agreement.refusal(member) is None]
-            saved_parameters = ask_saved_parameters(grid, members.roster.nodes, agreeing, self._timeout)
-            self.state = ServerState.initial(saved_parameters)
-        if journal is not None:
-            initial = self.state
-            journal.begin(lambda: evaluate(initial) if evaluate is not None else {})
-            journal.agree(members.agreement, members.federation)
-        if evaluate is not None and self.records and not self.records[-1].metrics:
-            self._book.add_metrics(self.state, evaluate(self.state))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from florist.errors import ConfigurationError
+from florist.privacy.randomness import normal_numbers
 from florist.rounds import NOTHING, SavedParameters
 
 BELOW = "whether the norm is at most the clip"
@@ -64,19 +65,18 @@ class Change:
         return [*self.B.values(), *self.saved_parameters.values()]
 
 
-def noisy(total: Change, deviation: float, generator: torch.Generator) -> Change:
+def noisy(total: Change, deviation: float, generator: torch.Generator | None) -> Change:
     """A sum with independent Gaussian noise on each of its numbers.
 
     Args:
         total: the sum of clipped changes. Every module and each of its columns has to be there, whoever sent it: noise
             on what is missing would be missing as well.
         deviation: the standard deviation of the noise.
-        generator: where the noise comes from.
+        generator: where the noise comes from; None for the system's source of randomness.
     """
 
     def with_noise(tensor: Tensor) -> Tensor:
-        drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-        return tensor.double() + deviation * drawn
+        return tensor.double() + deviation * normal_numbers(tensor.shape, generator)
 
     return Change(
         {name: with_noise(tensor) for name, tensor in sorted(total.B.items())},

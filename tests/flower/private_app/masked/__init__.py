@@ -1,0 +1,1 @@
+"""Masked rounds of clients without a model."""
