@@ -121,6 +121,7 @@ run = "runs/first"
 min_clients = 3
 wait = 30.0
 round_timeout = 120.0
+phase_timeout = 60.0
 evaluation = "none"
 max_examples = 1000
 base_name = "llama, 8 bit or not"

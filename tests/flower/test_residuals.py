@@ -20,7 +20,6 @@ from florist.errors import ConfigurationError
 from florist.federation.communication import Communication
 from florist.federation.local_init import LocalStart
 from florist.federation.records import RoundRecord
-from florist.files import strict_json
 from florist.flower import FloristStrategy, Journal
 from florist.flower.messages import TRAIN, Assignment, Upload
 from florist.flower.participant import TrainedLocally
@@ -515,19 +514,6 @@ def test_a_run_is_not_resumed_with_another_communication(tmp_path: Path) -> None
     play(four(), communication=communication(), journal=Journal(tmp_path / "run", "florist"))
     with pytest.raises(ConfigurationError, match=r"communication = Communication\(.*: expected Communication\(.*begin"):
         play(four(), communication=communication("int8"), journal=Journal(tmp_path / "run", "florist"))
-
-
-def test_a_run_from_before_communication_was_written_down_is_resumed(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "run", "florist")
-    play(four(), journal=journal)
-    file = tmp_path / "run" / "federation.json"
-    agreed = strict_json.decode(file.read_bytes())
-    del agreed["settings"]["communication"]
-    file.write_text(strict_json.encode(agreed))
-    with pytest.raises(ConfigurationError, match="communication = "):
-        play(four(), rounds=2, communication=communication(), journal=journal)
-    strategy, _ = play(four(), rounds=2, journal=journal)
-    assert len(strategy.records) == 2
 
 
 # --- terms
