@@ -44,6 +44,21 @@ def test_masks_and_noise_are_read_and_written(tmp_path: Path) -> None:
     assert found.noise.epsilon == 50
 
 
+def test_clients_add_the_noise_where_it_is_asked_for(tmp_path: Path) -> None:
+    pytest.importorskip("dp_accounting")
+    config = read(tmp_path, LINEAR, MASKED, *NOISY, "privacy.noise=clients", "privacy.honest_fraction=0.7")
+    (tmp_path / "written.toml").write_text(to_toml(config))
+    assert read_config(tmp_path / "written.toml") == config
+    found = private_rounds(config, 10, 10, 8)
+    assert found is not None
+    assert found.noise is not None
+    assert found.noise.honest_fraction == 0.7
+    server = private_rounds(read(tmp_path, LINEAR, MASKED, *NOISY), 10, 10, 8)
+    assert server is not None
+    assert server.noise is not None
+    assert not server.noise.by_clients
+
+
 def test_epsilon_alone_computes_the_noise_for_all_rounds(tmp_path: Path) -> None:
     pytest.importorskip("dp_accounting")
     config = read(tmp_path, LINEAR, *NOISY[:2], "privacy.epsilon=5", "federation.rounds=7")
@@ -64,6 +79,19 @@ def test_epsilon_alone_computes_the_noise_for_all_rounds(tmp_path: Path) -> None
         ([LINEAR, MASKED, "privacy.sampling=poisson"], "sampling = 'poisson': set noise_multiplier"),
         ([LINEAR, "privacy.clip=1"], r"clip = 1.0 goes with secure_aggregation"),
         ([LINEAR, MASKED, *NOISY, "privacy.sampling=poisson"], "may draw one client, and a masked sum of one client"),
+        (
+            [LINEAR, MASKED, "privacy.noise=clients", "privacy.honest_fraction=1"],
+            "noise = 'clients': set noise_multiplier",
+        ),
+        (
+            [LINEAR, *NOISY, "privacy.noise=clients", "privacy.honest_fraction=1"],
+            "set secure_aggregation = true as well",
+        ),
+        ([LINEAR, MASKED, *NOISY, "privacy.noise=clients"], "expected honest_fraction with noise = 'clients'"),
+        ([LINEAR, MASKED, *NOISY, "privacy.honest_fraction=0.9"], "noise = 'server' and honest_fraction = 0.9"),
+        ([LINEAR, MASKED, *NOISY, "privacy.noise=clients", "privacy.honest_fraction=0"], r"privacy\.honest_fraction"),
+        ([LINEAR, MASKED, *NOISY, "privacy.noise=clients", "privacy.honest_fraction=1.1"], r"privacy\.honest_fraction"),
+        ([LINEAR, MASKED, *NOISY, "privacy.noise=nobody"], r"privacy\.noise"),
         ([LINEAR, MASKED, "privacy.threshold=0.5"], r"privacy\.threshold"),
         ([LINEAR, MASKED, "privacy.threshold=1"], r"privacy\.threshold"),
         ([LINEAR, MASKED, "privacy.smallest_group=1"], r"privacy\.smallest_group"),

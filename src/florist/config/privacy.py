@@ -165,7 +165,7 @@ def _noise(config: "Config", clients: int, asked: int) -> "Noise | None":
     if section.adaptive_clip is not None:
         # A twentieth of the clients is what the paper takes; in few clients, the count must not cost more than the sum.
         adaptive = AdaptiveClip(section.adaptive_clip, count_noise=max(asked / 20, multiplier))
-    noise = Noise(accountant, section.epsilon, adaptive)
+    noise = Noise(accountant, section.epsilon, adaptive, section.honest_fraction)
     spent = accountant.epsilon(1)
     if section.epsilon is not None and spent > section.epsilon:
         raise ConfigurationError(
