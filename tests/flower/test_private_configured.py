@@ -62,7 +62,7 @@ def test_a_masked_run_has_the_bits_of_one_process(text: str, tmp_path: Path) -> 
         assert [(each.client_id, each.upload_bytes) for each in mine.clients] == [
             (each.client_id, each.upload_bytes) for each in its.clients
         ]
-    assert weights(directory) == weights(inside)
+    assert weights(directory.path) == weights(inside.path)
     for path in (directory.path / "rounds.jsonl", directory.adapter / "florist.json"):
         assert '"num_examples": null' in path.read_text()
 
