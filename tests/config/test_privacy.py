@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from florist.aggregation import LinearRounds
 from florist.config import Config, read_config, to_toml
 from florist.config.methods import METHODS
-from florist.config.privacy import private_rounds, private_rounds_over_flower
+from florist.config.privacy import NOISE_EDGE_MULTIPLE, private_rounds, private_rounds_over_flower
 from florist.errors import ConfigurationError, MissingDependencyError
 from florist.federation.protections import Masks
+from florist.ranks import NoiseEdge, OptimalShrinkage
 
 BASE = '[model]\nname_or_path = "org/model"\n[data]\npath = "rows"\n[lora]\nranks = 8\n'
 MASKED = "privacy.secure_aggregation=true"
@@ -70,6 +72,22 @@ def test_epsilon_alone_computes_the_noise_for_all_rounds(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    ("edge", "shrinkage"), [("true", None), ("shrunk", OptimalShrinkage(0.2, 8))], ids=["edge", "shrunk"]
+)
+def test_the_noise_of_a_round_says_what_is_kept_and_with_which_values(
+    tmp_path: Path, edge: str, shrinkage: OptimalShrinkage | None
+) -> None:
+    pytest.importorskip("dp_accounting")
+    config = read(tmp_path, LINEAR, *NOISY, f"aggregation.noise_edge={edge}")
+    (tmp_path / "written.toml").write_text(to_toml(config))
+    assert read_config(tmp_path / "written.toml") == config
+    found = private_rounds(config, 10, 10, 8)
+    assert found is not None
+    assert found.aggregator_at is not None
+    assert found.aggregator_at(0.2) == LinearRounds(NoiseEdge(0.2, 8, NOISE_EDGE_MULTIPLE), shrinkage)
+
+
+@pytest.mark.parametrize(
     ("overrides", "telling"),
     [
         ([LINEAR, "privacy.noise_multiplier=1"], "privacy: noise_multiplier and epsilon need clip and delta"),
@@ -104,9 +122,10 @@ def test_epsilon_alone_computes_the_noise_for_all_rounds(tmp_path: Path) -> None
         ([LINEAR, *NOISY, "communication.feedback=true"], r"communication\.feedback = True lets clients add"),
         ([LINEAR, *NOISY, "communication.feedback=clients"], r"communication\.feedback = 'clients'"),
         ([LINEAR, "aggregation.noise_edge=true"], r"aggregation\.noise_edge = true needs noise"),
+        ([LINEAR, "aggregation.noise_edge=shrunk"], r"aggregation\.noise_edge = shrunk needs noise"),
         (
             [LINEAR, *NOISY, "aggregation.noise_edge=true", "communication.feedback=server"],
-            "what is due has noise of earlier rounds",
+            "has noise of earlier rounds",
         ),
         (
             [LINEAR, *NOISY, "privacy.sampling=poisson", "federation.min_replies=2"],
