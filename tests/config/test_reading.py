@@ -121,6 +121,7 @@ run = "runs/first"
 min_clients = 3
 wait = 30.0
 round_timeout = 120.0
+phase_timeout = 60.0
 evaluation = "none"
 max_examples = 1000
 base_name = "llama, 8 bit or not"
@@ -469,6 +470,8 @@ def test_every_key_has_been_tried() -> None:
         *(f"privacy.{key}" for key in ("secure_aggregation", "clip", "noise_multiplier", "epsilon", "delta")),
         "privacy.sampling",
         "privacy.adaptive_clip",
+        "privacy.noise",
+        "privacy.honest_fraction",
         "aggregation.noise_edge",
         "data.instruction_field",
         "data.input_field",
