@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SECURITY = ROOT / "SECURITY.md"
 PLACES = re.findall(r"`(?!src/)([a-z_/]+(?:\.py|/))`(?:: `(\w+)`)?", (ROOT / "docs" / "glossary.md").read_text())
 
 
@@ -17,7 +18,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, SECURITY], ids=lambda page: page.name)
 def test_every_link_leads_to_a_page_and_a_heading_of_this_repository(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if link.startswith("https://"):
@@ -31,6 +32,12 @@ def test_every_link_leads_to_a_page_and_a_heading_of_this_repository(page: Path)
 def test_every_page_is_linked_from_the_first_one() -> None:
     linked = set(re.findall(r"\]\(([^)#\s]+)", PAGES[0].read_text()))
     assert {str(page.relative_to(ROOT)) for page in PAGES[1:]} <= linked
+
+
+@pytest.mark.parametrize("page", [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "privacy.md"], ids=lambda page: page.name)
+def test_where_to_report_a_vulnerability_is_linked(page: Path) -> None:
+    linked = {(page.parent / link).resolve() for link in re.findall(r"\]\(([^)#\s]+)", page.read_text())}
+    assert SECURITY in linked
 
 
 def test_the_glossary_names_places_that_exist() -> None:

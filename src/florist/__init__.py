@@ -25,7 +25,15 @@ if TYPE_CHECKING:
     from florist.federation.guard import Guard
     from florist.federation.local_init import Aligned, Fresh, Warm
     from florist.one_shot import AggregatedAdapter, aggregate
-    from florist.ranks import ByteBudget, Capped, EnergyThreshold, FixedRank, GlobalEnergyThreshold, NoiseEdge
+    from florist.ranks import (
+        ByteBudget,
+        Capped,
+        EnergyThreshold,
+        FixedRank,
+        GlobalEnergyThreshold,
+        NoiseEdge,
+        OptimalShrinkage,
+    )
     from florist.rounds import Broadcast, Certificate, ClientUpdate
     from florist.simulating import simulate
 
@@ -58,6 +66,7 @@ __all__ = [
     "LinearRounds",
     "LoraFactor",
     "NoiseEdge",
+    "OptimalShrinkage",
     "RaFlora",
     "Warm",
     "aggregate",
@@ -92,6 +101,7 @@ _HOMES = {
     "LinearRounds": "florist.aggregation",
     "LoraFactor": "florist.factors",
     "NoiseEdge": "florist.ranks",
+    "OptimalShrinkage": "florist.ranks",
     "RaFlora": "florist.aggregation",
     "Warm": "florist.federation.local_init",
     "aggregate": "florist.one_shot",

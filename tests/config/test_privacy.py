@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from florist.aggregation import LinearRounds
 from florist.config import Config, read_config, to_toml
 from florist.config.methods import METHODS
-from florist.config.privacy import private_rounds, private_rounds_over_flower
+from florist.config.privacy import NOISE_EDGE_MULTIPLE, private_rounds, private_rounds_over_flower
 from florist.errors import ConfigurationError, MissingDependencyError
 from florist.federation.protections import Masks
+from florist.ranks import NoiseEdge, OptimalShrinkage
 
 BASE = '[model]\nname_or_path = "org/model"\n[data]\npath = "rows"\n[lora]\nranks = 8\n'
 MASKED = "privacy.secure_aggregation=true"
@@ -44,6 +46,21 @@ def test_masks_and_noise_are_read_and_written(tmp_path: Path) -> None:
     assert found.noise.epsilon == 50
 
 
+def test_clients_add_the_noise_where_it_is_asked_for(tmp_path: Path) -> None:
+    pytest.importorskip("dp_accounting")
+    config = read(tmp_path, LINEAR, MASKED, *NOISY, "privacy.noise=clients", "privacy.honest_fraction=0.7")
+    (tmp_path / "written.toml").write_text(to_toml(config))
+    assert read_config(tmp_path / "written.toml") == config
+    found = private_rounds(config, 10, 10, 8)
+    assert found is not None
+    assert found.noise is not None
+    assert found.noise.honest_fraction == 0.7
+    server = private_rounds(read(tmp_path, LINEAR, MASKED, *NOISY), 10, 10, 8)
+    assert server is not None
+    assert server.noise is not None
+    assert not server.noise.by_clients
+
+
 def test_epsilon_alone_computes_the_noise_for_all_rounds(tmp_path: Path) -> None:
     pytest.importorskip("dp_accounting")
     config = read(tmp_path, LINEAR, *NOISY[:2], "privacy.epsilon=5", "federation.rounds=7")
@@ -52,6 +69,22 @@ def test_epsilon_alone_computes_the_noise_for_all_rounds(tmp_path: Path) -> None
     assert found.noise is not None
     assert 4.9 < found.noise.accountant.epsilon(7) <= 5
     assert found.rounds_within(100) == 7
+
+
+@pytest.mark.parametrize(
+    ("edge", "shrinkage"), [("true", None), ("shrunk", OptimalShrinkage(0.2, 8))], ids=["edge", "shrunk"]
+)
+def test_the_noise_of_a_round_says_what_is_kept_and_with_which_values(
+    tmp_path: Path, edge: str, shrinkage: OptimalShrinkage | None
+) -> None:
+    pytest.importorskip("dp_accounting")
+    config = read(tmp_path, LINEAR, *NOISY, f"aggregation.noise_edge={edge}")
+    (tmp_path / "written.toml").write_text(to_toml(config))
+    assert read_config(tmp_path / "written.toml") == config
+    found = private_rounds(config, 10, 10, 8)
+    assert found is not None
+    assert found.aggregator_at is not None
+    assert found.aggregator_at(0.2) == LinearRounds(NoiseEdge(0.2, 8, NOISE_EDGE_MULTIPLE), shrinkage)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +97,19 @@ def test_epsilon_alone_computes_the_noise_for_all_rounds(tmp_path: Path) -> None
         ([LINEAR, MASKED, "privacy.sampling=poisson"], "sampling = 'poisson': set noise_multiplier"),
         ([LINEAR, "privacy.clip=1"], r"clip = 1.0 goes with secure_aggregation"),
         ([LINEAR, MASKED, *NOISY, "privacy.sampling=poisson"], "may draw one client, and a masked sum of one client"),
+        (
+            [LINEAR, MASKED, "privacy.noise=clients", "privacy.honest_fraction=1"],
+            "noise = 'clients': set noise_multiplier",
+        ),
+        (
+            [LINEAR, *NOISY, "privacy.noise=clients", "privacy.honest_fraction=1"],
+            "set secure_aggregation = true as well",
+        ),
+        ([LINEAR, MASKED, *NOISY, "privacy.noise=clients"], "expected honest_fraction with noise = 'clients'"),
+        ([LINEAR, MASKED, *NOISY, "privacy.honest_fraction=0.9"], "noise = 'server' and honest_fraction = 0.9"),
+        ([LINEAR, MASKED, *NOISY, "privacy.noise=clients", "privacy.honest_fraction=0"], r"privacy\.honest_fraction"),
+        ([LINEAR, MASKED, *NOISY, "privacy.noise=clients", "privacy.honest_fraction=1.1"], r"privacy\.honest_fraction"),
+        ([LINEAR, MASKED, *NOISY, "privacy.noise=nobody"], r"privacy\.noise"),
         ([LINEAR, MASKED, "privacy.threshold=0.5"], r"privacy\.threshold"),
         ([LINEAR, MASKED, "privacy.threshold=1"], r"privacy\.threshold"),
         ([LINEAR, MASKED, "privacy.smallest_group=1"], r"privacy\.smallest_group"),
@@ -76,9 +122,10 @@ def test_epsilon_alone_computes_the_noise_for_all_rounds(tmp_path: Path) -> None
         ([LINEAR, *NOISY, "communication.feedback=true"], r"communication\.feedback = True lets clients add"),
         ([LINEAR, *NOISY, "communication.feedback=clients"], r"communication\.feedback = 'clients'"),
         ([LINEAR, "aggregation.noise_edge=true"], r"aggregation\.noise_edge = true needs noise"),
+        ([LINEAR, "aggregation.noise_edge=shrunk"], r"aggregation\.noise_edge = shrunk needs noise"),
         (
             [LINEAR, *NOISY, "aggregation.noise_edge=true", "communication.feedback=server"],
-            "what is due has noise of earlier rounds",
+            "has noise of earlier rounds",
         ),
         (
             [LINEAR, *NOISY, "privacy.sampling=poisson", "federation.min_replies=2"],

@@ -470,6 +470,8 @@ def test_every_key_has_been_tried() -> None:
         *(f"privacy.{key}" for key in ("secure_aggregation", "clip", "noise_multiplier", "epsilon", "delta")),
         "privacy.sampling",
         "privacy.adaptive_clip",
+        "privacy.noise",
+        "privacy.honest_fraction",
         "aggregation.noise_edge",
         "data.instruction_field",
         "data.input_field",

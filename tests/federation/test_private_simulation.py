@@ -78,7 +78,13 @@ def test_a_masked_run_is_a_plain_run_but_for_rounding(text: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "adaptive", [pytest.param("", marks=pytest.mark.slow), "adaptive_clip = 0.5\n"], ids=["fixed", "adaptive"]
+    "adaptive",
+    [
+        pytest.param("", marks=pytest.mark.slow),
+        pytest.param("adaptive_clip = 0.5\n", marks=pytest.mark.slow),
+        'adaptive_clip = 0.5\nnoise = "clients"\nhonest_fraction = 1.0\n',
+    ],
+    ids=["fixed", "adaptive", "by clients"],
 )
 def test_a_noisy_run_survives_a_kill_to_the_same_bits(text: str, tmp_path: Path, adaptive: str) -> None:
     pytest.importorskip("dp_accounting")
@@ -89,6 +95,8 @@ def test_a_noisy_run_survives_a_kill_to_the_same_bits(text: str, tmp_path: Path,
     assert all(one is not None and two is not None and one < two for one, two in pairwise(spent))
     clips = [record.privacy.clip for record in records if record.privacy is not None]
     assert (len(set(clips)) == 3) == bool(adaptive)
+    told = "clients added the noise in shares, which counts on 100% honest ones a round"
+    assert (told in privacy_lines(records)) == ("clients" in adaptive)
 
     interrupted, other = start(tmp_path, text, "killed")
     with pytest.raises(KilledError):

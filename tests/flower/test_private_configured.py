@@ -116,6 +116,20 @@ def test_a_site_demands_what_its_node_config_says(text: str, tmp_path: Path) -> 
     assert [each["client_id"] for each in line["clients"]] == ["client_1", "client_2"]
 
 
+def test_clients_add_the_noise_that_a_configuration_asks_for(text: str, tmp_path: Path) -> None:
+    pytest.importorskip("dp_accounting")
+    shares = 'noise = "clients"\nhonest_fraction = 1.0\n'
+    nodes = {**NODES, 12: {**NODES[12], "privacy.noise_multiplier": 0.7}}
+    serve(tmp_path, text + NOISE + MASKS + shares, nodes, federation__rounds=1)
+    (line,) = RunDirectory.open(tmp_path / "run").records()
+    assert line.privacy is not None
+    assert (line.privacy.noise, line.privacy.honest_fraction) == ("clients", 1.0)
+    assert len(line.clients) == 2
+    assert "expected noise of 0.7 or more" in line.dropped[0].reason  # whose node config demands more
+    # Of two clients that are left, both are honest, and as many have to be.
+    assert line.privacy.deviation == pytest.approx(0.5 * 1.0 / 3)
+
+
 def hellos(grid: MemoryGrid) -> list[tuple]:
     found = [message for message in grid.sent if message.metadata.message_type == HELLO]
     return [(message, message.metadata.dst_node_id) for message in found]

@@ -10,7 +10,7 @@ from florist.aggregation.updates import accepted_updates, module_names
 from florist.aggregation.weighted_sum import decompose_factor
 from florist.factors import AdapterState, LoraFactor
 from florist.linalg import ThinSvd, WeightedFactor
-from florist.ranks import RankRule
+from florist.ranks import OptimalShrinkage, RankRule
 from florist.rounds import Broadcast, ClientUpdate, ClientWork, ModuleCertificate, Trained
 
 
@@ -28,6 +28,9 @@ class LinearRounds:
 
     Args:
         rank_rule: the rule that says how many directions each module keeps.
+        shrinkage: what the kept directions get in the place of their singular values, where noise of a known size has
+            made them larger; by default they stay, and the broadcast is the best approximation of its rank. What it
+            takes off is in the error that is certified.
 
     >>> import torch
     >>> from florist import AdapterState, ClientUpdate, EnergyThreshold, LinearRounds, LoraFactor
@@ -41,6 +44,7 @@ class LinearRounds:
     """
 
     rank_rule: RankRule
+    shrinkage: OptimalShrinkage | None = None
 
     @property
     def work(self) -> ClientWork:
@@ -70,7 +74,7 @@ class LinearRounds:
             factor = LoraFactor(B, total.A.double())
             return [WeightedFactor(1.0, factor.spec, lambda: factor)]
 
-        for cut in cut_by_rule(self.rank_rule, module_names(accepted), decompose, exact):
+        for cut in cut_by_rule(self.rank_rule, module_names(accepted), decompose, exact, self.shrinkage):
             factors[cut.module] = cut.factor
             modules[cut.module] = certify_error(accepted, cut.module, cut.factor.rank, norm=cut.norm, error=cut.error)
         return certified_broadcast(self.work, accepted, modules, shared=AdapterState.of(factors))

@@ -144,6 +144,10 @@ def privacy_lines(records: Sequence[RoundRecord]) -> list[str]:
             f"{len(records)} rounds spent epsilon {last.epsilon:.3g} at delta {last.delta:g}, with noise of "
             f"{last.noise_multiplier:.3g} times the clip"
         )
+    if last.noise == "clients":
+        lines.append(
+            f"clients added the noise in shares, which counts on {last.honest_fraction:.0%} honest ones a round"
+        )
     if last.spent:
         lines.append(f"stopped after round {len(records)}: another would exceed privacy.epsilon")
     return lines

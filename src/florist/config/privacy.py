@@ -28,8 +28,9 @@ def contradictions(config: Any) -> list[str]:
         config: whose sections are validated each by itself.
     """
     section, wrong = config.privacy, list[str]()
+    edge = str(config.aggregation.noise_edge).lower()
     if config.aggregation.noise_edge and not section.noisy:
-        wrong.append("aggregation.noise_edge = true needs noise whose size is known: set privacy.noise_multiplier")
+        wrong.append(f"aggregation.noise_edge = {edge} needs noise whose size is known: set privacy.noise_multiplier")
     if not section.on:
         return wrong
     method = method_named(config.aggregation.method) or OWN
@@ -52,8 +53,8 @@ def contradictions(config: Any) -> list[str]:
         )
     if config.aggregation.noise_edge and config.communication.feedback_at_server:
         wrong.append(
-            "aggregation.noise_edge = true knows the noise of one round, and with communication.feedback what is due "
-            "has noise of earlier rounds: set feedback to false, or remove noise_edge"
+            f"aggregation.noise_edge = {edge} knows the noise of one round, and with communication.feedback what is "
+            "due has noise of earlier rounds: set feedback to false, or remove noise_edge"
         )
     return wrong
 
@@ -80,7 +81,9 @@ def private_rounds(config: "Config", clients: int, asked: int, largest_rank: int
         masks=_masks(section),
         clip=section.clip,
         noise=_noise(config, clients, asked),
-        aggregator_at=_AtDeviation(largest_rank, config.aggregation.max_rank)
+        aggregator_at=_AtDeviation(
+            largest_rank, config.aggregation.max_rank, shrunk=config.aggregation.noise_edge == "shrunk"
+        )
         if config.aggregation.noise_edge
         else None,
     )
@@ -165,7 +168,7 @@ def _noise(config: "Config", clients: int, asked: int) -> "Noise | None":
     if section.adaptive_clip is not None:
         # A twentieth of the clients is what the paper takes; in few clients, the count must not cost more than the sum.
         adaptive = AdaptiveClip(section.adaptive_clip, count_noise=max(asked / 20, multiplier))
-    noise = Noise(accountant, section.epsilon, adaptive)
+    noise = Noise(accountant, section.epsilon, adaptive, section.honest_fraction)
     spent = accountant.epsilon(1)
     if section.epsilon is not None and spent > section.epsilon:
         raise ConfigurationError(
@@ -181,12 +184,14 @@ class _AtDeviation:
 
     largest_rank: int
     most: int | None
+    shrunk: bool
 
     def __call__(self, deviation: float) -> "Aggregator":
         import florist
 
         rule = florist.NoiseEdge(deviation, self.largest_rank, NOISE_EDGE_MULTIPLE)
-        return florist.LinearRounds(rule if self.most is None else florist.Capped(rule, self.most))
+        shrinkage = florist.OptimalShrinkage(deviation, self.largest_rank) if self.shrunk else None
+        return florist.LinearRounds(rule if self.most is None else florist.Capped(rule, self.most), shrinkage)
 
 
 def _of_the_guard(guard: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Who takes part in a private round: drawn from the seed, as a simulation needs it, or in secret."""
+"""Who takes part in a private round, and the noise of its clients: from the seed, in a simulation, or in secret."""
 
 from collections.abc import Collection
 
@@ -7,6 +7,7 @@ import torch
 from florist.federation.protections import Noise
 from florist.federation.rules import Federation
 from florist.privacy.accounting import Sampling
+from florist.privacy.noise_share import Source, in_secret
 from florist.privacy.randomness import drawn_in_secret, each_in_secret
 from florist.seeding import generator
 
@@ -45,3 +46,15 @@ def private_participants(
     places = [*ordered, *[""] * (clients - len(ordered))]
     drawn = each_in_secret(places, asked / clients) if poisson else drawn_in_secret(places, asked)
     return tuple(sorted(name for name in drawn if name))
+
+
+def noise_source(federation: Federation, round_number: int, client_id: str, *, secret: bool) -> Source:
+    """Where the noise of one client in a round comes from.
+
+    Args:
+        federation: the rules.
+        round_number: the round, from which, the client and the seed it is drawn where it is not secret.
+        client_id: the client.
+        secret: whether it comes from the system's source of randomness.
+    """
+    return in_secret if secret else lambda of: generator(federation.seed, of, round_number, client_id)

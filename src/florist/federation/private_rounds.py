@@ -1,12 +1,12 @@
 """Rounds whose single updates stay with the clients: bounded by a clip, summed under masks, hidden in noise.
 
 Each is of use by itself. Masks keep single updates from a curious server, and leave the sum as it is. The clip and the
-noise bound what anybody can learn of one client from the broadcasts, and trust whoever adds the noise, which is the
-server. With both, the server has the sum without noise, and no single update.
+noise bound what anybody can learn of one client from the broadcasts, and trust whoever adds the noise. By default that
+is the server, which with both has the sum without noise, and no single update. Under masks clients may add it, a share
+each: then nobody has the sum without noise.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from florist.errors import (
@@ -19,7 +19,8 @@ from florist.errors import (
 from florist.federation.bounding import Bounding
 from florist.federation.closed_round import ClosedRound
 from florist.federation.contributions import NOBODY, Contribution, Lost
-from florist.federation.private_draws import private_participants
+from florist.federation.private_draws import noise_source, private_participants
+from florist.federation.private_recording import begun_record
 from florist.federation.private_records import PrivacyRecord
 from florist.federation.private_sums import MaskedSums, PrivateSum, padded_to_all, sum_in_the_clear
 from florist.federation.protections import Masks, Noise
@@ -30,6 +31,7 @@ from florist.federation.summed import Summed, change_of, close_summed_round
 from florist.privacy.accounting import Sampling
 from florist.privacy.clipping import BELOW
 from florist.privacy.fixed_point import FixedPoint
+from florist.privacy.noise_share import NoiseShare
 from florist.rounds import Aggregator, ClientUpdate, SavedParameters
 
 
@@ -48,8 +50,8 @@ class PrivateRounds:
             By default they follow from the seed, as a simulation needs it.
 
     Raises:
-        ConfigurationError: there is noise and no clip, or masks and draws by themselves, which go together with
-            nothing: a round that draws one client would have nobody to hide it among.
+        ConfigurationError: there is noise and no clip, or noise by clients and no masks, or masks and draws by
+            themselves, which go together with nothing: a round that draws one client has nobody to hide it among.
     """
 
     masks: Masks | None = None
@@ -62,6 +64,10 @@ class PrivateRounds:
         if self.noise is not None and not (self.clip is not None and self.clip > 0):
             raise ConfigurationError(
                 f"expected a clip above 0 with noise, got {self.clip}: noise hides what is bounded"
+            )
+        if self.noise is not None and self.noise.by_clients and self.masks is None:
+            raise ConfigurationError(
+                "expected masks with noise that clients add: the share of one client is too small to hide it by itself"
             )
         if self.masks is not None and self._poisson:
             raise ConfigurationError(
@@ -145,8 +151,8 @@ class PrivateRounds:
     ) -> ClosedRound:
         """Play a round from what the clients trained, with the clip of this round, and move the state on.
 
-        Clients bound what they send, the server adds noise to the sum and divides it: by the sum of the weights, or
-        with noise by the number of clients that a round asks, so that the denominator tells nothing.
+        Clients bound what they send, they or the server add noise, and the server divides the sum: by the sum of the
+        weights, or with noise by the number of clients that a round asks, so that the denominator tells nothing.
 
         Args:
             federation: the rules.
@@ -160,7 +166,8 @@ class PrivateRounds:
         for update in sorted(updates, key=lambda each: each.client_id):
             change = change_of(state.continued, state.saved_parameters, update)
             try:
-                given[update.client_id] = bounding.contribution(change, update.num_examples)
+                source = noise_source(federation, state.round_number + 1, update.client_id, secret=self.secret)
+                given[update.client_id] = bounding.contribution(change, update.num_examples, source)
             except InvalidUpdateError as error:
                 dropped.append(Drop(update.client_id, str(error)))
         closed = self.concluded(federation, state, lambda: self._sum(federation, state, given, lost), dropped)
@@ -186,7 +193,7 @@ class PrivateRounds:
             summed: gives the sum; where it raises that nothing could be read, the state stays as it was.
             dropped: the clients that are not in it.
         """
-        record = self._record(federation, state.round_number + 1)
+        record = begun_record(federation, state.round_number + 1, self.masks, self.noise, self.clip)
         try:
             found = summed()
         except (BelowThresholdError, RosterError, BrokenSharesError) as error:
@@ -200,6 +207,8 @@ class PrivateRounds:
                 federation, state.round_number + 1, whole, self.clip, secret=self.secret
             )
             record = replace(record, next_clip=next_clip)
+            if (share := self._share(federation)) is not None:
+                record = replace(record, deviation=len(took_part) ** 0.5 * share.deviation / denominator)
         if self.aggregator_at is not None and record.deviation is not None:
             federation = replace(federation, aggregator=self.aggregator_at(record.deviation))
         mean = Summed(total.times(1 / denominator), denominator, took_part)
@@ -214,13 +223,18 @@ class PrivateRounds:
             state: the state before the round, which stays as it was.
             reason: why nothing could be read.
         """
-        return self._unchanged(state, (), replace(self._record(federation, state.round_number + 1), failed=reason))
+        return self._unchanged(
+            state,
+            (),
+            replace(begun_record(federation, state.round_number + 1, self.masks, self.noise, self.clip), failed=reason),
+        )
 
     def bounding(self, federation: Federation, saved_parameters: SavedParameters) -> Bounding:
         """How clients bound what they send."""
         numbers = sum(out_features for out_features, _ in federation.shapes.values()) * federation.max_rank
         numbers += sum(tensor.numel() for tensor in saved_parameters.values())
-        return Bounding(self.clip, self.follows, self.noise is None, self.masks, federation.clients_per_round, numbers)
+        asked, share = federation.clients_per_round, self._share(federation)
+        return Bounding(self.clip, self.follows, self.noise is None, self.masks, asked, numbers, share)
 
     def masked_sums(self, federation: Federation, saved_parameters: SavedParameters) -> MaskedSums:
         """The sums of the rounds under masks.
@@ -230,8 +244,12 @@ class PrivateRounds:
         """
         if self.masks is None:
             raise ConfigurationError("expected masks, got private rounds without: set privacy.secure_aggregation")
+        shapes, share = self._saved_shapes(saved_parameters), self._share(federation)
+        if share is not None and self.clip is not None:
+            size = share.size(self.clip)
+            return MaskedSums(self.masks, federation, shapes, size, weighted=False, bit_size=share.bit_size, whole=True)
         size = self.clip if self.clip is not None else self.masks.largest
-        return MaskedSums(self.masks, federation, self._saved_shapes(saved_parameters), size, self.noise is None)
+        return MaskedSums(self.masks, federation, shapes, size, self.noise is None)
 
     @property
     def _poisson(self) -> bool:
@@ -241,6 +259,11 @@ class PrivateRounds:
     def follows(self) -> bool:
         """Whether the clip follows the norms, which each client tells by one bit."""
         return self.noise is not None and self.noise.adaptive is not None
+
+    def _share(self, federation: Federation) -> NoiseShare | None:
+        if self.masks is None or self.noise is None or self.clip is None or not self.noise.by_clients:
+            return None
+        return self.noise.share(federation, self.clip, self.masks.threshold_of(federation))
 
     def _sum(
         self, federation: Federation, state: ServerState, given: Mapping[str, Contribution], lost: Lost
@@ -254,26 +277,6 @@ class PrivateRounds:
     def _saved_shapes(self, saved_parameters: SavedParameters) -> dict[str, tuple[int, ...]]:
         shapes = {name: tuple(tensor.shape) for name, tensor in saved_parameters.items()}
         return {**shapes, BELOW: (1,)} if self.follows else shapes
-
-    def _record(self, federation: Federation, round_number: int) -> PrivacyRecord:
-        masked, threshold = self.masks is not None, None
-        if self.masks is not None:
-            # Of clients that are too few for any round there is none, and a round that fails for it is written down.
-            with suppress(ConfigurationError):
-                threshold = self.masks.threshold_of(federation)
-        if self.noise is None or self.clip is None:
-            return PrivacyRecord(masked, threshold, clip=self.clip, next_clip=self.clip)
-        accountant = self.noise.accountant
-        return PrivacyRecord(
-            masked,
-            threshold,
-            epsilon=accountant.epsilon(round_number),
-            delta=accountant.delta,
-            noise_multiplier=accountant.noise_multiplier,
-            clip=self.clip,
-            next_clip=self.clip,
-            deviation=self.noise.multiplier * self.clip / federation.clients_per_round,
-        )
 
     @staticmethod
     def _unchanged(state: ServerState, dropped: Sequence[Drop], record: PrivacyRecord) -> ClosedRound:

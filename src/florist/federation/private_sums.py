@@ -47,6 +47,8 @@ class MaskedSums:
         size: the largest size of a number.
         weighted: whether clients have weights, which are then at most `Masks.max_examples`; all count the same
             otherwise.
+        bit_size: the largest size of the bit that says whether a norm is below the clip.
+        whole: whether every client sends the largest rank of all, since it adds noise to each number.
     """
 
     masks: Masks
@@ -54,6 +56,8 @@ class MaskedSums:
     saved_shapes: Mapping[str, tuple[int, ...]]
     size: float
     weighted: bool
+    bit_size: float = 0.5
+    whole: bool = False
 
     def __call__(self, round_number: int, given: Mapping[str, Contribution], lost: Lost) -> PrivateSum:
         """The sum, in one process.
@@ -76,13 +80,18 @@ class MaskedSums:
         threshold, asked = masks.threshold_of(rules), rules.clients_per_round
         # So many clients may be lost that these are still enough: a round fails by its threshold and by nothing else.
         longest = min(masks.smallest_group + asked - threshold, len(client_ids))
-        ranks = padded_ranks({name: rules.client_ranks[name] for name in client_ids}, longest)
+        ranks = (
+            dict.fromkeys(client_ids, rules.max_rank)
+            if self.whole
+            else padded_ranks({name: rules.client_ranks[name] for name in client_ids}, longest)
+        )
         layout = layout_of(
             FixedPoint(masks.bits, asked),
             {name: shape[0] for name, shape in rules.shapes.items()},
             self.saved_shapes,
             ranks.values(),
             size=self.size,
+            bit_size=self.bit_size,
             largest_weight=masks.max_examples if self.weighted else 1,
         )
         return MaskedRound(f"florist {rules.seed}", round_number, threshold, masks.smallest_group, layout, ranks)
@@ -95,6 +104,7 @@ def layout_of(
     ranks: Collection[int],
     *,
     size: float,
+    bit_size: float,
     largest_weight: int,
 ) -> Layout:
     """The order of the numbers of a round, which server and clients derive each for itself.
@@ -105,9 +115,10 @@ def layout_of(
         saved_shapes: the shapes of the parameters that travel whole, by name.
         ranks: the ranks that clients send, padded.
         size: the largest size of a number.
+        bit_size: that of the bit that says whether a norm is below the clip.
         largest_weight: the largest weight of a client.
     """
-    sizes = {**dict.fromkeys(out_features, size), **dict.fromkeys(saved_shapes, size), BELOW: 0.5}
+    sizes = {**dict.fromkeys(out_features, size), **dict.fromkeys(saved_shapes, size), BELOW: bit_size}
     return Layout(numbers, out_features, saved_shapes, frozenset(ranks), sizes, largest_weight)
 
 

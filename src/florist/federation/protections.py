@@ -9,6 +9,7 @@ from florist.errors import ConfigurationError
 from florist.federation.rules import Federation
 from florist.privacy.accounting import Accountant
 from florist.privacy.clipping import BELOW, AdaptiveClip, Change, noisy
+from florist.privacy.noise_share import NoiseShare, honest_in_the_sum
 from florist.privacy.randomness import normal_numbers
 from florist.seeding import generator
 
@@ -53,11 +54,26 @@ class Noise:
         accountant: says what the rounds spend, for its noise multiplier.
         epsilon: what they may spend; None for all that the rounds do.
         adaptive: how the clip follows the norms; None for a clip that stays.
+        honest_fraction: the fraction of the clients of a round that are honest, where clients add the noise, a share
+            each; None where the server adds it.
     """
 
     accountant: Accountant
     epsilon: float | None = None
     adaptive: AdaptiveClip | None = None
+    honest_fraction: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.honest_fraction is not None and not 0 < self.honest_fraction <= 1:
+            raise ConfigurationError(
+                f"expected an honest fraction above 0 and at most 1, got {self.honest_fraction}: shares of noise count "
+                "where they are of clients that tell them to nobody"
+            )
+
+    @property
+    def by_clients(self) -> bool:
+        """Whether clients add the noise, before the server has the sum."""
+        return self.honest_fraction is not None
 
     @property
     def multiplier(self) -> float:
@@ -69,10 +85,30 @@ class Noise:
         """How many rounds, at most `most`, may be played."""
         return most if self.epsilon is None else self.accountant.rounds_within(self.epsilon, most)
 
+    def share(self, federation: Federation, clip: float, threshold: int) -> NoiseShare | None:
+        """What each client of a round adds; None where the server adds the noise.
+
+        Args:
+            federation: the rules.
+            clip: that of the round.
+            threshold: how many clients are in the sum at least.
+
+        Raises:
+            ConfigurationError: so few of them may be honest that no noise might count.
+        """
+        if self.honest_fraction is None:
+            return None
+        honest = honest_in_the_sum(federation.clients_per_round, threshold, self.honest_fraction)
+        count = self.adaptive.count_noise if self.adaptive is not None else None
+        rows = {name: out_features for name, (out_features, _) in federation.shapes.items()}
+        return NoiseShare.of(self.multiplier * clip, count, honest, rows, federation.max_rank)
+
     def added(
         self, federation: Federation, round_number: int, total: Change, clip: float, *, secret: bool
     ) -> tuple[Change, float]:
         """A sum with noise in each of its numbers, and the clip of the next round.
+
+        Where clients have added the noise the sum has it already, and gets no more.
 
         Args:
             federation: the rules.
@@ -88,10 +124,12 @@ class Noise:
 
         told = total.saved_parameters.get(BELOW)
         saved = {name: tensor for name, tensor in total.saved_parameters.items() if name != BELOW}
-        noised = noisy(Change(total.B, saved), self.multiplier * clip, source("noise"))
+        noised = Change(total.B, saved)
+        if not self.by_clients:
+            noised = noisy(noised, self.multiplier * clip, source("noise"))
         if self.adaptive is None or told is None:
             return noised, clip
         asked = federation.clients_per_round
-        drawn = float(normal_numbers((1,), source("noise of the count")))
+        drawn = 0.0 if self.by_clients else float(normal_numbers((1,), source("noise of the count")))
         below = asked / 2 + float(told) + self.adaptive.count_noise * drawn
         return noised, self.adaptive.next_clip(clip, below, asked)

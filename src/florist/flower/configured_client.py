@@ -45,7 +45,10 @@ def _demands(config_file: Path, context: Context) -> Demands:
     if not section.secure_aggregation:
         return ANYTHING
     clip = section.clip if section.adaptive_clip is None else None  # a clip that follows the norms may become larger
-    return Demands(masked=True, threshold=section.threshold, smallest_group=section.smallest_group, clip=clip)
+    demands = Demands(masked=True, threshold=section.threshold, smallest_group=section.smallest_group, clip=clip)
+    if section.honest_fraction is None:
+        return demands
+    return replace(demands, noise=section.noise_multiplier or 0.0, honest_fraction=section.honest_fraction)
 
 
 def participant_of_node(config_file: Path, context: Context) -> ModelParticipant:

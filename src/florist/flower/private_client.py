@@ -34,7 +34,7 @@ def require_protected(participant: Participant, demands: Demands, assignment: As
 
 
 def published(participant: Participant, state: ClientState, instruction: Instruction, memory: RecordDict) -> RecordDict:
-    """Train, bound what training changed, keep it, and answer with new public keys alone.
+    """Train, bound what training changed, add noise where the terms say so, keep it, and answer with new public keys.
 
     Raises:
         InvalidUpdateError: what was trained cannot be bounded.
@@ -62,7 +62,12 @@ def published(participant: Participant, state: ClientState, instruction: Instruc
     )
     PrivateMemory.load(memory).begun(turn, words).save(memory)
     said = PublishedKeys(
-        participant.client_id, assignment.round_number, participant.base, state.round_number, len(words)
+        participant.client_id,
+        assignment.round_number,
+        participant.base,
+        state.round_number,
+        len(words),
+        bounding.share.deviation if bounding.share is not None else None,
     )
     return private_protocol.write_keys(said, turn.public)
 

@@ -46,6 +46,12 @@ class PrivateExchange(Exchange):
             return f"expected keys for round {self.masked.round_number}, got some for {said.round_number}"
         if said.words != self.masked.words(client_id):
             return f"expected {self.masked.words(client_id)} words, by the terms of the round, got {said.words}"
+        share = self.terms[client_id].share(self.masked.ranks[client_id])
+        if share is not None and (said.noise is None or said.noise < (1 - 1e-9) * share.deviation):
+            return (
+                f"expected noise of standard deviation {share.deviation:.3g} in what the client sends, by the terms of "
+                f"the round, got {said.noise}; it needs a version of florist that knows privacy.noise = 'clients'"
+            )
         return Exchange.refusal(self, client_id, answer)
 
     @override

@@ -14,6 +14,7 @@ MOST_CLIENTS = 10_000
 
 _Names = Annotated[list[Name], Field(max_length=MOST_CLIENTS)]
 _Words = Annotated[int, Field(gt=0, le=2**48)]
+_Noise = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -27,6 +28,8 @@ class PublishedKeys:
         base: as introduced.
         holds: the round whose global adapter the client had while it trained.
         words: how many words it is going to send, which follows from the terms.
+        noise: the standard deviation of the noise that it has added to each number of them; None where it has added
+            none. A client of an earlier version, which knows no such terms, is found out by it.
     """
 
     client_id: Name
@@ -34,6 +37,7 @@ class PublishedKeys:
     base: Name
     holds: Holds
     words: _Words
+    noise: _Noise | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

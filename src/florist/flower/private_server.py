@@ -64,6 +64,8 @@ class PrivateServer:
                 f", epsilon of {accountant.asked} of {accountant.clients} clients at delta {accountant.delta:g}, "
                 f"{accountant.sampling.value}, {noise.adaptive}"
             )
+            if noise.by_clients:
+                counted += f", noise by clients of whom {noise.honest_fraction:g} are honest"
         return f"{private.masks}, clip {private.clip}{counted}"
 
     def require_possible(self, rules: Federation, state: ServerState) -> None:
@@ -99,6 +101,7 @@ class PrivateServer:
         sums = private.masked_sums(rules, state.saved_parameters)
         masked = sums.round(state.round_number + 1, asked)
         modules = sorted(rules.shapes)
+        noise = private.noise if private.noise is not None and private.noise.by_clients else None
 
         def terms(client_id: str) -> PrivacyTerms:
             return PrivacyTerms(
@@ -116,6 +119,9 @@ class PrivateServer:
                 out_features=[rules.shapes[name][0] for name in modules],
                 saved_parameters=sorted(state.saved_parameters),
                 clip=private.clip,
+                noise_multiplier=noise.multiplier if noise is not None else None,
+                count_noise=noise.adaptive.count_noise if noise is not None and noise.adaptive is not None else None,
+                honest_fraction=noise.honest_fraction if noise is not None else None,
             )
 
         return PrivateExchange(

@@ -15,6 +15,7 @@ from florist.flower.client_texts import Name
 from florist.privacy.clipping import BELOW
 from florist.privacy.fixed_point import FixedPoint
 from florist.privacy.layout import Layout
+from florist.privacy.noise_share import NoiseShare, honest_in_the_sum
 from florist.rounds import SavedParameters
 
 _ROOM = 64
@@ -22,6 +23,7 @@ _ROOM = 64
 
 _Clients = Annotated[int, Field(ge=2, le=10**6)]
 _Size = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Fraction = Annotated[float, Field(gt=0, le=1)]
 _Names = Annotated[list[Name], Field(max_length=100_000)]
 
 
@@ -44,6 +46,9 @@ class PrivacyTerms:
         out_features: the rows of B of each of them.
         saved_parameters: the parameters that travel whole.
         clip: the norm that a change is clipped to; None for none.
+        noise_multiplier: where clients add the noise, the noise of the sum over the clip; None where they add none.
+        count_noise: the noise of the sum of the bits; None where clients add none to it.
+        honest_fraction: the fraction of the asked clients that are honest, which gives the share of each.
     """
 
     threshold: _Clients
@@ -60,6 +65,9 @@ class PrivacyTerms:
     out_features: Annotated[list[PositiveInt], Field(max_length=100_000)]
     saved_parameters: _Names
     clip: _Size | None = None
+    noise_multiplier: _Size | None = None
+    count_noise: _Size | None = None
+    honest_fraction: _Fraction | None = None
 
     def require_possible(
         self, rank: int, max_rank: int, shapes: Mapping[str, tuple[int, int]], saved_parameters: SavedParameters
@@ -89,6 +97,15 @@ class PrivacyTerms:
             raise InvalidUpdateError(
                 f"expected to send a rank from {rank} to {max_rank} that is one of the round's, got {self.rank}"
             )
+        noise = (self.noise_multiplier, self.honest_fraction)
+        if noise != (None, None) and (None in noise or self.clip is None or self.weighted or self.rank != max_rank):
+            raise InvalidUpdateError(
+                f"expected noise with a clip, an honest fraction, equal weights and the largest rank, {max_rank}, got "
+                f"noise of {self.noise_multiplier} times the clip {self.clip}, the fraction {self.honest_fraction} and "
+                f"rank {self.rank}: noise has to be in each number"
+            )
+        if self.noise_multiplier is not None and self.follows != (self.count_noise is not None):
+            raise InvalidUpdateError("expected noise for the bit that tells of the norm, and for none where none does")
         own = rank * sum(shape[0] for shape in shapes.values())
         if sum(self.out_features) * self.rank > _ROOM * own:
             raise InvalidUpdateError(
@@ -99,17 +116,31 @@ class PrivacyTerms:
     def bounding(self, max_rank: int, saved_parameters: SavedParameters) -> Bounding:
         """How the client bounds what it sends; the same as `PrivateRounds.bounding`."""
         numbers = sum(self.out_features) * max_rank + sum(tensor.numel() for tensor in saved_parameters.values())
-        return Bounding(self.clip, self.follows, self.weighted, self._masks, self.asked, numbers)
+        return Bounding(self.clip, self.follows, self.weighted, self._masks, self.asked, numbers, self.share(max_rank))
+
+    def share(self, max_rank: int) -> NoiseShare | None:
+        """The noise that the client adds, the same as `Noise.share`; None where it adds none.
+
+        Raises:
+            ConfigurationError: so few clients of a sum may be honest that no noise might count.
+        """
+        if self.noise_multiplier is None or self.honest_fraction is None or self.clip is None:
+            return None
+        honest = honest_in_the_sum(self.asked, self.threshold, self.honest_fraction)
+        rows = dict(zip(self.modules, self.out_features, strict=True))
+        return NoiseShare.of(self.noise_multiplier * self.clip, self.count_noise, honest, rows, max_rank)
 
     def layout(self, saved_parameters: SavedParameters) -> Layout:
         """The order of the numbers; the same as that of `MaskedSums.round`."""
         shapes = {name: tuple(tensor.shape) for name, tensor in saved_parameters.items()}
+        size, share = self.clip if self.clip is not None else self.largest, self.share(self.rank)
         return layout_of(
             FixedPoint(self.bits, self.asked),
             dict(zip(self.modules, self.out_features, strict=True)),
             {**shapes, BELOW: (1,)} if self.follows else shapes,
             self.ranks,
-            size=self.clip if self.clip is not None else self.largest,
+            size=size if share is None else share.size(size),
+            bit_size=0.5 if share is None else share.bit_size,
             largest_weight=self.max_examples if self.weighted else 1,
         )
 
@@ -127,12 +158,16 @@ class Demands:
         threshold: the smallest threshold, as a number of clients or as a fraction of those that a round asks.
         smallest_group: the smallest group.
         clip: the largest clip; None for any, or for none.
+        noise: the least noise of the sum over the clip that clients add; None where the server may add it, or nobody.
+        honest_fraction: the largest fraction of honest clients that it counts on, where clients add the noise.
     """
 
     masked: bool = False
     threshold: int | float | None = None
     smallest_group: int = 2
     clip: float | None = None
+    noise: float | None = None
+    honest_fraction: float = 1.0
 
     def require(self, terms: PrivacyTerms) -> None:
         """Check the terms of a masked round.
@@ -157,6 +192,23 @@ class Demands:
             raise InvalidUpdateError(
                 f"expected a clip of at most {self.clip:g}, which this client's privacy.clip demands, got "
                 f"{'none' if terms.clip is None else f'{terms.clip:g}'}; it takes no part in the round"
+            )
+
+        if self.noise is not None:
+            self._require_noise(terms, self.noise)
+
+    def _require_noise(self, terms: PrivacyTerms, least: float) -> None:
+        multiplier, fraction = terms.noise_multiplier, terms.honest_fraction
+        if multiplier is None or fraction is None:
+            raise InvalidUpdateError(
+                "expected noise that clients add, which this client's privacy.noise = 'clients' demands, and it was "
+                "asked to add none; it takes no part in the round"
+            )
+        if multiplier < least or fraction > self.honest_fraction:
+            raise InvalidUpdateError(
+                f"expected noise of {least:g} or more with an honest fraction of {self.honest_fraction:g} or less, "
+                "which this client's privacy.noise_multiplier and privacy.honest_fraction demand, got "
+                f"{multiplier:g} and {fraction:g}; it takes no part in the round"
             )
 
     def require_unmasked(self, does: str) -> None:

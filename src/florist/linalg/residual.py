@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Float64
+from torch import Tensor
 
 from florist.factors import LoraFactor
 from florist.linalg.accumulate import WeightedFactor, stack_parts, sum_parts
@@ -12,7 +14,9 @@ Parts = Callable[[], Sequence[WeightedFactor]]
 """A function that returns the parts of a sum. They are read anew, and only where they are needed."""
 
 
-def cut_norms(parts: Parts, spectrum: Spectrum, kept: LoraFactor) -> tuple[float, float]:
+def cut_norms(
+    parts: Parts, spectrum: Spectrum, kept: LoraFactor, values: Float64[Tensor, " p"] | None = None
+) -> tuple[float, float]:
     """Return ``||dW||_F`` and ``||dW - B A||_F`` of a sum dW that was cut to a factor, both right to a relative 1e-3.
 
     The norm comes from the spectrum. So does the error where the discarded energy is far above the rounding, which it
@@ -23,10 +27,13 @@ def cut_norms(parts: Parts, spectrum: Spectrum, kept: LoraFactor) -> tuple[float
         parts: The parts of dW.
         spectrum: What `linalg.decompose` found of dW.
         kept: The leading directions of that decomposition, in its precision.
+        values: What they got in the place of their singular values; what they lost by it is in the error.
 
     Cost: none, or that of `residual_norm`.
     """
     norm, discarded = spectrum.total_energy**0.5, spectrum.discarded_energy(kept.rank)
+    if values is not None:
+        discarded += float((spectrum.S[: kept.rank] - values).square().sum())
     if discarded >= spectrum.known_from:
         return norm, discarded**0.5
     return norm, residual_norm(parts(), kept)

@@ -47,12 +47,16 @@ class ThinSvd:
         """The right singular vectors as rows, formed anew at each access."""
         return self._right(torch.ones_like(self.S))
 
-    def factor(self, rank: int) -> LoraFactor:
+    def factor(self, rank: int, values: Float64[Tensor, " p"] | None = None) -> LoraFactor:
         """Return the best approximation of rank p = `rank`, with the singular values split evenly over both halves.
 
         The halves are ``B = U_p S_p^(1/2)`` and ``A = S_p^(1/2) V_p^T``. FLoRIST (arXiv:2506.09199, eq. 5) puts all of
         S into B. The product is the same, but halves of equal norm survive storage in fp16 and in 8 bits, where a small
         update with all of S in B underflows.
+
+        Args:
+            rank: p, how many directions are kept.
+            values: what they get in the place of their singular values, from 0.
 
         Raises:
             ValueError: `rank` is negative or above k.
@@ -64,7 +68,7 @@ class ThinSvd:
                 f"expected a rank of 0 to {self.S.numel()}, the directions that were resolved, got {rank}; "
                 "decompose with a larger energy to hold more"
             )
-        root = self.S[:rank].sqrt()
+        root = (self.S[:rank] if values is None else values).sqrt()
         return LoraFactor(self._left(root).contiguous(), self._right(root).contiguous())
 
     def leading(self, rank: int) -> "ThinSvd":

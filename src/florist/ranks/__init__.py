@@ -10,6 +10,7 @@ from florist.ranks.energy_threshold import EnergyThreshold
 from florist.ranks.fixed_rank import FixedRank
 from florist.ranks.global_energy_threshold import GlobalEnergyThreshold
 from florist.ranks.noise_edge import NoiseEdge
+from florist.ranks.optimal_shrinkage import OptimalShrinkage
 from florist.ranks.rule import RankRule
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "FixedRank",
     "GlobalEnergyThreshold",
     "NoiseEdge",
+    "OptimalShrinkage",
     "RankRule",
 ]

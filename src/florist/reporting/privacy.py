@@ -10,6 +10,10 @@ from florist.reporting.numbers import MISSING, number
 
 _MOST_ROUNDS = 50
 _MOST_NAMES = 12
+_NOISE = {
+    "server": "added by the server to the sum",
+    "clients": "added by clients in shares, before the server has the sum",
+}
 
 
 def privacy_blocks(records: Sequence[RoundRecord]) -> list[Block]:
@@ -24,6 +28,8 @@ def privacy_blocks(records: Sequence[RoundRecord]) -> list[Block]:
         ["epsilon of all rounds", number(last.epsilon)],
         ["delta", f"{last.delta:g}" if last.delta is not None else MISSING],
         ["noise over clip", number(last.noise_multiplier)],
+        ["noise", _NOISE.get(last.noise or "", MISSING)],
+        ["honest clients of a round", f"{last.honest_fraction:.0%}" if last.honest_fraction is not None else MISSING],
         ["clip of the last round", number(last.clip)],
         ["ended", "before a round that would exceed the epsilon" if last.spent else MISSING],
         ["not written down", "numbers of examples, training losses, norms of updates, cosines between them"],

@@ -38,8 +38,9 @@ class AggregationSection(Section):
     """One rank for every module."""
     max_rank: Positive | None = None
     """No module keeps more than this rank, whatever else says how much to keep."""
-    noise_edge: Literal[True] | None = None
-    """Keep what stands above the noise of ``[privacy]``, whose size is known, in the place of a fraction."""
+    noise_edge: Literal[True, "shrunk"] | None = None
+    """Keep what stands above the noise of ``[privacy]``, whose size is known, in the place of a fraction; ``"shrunk"``
+    also takes off what the noise has added to the singular values."""
     robust: Annotated[str, one_of(ROBUST_NAMES)] | None = None
     """What weights the clients get where some may be hostile: ``clipped-mean``, ``geometric-median`` or ``multi-krum``;
     by default their shares of the examples. It goes with every method."""

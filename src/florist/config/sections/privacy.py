@@ -44,6 +44,12 @@ class PrivacySection(Section):
     """The probability that the guarantee of epsilon does not hold; below one over the number of clients."""
     sampling: Literal["fixed", "poisson"] = "fixed"
     """How clients are drawn: so many of them, or each by itself with that probability, which spends less."""
+    noise: Literal["server", "clients"] = "server"
+    """Who adds the noise: the server, to the sum, or under masks the clients, a share each, so that the server never
+    has the sum without."""
+    honest_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """The fraction of the clients of a round that follow the protocol and tell nobody their noise, with
+    ``noise = "clients"``: the shares of so many have to hide each of them, whoever is lost."""
     adaptive_clip: Annotated[float, Field(gt=0, lt=1)] | None = None
     """The quantile of the clients' norms that the clip follows; by default it stays."""
 
@@ -74,9 +80,21 @@ class PrivacySection(Section):
             for key, value in (("delta", self.delta), ("adaptive_clip", self.adaptive_clip))
             if value is not None and not self.noisy
         ]
+        noise_only += ["noise = 'clients'"] if self.noise == "clients" and not self.noisy else []
         noise_only += ["sampling = 'poisson'"] if self.sampling == "poisson" and not self.noisy else []
         if noise_only:
             raise ValueError(f"{' and '.join(noise_only)}: set noise_multiplier or epsilon as well, or remove it")
+        if self.noise == "clients" and not self.secure_aggregation:
+            raise ValueError(
+                "noise = 'clients' gives each client a share of the noise, too small to hide it by itself: set "
+                "secure_aggregation = true as well, or noise to 'server'"
+            )
+        if (self.noise == "clients") != (self.honest_fraction is not None):
+            raise ValueError(
+                f"noise = {self.noise!r} and honest_fraction = {self.honest_fraction}: expected honest_fraction with "
+                "noise = 'clients', since only the noise of honest clients counts, and with nothing else; set or "
+                "remove it"
+            )
         if self.clip is not None and not self.on:
             raise ValueError(
                 f"clip = {self.clip} goes with secure_aggregation, noise_multiplier or epsilon: set one of them, or "
