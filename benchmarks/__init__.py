@@ -1,0 +1,1 @@
+"""Measurements; a package, since others install one of this name."""
