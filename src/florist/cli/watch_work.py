@@ -15,7 +15,7 @@ from florist.cli.output import Output
 from florist.cli.stopping import exit_status
 from florist.cli.watch_table import Row, curve, line_of, rows_table, size
 from florist.errors import MissingInputError
-from florist.federation.following import RecordTail, RunStatus, read_status, require_records
+from florist.federation.following import Records, RunStatus, read_status, require_records
 from florist.federation.records import RoundRecord
 from florist.files import strict_json
 
@@ -27,7 +27,7 @@ _FEW = 12
 class _Run:
     """A run as far as it was read."""
 
-    tail: RecordTail
+    records: Records
     status: RunStatus | None = None
     rows: list[Row] = field(default_factory=list[Row])
     pending: RoundRecord | None = None
@@ -43,12 +43,12 @@ class _Run:
         complete once another follows or the run is over.
         """
         first = self.status is None
-        self.status = read_status(self.tail.run)
+        self.status = read_status(self.records.run)
         if self.status is None:
             return
         if first:
-            require_records(self.tail.run)
-        for record in self.tail.new():
+            require_records(self.records.run)
+        for record in self.records.new(self.status.record):
             while self.rows and self.rows[-1].round >= record.round:
                 self.rows.pop()
             self.rows.append(Row.of(record))
@@ -74,7 +74,7 @@ def show_once(path: Path, *, as_json: bool) -> None:
         MissingInputError: there is none.
         DamagedRunError: it cannot be read.
     """
-    run, console = _Run(RecordTail(path)), _console()
+    run, console = _Run(Records(path)), _console()
     for record in run.look():
         if as_json:
             _print_json(record)
@@ -102,7 +102,7 @@ def follow(path: Path, interval: float, output: Output, *, as_json: bool) -> Non
         DamagedRunError: the run cannot be read.
         Exit: the user has seen enough.
     """
-    run, console = _Run(RecordTail(path)), _console()
+    run, console = _Run(Records(path)), _console()
     try:
         if read_status(path) is None:
             output.note(f"waiting for a run in {path}")
@@ -175,7 +175,7 @@ def _picture(run: _Run, console: Console, count: int | None = None) -> Renderabl
     end = _end(run)
     room = max(3, console.height - len(curve_lines) - len(tail) - len(end) - 6)
     shown = rows[-min(room, _FEW) :] if count is None else rows
-    head = f"{run.tail.run}, {status.method}: {metric.replace('_', ' ')} of {len(run.rows)} rounds"
+    head = f"{run.records.run}, {status.method}: {metric.replace('_', ' ')} of {len(run.rows)} rounds"
     return Group(Text(head), *map(Text, curve_lines), rows_table(metric, shown), *map(Text, [*tail, *end]))
 
 
@@ -191,8 +191,8 @@ def _end(run: _Run) -> Sequence[str]:
         values = ", ".join(f"{name} {value:.3f}" for name, value in status.test.metrics.items())
         lines.append(f"the final adapter on the test examples: {values}")
     if run.over:
-        adapter = run.tail.run / "adapter"
-        damaged = f"the final adapter in {adapter} is damaged: florist simulate --resume {run.tail.run}"
+        adapter = run.records.run / "adapter"
+        damaged = f"the final adapter in {adapter} is damaged: florist simulate --resume {run.records.run}"
         without = damaged if adapter.exists() else "no adapter"
         lines.append(f"the run is over; {f'the final adapter is in {adapter}' if status.has_adapter else without}")
     elif not status.at_work:

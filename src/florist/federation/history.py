@@ -217,6 +217,7 @@ class RunDirectory:
         before = self._last_round()
         if before.round == 0:
             raise damaged_run(self.path, "there is no round to amend")
+        self._lines.write(before)  # what is replaced is then known to be there, and nothing older
         self._lines.write(self._state.amend(state, record, before))
 
     def kept_rounds(self) -> KeptRounds | None:
