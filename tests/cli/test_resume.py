@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import florist as library
 from florist.config import read_config, to_toml
 from florist.errors import DamagedRunError
+from florist.federation.history import RunDirectory
 from tests.stored_runs import flip
 from tests.stored_runs import tree as all_of
 from tests.tiny_federation import configure, run, weights
@@ -138,6 +140,52 @@ def test_an_edited_configuration_is_not_shown_as_that_of_the_run(
     shutil.copy(path / "begun.toml", file)
     told = florist("report", path)
     assert told.returncode == 0, told.stderr
+
+
+NO_CONFIGURATION: Mapping[str, Callable[[Path], object]] = {
+    "missing": Path.unlink,
+    "FIFO": lambda file: [file.unlink(), os.mkfifo(file)],
+    "link": lambda file: [file.unlink(), file.symlink_to("/dev/null")],
+    "folder": lambda file: [file.unlink(), file.mkdir()],
+    "nonsense": lambda file: file.open("a").write("= nonsense [\n"),
+    "unknown key": lambda file: file.open("a").write("\n[unknown]\nkey = 1\n"),
+}
+
+
+@pytest.mark.parametrize("spoil", NO_CONFIGURATION.values(), ids=NO_CONFIGURATION.keys())
+def test_the_way_out_of_a_configuration_that_cannot_be_read_works(
+    florist: Run, two_rounds: Path, tmp_path: Path, spoil: Callable[[Path], object]
+) -> None:
+    path = shutil.copytree(two_rounds, tmp_path / "run")
+    spoil(path / "config.toml")
+    way = f"cp {path / 'begun.toml'} {path / 'config.toml'}"
+    before = tree(path)
+    for words in (("simulate", "--resume", path), ("export", path, "-o", tmp_path / "out"), ("watch", path)):
+        line = refused(florist(*words))
+        assert way in line, words
+        assert "--round" not in line  # of which an export would refuse
+        assert tree(path) == before
+    line = refused(florist("simulate", "--resume", path))
+    told = line[line.index("rm -r") if "rm -r" in line else line.index(way) :]
+    subprocess.run(told, shell=True, check=True)  # noqa: S602  # the message is what is tested
+    resumed = florist("simulate", "--resume", path)
+    assert resumed.returncode == 0, resumed.stderr
+    exported = florist("export", path, "--round", 1, "-o", tmp_path / "out")
+    assert exported.returncode == 0, exported.stderr
+
+
+def test_a_damaged_round_is_not_offered_for_an_export_that_refuses(two_rounds: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(two_rounds, tmp_path / "run")
+    flip(path / "state" / "round-0002" / "cumulative.safetensors")
+    (path / "config.toml").open("a").write("# a remark\n")
+    way = f"cp {path / 'begun.toml'} {path / 'config.toml'}; then florist export {path} --round 1"
+    run = RunDirectory.open(path)
+    with pytest.raises(DamagedRunError, match=way):
+        run.require_whole()
+    run.save_config((path / "config.toml").read_text())
+    (path / "config.toml").write_text("")
+    with pytest.raises(DamagedRunError, match=r"restore config\.toml from a copy, as it was .*; then florist export"):
+        run.require_whole()
 
 
 def test_an_edit_that_changes_the_final_adapter_writes_it_again(florist: Run, two_rounds: Path, tmp_path: Path) -> None:

@@ -50,7 +50,12 @@ def config_to_resume(run: RunDirectory, overrides: Sequence[str] = ()) -> Config
     """
     run.require_whole()
     require_from_configuration(run)
-    config = read_config(run.config_file, overrides)
+    try:
+        config = read_config(run.config_file, overrides)
+    except ConfigurationError as error:
+        if run.own_files.is_whole(CONFIG):
+            raise  # what is wrong is an override
+        raise ConfigurationError(f"{error}; the file was edited: {run.own_files.way_back()}") from error
     require_resumable(run, config, IN_ONE_PROCESS)
     return config
 

@@ -271,8 +271,8 @@ class RunDirectory:
         """
         last, _ = self._read()
         with self._errors_as_damage():
-            for name in (self.config_file, self._lines.file):
-                require_regular(name)
+            require_regular(self._lines.file)
+            self.own_files.require_config()
             self._state.verify(last)
 
     def load(self, initial: ServerState) -> tuple[ServerState, list[RoundRecord]]:
@@ -311,9 +311,18 @@ class RunDirectory:
         """What of a run with damaged tensors can be used."""
         kept = self.kept_rounds()
         number = kept.last_whole() if kept is not None else None
+        # An export reads the configuration, and refuses one that is not as it was written.
+        own, first = self.own_files, ""
+        if not own.is_whole(CONFIG):
+            first = own.way_back() if own.can_be_put_back else f"restore {CONFIG} from a copy, as it was played with"
+            first += "; then "
         offers = [
             *([f"the final adapter in {self.adapter} is whole"] if self.result.has_adapter else []),
-            *([f"round {number} is whole: florist export {self.path} --round {number}"] if number is not None else []),
+            *(
+                [f"round {number} is whole: {first}florist export {self.path} --round {number}"]
+                if number is not None
+                else []
+            ),
         ]
         return " and ".join(offers) or "no round of it can be exported"
 
