@@ -15,7 +15,8 @@ from florist.cli.output import Output
 from florist.cli.stopping import exit_status
 from florist.cli.watch_table import Row, curve, line_of, rows_table, size
 from florist.errors import MissingInputError
-from florist.federation.following import Records, RunStatus, read_status, require_records
+from florist.federation.damage import result_is_damaged
+from florist.federation.following import Records, RunStatus, read_status, require_records, result_damage
 from florist.federation.records import RoundRecord
 from florist.files import strict_json
 
@@ -31,6 +32,7 @@ class _Run:
     status: RunStatus | None = None
     rows: list[Row] = field(default_factory=list[Row])
     pending: RoundRecord | None = None
+    damage: str | None = None
 
     @property
     def played(self) -> int:
@@ -57,9 +59,13 @@ class _Run:
             self.pending = record if not record.metrics else None
             if record.metrics:
                 yield record
-        if self.pending is not None and self.over:
+        if not self.over:
+            return
+        if self.pending is not None:
             yield self.pending
             self.pending = None
+        damage = result_damage(self.records.run)
+        self.damage = result_is_damaged(self.records.run, damage) if damage is not None else None
 
     @property
     def over(self) -> bool:
@@ -67,8 +73,13 @@ class _Run:
         return self.status is not None and self.status.is_over(self.played, ended=ended)
 
 
-def show_once(path: Path, *, as_json: bool) -> None:
+def show_once(path: Path, output: Output, *, as_json: bool) -> None:
     """Print how far a run is.
+
+    Args:
+        path: the directory of the run.
+        output: where to say, beside records, that its result is damaged.
+        as_json: print the records themselves.
 
     Raises:
         MissingInputError: there is none.
@@ -86,6 +97,8 @@ def show_once(path: Path, *, as_json: bool) -> None:
         _print_json(run.pending)
     elif not as_json:
         console.print(_picture(run, console, len(run.rows) + 1))
+    if as_json and run.damage is not None:
+        output.note(run.damage)
 
 
 def follow(path: Path, interval: float, output: Output, *, as_json: bool) -> None:
@@ -136,6 +149,8 @@ def _print_lines(run: _Run, interval: float, console: Console, output: Output, *
         time.sleep(interval)
     if not as_json:
         console.print("\n".join(_end(run)), soft_wrap=True)
+    elif run.damage is not None:
+        output.note(run.damage)
 
 
 def _print_json(record: RoundRecord) -> None:
@@ -192,9 +207,8 @@ def _end(run: _Run) -> Sequence[str]:
         lines.append(f"the final adapter on the test examples: {values}")
     if run.over:
         adapter = run.records.run / "adapter"
-        damaged = f"the final adapter in {adapter} is damaged: florist simulate --resume {run.records.run}"
-        without = damaged if adapter.exists() else "no adapter"
-        lines.append(f"the run is over; {f'the final adapter is in {adapter}' if status.has_adapter else without}")
+        found = f"the final adapter is in {adapter}" if status.has_adapter else "no adapter"
+        lines.append(f"the run is over; {run.damage or found}")
     elif not status.at_work:
         lines.append("no process is at work in it: it was interrupted, or is about to begin")
     elif status.rounds is not None and run.played >= status.rounds:

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from florist.errors import DamagedRunError, MissingInputError
 from florist.federation.damage import DamagedFileError, checked_file
-from florist.federation.last_round import CURRENT, read_last_round
+from florist.federation.last_round import CURRENT, LastRound, read_last_round
 from florist.federation.own_files import ALWAYS_READ, OwnFiles
 from florist.federation.records import FinalTest, RoundRecord
 from florist.federation.round_lines import RoundLines
@@ -36,7 +36,7 @@ class RunStatus:
         initial: the metrics before the first round.
         rounds: how many rounds it is to have; None where no configuration says so.
         has_adapter: whether the final adapter is there, its weights not emptied and the rest as it was written. The
-            weights are not hashed: a run is looked at again and again.
+            weights are not hashed, since a run is looked at again and again: `result_damage` does, once at its end.
         at_work: whether a process plays the run (`locking.is_held`).
         test: the metrics of the final adapter, once they are there.
         record: the record of the last whole round as ``current.json`` has it, as a document; None before the first.
@@ -120,6 +120,31 @@ def _is_whole(run: Path, name: str, result: Mapping[str, str]) -> bool:
     except DamagedFileError:
         return False
     return True
+
+
+def result_damage(run: Path) -> str | None:
+    """What was written at the end of a run and is missing or not as it was written; None where there is nothing.
+
+    Raises:
+        DamagedRunError: current.json cannot be read.
+
+    Cost: the final adapter is read once.
+    """
+    before: LastRound | None = None
+    while True:
+        try:
+            last = read_last_round(run / CURRENT)
+        except (OSError, ValueError) as error:
+            raise _damaged(run, error) from error
+        try:
+            for name in last.result:
+                checked_file(run, name, last.result)
+        except DamagedFileError as damage:
+            if last == before:
+                return str(damage)
+            before = last  # a process that goes on with the run may just have set it aside
+        else:
+            return None
 
 
 def require_records(run: Path) -> None:
