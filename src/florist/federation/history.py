@@ -264,6 +264,7 @@ class RunDirectory:
         """Check that a run can go on, without changing anything.
 
         Raises:
+            OutputExistsError: something is in the place of its final adapter that florist did not write there.
             DamagedRunError: a file that a resumption reads is missing, cannot be read or is not as it was written. It
                 is named, and so is what of the run is whole.
 
@@ -274,6 +275,7 @@ class RunDirectory:
             require_regular(self._lines.file)
             self.own_files.require_config()
             self._state.verify(last)
+        self.result.require_place()
 
     def load(self, initial: ServerState) -> tuple[ServerState, list[RoundRecord]]:
         """The state after the last whole round, or `initial` where there is none, and the records so far.
