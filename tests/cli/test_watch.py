@@ -17,7 +17,7 @@ import pytest
 
 from florist.cli.watch_table import Row, curve, rows_table, size
 from florist.errors import DamagedRunError
-from florist.federation.following import RecordTail, Records
+from florist.federation.following import Records, RecordTail, read_status
 from florist.federation.history import RunDirectory
 from florist.federation.records import FinalTest, RoundRecord
 from florist.files import strict_json
@@ -199,7 +199,9 @@ def test_the_last_round_is_shown_as_the_pointer_has_it(run: RunDirectory, floris
     assert "the line of round 2 in rounds.jsonl is not as it was written" in refused(florist("watch", run.path))
     followed = Records(run.path)
     assert [each.metrics["loss"] for each in followed.new(None)] == [3.0, 0.125]
-    assert list(followed.new(followed._sealed)) == []
+    status = read_status(run.path)
+    assert status is not None
+    assert list(followed.new(status.record)) == []
 
 
 def test_what_is_no_run_is_refused(run: RunDirectory, florist: Run, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ class GeometricMedian:
     The median is a convex combination of the updates, ``x = sum_k c_k x_k``, so that its distance to each of them
     follows from the inner products alone: ``||x - x_k||^2 = G_kk - 2 (G c)_k + c^T G c``. As long as hostile clients
     have less than half of the weight, the median stays near the others, however far away theirs are, as long as the
-    squares of their norms are finite. What it costs where nobody is hostile: clients that are far from the rest count less than their share.
+    squares of their norms are finite. What it costs where nobody is hostile: clients that are far from the rest count
+    less than their share.
 
     Source: RFA, arXiv:1912.13445, algorithm 2; the algorithm is Weiszfeld's (1937). florist deviates: it iterates to
     convergence in place of a few steps, since a step costs K^2 numbers here; the smoothing is relative to the median
