@@ -101,6 +101,27 @@ def test_the_geometric_median_is_that_of_dense_vectors(count: int, seed: int) ->
     assert float((found - dense_geometric_median(x, own)).norm()) < 1e-4 * float(x.norm(dim=1).median())
 
 
+@pytest.mark.parametrize("length", [1e13, 1e40, 1e76, 1e150])
+@pytest.mark.parametrize(("count", "hostile"), [(3, 1), (8, 2), (11, 5)])
+def test_the_geometric_median_stays_near_the_majority_however_long_the_others_are(
+    count: int, hostile: int, length: float
+) -> None:
+    honest, others = points(count - hostile, 1) + 3, points(hostile, 2)
+    near = combined(torch.cat([honest, 1e6 * others]), GeometricMedian(0.45)(*_inner(honest, 1e6 * others)))
+    x = torch.cat([honest, length * others])
+    found = combined(x, GeometricMedian(0.45)(*_inner(honest, length * others)))
+    torch.testing.assert_close(found, near, rtol=1e-4, atol=1e-4)
+    x = length * torch.cat([honest, others])  # where all are as long, it is that of their directions
+    of_all = combined(x / length, GeometricMedian()(*_inner(length * honest, length * others)))
+    expected = combined(x / length, GeometricMedian()(*_inner(honest, others)))
+    torch.testing.assert_close(of_all, expected, rtol=1e-6, atol=1e-6)
+
+
+def _inner(honest: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, tuple[float, ...]]:
+    x = torch.cat([honest, others])
+    return x @ x.T, (1 / len(x),) * len(x)
+
+
 def test_the_scores_of_krum_are_those_of_dense_distances() -> None:
     x = points(7, 3)
     for hostile, neighbours in ((1, 4), (2, 3), (3, 3)):

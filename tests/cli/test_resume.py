@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import florist as library
 from florist.config import read_config, to_toml
 from florist.errors import DamagedRunError
+from florist.federation.history import RunDirectory
 from tests.stored_runs import flip
 from tests.stored_runs import tree as all_of
 from tests.tiny_federation import configure, run, weights
@@ -140,6 +142,52 @@ def test_an_edited_configuration_is_not_shown_as_that_of_the_run(
     assert told.returncode == 0, told.stderr
 
 
+NO_CONFIGURATION: Mapping[str, Callable[[Path], object]] = {
+    "missing": Path.unlink,
+    "FIFO": lambda file: [file.unlink(), os.mkfifo(file)],
+    "link": lambda file: [file.unlink(), file.symlink_to("/dev/null")],
+    "folder": lambda file: [file.unlink(), file.mkdir()],
+    "nonsense": lambda file: file.open("a").write("= nonsense [\n"),
+    "unknown key": lambda file: file.open("a").write("\n[unknown]\nkey = 1\n"),
+}
+
+
+@pytest.mark.parametrize("spoil", NO_CONFIGURATION.values(), ids=NO_CONFIGURATION.keys())
+def test_the_way_out_of_a_configuration_that_cannot_be_read_works(
+    florist: Run, two_rounds: Path, tmp_path: Path, spoil: Callable[[Path], object]
+) -> None:
+    path = shutil.copytree(two_rounds, tmp_path / "run")
+    spoil(path / "config.toml")
+    way = f"cp {path / 'begun.toml'} {path / 'config.toml'}"
+    before = tree(path)
+    for words in (("simulate", "--resume", path), ("export", path, "-o", tmp_path / "out"), ("watch", path)):
+        line = refused(florist(*words))
+        assert way in line, words
+        assert "--round" not in line  # of which an export would refuse
+        assert tree(path) == before
+    line = refused(florist("simulate", "--resume", path))
+    told = line[line.index("rm -r") if "rm -r" in line else line.index(way) :]
+    subprocess.run(told, shell=True, check=True)  # noqa: S602  # the message is what is tested
+    resumed = florist("simulate", "--resume", path)
+    assert resumed.returncode == 0, resumed.stderr
+    exported = florist("export", path, "--round", 1, "-o", tmp_path / "out")
+    assert exported.returncode == 0, exported.stderr
+
+
+def test_a_damaged_round_is_not_offered_for_an_export_that_refuses(two_rounds: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(two_rounds, tmp_path / "run")
+    flip(path / "state" / "round-0002" / "cumulative.safetensors")
+    (path / "config.toml").open("a").write("# a remark\n")
+    way = f"cp {path / 'begun.toml'} {path / 'config.toml'}; then florist export {path} --round 1"
+    run = RunDirectory.open(path)
+    with pytest.raises(DamagedRunError, match=way):
+        run.require_whole()
+    run.save_config((path / "config.toml").read_text())
+    (path / "config.toml").write_text("")
+    with pytest.raises(DamagedRunError, match=r"restore config\.toml from a copy, as it was .*; then florist export"):
+        run.require_whole()
+
+
 def test_an_edit_that_changes_the_final_adapter_writes_it_again(florist: Run, two_rounds: Path, tmp_path: Path) -> None:
     path = shutil.copytree(two_rounds, tmp_path / "run")
     file = path / "config.toml"
@@ -151,6 +199,52 @@ def test_an_edit_that_changes_the_final_adapter_writes_it_again(florist: Run, tw
     assert json.loads((path / "adapter-round-0002" / "florist.json").read_text())["flushed"] is True
     again = florist("report", path)
     assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.parametrize("edit", ["# a remark\n", "\n\n"])
+def test_an_edit_of_no_setting_leaves_the_final_adapter_where_it_is(
+    florist: Run, two_rounds: Path, tmp_path: Path, edit: str
+) -> None:
+    path = shutil.copytree(two_rounds, tmp_path / "run")
+    with (path / "config.toml").open("a") as file:
+        file.write(edit)
+    told = florist("simulate", "--resume", path, "--no-report")
+    assert (told.returncode, "made again" in told.stderr) == (0, False), told.stderr
+    files = {each: content for each, content in tree(two_rounds).items() if "current.json" not in each}
+    assert {each: content for each, content in tree(path).items() if "current.json" not in each} == files
+    again = florist("watch", path)
+    assert again.stdout.endswith(f"the run is over; the final adapter is in {path / 'adapter'}\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("adapter", Path.touch),
+        ("adapter", lambda path: path.symlink_to("/dev/null")),
+        ("adapter", lambda path: path.symlink_to("nowhere")),
+        ("adapter", os.mkfifo),
+        ("test.json", Path.mkdir),
+    ],
+    ids=["file", "device", "dangling", "FIFO", "folder"],
+)
+def test_what_is_in_the_place_of_the_result_is_named_before_any_work(
+    florist: Run, two_rounds: Path, tmp_path: Path, name: str, make: Callable[[Path], object]
+) -> None:
+    path = shutil.copytree(two_rounds, tmp_path / "run")
+    place = path / name
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    make(place)
+    before = tree(path)
+    told = florist("simulate", "--resume", path)
+    line = refused(told)
+    assert f"remove {place}, which is no " in line
+    assert "another name" not in line
+    assert "made again, from" not in told.stderr
+    assert tree(path) == before
+    place.rmdir() if place.is_dir() and not place.is_symlink() else place.unlink()
+    again = florist("simulate", "--resume", path)
+    assert again.returncode == 0, again.stderr
+    assert weights(path) == weights(two_rounds)
 
 
 def test_a_damaged_round_is_refused_by_who_reads_it(florist: Run, two_rounds: Path, tmp_path: Path) -> None:
@@ -193,6 +287,40 @@ def test_a_result_that_is_damaged_is_written_again_and_this_is_said(
     again = florist("simulate", "--resume", path)
     assert again.returncode == 0
     assert "made again" not in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("adapter/adapter_model.safetensors", flip),
+        ("adapter/adapter_model.safetensors", lambda file: file.write_text("")),
+        ("adapter/adapter_model.safetensors", lambda file: shutil.rmtree(file.parent)),
+        ("adapter/adapter_config.json", flip),
+        ("test.json", flip),
+    ],
+    ids=["bit", "empty", "no folder", "configuration", "test"],
+)
+def test_a_damaged_result_is_no_finished_run_for_who_shows_it(
+    florist: Run, two_rounds: Path, tmp_path: Path, name: str, spoil: Callable[[Path], object]
+) -> None:
+    path = shutil.copytree(two_rounds, tmp_path / "run")
+    assert f"the run is over; the final adapter is in {path / 'adapter'}" in florist("watch", path).stdout
+    spoil(path / name)
+    telling = f"the end of the run is damaged: {name} is "
+    again = f"it is written again from the state by florist simulate --resume {path}"
+    for words in (("watch", path), ("watch", path, "--once"), ("watch", path, "--json"), ("report", path)):
+        told = florist(*words, columns=2000)
+        assert told.returncode == 0, told.stderr
+        where = told.stderr if words[-1] == "--json" or words[0] == "report" else told.stdout
+        assert telling in where, words
+        assert again in where, words
+        assert "the final adapter is in" not in told.stdout
+    told = florist("watch", path, "--once", "--json")
+    assert telling in told.stderr
+    page = (path / "report.html").read_text()
+    assert telling in page
+    assert f"<td>{path / 'adapter'}</td>" not in page
+    assert "How to load the result" not in page
 
 
 @pytest.mark.slow

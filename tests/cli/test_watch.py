@@ -17,7 +17,7 @@ import pytest
 
 from florist.cli.watch_table import Row, curve, rows_table, size
 from florist.errors import DamagedRunError
-from florist.federation.following import RecordTail
+from florist.federation.following import Records, RecordTail, read_status
 from florist.federation.history import RunDirectory
 from florist.federation.records import FinalTest, RoundRecord
 from florist.files import strict_json
@@ -183,6 +183,25 @@ def test_json_is_a_record_a_line(run: RunDirectory, florist: Run) -> None:
     recorded = [json.loads(line) for line in (run.path / "rounds.jsonl").read_text().splitlines()]
     result = florist("watch", run.path, "--once", "--json")
     assert [json.loads(line) for line in result.stdout.splitlines()] == recorded
+
+
+def test_the_last_round_is_shown_as_the_pointer_has_it(run: RunDirectory, florist: Run) -> None:
+    played(run, 2)
+    file = run.path / "rounds.jsonl"
+    first, former = file.read_text().splitlines(keepends=True)
+    run.amend(state(2), replace(measured(2), metrics={"loss": 0.125}))
+    for content in (first + former, first, first + former[:20]):  # what a kill leaves
+        file.write_text(content)
+        result = florist("watch", run.path, "--once", "--json")
+        found = [json.loads(line) for line in result.stdout.splitlines()]
+        assert [(each["round"], each["metrics"]["loss"]) for each in found] == [(1, 3.0), (2, 0.125)]
+    file.write_text(first + former.replace('"loss": 1.5', '"loss": 0.9'))
+    assert "the line of round 2 in rounds.jsonl is not as it was written" in refused(florist("watch", run.path))
+    followed = Records(run.path)
+    assert [each.metrics["loss"] for each in followed.new(None)] == [3.0, 0.125]
+    status = read_status(run.path)
+    assert status is not None
+    assert list(followed.new(status.record)) == []
 
 
 def test_what_is_no_run_is_refused(run: RunDirectory, florist: Run, tmp_path: Path) -> None:

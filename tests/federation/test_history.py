@@ -178,13 +178,36 @@ def test_a_line_that_a_killed_process_left_half_written_is_put_right(tmp_path: P
     run.save(state(2), record(2))
     whole = (run.path / "rounds.jsonl").read_text()
     first, second = whole.splitlines(keepends=True)
-    amended = second.replace('"aggregated": false', '"aggregated": true')
-    for content in (first, first + second[:9], first + second[:-1], first + amended):
+    for content in (first, first + second[:9], first + second[:-1]):
         (run.path / "rounds.jsonl").write_text(content)
         assert RunDirectory.open(run.path).records() == [record(1), record(2)]
         assert (run.path / "rounds.jsonl").read_text() == content
         assert RunDirectory.open(run.path).load(ServerState.initial())[1] == [record(1), record(2)]
         assert (run.path / "rounds.jsonl").read_text() == whole
+
+
+def test_the_line_that_a_killed_amendment_was_to_replace_is_put_right_and_no_other_is_taken(tmp_path: Path) -> None:
+    run = started(tmp_path)
+    run.save(state(1), record(1))
+    run.save(state(2), record(2))
+    file = run.path / "rounds.jsonl"
+    before = file.read_text()
+    amended = replace(record(2), metrics={"loss": 0.5})
+    for metrics in ({"loss": 0.25}, {"loss": 0.5}):
+        former = file.read_text()
+        run.amend(state(2), replace(record(2), metrics=metrics))
+    after = file.read_text()
+    file.write_text(former)  # as where it was killed before it wrote the line
+    assert run.records() == [record(1), amended]
+    assert run.load(ServerState.initial())[1] == [record(1), amended]
+    assert file.read_text() == after
+    first, second = after.splitlines(keepends=True)
+    for content in (before, after.replace('"loss": 0.5', '"loss": 0.9'), first + second.replace("0.2", "0.3")):
+        file.write_text(content)
+        with pytest.raises(DamagedRunError, match=r"line of round 2 in rounds\.jsonl is not as .*: remove that line"):
+            run.records()
+    file.write_text(first)  # what the message says
+    assert run.records() == [record(1), amended]
 
 
 def test_an_amended_record_replaces_the_last(tmp_path: Path) -> None:
@@ -414,6 +437,9 @@ SPOILT: Mapping[str, Callable[[Path], object]] = {
     ),
     "a middle that was edited": lambda run: (run / "rounds.jsonl").write_text(
         (run / "rounds.jsonl").read_text().replace('"upload_bytes": 100', '"upload_bytes": 101', 1)
+    ),
+    "a last line that was edited": lambda run: (run / "rounds.jsonl").write_text(
+        (run / "rounds.jsonl").read_text().replace('"relative_error": 0.2', '"relative_error": 0.1')
     ),
     "lines of another run": lambda run: (run / "rounds.jsonl").write_text(
         (run / "rounds.jsonl").read_text().replace('"download_bytes": 7', '"download_bytes": 8')

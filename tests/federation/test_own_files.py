@@ -32,9 +32,12 @@ def begun(folder: Path) -> RunDirectory:
 
 
 def refused(run: RunDirectory, telling: str) -> None:
+    way = f"cp {run.begun_file} {run.config_file}"
     for read in (lambda: run.played_config, lambda: read_status(run.path)):
-        with pytest.raises(DamagedRunError, match=rf"{telling}.*simulate --resume {run.path}"):
+        with pytest.raises(DamagedRunError, match=rf"{telling}.*{way}") as refusal:
             read()
+        # A run without a configuration does not go on, and is not told to.
+        assert ("simulate --resume" in str(refusal.value)) == run.config_file.is_file()
 
 
 @pytest.mark.parametrize(
@@ -67,7 +70,9 @@ def test_a_change_is_known_once_the_run_has_taken_it_over(tmp_path: Path) -> Non
     assert run.played_config.read_text() == AFTER
     assert run.begun_file.read_text() == BEFORE
     run.config_file.write_text(BEFORE)  # what it was before is an edit like any other
-    refused(run, r"config\.toml is not as it was written")
+    refused(run, r"config\.toml is not as it was written.*say what was changed since")
+    run.begun_file.write_text("")
+    assert run.own_files.way_back().startswith("restore config.toml from a copy; begun.toml")
 
 
 @pytest.mark.parametrize("moment", range(6))

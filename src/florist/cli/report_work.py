@@ -26,6 +26,8 @@ def write_report(directory: Path, out: Path | None, figures: Path | None, output
     written = write_figures(page, figures) if figures is not None else []
     write_page(page, file)
     output.lines(f"report in {file}")
+    for note in page.notes:
+        output.note(note)
     if figures is not None:
         output.lines(f"{len(page.figures)} figures in {figures}, each as SVG, PNG and PDF")
     output.document(

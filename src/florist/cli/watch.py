@@ -31,6 +31,6 @@ def watch_command(
 
     output = Output(as_json=as_json, quiet=quiet, verbose=verbose)
     if once:
-        show_once(run, as_json=as_json)
+        show_once(run, output, as_json=as_json)
     else:
         follow(run, interval, output, as_json=as_json)

@@ -15,7 +15,8 @@ from florist.cli.output import Output
 from florist.cli.stopping import exit_status
 from florist.cli.watch_table import Row, curve, line_of, rows_table, size
 from florist.errors import MissingInputError
-from florist.federation.following import RecordTail, RunStatus, read_status, require_records
+from florist.federation.damage import result_is_damaged
+from florist.federation.following import Records, RunStatus, read_status, require_records, result_damage
 from florist.federation.records import RoundRecord
 from florist.files import strict_json
 
@@ -27,10 +28,11 @@ _FEW = 12
 class _Run:
     """A run as far as it was read."""
 
-    tail: RecordTail
+    records: Records
     status: RunStatus | None = None
     rows: list[Row] = field(default_factory=list[Row])
     pending: RoundRecord | None = None
+    damage: str | None = None
 
     @property
     def played(self) -> int:
@@ -43,12 +45,12 @@ class _Run:
         complete once another follows or the run is over.
         """
         first = self.status is None
-        self.status = read_status(self.tail.run)
+        self.status = read_status(self.records.run)
         if self.status is None:
             return
         if first:
-            require_records(self.tail.run)
-        for record in self.tail.new():
+            require_records(self.records.run)
+        for record in self.records.new(self.status.record):
             while self.rows and self.rows[-1].round >= record.round:
                 self.rows.pop()
             self.rows.append(Row.of(record))
@@ -57,9 +59,13 @@ class _Run:
             self.pending = record if not record.metrics else None
             if record.metrics:
                 yield record
-        if self.pending is not None and self.over:
+        if not self.over:
+            return
+        if self.pending is not None:
             yield self.pending
             self.pending = None
+        damage = result_damage(self.records.run)
+        self.damage = result_is_damaged(self.records.run, damage) if damage is not None else None
 
     @property
     def over(self) -> bool:
@@ -67,14 +73,19 @@ class _Run:
         return self.status is not None and self.status.is_over(self.played, ended=ended)
 
 
-def show_once(path: Path, *, as_json: bool) -> None:
+def show_once(path: Path, output: Output, *, as_json: bool) -> None:
     """Print how far a run is.
+
+    Args:
+        path: the directory of the run.
+        output: where to say, beside records, that its result is damaged.
+        as_json: print the records themselves.
 
     Raises:
         MissingInputError: there is none.
         DamagedRunError: it cannot be read.
     """
-    run, console = _Run(RecordTail(path)), _console()
+    run, console = _Run(Records(path)), _console()
     for record in run.look():
         if as_json:
             _print_json(record)
@@ -86,6 +97,8 @@ def show_once(path: Path, *, as_json: bool) -> None:
         _print_json(run.pending)
     elif not as_json:
         console.print(_picture(run, console, len(run.rows) + 1))
+    if as_json and run.damage is not None:
+        output.note(run.damage)
 
 
 def follow(path: Path, interval: float, output: Output, *, as_json: bool) -> None:
@@ -102,7 +115,7 @@ def follow(path: Path, interval: float, output: Output, *, as_json: bool) -> Non
         DamagedRunError: the run cannot be read.
         Exit: the user has seen enough.
     """
-    run, console = _Run(RecordTail(path)), _console()
+    run, console = _Run(Records(path)), _console()
     try:
         if read_status(path) is None:
             output.note(f"waiting for a run in {path}")
@@ -136,6 +149,8 @@ def _print_lines(run: _Run, interval: float, console: Console, output: Output, *
         time.sleep(interval)
     if not as_json:
         console.print("\n".join(_end(run)), soft_wrap=True)
+    elif run.damage is not None:
+        output.note(run.damage)
 
 
 def _print_json(record: RoundRecord) -> None:
@@ -175,7 +190,7 @@ def _picture(run: _Run, console: Console, count: int | None = None) -> Renderabl
     end = _end(run)
     room = max(3, console.height - len(curve_lines) - len(tail) - len(end) - 6)
     shown = rows[-min(room, _FEW) :] if count is None else rows
-    head = f"{run.tail.run}, {status.method}: {metric.replace('_', ' ')} of {len(run.rows)} rounds"
+    head = f"{run.records.run}, {status.method}: {metric.replace('_', ' ')} of {len(run.rows)} rounds"
     return Group(Text(head), *map(Text, curve_lines), rows_table(metric, shown), *map(Text, [*tail, *end]))
 
 
@@ -191,10 +206,9 @@ def _end(run: _Run) -> Sequence[str]:
         values = ", ".join(f"{name} {value:.3f}" for name, value in status.test.metrics.items())
         lines.append(f"the final adapter on the test examples: {values}")
     if run.over:
-        adapter = run.tail.run / "adapter"
-        damaged = f"the final adapter in {adapter} is damaged: florist simulate --resume {run.tail.run}"
-        without = damaged if adapter.exists() else "no adapter"
-        lines.append(f"the run is over; {f'the final adapter is in {adapter}' if status.has_adapter else without}")
+        adapter = run.records.run / "adapter"
+        found = f"the final adapter is in {adapter}" if status.has_adapter else "no adapter"
+        lines.append(f"the run is over; {run.damage or found}")
     elif not status.at_work:
         lines.append("no process is at work in it: it was interrupted, or is about to begin")
     elif status.rounds is not None and run.played >= status.rounds:

@@ -46,11 +46,17 @@ def config_to_resume(run: RunDirectory, overrides: Sequence[str] = ()) -> Config
 
     Raises:
         DamagedRunError: a file of the run is missing, cannot be read or is not as it was written.
+        OutputExistsError: something is in the place of the final adapter that florist did not write there.
         ConfigurationError: the run was begun from code, or something was changed that may not change.
     """
     run.require_whole()
     require_from_configuration(run)
-    config = read_config(run.config_file, overrides)
+    try:
+        config = read_config(run.config_file, overrides)
+    except ConfigurationError as error:
+        if run.own_files.is_whole(CONFIG):
+            raise  # what is wrong is an override
+        raise ConfigurationError(f"{error}; the file was edited: {run.own_files.way_back()}") from error
     require_resumable(run, config, IN_ONE_PROCESS)
     return config
 
@@ -112,6 +118,9 @@ def _shown(value: object) -> str:
 def adopt(run: RunDirectory, config: Config, header: str = "") -> None:
     """Write down the configuration that a run goes on with, which may differ in what may change.
 
+    What was written at the end of the run stays where the settings that it follows from stay. A remark in the file is
+    no setting, and is not kept.
+
     Args:
         run: the run.
         config: the configuration.
@@ -121,9 +130,9 @@ def adopt(run: RunDirectory, config: Config, header: str = "") -> None:
         DirectoryInUseError: another process plays the run.
     """
     with sole_process(run.path):
-        # What was written at the end may have what the next one lacks, or lack it. Where the file was edited, nobody
-        # knows.
-        edited = not run.own_files.is_whole(CONFIG)
-        if edited or config.communication.flush != read_config(run.config_file).communication.flush:
+        # What was written at the end may have what the next one lacks, or lack it.
+        known = run.own_files.is_whole(CONFIG)
+        before = read_config(run.config_file).communication.flush if known else run.result.flushed
+        if config.communication.flush != before:
             run.result.set_aside(len(run.records()))
         run.save_config(header + to_toml(config))

@@ -50,6 +50,19 @@ def checked_file(folder: Path, name: str, hashes: Mapping[str, str]) -> Path:
     return folder / name
 
 
+def result_is_damaged(run: Path, damage: str) -> str:
+    """What is said of a run whose rounds are whole and whose result is not.
+
+    Args:
+        run: its directory.
+        damage: what of the result is wrong, as `FinalResult.damage` says.
+    """
+    return (
+        f"the end of the run is damaged: {damage}; it is written again from the state by florist simulate --resume "
+        f"{run}, and the adapter alone, elsewhere, by florist export {run}"
+    )
+
+
 @contextmanager
 def errors_as_damage(run: Path, still_usable: Callable[[], str] | None = None) -> Generator[None, None, None]:
     """Raise what goes wrong while files of a run are read as a `DamagedRunError`; a missing input stays one.

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from florist.checkpoint.reading import CONFIG_NAME, WEIGHTS_NAME
-from florist.errors import DamagedRunError, MissingInputError
+from florist.errors import DamagedRunError, MissingInputError, OutputExistsError
 from florist.federation.damage import DamagedFileError, checked_file, errors_as_damage
 from florist.federation.last_round import LastRound
 from florist.federation.records import FinalTest
@@ -20,6 +20,7 @@ from florist.one_shot.certificate import CERTIFICATE_NAME
 _TEST_NAME = "test.json"
 _ADAPTER = tuple(f"adapter/{name}" for name in (WEIGHTS_NAME, CONFIG_NAME, CERTIFICATE_NAME))
 """The files of the final adapter that are known by their hashes. Its card and its tokenizer may be edited."""
+_AGAIN = "what the end of the run writes there is made again from its state, and nothing was changed"
 _TEST = TypeAdapter(FinalTest)
 
 
@@ -80,6 +81,18 @@ class FinalResult:
             ) from damage
         return self.adapter
 
+    def require_place(self) -> None:
+        """Check that the end of the run can be written, before anything is done for it.
+
+        Raises:
+            OutputExistsError: something that florist did not write is in its place.
+        """
+        adapter, test = self.adapter, self.run / _TEST_NAME
+        if (adapter.is_symlink() or adapter.exists()) and not adapter.is_dir():
+            raise OutputExistsError(f"remove {adapter}, which is no directory of florist's, and resume: {_AGAIN}")
+        if test.is_dir() and not test.is_symlink():
+            raise OutputExistsError(f"remove {test}, which is no file of florist's, and resume: {_AGAIN}")
+
     def save_test(self, test: FinalTest) -> None:
         """Make the metrics of the final adapter permanent."""
         replace_file(self.run / _TEST_NAME, strict_json.encode(asdict(test), indent=2) + "\n")
@@ -91,6 +104,19 @@ class FinalResult:
         Cost: it is read once.
         """
         self._record([name for name in _ADAPTER if (self.run / name).is_file()])
+
+    @property
+    def flushed(self) -> bool | None:
+        """Whether the final adapter has what the server held back, as its certificate says; None where nobody knows.
+
+        Cost: the adapter is read once.
+        """
+        if not self.has_adapter or f"adapter/{CERTIFICATE_NAME}" not in self._last_round().result:
+            return None
+        with errors_as_damage(self.run):
+            found = strict_json.decode(read_bytes(self.adapter / CERTIFICATE_NAME, 1 << 26))
+        said = found.get("flushed") if isinstance(found, dict) else None
+        return said if isinstance(said, bool) else None
 
     @property
     def has_test(self) -> bool:

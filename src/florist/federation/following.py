@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from florist.errors import DamagedRunError, MissingInputError
 from florist.federation.damage import DamagedFileError, checked_file
-from florist.federation.last_round import CURRENT, read_last_round
+from florist.federation.last_round import CURRENT, LastRound, read_last_round
 from florist.federation.own_files import ALWAYS_READ, OwnFiles
 from florist.federation.records import FinalTest, RoundRecord
 from florist.federation.round_lines import RoundLines
@@ -36,9 +36,10 @@ class RunStatus:
         initial: the metrics before the first round.
         rounds: how many rounds it is to have; None where no configuration says so.
         has_adapter: whether the final adapter is there, its weights not emptied and the rest as it was written. The
-            weights are not hashed: a run is looked at again and again.
+            weights are not hashed, since a run is looked at again and again: `result_damage` does, once at its end.
         at_work: whether a process plays the run (`locking.is_held`).
         test: the metrics of the final adapter, once they are there.
+        record: the record of the last whole round as ``current.json`` has it, as a document; None before the first.
     """
 
     method: str
@@ -47,6 +48,7 @@ class RunStatus:
     has_adapter: bool
     at_work: bool
     test: FinalTest | None
+    record: Mapping[str, Any] | None
 
     def is_over(self, played: int, *, ended: bool = False) -> bool:
         """Whether nothing more is to come.
@@ -95,6 +97,7 @@ def read_status(run: Path) -> RunStatus | None:
             has_adapter=_has_adapter(run, last.result),
             at_work=is_held(run),
             test=_TEST.validate_python(_decoded(test)) if _is_whole(run, test.name, last.result) else None,
+            record=last.record,
         )
     except DamagedRunError:
         raise
@@ -119,6 +122,31 @@ def _is_whole(run: Path, name: str, result: Mapping[str, str]) -> bool:
     return True
 
 
+def result_damage(run: Path) -> str | None:
+    """What was written at the end of a run and is missing or not as it was written; None where there is nothing.
+
+    Raises:
+        DamagedRunError: current.json cannot be read.
+
+    Cost: the final adapter is read once.
+    """
+    before: LastRound | None = None
+    while True:
+        try:
+            last = read_last_round(run / CURRENT)
+        except (OSError, ValueError) as error:
+            raise _damaged(run, error) from error
+        try:
+            for name in last.result:
+                checked_file(run, name, last.result)
+        except DamagedFileError as damage:
+            if last == before:
+                return str(damage)
+            before = last  # a process that goes on with the run may just have set it aside
+        else:
+            return None
+
+
 def require_records(run: Path) -> None:
     """Check that the records of a run are those that were written, also while another process plays it.
 
@@ -128,6 +156,55 @@ def require_records(run: Path) -> None:
     Cost: all of them are read and hashed once.
     """
     RoundLines(run).with_last_round()
+
+
+@dataclass(slots=True)
+class Records:
+    """The round records of a run as they are written, the last of them as ``current.json`` has it.
+
+    The line of the last round may be missing, or be that of before it was amended, where a process was killed.
+
+    Attributes:
+        run: the directory of the run.
+    """
+
+    run: Path
+    _tail: "RecordTail" = field(init=False)
+    _round: int = 0
+    _sealed: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self._tail = RecordTail(self.run)
+
+    def new(self, sealed: Mapping[str, Any] | None) -> Iterator[RoundRecord]:
+        """The records that were written since the last call, in order, as `RecordTail.new` gives them.
+
+        Args:
+            sealed: the record of the last round in ``current.json``, as `RunStatus` has it.
+
+        Raises:
+            DamagedRunError: a whole line is no record, or current.json cannot be read.
+        """
+        newest: RoundRecord | None = None
+        for record in self._tail.new():
+            if newest is not None:
+                yield newest
+            newest = record
+        if newest is None and sealed == self._sealed:
+            return
+        self._round = newest.round if newest is not None else self._round
+        try:
+            # Read after the lines, it is not older than they are.
+            sealed = read_last_round(self.run / CURRENT).record
+            last = _RECORD.validate_python(sealed) if sealed is not None else None
+        except (OSError, ValueError) as error:
+            raise _damaged(self.run, error) from error
+        if last is not None and last.round in {self._round, self._round + 1}:
+            if newest is not None and newest.round < last.round:
+                yield newest
+            newest, self._round, self._sealed = last, last.round, sealed
+        if newest is not None:
+            yield newest
 
 
 @dataclass(slots=True)

@@ -217,6 +217,7 @@ class RunDirectory:
         before = self._last_round()
         if before.round == 0:
             raise damaged_run(self.path, "there is no round to amend")
+        self._lines.write(before)  # what is replaced is then known to be there, and nothing older
         self._lines.write(self._state.amend(state, record, before))
 
     def kept_rounds(self) -> KeptRounds | None:
@@ -263,6 +264,7 @@ class RunDirectory:
         """Check that a run can go on, without changing anything.
 
         Raises:
+            OutputExistsError: something is in the place of its final adapter that florist did not write there.
             DamagedRunError: a file that a resumption reads is missing, cannot be read or is not as it was written. It
                 is named, and so is what of the run is whole.
 
@@ -270,9 +272,10 @@ class RunDirectory:
         """
         last, _ = self._read()
         with self._errors_as_damage():
-            for name in (self.config_file, self._lines.file):
-                require_regular(name)
+            require_regular(self._lines.file)
+            self.own_files.require_config()
             self._state.verify(last)
+        self.result.require_place()
 
     def load(self, initial: ServerState) -> tuple[ServerState, list[RoundRecord]]:
         """The state after the last whole round, or `initial` where there is none, and the records so far.
@@ -310,9 +313,18 @@ class RunDirectory:
         """What of a run with damaged tensors can be used."""
         kept = self.kept_rounds()
         number = kept.last_whole() if kept is not None else None
+        # An export reads the configuration, and refuses one that is not as it was written.
+        own, first = self.own_files, ""
+        if not own.is_whole(CONFIG):
+            first = own.way_back() if own.can_be_put_back else f"restore {CONFIG} from a copy, as it was played with"
+            first += "; then "
         offers = [
             *([f"the final adapter in {self.adapter} is whole"] if self.result.has_adapter else []),
-            *([f"round {number} is whole: florist export {self.path} --round {number}"] if number is not None else []),
+            *(
+                [f"round {number} is whole: {first}florist export {self.path} --round {number}"]
+                if number is not None
+                else []
+            ),
         ]
         return " and ".join(offers) or "no round of it can be exported"
 

@@ -52,6 +52,8 @@ class LastRound:
         line_begins: how many bytes of ``rounds.jsonl`` come before the line of the round.
         lines_before: what stands for these (`chained`).
         record: that line, as a document; None before the first round.
+        replaced_line: the SHA-256 of the line that this one replaced when the round was amended, which may still be in
+            ``rounds.jsonl`` in its place; None where the round was not amended.
         result: the SHA-256 of what was written at the end of the run, by its name in the directory of the run.
         being_replaced: the SHA-256 that a file of `own_files` had before, by its name, while it is replaced.
     """
@@ -68,6 +70,7 @@ class LastRound:
     line_begins: int = 0
     lines_before: str = NO_LINES
     record: dict[str, Any] | None = None
+    replaced_line: str | None = None
     result: Mapping[str, str] = field(default_factory=dict[str, str])
     being_replaced: Mapping[str, str] = field(default_factory=dict[str, str])
 

@@ -73,7 +73,8 @@ class Moved:
         """The root mean square, over all components of all modules, of what each adds to the norm of the product.
 
         With one ratio of alpha to r at all clients, the norm of a client's product grows with the root of its rank;
-        this does not. It is 0 where there are no factors.
+        this does not. It is 0 where there are no factors. Where clients were given a start,
+        `change` has the sum of both ranks, and that sum is what counts, for all clients of a method alike.
         """
         rank = sum(spec.rank for spec in self.change.specs.values())
         return self.norms.get(PRODUCT, 0.0) / rank**0.5 if rank else 0.0

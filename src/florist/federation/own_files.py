@@ -17,7 +17,7 @@ from florist.federation.damage import DamagedFileError, checked_file, errors_as_
 from florist.federation.last_round import CURRENT, LastRound, document, read_last_round, write_last_round
 from florist.federation.run_format import FACTS
 from florist.files.outputs import replace_file
-from florist.files.reading import sha256
+from florist.files.reading import require_regular, sha256
 
 BEGUN = "begun.toml"
 """The configuration that a run was begun with."""
@@ -101,11 +101,57 @@ class OwnFiles:
         try:
             return self.whole(CONFIG, last)
         except DamagedFileError as damage:
-            raise DamagedRunError(
-                f"expected the configuration that the run in {self.run} was played with, and {damage}; put it back as "
-                "it was, or go on with the run, which takes over what may change and names the rest: florist simulate "
+            on = (
+                f", or go on with the run, which takes over what may change and names the rest: florist simulate "
                 f"--resume {self.run}"
+            )
+            raise DamagedRunError(
+                f"expected the configuration that the run in {self.run} was played with, and {damage}; "
+                f"{self.way_back()}{on if (self.run / CONFIG).is_file() else ''}"
             ) from damage
+
+    def require_config(self) -> None:
+        """Check that there is a configuration to go on with, which may have been edited.
+
+        Raises:
+            DamagedRunError: there is none, or something else is in its place.
+        """
+        try:
+            require_regular(self.run / CONFIG)
+        except (OSError, ValueError) as error:
+            raise DamagedRunError(
+                f"expected the configuration that the run in {self.run} goes on with, and {CONFIG} cannot be read "
+                f"({' '.join(str(error).split())}); nothing was changed: {self.way_back()}"
+            ) from error
+
+    @property
+    def can_be_put_back(self) -> bool:
+        """Whether ``begun.toml`` is whole and has what ``config.toml`` had.
+
+        Raises:
+            DamagedRunError: current.json cannot be read.
+        """
+        last = self._last_round()
+        return self.is_whole(BEGUN) and last.own_files.get(CONFIG) == last.own_files[BEGUN]
+
+    def way_back(self) -> str:
+        """How the run gets a configuration again where ``config.toml`` is not as it was written.
+
+        Raises:
+            DamagedRunError: current.json cannot be read.
+        """
+        last, config, begun = self._last_round(), self.run / CONFIG, self.run / BEGUN
+        if not self.is_whole(BEGUN):
+            return f"restore {CONFIG} from a copy; {BEGUN}, which has what the run was begun with, is damaged too"
+        there = config.exists() or config.is_symlink()
+        remove = f"rm -r {config}; " if there and (config.is_symlink() or not config.is_file()) else ""
+        if self.can_be_put_back:
+            return f"put it back, which {BEGUN} beside it is a copy of: {remove}cp {begun} {config}"
+        return (
+            f"restore it from a copy, or take {BEGUN}, which the run was begun with, and say what was changed since: "
+            f"{remove}cp {begun} {config}; florist simulate --resume {self.run} --set "
+            f"federation.rounds={max(1, last.round)} or more"
+        )
 
     def replace(self, name: str, content: str) -> None:
         """Write a file, in the place of one of before if there is one, and make it known.

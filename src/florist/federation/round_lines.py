@@ -1,5 +1,6 @@
 """``rounds.jsonl``: the record of every whole round, a line each, that can be told from what a killed process left."""
 
+import hashlib
 import os
 from dataclasses import dataclass
 from functools import reduce
@@ -71,6 +72,8 @@ class RoundLines:
             if reduce(chained, lines, NO_LINES) != last.lines_before:
                 raise damaged_run(self.run, f"{FILE} is not as it was written")
             if not _may_be_left(tail, last):
+                if last.record is not None and tail.find(b"\n") == len(tail) - 1:
+                    raise _edited(self.run, last)
                 raise damaged_run(self.run, f"{FILE} has more than the {last.round} rounds of {CURRENT}")
             documents = [strict_json.decode(line) for line in lines]
             documents += [last.record] if last.record is not None else []
@@ -113,13 +116,15 @@ class RoundLines:
 def _may_be_left(tail: bytes, last: LastRound) -> bool:
     """Whether a process that was killed may have left this after the lines before the last.
 
-    It may be the line of the last round or its beginning, or one whole line that was to be replaced by it.
+    It may be the line of the last round or its beginning, or the one that was to be replaced by it.
     """
-    if last.line.startswith(tail):
-        return True
-    if tail.find(b"\n") != len(tail) - 1:
-        return False
-    try:
-        return last.record is not None and _RECORD.validate_python(strict_json.decode(tail)).round == last.round
-    except ValueError:
-        return False
+    return last.line.startswith(tail) or hashlib.sha256(tail).hexdigest() == last.replaced_line
+
+
+def _edited(run: Path, last: LastRound) -> DamagedRunError:
+    return damaged_run(
+        run,
+        f"the line of round {last.round} in {FILE} is not as it was written",
+        f"{CURRENT} has it as it was: remove that line from {FILE}, and it is read from there and written again by "
+        "whoever goes on",
+    )

@@ -110,7 +110,8 @@ class StateFolder:
 
     def amend(self, state: ServerState, record: RoundRecord, before: LastRound) -> LastRound:
         """Change what is said of the last round, whose tensors are written."""
-        return self.make_current(_of_state(before, state, record))
+        after = replace(before, replaced_line=hashlib.sha256(before.line).hexdigest())
+        return self.make_current(_of_state(after, state, record))
 
     def make_current(self, last: LastRound) -> LastRound:
         """Replace ``current.json``; return what it now says."""

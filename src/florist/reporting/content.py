@@ -73,11 +73,13 @@ class Page:
         title: what it is about.
         summary: what came of it, in a sentence or two.
         sections: its sections, top to bottom, those without data left out.
+        notes: what whoever has the page written should be told beside.
     """
 
     title: str
     summary: str
     sections: Sequence[Section]
+    notes: Sequence[str] = ()
 
     @property
     def figures(self) -> list[Figure]:

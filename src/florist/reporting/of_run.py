@@ -10,7 +10,7 @@ from typing import Any
 from florist.checkpoint import open_adapter
 from florist.comparison.intervals import Estimate
 from florist.errors import FloristError
-from florist.federation.damage import errors_as_damage
+from florist.federation.damage import errors_as_damage, result_is_damaged
 from florist.federation.history import RunDirectory
 from florist.federation.records import RoundRecord
 from florist.files.reading import read_text
@@ -47,25 +47,25 @@ def page_of_run(path: Path) -> Page:
     """
     run = RunDirectory.open(path)
     facts, records, config = run.facts, run.records(), _config(run)
-    tested = run.tested
+    tested, damage = run.tested, run.result.damage()
     measured = [*facts.initial, *(name for record in records for own in record.client_metrics.values() for name in own)]
     better = {**directions(measured), **(tested.lower_is_better if tested is not None else {})}
     sections = [
         Section(
             "result",
             "What was run, and did it work",
-            [*_summary(run, records, config), *_metrics(run, records, better)],
+            [*_summary(run, records, config, damage), *_metrics(run, records, better)],
         ),
         Section("cost", "What it cost", _cost(facts.method, facts.initial, records, better)),
         Section(
             "update",
             "Where the update lives",
-            update_blocks(records, adapter_spectra(run.adapter), "the final adapter"),
+            update_blocks(records, adapter_spectra(run.adapter) if damage is None else {}, "the final adapter"),
         ),
         Section("held-back", "What is held back", held_back_blocks(records)),
         Section("clients", "Who contributed", _clients(run, records, better)),
         Section("privacy", "What was kept private", privacy_blocks(records)),
-        loading(run.adapter),
+        *([loading(run.adapter)] if damage is None else []),
         reproducing(
             f"florist simulate {run.begun_file}",
             {
@@ -77,7 +77,8 @@ def page_of_run(path: Path) -> Page:
             {"The whole configuration, defaults included": read_text(run.played_config)},
         ),
     ]
-    return Page(f"Run {path.name}", _in_a_sentence(run, records, better), filled(sections))
+    notes = (result_is_damaged(run.path, damage),) if damage is not None else ()
+    return Page(f"Run {path.name}", _in_a_sentence(run, records, better), filled(sections), notes)
 
 
 def adapter_spectra(adapter: Path) -> Mapping[str, Spectrum]:
@@ -162,7 +163,9 @@ def held_back_blocks(records: Sequence[RoundRecord]) -> list[Block]:
     return [figure for figure in figures if figure is not None]
 
 
-def _summary(run: RunDirectory, records: Sequence[RoundRecord], config: Mapping[str, Any]) -> list[Block]:
+def _summary(
+    run: RunDirectory, records: Sequence[RoundRecord], config: Mapping[str, Any], damage: str | None
+) -> list[Block]:
     facts, tested = run.facts, run.tested
     ranks = _get(config, "lora", "ranks")
     clients = {client.client_id for record in records for client in record.clients}
@@ -179,7 +182,7 @@ def _summary(run: RunDirectory, records: Sequence[RoundRecord], config: Mapping[
         ["tau", number(_get(config, "aggregation", "tau"))],
         ["codec up", str(_get(config, "communication", "upload") or MISSING)],
         ["codec down", str(_get(config, "communication", "download") or MISSING)],
-        ["final adapter", str(run.adapter) if run.adapter.exists() else "none, or not yet"],
+        ["final adapter", _adapter(run, damage)],
     ]
     ends = [record.metrics for record in records if record.metrics]
     tables = [Table("The run", ["", "value"], [line for line in lines if line[1] not in {MISSING, "0"}])]
@@ -202,6 +205,12 @@ def _summary(run: RunDirectory, records: Sequence[RoundRecord], config: Mapping[
         ]
         tables.append(Table("What was measured", heads, cells))
     return [*tables]
+
+
+def _adapter(run: RunDirectory, damage: str | None) -> str:
+    if damage is not None:
+        return result_is_damaged(run.path, damage)
+    return str(run.adapter) if run.adapter.exists() else "none, or not yet"
 
 
 def _metrics(run: RunDirectory, records: Sequence[RoundRecord], better: Mapping[str, bool]) -> list[Block]:
