@@ -140,6 +140,25 @@ def test_a_config_that_peft_does_not_write_is_refused(adapter: Path, changes: di
     refusal(adapter)
 
 
+@pytest.mark.parametrize("key", ["base_model_name_or_path", "revision"])
+@pytest.mark.parametrize(
+    "value",
+    ["x\ud800", "x\u001b[31m\nflorist: ok", "x\x00", "x\u202e", "b" * 1_001, "b" * 3_000_000],
+    ids=["surrogate", "escape", "zero", "bidi", "long", "very long"],
+)
+def test_a_base_that_cannot_be_printed_is_refused(adapter: Path, key: str, value: str):
+    (adapter / "adapter_config.json").write_text(json.dumps(CONFIG | {key: value}))
+    message = refusal(adapter)
+    assert f"expected {key} in {adapter / 'adapter_config.json'} to have up to 1000 printable characters" in message
+    assert len(message) < 600
+
+
+@pytest.mark.parametrize("value", ["b" * 1_000, "/models/né 模型", "", None])
+def test_a_base_with_a_name_that_can_be_printed_is_read(adapter: Path, value: str | None):
+    (adapter / "adapter_config.json").write_text(json.dumps(CONFIG | {"base_model_name_or_path": value}))
+    assert open_adapter(adapter).base_model == (value or None)
+
+
 @pytest.mark.parametrize("key", ["rank_pattern", pytest.param("alpha_pattern", marks=pytest.mark.slow)])
 def test_an_expression_made_to_take_for_ever_is_refused(adapter: Path, key: str):
     save_file(tensors("a" * 60 + "!"), adapter / "adapter_model.safetensors")

@@ -11,7 +11,7 @@ from typing import Any
 
 from florist.checkpoint.expressions import matching, require_expressions
 from florist.checkpoint.git_lfs import refuse_pointer
-from florist.checkpoint.keys import ends_of, is_name
+from florist.checkpoint.keys import LONGEST_NAME, ends_of, is_name
 from florist.checkpoint.layout import TokenIndices
 from florist.checkpoint.patterns import ModulePattern
 from florist.checkpoint.saved_modules import CLASSIFIER_HEADS
@@ -60,6 +60,12 @@ _IMPLIED_MODULES = {
     "QUESTION_ANS": ("qa_outputs",),
 }
 """The modules that PEFT saves whole for a task whatever `modules_to_save` says, by the task's name."""
+
+_NAMES_OF_THE_BASE = {
+    "base_model_name_or_path": "the directory or hub id of the base model",
+    "revision": "its branch, tag or commit on the hub, or null",
+}
+"""The settings that name the base model, and what they hold."""
 
 _INITIALISATIONS = ("gaussian", "eva", "orthogonal", "mica")
 """Initialisations that leave the base weight alone, as true and false do."""
@@ -142,6 +148,7 @@ def read_settings(path: Path) -> LoraSettings:
     config = _object(path, content)
     _refuse_unsupported(path, config)
     _check_targets(path, config)
+    _check_base(path, config)
     rank_pattern = _table(path, config, "rank_pattern")
     alpha_pattern = _table(path, config, "alpha_pattern")
     return LoraSettings(
@@ -170,6 +177,17 @@ def _check_targets(path: Path, config: Mapping[str, Any]) -> None:
         raise InvalidAdapterError(
             f"expected target_modules in {path} to be names or a regular expression, got {reprlib.repr(targets)}"
         )
+
+
+def _check_base(path: Path, config: Mapping[str, Any]) -> None:
+    """Check what names the base model: tables show it, messages quote it, and the aggregate carries it on."""
+    for key, named in _NAMES_OF_THE_BASE.items():
+        value = config.get(key)
+        if isinstance(value, str) and value and not is_name(value):
+            raise InvalidAdapterError(
+                f"expected {key} in {path} to have up to {LONGEST_NAME} printable characters, got "
+                f"'{printable(value, 100)}', which has {len(value)}; write {named} there"
+            )
 
 
 def _read(path: Path) -> bytes:
