@@ -194,6 +194,19 @@ def test_what_is_no_run_is_refused(run: RunDirectory, florist: Run, tmp_path: Pa
     assert "expected a whole run in" in refused(florist("watch", run.path))
 
 
+def test_no_name_in_a_run_writes_control_characters_to_the_terminal(tmp_path: Path, florist: Run) -> None:
+    forged = "x\x1b[31m\nflorist: ok"
+    facts = replace(FACTS, method=forged, initial={forged: 1.0})
+    run = RunDirectory.create(tmp_path / "run", CONFIG.replace("3", "1"), facts)
+    run.save(state(1), replace(measured(1), metrics={forged: 0.5}))
+    run.adapter.mkdir()
+    for words in (["--once"], []):
+        out = florist("watch", run.path, *words).stdout
+        assert all(line.isprintable() for line in out.splitlines())
+        assert "x\\x1b[31m\\nflorist: ok" in out
+        assert not any(line.startswith("florist: ok") for line in out.splitlines())
+
+
 def test_it_needs_no_torch(run: RunDirectory) -> None:
     played(run, 3)
     script = f"import sys; sys.argv = ['florist', 'watch', {str(run.path)!r}]\nfrom florist.cli import main\n"
