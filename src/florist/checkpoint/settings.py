@@ -1,7 +1,6 @@
 """What adapter_config.json says: the rank and scaling of every module, and whether the factors alone are the update."""
 
 import hashlib
-import json
 import math
 import reprlib
 from collections.abc import Collection, Mapping
@@ -22,8 +21,8 @@ from florist.errors import (
     UnsupportedAdapterError,
     printable,
 )
+from florist.files import strict_json
 from florist.files.reading import read_bytes
-from florist.files.strict_json import require_shallow
 
 LARGEST_ALPHA = 1e30
 """The largest alpha. With a larger one, the scaled factors of a sound adapter would leave the range of float32."""
@@ -158,10 +157,12 @@ def read_settings(path: Path) -> LoraSettings:
         alpha=_alpha(path, "lora_alpha", config.get("lora_alpha", 8)),
         use_rslora=bool(config.get("use_rslora")),
         ranks=ModulePattern.of(
-            {k: _rank(path, f"rank_pattern[{reprlib.repr(k)}]", v) for k, v in rank_pattern.items()}
+            {k: _rank(path, f"rank_pattern[{reprlib.repr(k)}]", v) for k, v in rank_pattern.items()},
+            f"rank_pattern of {path}",
         ),
         alphas=ModulePattern.of(
-            {k: _alpha(path, f"alpha_pattern[{reprlib.repr(k)}]", v) for k, v in alpha_pattern.items()}
+            {k: _alpha(path, f"alpha_pattern[{reprlib.repr(k)}]", v) for k, v in alpha_pattern.items()},
+            f"alpha_pattern of {path}",
         ),
         modules_to_save=_modules_to_save(path, config),
         target_parameters=tuple(_names(path, config, "target_parameters")),
@@ -197,16 +198,20 @@ def _read(path: Path) -> bytes:
         raise MissingInputError(
             f"expected {path.name} beside the weights, found no {path}; copy it from where the adapter was saved"
         ) from error
-    except (OSError, UnreadableFileError) as error:
-        raise InvalidAdapterError(f"expected JSON in {path}: {error}") from error
+    except UnreadableFileError as error:  # which says what was expected
+        raise InvalidAdapterError(str(error)) from error
+    except OSError as error:
+        raise InvalidAdapterError(f"expected JSON in {path}, and reading failed: {error}") from error
 
 
 def _object(path: Path, content: bytes) -> dict[str, Any]:
     try:
-        config = json.loads(content.decode())
-        require_shallow(config)
-    except (ValueError, RecursionError) as error:
-        raise InvalidAdapterError(f"expected JSON in {path}: {error}") from error
+        config = strict_json.decode(content.decode())
+        strict_json.require_shallow(config)
+    except ValueError as error:
+        raise InvalidAdapterError(
+            f"expected JSON in {path}, and reading failed: {error}; save the adapter again with save_pretrained()"
+        ) from error
     if not isinstance(config, dict):
         raise InvalidAdapterError(f"expected a JSON object in {path}, got {type(config).__name__}")
     return config

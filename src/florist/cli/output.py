@@ -75,6 +75,11 @@ class Output:
         for line in lines:
             (self.status if self._as_json else self._results).print(line, soft_wrap=True)
 
+    def failures(self, *lines: str) -> None:
+        """Print on stderr, also to the quiet, what an error that follows refers to."""
+        for line in lines:
+            self.status.print(line, soft_wrap=True)
+
     def note(self, text: str) -> None:
         """Print something that the user should know and that is no result."""
         if not self._quiet:

@@ -1,4 +1,4 @@
-"""What reaches the terminal: no text of a file or of the network writes a control character there, or a line of its own.
+"""What reaches the terminal: no text of a file or of the network writes control characters there, or lines of its own.
 
 A name of a file, a label of somebody's data or the base model of a stranger's adapter may hold escape sequences, which
 recolour or move what a terminal shows, and line breaks, by which a line of florist is forged. Everything is therefore

@@ -31,7 +31,7 @@ def decode(text: str | bytes) -> Any:
     try:
         return json.loads(text)
     except RecursionError:
-        raise ValueError("lists or objects are nested too deep: expected them a few times in each other") from None
+        raise ValueError("lists or objects are nested too deeply: expected them a few times in each other") from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise
     except ValueError:  # Python's own words name a function of Python
@@ -47,7 +47,7 @@ def require_shallow(document: Any, deepest: int = _DEEPEST) -> None:
     parts: Iterable[Any] = document.values() if isinstance(document, dict) else document
     if isinstance(document, dict | list):
         if deepest == 0:
-            raise ValueError(f"lists or objects are nested too deep: expected at most {_DEEPEST} in each other")
+            raise ValueError(f"lists or objects are nested too deeply: expected at most {_DEEPEST} in each other")
         for part in parts:
             if isinstance(part, dict | list):
                 require_shallow(part, deepest - 1)
