@@ -28,9 +28,19 @@ def printable(text: str, longest: int = LONGEST_MESSAGE) -> str:
     """
     if len(text) > 4 * longest:  # what is escaped may be four times as long, and text may be megabytes
         text = _without_middle(text, 4 * longest)
-    if not text.isprintable():
-        text = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    text = one_line(text)
     return _without_middle(text, longest) if len(text) > longest else text
+
+
+def one_line(text: str) -> str:
+    r"""Foreign text as it may be shown in full: what cannot be printed, line breaks included, is escaped.
+
+    >>> one_line("a name\n\x1b[31m")
+    'a name\\n\\x1b[31m'
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def some(parts: Sequence[str], most: int = 5) -> str:

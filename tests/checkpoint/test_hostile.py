@@ -78,7 +78,9 @@ def put_socket(path: Path) -> None:
 def test_what_is_no_file_is_not_waited_for(adapter: Path, name: str, put: Callable[[Path], None], kind: str):
     (adapter / name).unlink()
     put(adapter / name)
-    assert f"expected a regular file at {adapter / name}, found a {kind}" in refusal(adapter)
+    message = refusal(adapter)
+    assert f"expected a regular file at {adapter / name}, found a {kind}" in message
+    assert message.count("expected") == 1
 
 
 def test_a_device_by_its_own_name_is_no_adapter():
@@ -138,6 +140,50 @@ def test_a_config_that_is_no_document_is_refused(adapter: Path, content: bytes, 
 def test_a_config_that_peft_does_not_write_is_refused(adapter: Path, changes: dict[str, Any]):
     (adapter / "adapter_config.json").write_text(json.dumps(CONFIG | changes))
     refusal(adapter)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(b"[" * 50_000, "nested too deeply"), (b'{"r": ' + b"1" * 5_000 + b"}", "numbers of at most 4300 digits")],
+    ids=["deep", "digits"],
+)
+def test_what_python_says_of_itself_is_not_quoted(adapter: Path, content: bytes, told: str):
+    (adapter / "adapter_config.json").write_bytes(content)
+    message = refusal(adapter)
+    assert told in message
+    assert "save the adapter again" in message
+    assert not any(word in message for word in ("recursion", "unicode string", "sys."))
+
+
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_is_refused_by_its_key_and_its_file_and_escaped_once(adapter: Path, key: str):
+    (adapter / "adapter_config.json").write_text(json.dumps(CONFIG | {key: {"a\n(": 2}}))
+    message = refusal(adapter)
+    assert f"in {key} of {adapter / 'adapter_config.json'}, got 'a\\n(': " in message
+
+
+def test_the_name_of_a_tensor_is_escaped_once(adapter: Path):
+    with_header(adapter, {f"{PREFIX}q\n.lora_A.weight": entry([2, 3], 0, 24)}, bytes(24))
+    assert f"'{PREFIX}q\\n.lora_A.weight' is no name" in refusal(adapter)
+
+
+@pytest.mark.parametrize("key", ["base_model_name_or_path", "revision"])
+@pytest.mark.parametrize(
+    "value",
+    ["x\ud800", "x\u001b[31m\nflorist: ok", "x\x00", "x\u202e", "b" * 1_001, "b" * 3_000_000],
+    ids=["surrogate", "escape", "zero", "bidi", "long", "very long"],
+)
+def test_a_base_that_cannot_be_printed_is_refused(adapter: Path, key: str, value: str):
+    (adapter / "adapter_config.json").write_text(json.dumps(CONFIG | {key: value}))
+    message = refusal(adapter)
+    assert f"expected {key} in {adapter / 'adapter_config.json'} to have up to 1000 printable characters" in message
+    assert len(message) < 600
+
+
+@pytest.mark.parametrize("value", ["b" * 1_000, "/models/né 模型", "", None])
+def test_a_base_with_a_name_that_can_be_printed_is_read(adapter: Path, value: str | None):
+    (adapter / "adapter_config.json").write_text(json.dumps(CONFIG | {"base_model_name_or_path": value}))
+    assert open_adapter(adapter).base_model == (value or None)
 
 
 @pytest.mark.parametrize("key", ["rank_pattern", pytest.param("alpha_pattern", marks=pytest.mark.slow)])

@@ -91,6 +91,18 @@ def test_an_adapter_that_cannot_be_read_hides_no_other(
     assert json.loads(florist("inspect", variant, "--json").stdout)["combinable"] == []
 
 
+def test_why_no_adapter_can_be_read_is_said_on_stderr(florist: Run, tmp_path: Path) -> None:
+    for words in ([], ["--quiet"]):
+        result = florist("inspect", tmp_path / "a", tmp_path / "b", *words)
+        assert (result.returncode, result.stdout) == (2, "")
+        lines = result.stderr.splitlines()
+        assert [line.partition(": ")[0] for line in lines] == [
+            f"{tmp_path / 'a'} cannot be read",
+            f"{tmp_path / 'b'} cannot be read",
+            "florist",
+        ]
+
+
 def test_what_aggregate_would_allow_is_allowed_here(florist: Run, saved_adapters: list[Path], tmp_path: Path) -> None:
     def headed(tensors: dict[str, torch.Tensor]) -> None:
         tensors["base_model.model.lm_head.weight"] = torch.ones(3, 32)

@@ -113,7 +113,7 @@ def test_a_run_that_lost_rounds_or_is_another_is_read_from_its_start(run: RunDir
 
 def test_a_line_that_is_no_record_is_told(run: RunDirectory) -> None:
     (run.path / "rounds.jsonl").write_text('{"round": 1}\n')
-    with pytest.raises(DamagedRunError, match="expected a run in"):
+    with pytest.raises(DamagedRunError, match="expected a whole run in"):
         list(RecordTail(run.path).new())
 
 
@@ -211,6 +211,43 @@ def test_what_is_no_run_is_refused(run: RunDirectory, florist: Run, tmp_path: Pa
     assert "follow one of its runs" in refused(florist("watch", tmp_path / "comparison"))
     (run.path / "run.json").write_text("{")
     assert "expected a whole run in" in refused(florist("watch", run.path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("state/current.json", '{\n "sha256": "a', "state/current.json is not JSON: Unterminated string"),
+        ("state/current.json", "", "state/current.json is not JSON: Expecting value"),
+        ("state/current.json", "[]", "state/current.json is not as florist wrote it"),
+        ("state/current.json", "[" * 50_000, "state/current.json is not JSON: lists or objects are nested too deep"),
+        ("run.json", "", "run.json is not JSON: Expecting value"),
+        ("run.json", "[]", "run.json is not as"),
+    ],
+    ids=["cut", "emptied", "another", "deep", "facts emptied", "facts another"],
+)
+def test_each_reader_of_a_damaged_run_names_the_file_in_the_same_words(
+    run: RunDirectory, florist: Run, name: str, content: str, reason: str
+) -> None:
+    played(run, 1)
+    (run.path / name).write_text(content)
+    for words in (["watch"], ["report"], ["simulate", "--resume"]):
+        line = refused(florist(*words, run.path))
+        assert f"expected a whole run in {run.path}, and reading it failed ({reason}" in line, words
+        assert "nothing in it was changed: restore the directory from a copy, or start the run anew" in line, words
+        assert "pydantic" not in line
+
+
+def test_no_name_in_a_run_writes_control_characters_to_the_terminal(tmp_path: Path, florist: Run) -> None:
+    forged = "x\x1b[31m\nflorist: ok"
+    facts = replace(FACTS, method=forged, initial={forged: 1.0})
+    run = RunDirectory.create(tmp_path / "run", CONFIG.replace("3", "1"), facts)
+    run.save(state(1), replace(measured(1), metrics={forged: 0.5}))
+    run.adapter.mkdir()
+    for words in (["--once"], []):
+        out = florist("watch", run.path, *words).stdout
+        assert all(line.isprintable() for line in out.splitlines())
+        assert "x\\x1b[31m\\nflorist: ok" in out
+        assert not any(line.startswith("florist: ok") for line in out.splitlines())
 
 
 def test_it_needs_no_torch(run: RunDirectory) -> None:

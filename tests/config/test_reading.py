@@ -1,3 +1,4 @@
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -342,6 +343,14 @@ def test_overrides_add_to_a_table_and_the_last_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("override", ["federation.rounds", "rounds=3", "=3", ".rounds=3", "federation.=3", "", "a.b"])
 def test_an_override_of_another_form_is_refused(tmp_path: Path, override: str) -> None:
     assert refusal(tmp_path, overrides=[override]) == f"expected --set section.key=value, got {override!r}"
+
+
+@pytest.mark.parametrize("override", ["data.path=" + "[" * 5_000, "federation.rounds=" + "9" * 5_000, "x" * 5_000])
+def test_of_a_long_override_a_hundred_characters_are_quoted(tmp_path: Path, override: str) -> None:
+    line = refusal(tmp_path, overrides=[override])
+    assert "characters) ..." in line
+    assert not re.search(r"(.)\1{100}", line)
+    assert len(line) < 600
 
 
 def test_an_override_is_checked_like_the_file(tmp_path: Path) -> None:

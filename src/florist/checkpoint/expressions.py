@@ -84,7 +84,7 @@ def require_expressions(keys: Iterable[str], what: str) -> None:
                 re.compile(at_the_end(key))
         except (re.error, ValueError, OverflowError, RecursionError, MemoryError) as error:
             raise InvalidAdapterError(
-                f"expected a regular expression over module names in {what}, got {printable(key, 100)!r}: "
+                f"expected a regular expression over module names in {what}, got '{printable(key, 100)}': "
                 f"{printable(str(error), 200)}; name the modules instead"
             ) from error
 
@@ -136,7 +136,7 @@ def matching(expressions: Sequence[str], names: Collection[str], *, whole: bool 
 
 @lru_cache(maxsize=32)
 def _matched(how: str, expressions: tuple[str, ...], names: tuple[str, ...]) -> list[list[int]]:
-    quoted = ", ".join(repr(printable(expression, 60)) for expression in expressions[:3])
+    quoted = ", ".join(f"'{printable(expression, 60)}'" for expression in expressions[:3])
     if not sys.executable:
         raise InvalidAdapterError(
             f"expected plain module names, since this Python cannot start another to match {quoted}"

@@ -1,7 +1,6 @@
 """What adapter_config.json says: the rank and scaling of every module, and whether the factors alone are the update."""
 
 import hashlib
-import json
 import math
 import reprlib
 from collections.abc import Collection, Mapping
@@ -11,7 +10,7 @@ from typing import Any
 
 from florist.checkpoint.expressions import matching, require_expressions
 from florist.checkpoint.git_lfs import refuse_pointer
-from florist.checkpoint.keys import ends_of, is_name
+from florist.checkpoint.keys import LONGEST_NAME, ends_of, is_name
 from florist.checkpoint.layout import TokenIndices
 from florist.checkpoint.patterns import ModulePattern
 from florist.checkpoint.saved_modules import CLASSIFIER_HEADS
@@ -22,8 +21,8 @@ from florist.errors import (
     UnsupportedAdapterError,
     printable,
 )
+from florist.files import strict_json
 from florist.files.reading import read_bytes
-from florist.files.strict_json import require_shallow
 
 LARGEST_ALPHA = 1e30
 """The largest alpha. With a larger one, the scaled factors of a sound adapter would leave the range of float32."""
@@ -60,6 +59,12 @@ _IMPLIED_MODULES = {
     "QUESTION_ANS": ("qa_outputs",),
 }
 """The modules that PEFT saves whole for a task whatever `modules_to_save` says, by the task's name."""
+
+_NAMES_OF_THE_BASE = {
+    "base_model_name_or_path": "the directory or hub id of the base model",
+    "revision": "its branch, tag or commit on the hub, or null",
+}
+"""The settings that name the base model, and what they hold."""
 
 _INITIALISATIONS = ("gaussian", "eva", "orthogonal", "mica")
 """Initialisations that leave the base weight alone, as true and false do."""
@@ -142,6 +147,7 @@ def read_settings(path: Path) -> LoraSettings:
     config = _object(path, content)
     _refuse_unsupported(path, config)
     _check_targets(path, config)
+    _check_base(path, config)
     rank_pattern = _table(path, config, "rank_pattern")
     alpha_pattern = _table(path, config, "alpha_pattern")
     return LoraSettings(
@@ -151,10 +157,12 @@ def read_settings(path: Path) -> LoraSettings:
         alpha=_alpha(path, "lora_alpha", config.get("lora_alpha", 8)),
         use_rslora=bool(config.get("use_rslora")),
         ranks=ModulePattern.of(
-            {k: _rank(path, f"rank_pattern[{reprlib.repr(k)}]", v) for k, v in rank_pattern.items()}
+            {k: _rank(path, f"rank_pattern[{reprlib.repr(k)}]", v) for k, v in rank_pattern.items()},
+            f"rank_pattern of {path}",
         ),
         alphas=ModulePattern.of(
-            {k: _alpha(path, f"alpha_pattern[{reprlib.repr(k)}]", v) for k, v in alpha_pattern.items()}
+            {k: _alpha(path, f"alpha_pattern[{reprlib.repr(k)}]", v) for k, v in alpha_pattern.items()},
+            f"alpha_pattern of {path}",
         ),
         modules_to_save=_modules_to_save(path, config),
         target_parameters=tuple(_names(path, config, "target_parameters")),
@@ -172,6 +180,17 @@ def _check_targets(path: Path, config: Mapping[str, Any]) -> None:
         )
 
 
+def _check_base(path: Path, config: Mapping[str, Any]) -> None:
+    """Check what names the base model: tables show it, messages quote it, and the aggregate carries it on."""
+    for key, named in _NAMES_OF_THE_BASE.items():
+        value = config.get(key)
+        if isinstance(value, str) and value and not is_name(value):
+            raise InvalidAdapterError(
+                f"expected {key} in {path} to have up to {LONGEST_NAME} printable characters, got "
+                f"'{printable(value, 100)}', which has {len(value)}; write {named} there"
+            )
+
+
 def _read(path: Path) -> bytes:
     try:
         return read_bytes(path, most=LARGEST_CONFIG)
@@ -179,16 +198,20 @@ def _read(path: Path) -> bytes:
         raise MissingInputError(
             f"expected {path.name} beside the weights, found no {path}; copy it from where the adapter was saved"
         ) from error
-    except (OSError, UnreadableFileError) as error:
-        raise InvalidAdapterError(f"expected JSON in {path}: {error}") from error
+    except UnreadableFileError as error:  # which says what was expected
+        raise InvalidAdapterError(str(error)) from error
+    except OSError as error:
+        raise InvalidAdapterError(f"expected JSON in {path}, and reading failed: {error}") from error
 
 
 def _object(path: Path, content: bytes) -> dict[str, Any]:
     try:
-        config = json.loads(content.decode())
-        require_shallow(config)
-    except (ValueError, RecursionError) as error:
-        raise InvalidAdapterError(f"expected JSON in {path}: {error}") from error
+        config = strict_json.decode(content.decode())
+        strict_json.require_shallow(config)
+    except ValueError as error:
+        raise InvalidAdapterError(
+            f"expected JSON in {path}, and reading failed: {error}; save the adapter again with save_pretrained()"
+        ) from error
     if not isinstance(config, dict):
         raise InvalidAdapterError(f"expected a JSON object in {path}, got {type(config).__name__}")
     return config

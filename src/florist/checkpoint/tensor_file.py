@@ -19,7 +19,7 @@ from torch import Tensor
 from florist.checkpoint.git_lfs import refuse_pointer
 from florist.checkpoint.keys import LONGEST_NAME, is_name
 from florist.checkpoint.unchanged_file import UnchangedFile
-from florist.errors import FloristError, InvalidAdapterError, NonFiniteUpdateError, printable, some
+from florist.errors import FloristError, InvalidAdapterError, NonFiniteUpdateError, UnreadableFileError, printable, some
 
 LARGEST_HEADER = 50_000_000
 """The largest header of a safetensors file, in bytes. A tensor takes about 150: there is room for 300,000 of them."""
@@ -117,6 +117,8 @@ def open_safetensors(path: Path) -> TensorFile:
             header, start = _header(stream)
     except InvalidAdapterError:
         raise
+    except UnreadableFileError as error:  # which says what was expected
+        raise InvalidAdapterError(str(error)) from error
     except (SafetensorError, FloristError, OSError, ValueError, RecursionError) as error:
         raise InvalidAdapterError(
             f"expected a safetensors file, got {path}: {error}; save the adapter again with save_pretrained()"
@@ -202,7 +204,7 @@ def _problems(name: str, shape: tuple[int, ...], foreign_dtype: object) -> list[
     problems: list[str] = []
     shown = printable(name, 100)
     if not is_name(name):
-        problems.append(f"{shown!r} is no name of a tensor: such have up to {LONGEST_NAME} printable characters")
+        problems.append(f"'{shown}' is no name of a tensor: such have up to {LONGEST_NAME} printable characters")
     if foreign_dtype is not None:
         problems.append(f"{shown} is {foreign_dtype}")
     if 0 in shape or not shape:

@@ -10,6 +10,7 @@ from florist.cli.output import plain_table
 from florist.cli.summaries import number
 from florist.comparison.intervals import FEWEST_VALUES, Estimate
 from florist.comparison.summary import Line, Measured, Verdict
+from florist.errors import one_line
 
 QUALITY = "metrics on the {source}: mean ± 95% interval over seeds; differences are paired by seed"
 FEW_SEEDS = (
@@ -45,7 +46,7 @@ def quality_table(lines: Sequence[Line], reference: str) -> Table:
             measured = line.metrics.get(name)
             cells += [_estimate(measured), _difference(measured)]
         runs = f"{len(line.seeds)}" + (f", {len(line.failures)} failed" if line.failures else "")
-        table.add_row(Text(line.name), runs, *cells)
+        table.add_row(Text(one_line(line.name)), runs, *cells)
     return table
 
 
@@ -55,7 +56,7 @@ def cost_table(lines: Sequence[Line]) -> Table:
     table = _empty_table(*heads)
     for line in lines:
         table.add_row(
-            Text(line.name),
+            Text(one_line(line.name)),
             _cost(line.total_rank, 1, ".1f"),
             _cost(line.last_total_rank, 1, ".1f"),
             _cost(line.efficiency, 1e-4, ".2f"),

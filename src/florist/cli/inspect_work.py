@@ -68,7 +68,7 @@ def look_at_adapters(
     for one, modules in looked:
         output.table(module_table(modules) if every_module else kind_table(modules, output.fits), heading=heading(one))
         output.lines(*findings(modules))
-    output.lines(*(f"{adapter} cannot be read: {reason}" for adapter, reason in unreadable.items()))
+    output.failures(*(f"{adapter} cannot be read: {reason}" for adapter, reason in unreadable.items()))
     output.lines(
         *(f"outlier: the update of {path} is {times:.2g} times the median" for path, times in outliers.items())
     )

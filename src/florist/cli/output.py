@@ -4,11 +4,12 @@ from collections.abc import Collection
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from florist.cli.blocks import fits, in_blocks
 from florist.cli.progress import Progress
+from florist.cli.terminal import Cells, Terminal
 from florist.errors import ConfigurationError
 from florist.files import strict_json
 
@@ -19,6 +20,8 @@ class Output:
     Results go to stdout: tables, and lines about them. Progress and notes go to stderr. With ``--json``, stdout holds
     one JSON document and nothing else: tables are left out, since the document says what they say, and the lines about
     the results go to stderr.
+
+    Every line, and every cell of a table, is made one line of printable characters, whatever it quotes (`terminal`).
 
     With ``--quiet``, nothing goes to stderr but errors. With ``--verbose``, stderr also says what is decided and why.
 
@@ -41,13 +44,21 @@ class Output:
         self._as_json = as_json
         self._quiet = quiet
         self.verbose = verbose
-        self.status = _console(stderr=True)
-        self._results = _console(stderr=False)
+        self.status = Terminal(stderr=True)
+        self._results = Terminal()
 
-    def table(self, table: Table, *, heading: str | None = None) -> None:
-        """Print a table of results, after its heading if it has one; print neither with ``--json``."""
+    def table(self, table: Table, *, heading: str | None = None, gap: bool = False) -> None:
+        """Print a table of results, after its heading if it has one; print neither with ``--json``.
+
+        Args:
+            table: one that `plain_table` made.
+            heading: the line above it.
+            gap: whether a line is left out above the heading.
+        """
         if self._as_json:
             return
+        if gap:
+            self.lines("")
         if heading is not None:
             self.lines(heading)
         _print_table(self._results, table)
@@ -63,6 +74,11 @@ class Output:
             return
         for line in lines:
             (self.status if self._as_json else self._results).print(line, soft_wrap=True)
+
+    def failures(self, *lines: str) -> None:
+        """Print on stderr, also to the quiet, what an error that follows refers to."""
+        for line in lines:
+            self.status.print(line, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Print something that the user should know and that is no result."""
@@ -88,27 +104,24 @@ class Output:
         return fits(table, self._results)
 
 
-def plain_table(*heads: str, words: Collection[int] = (0,)) -> Table:
+def plain_table(*heads: str | Text, words: Collection[int] = (0,)) -> Table:
     """An empty table in the one style of florist: a line under the heads, and numbers to the right.
 
     Args:
-        heads: the titles of the columns.
+        heads: the titles of the columns; one with line breaks is a `Text`.
         words: the numbers of the columns that hold words, which are printed to the left.
     """
-    table = Table(*heads, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left")
+    table = Cells(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left")
+    for head in heads:
+        table.add_column(head)
     for number, column in enumerate(table.columns):
         column.justify = "left" if number in words else "right"
     return table
 
 
-def _print_table(console: Console, table: Table) -> None:
+def _print_table(console: Terminal, table: Table) -> None:
     caption, table.caption = table.caption, None  # a block may be too narrow for it
     for block in in_blocks(table, console):
         console.print(block)
     if caption is not None:
         console.print(caption, style="table.caption")
-
-
-def _console(*, stderr: bool) -> Console:
-    # A name in brackets or between colons is a name: neither markup nor an emoji.
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)

@@ -93,9 +93,9 @@ def report(question: Question, output: Output) -> None:
     costs = plan(setup, names)
     seconds = {name: question.seconds(cost) for name, cost in costs.items()}
     output.lines(*headline(setup))
-    output.table(federation_table(costs), heading=f"\nAll clients in {_rounds(setup)}, and the server")
+    output.table(federation_table(costs), heading=f"All clients in {_rounds(setup)}, and the server", gap=True)
     output.table(
-        client_table(costs, seconds), heading="\nOne client in a round; the least and the most of unlike ranks"
+        client_table(costs, seconds), heading="One client in a round; the least and the most of unlike ranks", gap=True
     )
     output.lines(*notes(setup, costs, question.budget))
     if uncut := question.uncut(names):

@@ -9,6 +9,7 @@ from rich import progress
 from rich.console import Console
 
 from florist.cli.heartbeat import Heartbeat
+from florist.errors import one_line
 
 
 class Progress:
@@ -43,7 +44,7 @@ class Progress:
             transient=True,
             disable=quiet or not console.is_terminal,
         )
-        self._whole = self._bars.add_task(description, total=None)
+        self._whole = self._bars.add_task(one_line(description), total=None)
         self._part: tuple[str, progress.TaskID] | None = None
         self.heartbeat = None if quiet or console.is_terminal else Heartbeat(self.doing, self._print, clock)
         self._open = ExitStack()
@@ -65,13 +66,13 @@ class Progress:
 
     def whole(self, description: str) -> None:
         """Say what the whole consists of."""
-        self._bars.update(self._whole, description=description)
+        self._bars.update(self._whole, description=one_line(description))
 
     def part(self, description: str, done: int = 0, total: int | None = None) -> None:
         """Show the part that the command is at; without a total, nobody knows how long it takes."""
         if self._part is None or self._part[0] != description:
             self.end_part()
-            self._part = description, self._bars.add_task(description, total=total)
+            self._part = description, self._bars.add_task(one_line(description), total=total)
         self._bars.update(self._part[1], completed=done)
 
     def end_part(self) -> None:
@@ -99,4 +100,4 @@ class Progress:
         )
 
     def _print(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True)
+        self._console.print(one_line(text), soft_wrap=True)

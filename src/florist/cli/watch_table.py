@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
+from rich.text import Text
 
 from florist.cli.output import plain_table
-from florist.errors import printable
+from florist.errors import one_line, printable
 from florist.federation.records import RoundRecord
 
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
@@ -74,11 +75,11 @@ def rows_table(metric: str, rows: Sequence[Row]) -> Table:
     with_feedback, with_drops = any(row.held_back is not None for row in rows), any(row.dropped for row in rows)
     with_noise = any(row.epsilon is not None for row in rows)
     heads = [
-        metric.replace("_", "\n"),
+        Text(one_line(metric).replace("_", "\n")),
         "rank",
         "up",
         "down",
-        *(["held\nback"] if with_feedback else []),
+        *([Text("held\nback")] if with_feedback else []),
         *(["epsilon"] if with_noise else []),
         "s",
         "clients",

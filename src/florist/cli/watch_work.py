@@ -6,15 +6,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from florist.cli.decisions import clients_of
 from florist.cli.output import Output
 from florist.cli.stopping import exit_status
+from florist.cli.terminal import Terminal
 from florist.cli.watch_table import Row, curve, line_of, rows_table, size
-from florist.errors import MissingInputError
+from florist.errors import MissingInputError, one_line
 from florist.federation.damage import result_is_damaged
 from florist.federation.following import Records, RunStatus, read_status, require_records, result_damage
 from florist.federation.records import RoundRecord
@@ -85,7 +86,7 @@ def show_once(path: Path, output: Output, *, as_json: bool) -> None:
         MissingInputError: there is none.
         DamagedRunError: it cannot be read.
     """
-    run, console = _Run(Records(path)), _console()
+    run, console = _Run(Records(path)), Terminal()
     for record in run.look():
         if as_json:
             _print_json(record)
@@ -115,7 +116,7 @@ def follow(path: Path, interval: float, output: Output, *, as_json: bool) -> Non
         DamagedRunError: the run cannot be read.
         Exit: the user has seen enough.
     """
-    run, console = _Run(Records(path)), _console()
+    run, console = _Run(Records(path)), Terminal()
     try:
         if read_status(path) is None:
             output.note(f"waiting for a run in {path}")
@@ -129,7 +130,7 @@ def follow(path: Path, interval: float, output: Output, *, as_json: bool) -> Non
         raise typer.Exit(exit_status(stop)) from None
 
 
-def _print_lines(run: _Run, interval: float, console: Console, output: Output, *, as_json: bool) -> None:
+def _print_lines(run: _Run, interval: float, console: Terminal, output: Output, *, as_json: bool) -> None:
     printed, begun = 0, False
     while True:
         for record in run.look():
@@ -148,7 +149,8 @@ def _print_lines(run: _Run, interval: float, console: Console, output: Output, *
             break
         time.sleep(interval)
     if not as_json:
-        console.print("\n".join(_end(run)), soft_wrap=True)
+        for line in _end(run):
+            console.print(line, soft_wrap=True)
     elif run.damage is not None:
         output.note(run.damage)
 
@@ -157,12 +159,12 @@ def _print_json(record: RoundRecord) -> None:
     print(strict_json.encode(asdict(record)), flush=True)  # noqa: T201  # rich would break long lines
 
 
-def _print_start(run: _Run, console: Console) -> None:
+def _print_start(run: _Run, console: Terminal) -> None:
     if run.status is not None and run.status.initial:
         console.print(line_of(Row(0, run.status.initial)), soft_wrap=True)
 
 
-def _draw(run: _Run, interval: float, console: Console) -> None:
+def _draw(run: _Run, interval: float, console: Terminal) -> None:
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         before: tuple[object, ...] | None = None
         while True:
@@ -177,7 +179,7 @@ def _draw(run: _Run, interval: float, console: Console) -> None:
             time.sleep(interval)
 
 
-def _picture(run: _Run, console: Console, count: int | None = None) -> RenderableType:
+def _picture(run: _Run, console: Terminal, count: int | None = None) -> RenderableType:
     """The table of the last rounds, the curve, and how far the run is."""
     status = run.status
     if status is None:
@@ -191,7 +193,8 @@ def _picture(run: _Run, console: Console, count: int | None = None) -> Renderabl
     room = max(3, console.height - len(curve_lines) - len(tail) - len(end) - 6)
     shown = rows[-min(room, _FEW) :] if count is None else rows
     head = f"{run.records.run}, {status.method}: {metric.replace('_', ' ')} of {len(run.rows)} rounds"
-    return Group(Text(head), *map(Text, curve_lines), rows_table(metric, shown), *map(Text, [*tail, *end]))
+    above, below = ([Text(one_line(line)) for line in lines] for lines in ([head, *curve_lines], [*tail, *end]))
+    return Group(*above, rows_table(metric, shown), *below)
 
 
 def _end(run: _Run) -> Sequence[str]:
@@ -214,7 +217,3 @@ def _end(run: _Run) -> Sequence[str]:
     elif status.rounds is not None and run.played >= status.rounds:
         lines.append("all rounds are played; the final adapter is still to come")
     return lines
-
-
-def _console() -> Console:
-    return Console(markup=False, emoji=False, highlight=False)

@@ -17,7 +17,7 @@ from florist.config import communication, method_keys
 from florist.config.paths import anchor, wrong_paths
 from florist.config.sections import Config, Section
 from florist.config.toml_text import parsed, read_tables, wrong_values
-from florist.errors import ConfigurationError
+from florist.errors import ConfigurationError, printable
 
 SectionType = TypeVar("SectionType", bound=Section)
 
@@ -37,6 +37,9 @@ _EXPECTED = {
     "byte_size_unit": "a size as 20MB or 300KB",
 }
 """What was expected where pydantic finds an error of these types, with fields from the context of the error."""
+
+_LONGEST_QUOTE = 100
+"""The characters that are quoted of an override."""
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
@@ -160,8 +163,8 @@ def _apply(tables: dict[str, Any], overrides: Sequence[str]) -> dict[str, str]:
         name, separator, text = override.partition("=")
         section, dot, key = name.strip().partition(".")
         if not (separator and dot and section and key):
-            raise ConfigurationError(f"expected --set section.key=value, got {override!r}")
-        texts[f"{section}.{key}"] = override.strip()
+            raise ConfigurationError(f"expected --set section.key=value, got '{printable(override, _LONGEST_QUOTE)}'")
+        texts[f"{section}.{key}"] = printable(override.strip(), _LONGEST_QUOTE)
         unset.discard((section, key))
         if not text.strip() and key in _keys(_section_type(section)):
             given.get(section, {}).pop(key, None)

@@ -38,7 +38,7 @@ def read_tables(path: Path) -> dict[str, Any]:
         # Some editors begin a file with a byte order mark.
         return parsed(read_bytes(path, LARGEST_FILE).decode("utf-8-sig").replace("\r\n", "\n"))
     except UnreadableFileError as error:
-        raise ConfigurationError(f"expected a configuration file: {error}") from error
+        raise ConfigurationError(f"{error}; give a configuration file") from error
     except ValueError as error:
         raise ConfigurationError(f"{path}: expected TOML, and reading failed: {error}") from error
 

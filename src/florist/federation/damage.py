@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from florist.errors import DamagedRunError, MissingInputError, OtherVersionError
@@ -76,9 +77,16 @@ def errors_as_damage(run: Path, still_usable: Callable[[], str] | None = None) -
     except (DamagedRunError, MissingInputError, OtherVersionError):
         raise
     except (OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
-        raise damaged_run(
-            run, " ".join(str(error).split()), still_usable() if still_usable is not None else ""
-        ) from error
+        raise damaged_run(run, said_by(error), still_usable() if still_usable is not None else "") from error
+
+
+def said_by(error: Exception) -> str:
+    """What an error says, on one line; of pydantic's, whose messages end with addresses, the first complaint."""
+    if not isinstance(error, ValidationError):
+        return " ".join(str(error).split())
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else first["msg"]
 
 
 def damaged_run(run: Path, reason: str, still_usable: str = "") -> DamagedRunError:

@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from florist.errors import DamagedRunError, MissingInputError
-from florist.federation.damage import DamagedFileError, checked_file
+from florist.errors import DamagedRunError, MissingInputError, printable
+from florist.federation.damage import DamagedFileError, checked_file, damaged_run, said_by
 from florist.federation.last_round import CURRENT, LastRound, read_last_round
 from florist.federation.own_files import ALWAYS_READ, OwnFiles
 from florist.federation.records import FinalTest, RoundRecord
@@ -278,6 +278,4 @@ def _decoded(file: Path) -> Any:
 
 
 def _damaged(run: Path, error: Exception) -> DamagedRunError:
-    told = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-    reason = " ".join(told.split())[:300]
-    return DamagedRunError(f"expected a run in {run}, and reading it failed ({reason}); restore it from a copy")
+    return damaged_run(run, printable(said_by(error), 300))

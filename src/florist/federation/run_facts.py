@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
-from florist.federation.damage import errors_as_damage
+from florist.federation.damage import errors_as_damage, said_by
 from florist.federation.kept_rounds import KeepRounds
-from florist.federation.run_format import FORMAT, facts_content
+from florist.federation.run_format import FACTS, FORMAT, facts_content
 from florist.files import strict_json
 from florist.files.strict_json import Number
 
@@ -53,4 +53,7 @@ def read_facts(run: Path) -> RunFacts:
         DamagedRunError: run.json cannot be read.
     """
     with errors_as_damage(run):
-        return _FACTS.validate_python(facts_content(run))
+        try:
+            return _FACTS.validate_python(facts_content(run))
+        except ValidationError as error:
+            raise ValueError(f"{FACTS} is not as florist wrote it: {said_by(error)}") from error

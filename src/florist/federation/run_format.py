@@ -26,7 +26,11 @@ def facts_content(run: Path) -> Any:
         DamagedRunError: it cannot be read.
     """
     with errors_as_damage(run):
-        return strict_json.decode(read_bytes(run / FACTS, _MOST_BYTES))
+        content = read_bytes(run / FACTS, _MOST_BYTES)
+        try:
+            return strict_json.decode(content)
+        except ValueError as error:
+            raise ValueError(f"{FACTS} is not JSON: {error}") from error
 
 
 def require_format(run: Path) -> None:

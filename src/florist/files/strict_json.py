@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+_DEEPEST = 50
+
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """A float of a document, as a type for pydantic, which reads null as NaN."""
 
@@ -24,15 +26,19 @@ def decode(text: str | bytes) -> Any:
     """The document of a text, in which every null is None.
 
     Raises:
-        ValueError: it is not JSON, or nests too deeply.
+        ValueError: it is not JSON in UTF-8, nests too deeply, or has a whole number that Python does not read.
     """
     try:
         return json.loads(text)
     except RecursionError:
-        raise ValueError("lists or objects are nested too deeply") from None
+        raise ValueError("lists or objects are nested too deeply: expected them a few times in each other") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except ValueError:  # Python's own words name a function of Python
+        raise ValueError("expected numbers of at most 4300 digits, got a longer one") from None
 
 
-def require_shallow(document: Any, deepest: int = 50) -> None:
+def require_shallow(document: Any, deepest: int = _DEEPEST) -> None:
     """Check that lists and objects lie no deeper in each other than people write, who may then be shown them.
 
     Raises:
@@ -41,7 +47,7 @@ def require_shallow(document: Any, deepest: int = 50) -> None:
     parts: Iterable[Any] = document.values() if isinstance(document, dict) else document
     if isinstance(document, dict | list):
         if deepest == 0:
-            raise ValueError("it is nested too deep")
+            raise ValueError(f"lists or objects are nested too deeply: expected at most {_DEEPEST} in each other")
         for part in parts:
             if isinstance(part, dict | list):
                 require_shallow(part, deepest - 1)

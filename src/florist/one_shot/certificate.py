@@ -1,6 +1,5 @@
 """florist.json says what an aggregation kept and lost, what went into it, and what the result counts for."""
 
-import json
 import os
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 from florist.checkpoint import SavedAdapter
 from florist.checkpoint.reading import CONFIG_NAME, WEIGHTS_NAME
-from florist.errors import InvalidAdapterError, InvalidUpdateError, printable
+from florist.errors import InvalidAdapterError, InvalidUpdateError, UnreadableFileError, printable
 from florist.files import strict_json
 from florist.files.outputs import sha256
 from florist.files.reading import read_bytes
@@ -144,17 +143,21 @@ def certified_weight(saved: SavedAdapter) -> Weight | None:
     if not os.path.lexists(path):
         return None
     try:
-        content = json.loads(read_bytes(path, most=_LARGEST))
+        content = strict_json.decode(read_bytes(path, most=_LARGEST))
         strict_json.require_shallow(content)
-        number, author = content.get("format", 0), content["florist"]
-        _require_known(path, number, author)
+        if not isinstance(content, dict):
+            raise ValueError(f"expected a JSON object, got {reprlib.repr(content)}")  # noqa: TRY004, TRY301  # of a file
+        _require_known(path, content.get("format", 0), content.get("florist", "an unknown version"))
+        _require_keys(content)
         claimed, count, unit = content["sha256"], content["num_examples"], CountedIn(content["counted_in"])
     except (InvalidAdapterError, InvalidUpdateError):
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except UnreadableFileError as error:  # which says what was expected
+        raise InvalidAdapterError(f"{error}; the weight that it gave is not used") from error
+    except (OSError, ValueError) as error:
         raise InvalidAdapterError(
-            f"expected a certificate of florist in {path}, got {type(error).__name__}: "
-            f"{printable(str(error), 300)}; the weight that it gave is not used"
+            f"expected a certificate of florist in {path}, and reading failed: {printable(str(error), 300)}; the "
+            "weight that it gave is not used"
         ) from error
     if unit is CountedIn.SHARES:
         count = 1  # of an unknown number of examples
@@ -169,6 +172,12 @@ def certified_weight(saved: SavedAdapter) -> Weight | None:
             "the weight that it gave is not used"
         )
     return Weight(count, unit)
+
+
+def _require_keys(content: Mapping[str, Any]) -> None:
+    lacking = [key for key in ("florist", "sha256", "num_examples", "counted_in") if key not in content]
+    if lacking:
+        raise ValueError(f"it lacks {', '.join(lacking)}")
 
 
 def _require_known(path: Path, number: object, author: object) -> None:

@@ -61,13 +61,21 @@ def _read(file: Path) -> Mapping[str, Any]:
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedRunError(
-            f"expected a certificate of florist in {file}, got {type(error).__name__}: {error}; aggregate again"
+            f"expected a certificate of florist in {file}, and {_wrong(error)}; aggregate again"
         ) from error
     if lacking:
         raise DamagedRunError(
             f"expected a rank and an error for every module in {file}, and {lacking[0]} lacks one; aggregate again"
         )
     return content
+
+
+def _wrong(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it lacks {error.args[0]}"
+    if isinstance(error, TypeError | AttributeError):
+        return "what it holds is of another form"
+    return f"reading it failed: {error}"
 
 
 def _summary(content: Mapping[str, Any]) -> list[Block]:

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from florist.config.sections import FROM_CODE
-from florist.errors import ConfigurationError, GivenObjectError
+from florist.errors import ConfigurationError, GivenObjectError, one_line
 from florist.evaluation import Measurements, Metric, known_directions
 from florist.federation.records import RoundRecord
 from florist.models.loading import load_tokenizer, with_padding
@@ -84,7 +84,7 @@ class Callbacks:
 
 def tell(record: RoundRecord) -> None:
     """A callback that writes a line on the round to stderr."""
-    sys.stderr.write(f"{record.text}\n")
+    sys.stderr.write(f"{one_line(record.text)}\n")
     sys.stderr.flush()
 
 
