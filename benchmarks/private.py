@@ -14,9 +14,8 @@ import os
 import platform
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -79,18 +78,16 @@ class MeasuredGrid(MemoryGrid):
     def begin(self) -> None:
         """Count from here."""
         self.up, self.down, self.clients = 0, 0, 0.0
-        self.sent.clear()
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a round costs: bytes and CPU seconds of a client, CPU seconds of the server, messages to a client."""
+    """What a round costs: bytes and CPU seconds of a client, CPU seconds of the server."""
 
     up: float
     down: float
     client: float
     server: float
-    messages: Counter[str] = field(default_factory=Counter[str])
 
 
 def over_flower(count: int, shapes: dict[str, tuple[int, int]], private: PrivateRounds | None) -> Cost:
@@ -111,13 +108,11 @@ def over_flower(count: int, shapes: dict[str, tuple[int, int]], private: Private
     if not all(record.aggregated and len(record.clients) == count for record in strategy.records):
         raise RuntimeError(f"expected all {count} clients in every round, got {strategy.records[-1].dropped}")
     rounds = ROUNDS - 1
-    kinds = Counter(message.metadata.message_type for message in grid.sent)
     return Cost(
         grid.up / count / rounds,
         grid.down / count / rounds,
         (grid.clients - trained) / count / rounds,
         (whole - grid.clients) / rounds,
-        kinds,
     )
 
 

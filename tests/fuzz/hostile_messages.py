@@ -3,11 +3,11 @@
 Whatever is made here goes through Flower's own serialisation, so that it is what could come from the network.
 """
 
-# cases are drawn, and no secrets
+# ruff: noqa: S311  # cases are drawn, and no secrets
 
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,10 +19,24 @@ from torch import Tensor
 
 from florist.flower.arrays import digest
 from tests.fuzz.mutations import mutated_bytes, mutated_document, nasty_values
+from tests.fuzz.oracle import refused_or_taken
 
 HEAD = "florist"
 ARRAYS = ("added", "packed", "continued", "packed_continued", "directions", "adapter", "saved_parameters", "private")
 FORGED = "q_proj\n[INFO] round 9: forged \x1b[31mline\x1b[0m"
+
+
+def refused(parsers: Sequence[tuple[RecordDict, Callable[[RecordDict], object]]], seeds: range) -> int:
+    """How many broken messages, one a seed, their readers refuse."""
+    count = 0
+    for seed in seeds:
+        content, read = parsers[seed % len(parsers)]
+        hostile, taken = broken(content, random.Random(seed)), False
+        with refused_or_taken(f"parser {seed}"):
+            read(hostile)
+            taken = True
+        count += not taken
+    return count
 
 
 def broken(content: RecordDict, rng: random.Random) -> RecordDict:

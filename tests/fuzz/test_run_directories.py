@@ -18,6 +18,7 @@ from florist.errors import FloristError
 from florist.federation.history import RunDirectory
 from florist.federation.records import RoundRecord
 from florist.federation.simulation import Simulation
+from tests.stored_runs import tree
 from tests.tiny_federation import Silent, configure
 
 from .mutations import mutated_bytes, mutated_document
@@ -168,17 +169,9 @@ CORRUPTIONS = (
 )
 
 
-def tree(run: Path) -> dict[str, object]:
+def unlocked(run: Path) -> dict[str, object]:
     """All that is in a directory but for the lock, which a process takes that looks whether it can go on."""
-    return {
-        str(each.relative_to(run)): os.readlink(each)  # noqa: PTH115  # what it says, though it lead nowhere
-        if each.is_symlink()
-        else each.read_bytes()
-        if each.is_file()
-        else each.lstat().st_mode
-        for each in run.rglob("*")
-        if not each.name.startswith(".lock")
-    }
+    return {name: held for name, held in tree(run).items() if not Path(name).name.startswith(".lock")}
 
 
 def resume(run: Path, runs: Runs) -> bool:
@@ -199,12 +192,12 @@ def corrupt(number: int, runs: Runs, folder: Path) -> str:
     run = shutil.copytree(source, folder / f"run-{number}")
     corruption = CORRUPTIONS[number % len(CORRUPTIONS)]
     corruption(run, rng, other)
-    before, became = tree(run), "refused"
+    before, became = unlocked(run), "refused"
     with refused_or_taken(f"{number} ({corruption.__name__} of the {source.name} run)"):
         try:
             same = resume(run, runs)
         except FloristError:
-            assert tree(run) == before, "a run that is refused was changed"
+            assert unlocked(run) == before, "a run that is refused was changed"
             raise
         became = "ended" if same else "configured otherwise"
         if same:
