@@ -37,7 +37,6 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.table import machine
 from tests.attacks import (
     Attack,
     Claiming,
@@ -52,6 +51,7 @@ from tests.attacks import (
     mislabelled,
 )
 
+from benchmarks.table import machine
 from florist.aggregation import Florist
 from florist.comparison.intervals import Estimate, estimate
 from florist.config import read_config

@@ -30,8 +30,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from benchmarks.aggregate import peak_kib, save_adapter
 
+from benchmarks.aggregate import peak_kib, save_adapter
 from florist.aggregation import Florist
 from florist.compression.codecs import codec_named
 from florist.compression.feedback import Compression, Feedback
