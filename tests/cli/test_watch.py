@@ -327,6 +327,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_terminal_is_drawn_on_and_ctrl_c_is_quiet(run: RunDirectory) -> None:
     played(run, 2)
 

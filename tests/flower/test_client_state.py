@@ -127,6 +127,7 @@ def live(talk: Conversation, event: str) -> None:
     talk.close(usable=event not in {"failed", "unlucky"})
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(events=EVENTS, local_init=st.sampled_from([Fresh(), Aligned(), Warm()]), bound=st.sampled_from([1, 2, 16]))
 def test_a_client_holds_what_the_server_has_whatever_happened(

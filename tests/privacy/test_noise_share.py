@@ -116,6 +116,7 @@ def test_noise_is_in_each_number_that_any_client_might_have_changed() -> None:
     assert len(purposes) == len(set(purposes)) == 2
 
 
+@pytest.mark.slow
 @given(
     clients=st.integers(2, 60),
     bits=st.integers(16, 64),
