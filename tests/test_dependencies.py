@@ -32,6 +32,7 @@ NEEDS = {
     "florist.flower.model_participant": {"train", "flower"},
     "florist.flower.server_evaluation": {"train", "flower"},
     "florist.models": {"train"},
+    "florist.peft": {"train"},
     "florist.planning.meta_model": {"train"},
     "florist.privacy": {"privacy"},
     "florist.reporting": {"report"},

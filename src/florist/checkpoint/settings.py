@@ -53,7 +53,7 @@ _HARMLESS = {"use_rslora", "eva_config", "corda_config", "lora_ga_config", "loft
 _BASE_CHANGING = ("pissa", "olora", "corda", "lora_ga", "loftq")
 """Initialisations that subtract their start from the base weight."""
 
-_IMPLIED_MODULES = {
+IMPLIED_MODULES = {
     "SEQ_CLS": CLASSIFIER_HEADS,
     "TOKEN_CLS": CLASSIFIER_HEADS,
     "QUESTION_ANS": ("qa_outputs",),
@@ -145,7 +145,7 @@ def read_settings(path: Path) -> LoraSettings:
     content = _read(path)
     refuse_pointer(path, content)
     config = _object(path, content)
-    _refuse_unsupported(path, config)
+    require_plain_lora(path, config)
     _check_targets(path, config)
     _check_base(path, config)
     rank_pattern = _table(path, config, "rank_pattern")
@@ -217,33 +217,43 @@ def _object(path: Path, content: bytes) -> dict[str, Any]:
     return config
 
 
-def _refuse_unsupported(path: Path, config: Mapping[str, Any]) -> None:
+def require_plain_lora(where: Path | str, config: Mapping[str, Any]) -> None:
+    """Check that the update of an adapter is its factors' product, ``s B A``, over the base as it is.
+
+    Args:
+        where: the file of the config, or what else messages call the adapter.
+        config: its content, or that of a live `peft.LoraConfig`.
+
+    Raises:
+        InvalidAdapterError: it names no kind of adapter.
+        UnsupportedAdapterError: it is no LoRA, a variant is in use, or an initialisation that changes the base.
+    """
     peft_type = config.get("peft_type")
     if peft_type is None:
-        raise InvalidAdapterError(f'expected "peft_type": "LORA" in {path}, found no peft_type')
+        raise InvalidAdapterError(f'expected "peft_type": "LORA" in {where}, found no peft_type')
     if not isinstance(peft_type, str) or peft_type.upper() != "LORA":
         shown = printable(peft_type, 60) if isinstance(peft_type, str) else reprlib.repr(peft_type)
         raise UnsupportedAdapterError(
-            f"{path} is a {shown} adapter: florist combines plain LoRA only; train it as LoRA"
+            f"{where} is a {shown} adapter: florist combines plain LoRA only; train it as LoRA"
         )
     unknown = {key: key for key in config if _looks_like_variant(key)}
     for key, name in {**_VARIANTS, **unknown}.items():
         if config.get(key):
             raise UnsupportedAdapterError(
-                f"{path} uses {name} ({key}), under which the update is not s B A: combining its factors would give a "
+                f"{where} uses {name} ({key}), under which the update is not s B A: combining its factors would give a "
                 "wrong adapter; train it as plain LoRA"
             )
     start = config.get("init_lora_weights", True)
     if isinstance(start, str) and start.lower().startswith(_BASE_CHANGING):
         raise UnsupportedAdapterError(
-            f"{path} was initialised with {start}, which changes the base weights, so that its factors refer to "
+            f"{where} was initialised with {start}, which changes the base weights, so that its factors refer to "
             "another base than those of the other adapters; re-save it with "
             "save_pretrained(..., path_initial_model_for_weight_conversion=...) (PEFT offers none for LoftQ: train it "
             "as plain LoRA)"
         )
     if isinstance(start, str) and start.lower() not in _INITIALISATIONS:
         raise UnsupportedAdapterError(
-            f"{path} was initialised with {start!r}, which florist does not know: it may have changed the base "
+            f"{where} was initialised with {start!r}, which florist does not know: it may have changed the base "
             f"weights; expected true, false or one of {', '.join(_INITIALISATIONS)}"
         )
 
@@ -271,7 +281,7 @@ def _names(path: Path, config: Mapping[str, Any], key: str) -> list[str]:
 
 def _modules_to_save(path: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
     """The modules that the config names, and those that its task implies: older PEFT did not write the latter down."""
-    implied = _IMPLIED_MODULES.get(str(config.get("task_type")), ())
+    implied = IMPLIED_MODULES.get(str(config.get("task_type")), ())
     return tuple(dict.fromkeys([*_names(path, config, "modules_to_save"), *implied]))
 
 
