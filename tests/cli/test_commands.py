@@ -29,6 +29,7 @@ COMMANDS = (
     "compare",
     "evaluate",
     "export",
+    "extract",
     "init",
     "inspect",
     "plan",

@@ -24,7 +24,8 @@ from florist.errors import FloristError, InvalidAdapterError, NonFiniteUpdateErr
 LARGEST_HEADER = 50_000_000
 """The largest header of a safetensors file, in bytes. A tensor takes about 150: there is room for 300,000 of them."""
 
-_FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+"""The dtypes of safetensors in which there are updates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +92,19 @@ def is_finite(tensor: Tensor) -> bool:
     return math.isfinite(tensor.sum()) or bool(torch.isfinite(tensor).all())
 
 
-def open_safetensors(path: Path) -> TensorFile:
-    """Look into a safetensors file, whose tensors are read when they are asked for.
+def read_header(path: Path, what: str) -> tuple[UnchangedFile, list[tuple[str, dict[str, Any]]], int]:
+    """Look into a safetensors file of any dtypes.
 
-    Each tensor is read into memory of its own, and nothing is held open or mapped. Pages of mapped files would count as
-    the process's memory until all inputs are in it, a thousand open files are more than most systems allow, and a
-    mapped file that shrinks kills the process. A file that has changed since is refused when it is read.
+    Args:
+        path: the file.
+        what: of what it is a file, for messages: an ``"adapter"``.
+
+    Returns:
+        The file; the name and the entry of each tensor, in which `shape`, `dtype` and `data_offsets` are, with the
+        duplicates that safetensors' own parser drops; and where the numbers begin, in bytes.
 
     Raises:
-        InvalidAdapterError: the file is no sound safetensors file, a name occurs twice, or a tensor is empty or holds
-            other numbers than floats of 16, 32 or 64 bits. For safetensors the last three are sound: of two equal
-            names, its loader keeps the last without a word.
+        InvalidAdapterError: the file is no sound safetensors file.
 
     Cost: it reads the header.
     """
@@ -121,8 +124,26 @@ def open_safetensors(path: Path) -> TensorFile:
         raise InvalidAdapterError(str(error)) from error
     except (SafetensorError, FloristError, OSError, ValueError, RecursionError) as error:
         raise InvalidAdapterError(
-            f"expected a safetensors file, got {path}: {error}; save the adapter again with save_pretrained()"
+            f"expected a safetensors file, got {path}: {error}; save the {what} again with save_pretrained()"
         ) from error
+    return file, header, start
+
+
+def open_safetensors(path: Path) -> TensorFile:
+    """Look into a safetensors file, whose tensors are read when they are asked for.
+
+    Each tensor is read into memory of its own, and nothing is held open or mapped. Pages of mapped files would count as
+    the process's memory until all inputs are in it, a thousand open files are more than most systems allow, and a
+    mapped file that shrinks kills the process. A file that has changed since is refused when it is read.
+
+    Raises:
+        InvalidAdapterError: the file is no sound safetensors file, a name occurs twice, or a tensor is empty or holds
+            other numbers than floats of 16, 32 or 64 bits. For safetensors the last three are sound: of two equal
+            names, its loader keeps the last without a word.
+
+    Cost: it reads the header.
+    """
+    file, header, start = read_header(path, "adapter")
     problems: list[str] = []
     tensors: dict[str, StoredTensor] = {}
     offsets: dict[str, int] = {}
@@ -130,18 +151,27 @@ def open_safetensors(path: Path) -> TensorFile:
         if name in tensors:
             problems.append(f"{printable(name, 100)} occurs twice")
         shape, dtype = tuple(entry["shape"]), entry["dtype"]
-        problems += _problems(name, shape, dtype if dtype not in _FLOATS else None)
-        tensors[name] = _stored(shape, _FLOATS.get(dtype, torch.float32))
+        problems += _problems(name, shape, dtype if dtype not in FLOATS else None)
+        tensors[name] = _stored(shape, FLOATS.get(dtype, torch.float32))
         offsets[name] = start + entry["data_offsets"][0]
     _refuse(path, problems)
 
     def read(name: str) -> Tensor:
-        stored = tensors[name]
-        tensor = torch.empty(stored.shape, dtype=stored.dtype)
-        file.read_into(tensor.view(-1).view(torch.uint8).numpy().data, offsets[name])
-        return tensor
+        return read_values(file, tensors[name], offsets[name])
 
     return TensorFile(file, tensors, read)
+
+
+def read_values(file: UnchangedFile, stored: StoredTensor, offset: int) -> Tensor:
+    """The numbers of a tensor, which begin `offset` bytes into the file, in memory of their own.
+
+    Raises:
+        InvalidAdapterError: the file has changed since it was opened.
+    """
+    tensor = torch.empty(stored.shape, dtype=stored.dtype)
+    if tensor.numel():
+        file.read_into(tensor.view(-1).view(torch.uint8).numpy().data, offset)
+    return tensor
 
 
 def open_pickle(path: Path) -> TensorFile:
@@ -174,7 +204,7 @@ def open_pickle(path: Path) -> TensorFile:
     held: dict[str, Tensor] = content
     problems: list[str] = []
     for name, tensor in held.items():
-        problems += _problems(name, tuple(tensor.shape), None if tensor.dtype in _FLOATS.values() else tensor.dtype)
+        problems += _problems(name, tuple(tensor.shape), None if tensor.dtype in FLOATS.values() else tensor.dtype)
     _refuse(path, problems)
     return TensorFile(file, {k: StoredTensor(tuple(v.shape), v.dtype) for k, v in held.items()}, held.__getitem__)
 
@@ -187,7 +217,7 @@ def _require_small_header(stream: FileIO) -> None:
 
 
 def _header(stream: FileIO) -> tuple[list[tuple[str, dict[str, Any]]], int]:
-    """The names and entries, with the duplicates that safetensors' own parser drops, and where the numbers begin."""
+    """The names and entries, duplicates included, and where the numbers begin."""
     (length,) = struct.unpack("<Q", stream.read(8))
     pairs: list[tuple[str, Any]] = json.loads(stream.read(length), object_pairs_hook=list)
     # Hundreds of clients name the same tensors, for which one copy of each name is enough.

@@ -13,6 +13,7 @@ from florist.cli.compare import compare_command
 from florist.cli.evaluate import evaluate_command
 from florist.cli.examples import examples_of
 from florist.cli.export import export_command
+from florist.cli.extract import extract_command
 from florist.cli.init import init_command
 from florist.cli.inspect import inspect_command
 from florist.cli.plan import plan_command
@@ -57,6 +58,7 @@ for _name, _command in {
     "compare": compare_command,
     "evaluate": evaluate_command,
     "export": export_command,
+    "extract": extract_command,
     "init": init_command,
     "inspect": inspect_command,
     "plan": plan_command,

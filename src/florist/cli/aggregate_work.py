@@ -70,11 +70,11 @@ def combine_adapters(
         )
         aggregator = make_aggregator(section, inputs.largest_rank, torch_dtype.itemsize)
         if budget is not None:
-            aggregator = Florist(FileBudget(budget, partial(_rule_within, section, torch_dtype), inputs, torch_dtype))
+            aggregator = Florist(FileBudget(budget, partial(rule_within, section, torch_dtype), inputs, torch_dtype))
         output.detail(*_decisions(section, inputs, given=num_examples is not None))
         progress.whole(f"modules of {len(adapters)} adapter{'s' if len(adapters) != 1 else ''}")
         result = one_shot.combine(inputs, aggregator, device=device, on_module=progress.count)
-        _require_padding(pad_rank_to, max(spec.rank for spec in result.adapter.specs.values()))
+        require_padding(pad_rank_to, max(spec.rank for spec in result.adapter.specs.values()))
         document = result.write(
             out,
             export=Export(export),
@@ -106,7 +106,12 @@ def _decisions(section: AggregationSection, inputs: Inputs, *, given: bool) -> l
     return [settings, f"weights in {inputs.weights.counted_in.value}, {why}: {', '.join(counts)}"]
 
 
-def _require_padding(pad_rank_to: int | None, largest: int) -> None:
+def require_padding(pad_rank_to: int | None, largest: int) -> None:
+    """Check ``--pad-rank-to`` against the ranks of the result.
+
+    Raises:
+        ConfigurationError: it is less than the largest.
+    """
     # `checkpoint.encode` refuses the same, and names its own arguments.
     if pad_rank_to is not None and pad_rank_to < largest:
         raise ConfigurationError(
@@ -115,6 +120,6 @@ def _require_padding(pad_rank_to: int | None, largest: int) -> None:
         )
 
 
-def _rule_within(section: AggregationSection, dtype: torch.dtype, nbytes: int) -> RankRule:
+def rule_within(section: AggregationSection, dtype: torch.dtype, nbytes: int) -> RankRule:
     """The rule of a section whose factors may take so many bytes."""
     return rank_rule(section.model_copy(update={"budget": nbytes}), dtype.itemsize)

@@ -18,6 +18,10 @@ _EXAMPLES = {
         "florist export run --round 3 -o adapter-3",
         "florist export run --best -o best --push-to-hub me/adapter",
     ),
+    "extract": (
+        "florist extract base tuned --tau 0.9 -o adapter",
+        "florist extract base tuned --rank 16 --others save -o adapter",
+    ),
     "init": (
         "florist init --model path/to/model --data path/to/data",
         "florist init --preset tinyllama-dolly-equal --data d -o t.toml",

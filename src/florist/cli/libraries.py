@@ -1,4 +1,4 @@
-"""The libraries that train, loaded once they are needed and kept from printing."""
+"""The libraries that train and load models, loaded once they are needed and kept from printing."""
 
 import warnings
 from importlib import import_module
@@ -21,7 +21,7 @@ def load_training_libraries(command: str) -> None:
         import_module("florist.config.building")  # and with it whatever else training needs
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            f"florist {command} trains with transformers and PEFT, and {error.name} is not installed: "
+            f"florist {command} works with transformers and PEFT, and {error.name} is not installed: "
             f"{how_to_install('train')}"
         ) from error
     warnings.filterwarnings("ignore", module=r"(transformers|peft)\.")

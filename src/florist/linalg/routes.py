@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from florist.errors import IncompatibleAdaptersError, NonFiniteUpdateError
 from florist.factors import LoraFactor
@@ -90,6 +92,34 @@ def decompose(parts: Sequence[WeightedFactor], *, energy: float = 1.0) -> ThinSv
         return svd
     rounded = max(svd.spectrum.known_from, known_energy(0.0, svd.spectrum.total_energy, dtype))
     return replace(svd, spectrum=replace(svd.spectrum, known_from=rounded)).formed(dtype)
+
+
+@torch.no_grad()
+def decompose_dense(W: Float[Tensor, "out_features in_features"], *, energy: float = 1.0) -> ThinSvd:
+    """Compute the SVD of an update that is dense from the start, as the difference of two weights is.
+
+    Args:
+        W: The update, in float32 or float64.
+        energy: The largest fraction of ``||W||_F^2`` that the caller will ask for, in (0, 1], as for `decompose`.
+
+    Raises:
+        NonFiniteUpdateError: `W` holds NaN or infinity, or its squares overflow float64.
+
+    Cost: that of `dense_gram_svd`, O(m n min(m, n)) with a small constant; below an energy of 1 its eigenproblem is
+    solved for the leading part alone, by `randomized.leading_pairs`. Where its precision does not do, `dense_svd`.
+    """
+    svd = _solve_matrix(W.to(_storage(W.dtype)), W.dtype, energy)
+    if svd is None:
+        svd = _cut(dense_svd(W.double()), W.dtype, energy)
+    return svd if svd.left.dtype == W.dtype else svd.formed(W.dtype)
+
+
+def _solve_matrix(W: Tensor, dtype: torch.dtype, energy: float) -> ThinSvd | None:
+    for gram_dtype in _gram_dtypes(dtype, energy):
+        svd = dense_gram_svd(W, energy=energy, gram_dtype=gram_dtype)
+        if _resolves(svd, dtype, energy):
+            return _cut(svd, dtype, energy)
+    return None
 
 
 def _solve_stacked(parts: Sequence[WeightedFactor], dtype: torch.dtype, energy: float) -> ThinSvd:

@@ -133,7 +133,7 @@ class AggregatedAdapter:
                 "that fit, as one_shot.FileBudget does"
             )
         storage_errors = {name: storage_error(factor, dtype) for name, factor in self.adapter.items()}
-        stored = {name: _as_stored(module, storage_errors[name]) for name, module in self.certificate.modules.items()}
+        stored = {name: as_stored(module, storage_errors[name]) for name, module in self.certificate.modules.items()}
         content = certificate_document(
             replace(self.certificate, modules=stored, bytes_out=encoded.nbytes),
             storage_errors=storage_errors,
@@ -166,7 +166,7 @@ def storage_error(factor: LoraFactor, dtype: torch.dtype) -> float:
     return off.energy() ** 0.5
 
 
-def _as_stored(module: ModuleCertificate, storage_error: float) -> ModuleCertificate:
+def as_stored(module: ModuleCertificate, storage_error: float) -> ModuleCertificate:
     """The certificate of a module once its factors have been rounded.
 
     What a rank leaves out is orthogonal to both factors, so that the squares add up. Only the product of the two

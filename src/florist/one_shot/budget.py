@@ -1,18 +1,38 @@
 """A budget for the whole file of the result, and not for its factors alone."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 
-from florist.checkpoint import stored_bytes, stored_ranks, written_bytes
+from florist.checkpoint import AdapterLayout, stored_bytes, stored_ranks, written_bytes
 from florist.errors import ConfigurationError
 from florist.linalg.spectrum import Spectrum
-from florist.one_shot.inputs import Inputs
 from florist.ranks import RankRule
 
 _STEPS = 8
 """How often the range of budgets is halved if modules share a rank."""
+
+
+@runtime_checkable
+class BesideFactors(Protocol):
+    """What a file holds beside its factors, and how it stores them. `Inputs` says that of an aggregate."""
+
+    @property
+    def layout(self) -> AdapterLayout:
+        """How the factors are stored."""
+        ...
+
+    @property
+    def saved_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shapes of the parameters that are stored whole, by name."""
+        ...
+
+    @property
+    def biased(self) -> Collection[str]:
+        """The modules that have an output bias."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,13 +47,13 @@ class FileBudget:
     Attributes:
         nbytes: the largest size of adapter_model.safetensors, as it is written with `Export.PER_MODULE`.
         rule: makes the other rule from the bytes that all factors together may take.
-        inputs: the adapters that are combined.
+        inputs: what else the file holds; of an aggregate, the adapters that are combined.
         dtype: the dtype of the stored tensors.
     """
 
     nbytes: int
     rule: Callable[[int], RankRule]
-    inputs: Inputs
+    inputs: BesideFactors
     dtype: torch.dtype = torch.float32
 
     @property
@@ -63,9 +83,7 @@ class FileBudget:
                 f"with its header and all that lies beside the factors, got {self.nbytes}; allow more, adapt fewer "
                 "modules, or store a narrower dtype"
             )
-        floor = stored_bytes(
-            shapes, dict.fromkeys(shapes, 1), layout=self.inputs.compatibility.layout, dtype=self.dtype
-        )
+        floor = stored_bytes(shapes, dict.fromkeys(shapes, 1), layout=self.inputs.layout, dtype=self.dtype)
         most = floor + self.nbytes - smallest
         ranks, excess = self._choose(spectra, shapes, most)
         if excess <= 0:
@@ -90,7 +108,7 @@ class FileBudget:
     ) -> tuple[dict[str, int], int]:
         """What the other rule chooses with so many bytes, and how many bytes more than the budget its file takes."""
         chosen = self.rule(nbytes)(spectra)
-        stored = stored_ranks(chosen, self.inputs.compatibility.layout)
+        stored = stored_ranks(chosen, self.inputs.layout)
         ranks = {
             # The padding of a module that shares no rank holds nothing: it has its own rank, or the update is zero.
             name: max(rank, min(stored[name], spectra[name].numerical_rank))
@@ -102,8 +120,8 @@ class FileBudget:
         return written_bytes(
             shapes,
             ranks,
-            layout=self.inputs.compatibility.layout,
+            layout=self.inputs.layout,
             saved_shapes=self.inputs.saved_shapes,
-            additive=self.inputs.additive,
+            additive=self.inputs.biased,
             dtype=self.dtype,
         )

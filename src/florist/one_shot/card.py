@@ -44,10 +44,10 @@ def model_card(certificate: Mapping[str, Any], config: Mapping[str, Any], labels
         ),
         "## Loading it",
         _loading(base, str(config.get("task_type")), labels),
-        "## What it is the sum of",
+        "## What it is the difference of" if "base" in certificate else "## What it is the sum of",
         *_parts(certificate),
         "## Certificate",
-        _CERTIFIES_RUN if "clients" in certificate else _CERTIFIES_AGGREGATE,
+        _certifies(certificate),
         _modules(certificate["modules"]),
         *(f"Note: {note}." for note in certificate["notes"]),
         "The whole certificate is in `florist.json`, with the SHA-256 of the adapter beside it.",
@@ -63,6 +63,10 @@ _SUMMARY = (
 _CERTIFIES_AGGREGATE = (
     "By modules of one name and shape: the ranks of all inputs together and of the result, the least energy kept, and "
     "the largest error against the exact weighted sum, over its norm."
+)
+_CERTIFIES_EXTRACT = (
+    "By modules of one name and shape: the smaller side of the weight and the rank of the result, the least energy "
+    "kept, and the largest error against the difference of the two weights, over its norm."
 )
 _CERTIFIES_RUN = (
     "By modules of one name and shape: the least and the largest rank and norm, and the largest bound on the error "
@@ -85,6 +89,8 @@ def _front_matter(base: str, task_type: object) -> str:
 
 
 def _origin(certificate: Mapping[str, Any]) -> str:
+    if "base" in certificate:
+        return "it is what fine-tuning changed, extracted from the whole fine-tuned model"
     method = f"the method `{certificate['method']}`" if certificate.get("method") else "its aggregation"
     if "clients" not in certificate:
         count = len(certificate["inputs"])
@@ -94,6 +100,12 @@ def _origin(certificate: Mapping[str, Any]) -> str:
         f"{method}, {certificate['rounds']} aggregated rounds of a federation of {len(certificate['clients'])} clients "
         f"up to round {certificate['round']}, {held_back} what the server still held back then"
     )
+
+
+def _certifies(certificate: Mapping[str, Any]) -> str:
+    if "clients" in certificate:
+        return _CERTIFIES_RUN
+    return _CERTIFIES_EXTRACT if "base" in certificate else _CERTIFIES_AGGREGATE
 
 
 def _loading(base: str, task_type: str, labels: int | None) -> str:
@@ -110,6 +122,10 @@ def _loading(base: str, task_type: str, labels: int | None) -> str:
 
 
 def _parts(certificate: Mapping[str, Any]) -> Iterator[str]:
+    if "base" in certificate:
+        tuned = certificate["inputs"][0]["path"]
+        yield _table(("model", "path"), [("fine-tuned", tuned), ("base", certificate["base"]["path"])])
+        return
     if "clients" not in certificate:
         yield _table(
             ("adapter", "weight"), [(one["path"], f"{one['weight']:.4f}") for one in certificate["inputs"]][:20]

@@ -55,12 +55,53 @@ def certificate_document(
     """
     hashes = [one.sha256() for one in saved]
     counted = weights.counted_in is not CountedIn.SHARES
+    return document(
+        certificate,
+        storage_errors=storage_errors,
+        num_examples=weights.total.count if counted else None,
+        counted_in=weights.counted_in,
+        notes=[*notes, *_same_bytes(saved, hashes)],
+        settings=settings,
+        inputs=[
+            {
+                "path": str(one.path),
+                "num_examples": count if counted else None,
+                "weight": share,
+                "bytes": one.stored_bytes,
+                "sha256": digests,
+            }
+            for one, digests, count, share in zip(saved, hashes, weights.counts, weights.shares, strict=True)
+        ],
+    )
+
+
+def document(
+    certificate: Certificate,
+    *,
+    storage_errors: Mapping[str, float],
+    num_examples: int | None,
+    counted_in: CountedIn,
+    notes: Sequence[str],
+    settings: Mapping[str, Any],
+    inputs: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The content of the file without the hashes of the result, whatever the adapter was made of.
+
+    Args:
+        certificate: what the written adapter keeps and loses, as for `certificate_document`.
+        storage_errors: as for `certificate_document`.
+        num_examples: what the adapter counts for; None for shares.
+        counted_in: the unit of that.
+        notes: what people should know.
+        settings: how the adapter was made.
+        inputs: what it was made of, with a path, a weight, bytes and hashes each.
+    """
     return {
         "format": FORMAT,
         "florist": version("florist"),
         **settings,
-        "num_examples": weights.total.count if counted else None,
-        "counted_in": weights.counted_in.value,
+        "num_examples": num_examples,
+        "counted_in": counted_in.value,
         "total_rank": certificate.total_rank,
         "input_rank": certificate.input_rank,
         "bytes_in": certificate.bytes_in,
@@ -80,17 +121,8 @@ def certificate_document(
             }
             for name, module in certificate.modules.items()
         },
-        "notes": [*notes, *_same_bytes(saved, hashes)],
-        "inputs": [
-            {
-                "path": str(one.path),
-                "num_examples": count if counted else None,
-                "weight": share,
-                "bytes": one.stored_bytes,
-                "sha256": digests,
-            }
-            for one, digests, count, share in zip(saved, hashes, weights.counts, weights.shares, strict=True)
-        ],
+        "notes": list(notes),
+        "inputs": list(inputs),
     }
 
 

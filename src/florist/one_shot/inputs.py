@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from florist.checkpoint import Compatibility, SavedAdapter, check_compatible, locate, open_adapter
+from florist.checkpoint import AdapterLayout, Compatibility, SavedAdapter, check_compatible, locate, open_adapter
 from florist.errors import InvalidAdapterError, InvalidUpdateError
 from florist.one_shot.certificate import certified_weight
 from florist.one_shot.weights import ONE_ADAPTER, Weight, Weights, combined, given
@@ -46,7 +46,12 @@ class Inputs:
         return {name: shape for one in self.saved for name, shape in one.saved_parameters.shapes.items()}
 
     @property
-    def additive(self) -> frozenset[str]:
+    def layout(self) -> AdapterLayout:
+        """How the result is stored."""
+        return self.compatibility.layout
+
+    @property
+    def biased(self) -> frozenset[str]:
         """The modules that have an output bias in the result."""
         return frozenset(module for one in self.saved for module in one.additive)
 
