@@ -4,14 +4,14 @@
     python benchmarks/membership.py known              # the adversary of the definition, along the demonstration's run
     python benchmarks/membership.py shadows            # shadow runs of many small clients
     python benchmarks/membership.py known --steps 2 --runs 100 --epsilon 3    # it runs, and its numbers mean little
-    python benchmarks/membership.py shadows --clients 8 --steps 2 --runs 8    # likewise
+    python benchmarks/membership.py shadows --clients 8 --steps 2 --runs 16  # likewise
 
 What clients train is kept in OUT/trained, by all that it depends on: a second call trains nothing. Both attackers are
 in tests/membership.py.
 
 *known* plays the demonstration with noise: four clients, four rounds. Its attacker knows what each client trained in
 each round, client_2 included, the rows of A, who of the others took part, and how large the noise is. It does not know
-whether client_2 was there. Draws and noise of every round are then drawn anew, thousands of times, by the code that
+whether client_2 was there. Draws and noise of every round are then drawn anew, hundreds of times, by the code that
 plays private rounds, along the trajectory of that one run. In a run whose noise differs, clients train from another
 model; but as long as the clip binds, what the attacker looks for has the length of the clip in any of them, and so its
 evidence has the same distribution.
@@ -134,7 +134,7 @@ def noise_of(epsilon: float, rounds: int, clients: int, asked: int, sampling: Sa
 def known(args: argparse.Namespace) -> None:
     """Print the table of the adversary that knows all but one thing."""
     simulation, rounds = played([*NOISY, f"training.steps={args.steps or 25}"], args.out)
-    count, runs = len(simulation.clients), args.runs or 1000
+    count, runs = len(simulation.clients), args.runs or 400
     ranks = ", ".join(str(each.lora.rank) for each in simulation.clients)
     print(
         f"\nThe demonstration: {count} clients of ranks {ranks}, {len(simulation.federation.shapes)} modules, "
@@ -197,7 +197,7 @@ class Shadows:
 
 def shadows(args: argparse.Namespace) -> None:
     """Print the table of the attacker that sees the final adapter."""
-    count, steps, runs, held = args.clients, args.steps or 20, args.runs or 48, args.examples
+    count, steps, runs, held = args.clients, args.steps or 20, args.runs or 32, args.examples
     simulation, (first, *_) = played(
         [
             "data.num_clients=4",
@@ -295,11 +295,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("attackers", nargs="*", help="known, shadows, or both")
     parser.add_argument("--out", type=Path, default=Path("runs", "membership"), help="where what is trained is kept")
     parser.add_argument("--epsilon", type=float, nargs="+", default=[1.0, 3.0, 8.0])
-    parser.add_argument("--runs", type=int, help="by default 1000 known ones in either world, and 48 shadows")
+    parser.add_argument("--runs", type=int, help="by default 400 known ones in either world, and 32 shadows")
     parser.add_argument("--steps", type=int, help="local steps of a client; by default 25, and 20 of shadows")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sampling", type=Sampling, nargs="+", default=[*Sampling], help="of the known ones")
-    parser.add_argument("--clients", type=int, default=40, help="of the shadow runs")
+    parser.add_argument("--clients", type=int, default=20, help="of the shadow runs")
     parser.add_argument("--examples", type=int, default=4, help="of each client of the shadow runs")
     parser.add_argument("--clip", type=float, default=4.0, help="of the shadow runs")
     args = parser.parse_args(arguments)
