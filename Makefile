@@ -13,7 +13,7 @@ FAST := tests/linalg tests/aggregation tests/test_ranks.py tests/test_factors.py
 COVERED := linalg/* ranks/* aggregation/* federation/*
 COVERAGE := 95
 
-.PHONY: demo fast test coverage slow lint types contracts ci
+.PHONY: demo fast test coverage slow soak lint types contracts ci
 
 ## The demonstration: a federation of four clients on this machine, in about a minute.
 demo: $(VENV)/.demo
@@ -36,7 +36,11 @@ coverage:
 
 ## The long tests. A file stays with one process: its tests share what takes long to set up.
 slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "slow and not soak"
+
+## The longest tests, which CI leaves to a weekly run: many processes that are killed, 64 SuperNodes on one machine.
+soak: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m soak
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -124,6 +124,7 @@ def test_a_run_is_swept_and_the_picks_are_written(florist: Run, runs: Path, tiny
     assert before == {file: file.read_bytes() for file in sorted((runs / "florist").rglob("*")) if file.is_file()}
 
 
+@pytest.mark.slow
 def test_the_bytes_of_a_codec_are_those_that_it_sends(florist: Run, runs: Path, tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text((runs / "florist" / "config.toml").read_text().replace('download = "float32"', 'download = "int4"'))
@@ -154,6 +155,7 @@ def test_the_table_the_progress_and_the_csv(florist: Run, runs: Path, tmp_path: 
     assert float(lines[0]["perplexity"]) > 1
 
 
+@pytest.mark.slow
 def test_bisecting_picks_the_same_with_fewer_evaluations(florist: Run, runs: Path) -> None:
     taus = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,0.95,0.99"
     swept = tuned(florist, runs / "florist", "--taus", taus, "--margin", "0.1")
@@ -168,6 +170,7 @@ def test_bisecting_picks_the_same_with_fewer_evaluations(florist: Run, runs: Pat
     assert few["florist_e"] == swept["florist_e"]
 
 
+@pytest.mark.slow
 def test_the_best_of_several_baselines_is_measured(florist: Run, runs: Path) -> None:
     last = {name: RunDirectory.open(runs / name).records()[-1].metrics["loss"] for name in ("florist", "full")}
     flags = [word for name in last for word in ("--baseline-run", runs / name)]
@@ -176,6 +179,7 @@ def test_the_best_of_several_baselines_is_measured(florist: Run, runs: Path) -> 
     assert document["baseline_runs"] == [str(runs / name) for name in last]
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_can_be_cut_as_well(florist: Run, runs: Path) -> None:
     document = tuned(florist, runs / "full", "--taus", "0.5,1")
     last = RunDirectory.open(runs / "full").records()[-1].metrics
@@ -183,6 +187,7 @@ def test_full_fine_tuning_can_be_cut_as_well(florist: Run, runs: Path) -> None:
     assert document["points"][0]["total_rank"] < document["points"][1]["total_rank"]
 
 
+@pytest.mark.slow
 def test_a_baseline_out_of_reach_is_said_and_nothing_written(florist: Run, runs: Path, tmp_path: Path) -> None:
     document = tuned(florist, runs / "florist", "--taus", TAUS, "--baseline", "0.001")
     assert document["florist_e"] is None
@@ -194,6 +199,7 @@ def test_a_baseline_out_of_reach_is_said_and_nothing_written(florist: Run, runs:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_adapters_are_weighed_and_measured_with_a_configuration(
     florist: Run, runs: Path, saved_adapters: list[Path], tmp_path: Path
 ) -> None:
@@ -213,6 +219,7 @@ def test_adapters_are_weighed_and_measured_with_a_configuration(
     assert all(relative_error(ours[name].delta_weight(), theirs[name].delta_weight()) < 1e-4 for name in theirs)
 
 
+@pytest.mark.slow
 def test_a_classifier_is_measured_with_its_head(florist: Run, tiny_bert: Path, toy_data: Path, tmp_path: Path) -> None:
     text = CONFIG.format(model=tiny_bert, data=toy_data, steps=4)
     text = text.replace('prompt_template = "{instruction}\\n"', 'label_field = "category"')
@@ -263,6 +270,7 @@ def test_a_run_that_has_not_ended_is_refused(florist: Run, runs: Path, tmp_path:
     assert f"florist simulate --resume {tmp_path / 'run'}" in line
 
 
+@pytest.mark.slow
 def test_adapters_of_another_model_are_refused(
     florist: Run, runs: Path, saved_adapters: list[Path], tmp_path: Path
 ) -> None:
@@ -284,6 +292,7 @@ def test_adapters_of_another_model_are_refused(
     )
 
 
+@pytest.mark.slow
 def test_the_test_records_have_no_say(
     florist: Run, runs: Path, saved_adapters: list[Path], toy_data: Path, tmp_path: Path
 ) -> None:
@@ -344,6 +353,7 @@ def test_adapters_need_a_model_and_validation_examples_alone(
     assert "expected files to train on, got none but what data.validation names" in told
 
 
+@pytest.mark.slow
 def test_without_a_margin_the_margin_that_would_help_is_told(florist: Run, runs: Path) -> None:
     words = ("tune", runs / "florist", "--taus", "0.3,0.6,0.9,1")
     points = tuned(florist, *words[1:])["points"]

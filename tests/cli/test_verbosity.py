@@ -23,6 +23,7 @@ def test_the_two_contradict_each_other() -> None:
         Output(as_json=False, quiet=True, verbose=True)
 
 
+@pytest.mark.slow
 def test_aggregate_is_quiet_or_says_how_it_weighed(florist: Run, saved_adapters: list[Path], tmp_path: Path) -> None:
     def run(name: str, *flags: str) -> tuple[str, str]:
         result = florist("aggregate", *saved_adapters, "-o", tmp_path / "made" / name, *flags)
@@ -51,6 +52,7 @@ def test_inspect_shows_every_module_to_the_verbose(florist: Run, saved_adapters:
     assert florist("inspect", saved_adapters[0], "--modules", "--quiet") == every
 
 
+@pytest.mark.slow
 def test_simulate_says_what_was_decided_and_what_every_client_did(
     florist: Run, tiny_llama: Path, toy_data: Path, tmp_path: Path
 ) -> None:

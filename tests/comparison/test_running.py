@@ -88,6 +88,7 @@ def clients(record: RoundRecord) -> list[tuple[str, int, int]]:
     return [(client.client_id, client.num_examples, client.rank) for client in record.clients]
 
 
+@pytest.mark.slow
 def test_every_cell_is_a_whole_run(played: ComparisonDirectory, results: dict[tuple[str, int], CellResult]) -> None:
     assert len(adapters(played)) == len(results) == 6
     for (name, seed), result in results.items():
@@ -98,6 +99,7 @@ def test_every_cell_is_a_whole_run(played: ComparisonDirectory, results: dict[tu
         assert f"seed = {seed}\n" in run.config_file.read_text()
 
 
+@pytest.mark.slow
 def test_runs_of_one_seed_are_paired(results: dict[tuple[str, int], CellResult]) -> None:
     for seed in (0, 1):
         alone = results["florist", seed].records
@@ -111,6 +113,7 @@ def test_runs_of_one_seed_are_paired(results: dict[tuple[str, int], CellResult])
     assert [client.loss for client in first.clients] != [client.loss for client in second.clients]
 
 
+@pytest.mark.slow
 def test_metrics_are_those_of_the_test_records_and_validation_is_apart(
     results: dict[tuple[str, int], CellResult],
 ) -> None:
@@ -120,6 +123,7 @@ def test_metrics_are_those_of_the_test_records_and_validation_is_apart(
         assert result.metrics != result.validation
 
 
+@pytest.mark.slow
 def test_which_way_a_benchmark_gets_better_is_what_its_run_says(played: ComparisonDirectory, tmp_path: Path) -> None:
     shutil.copytree(played.path, tmp_path / "out")
     directory = ComparisonDirectory.open(tmp_path / "out")
@@ -146,6 +150,7 @@ def test_which_way_a_benchmark_gets_better_is_what_its_run_says(played: Comparis
     assert lines["flora"].metrics["loss"].lower_is_better
 
 
+@pytest.mark.slow
 def test_a_comparison_that_is_over_plays_nothing_again(played: ComparisonDirectory) -> None:
     seen: list[object] = []
     results = play(played, on_start=seen.append, on_end=seen.append)
@@ -250,6 +255,7 @@ def test_a_run_that_breaks_off_is_failed_and_can_be_tried_again(base: Path, tmp_
     assert [result.failure for result in play(directory)] == [None, None]
 
 
+@pytest.mark.slow
 def test_why_a_run_broke_off_is_told_although_its_last_round_was_lost(base: Path, tmp_path: Path) -> None:
     wild = Entry("wild", ("training.learning_rate=1e38",))
     directory = started(base, tmp_path / "out", (wild,), overrides=["federation.rounds=1"])

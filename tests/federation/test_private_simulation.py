@@ -77,6 +77,7 @@ def test_a_masked_run_is_a_plain_run_but_for_rounding(text: str, tmp_path: Path)
     assert privacy_lines(after) == ["the server had sums of 2 clients or more, and no single update"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "adaptive",
     [

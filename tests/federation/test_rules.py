@@ -267,6 +267,7 @@ def test_who_was_away_for_longer_than_the_bound_is_sent_the_whole_adapter(local_
     assert bool(rows) == (local_init == Aligned())
 
 
+@pytest.mark.slow
 def test_the_state_does_not_grow_with_the_rounds() -> None:
     federation = rules(catch_up_rounds=4)
     states = states_of(federation, [["client_0"], *[["client_1", "client_2"]] * 30])

@@ -47,7 +47,7 @@ every = 2
 ADDED = [(method, init) for method in ("florist", "flora") for init in ("fresh", "aligned", "warm")]
 CONTINUED = [(method, "fresh") for method in ("fedit", "ffa", "flexlora", "fedex", "fedsvd", "raflora")]
 ONLY_B_UP = {"ffa", "fedsvd", "linear"}
-QUICK = {("florist", "aligned"), ("flora", "fresh"), ("fedit", "fresh"), ("ffa", "fresh"), ("full", "fresh")}
+QUICK = {("florist", "aligned"), ("ffa", "fresh"), ("full", "fresh")}
 every_combination = pytest.mark.parametrize(
     ("method", "local_init"),
     [

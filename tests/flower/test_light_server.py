@@ -28,6 +28,7 @@ def run(script: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_the_server_half_loads_no_training_libraries() -> None:
     imports = "".join(f"import {name}\n" for name in server_half())
     loaded = run(f"{imports}import sys\nprint({{'transformers', 'peft', 'accelerate'}} & set(sys.modules))")

@@ -44,6 +44,7 @@ def serve(folder: Path, text: str, nodes: Mapping[int, Values] = NODES, **given:
     return grid
 
 
+@pytest.mark.slow
 def test_a_masked_run_has_the_bits_of_one_process(text: str, tmp_path: Path) -> None:
     simulation, inside = start(tmp_path, text + MASKS, "inside")
     simulation.run(inside, Silent())
@@ -67,6 +68,7 @@ def test_a_masked_run_has_the_bits_of_one_process(text: str, tmp_path: Path) -> 
         assert '"num_examples": null' in path.read_text()
 
 
+@pytest.mark.slow
 def test_noise_over_flower_ends_with_its_epsilon(text: str, tmp_path: Path) -> None:
     pytest.importorskip("dp_accounting")
     noisy = text.replace("rounds = 3", "rounds = 9") + NOISE + MASKS
@@ -85,6 +87,7 @@ def test_noise_over_flower_ends_with_its_epsilon(text: str, tmp_path: Path) -> N
     assert [line.privacy.spent for line in records if line.privacy] == [False, True]
 
 
+@pytest.mark.slow
 def test_noise_alone_is_measured_by_clients_who_trust_the_server(text: str, tmp_path: Path) -> None:
     pytest.importorskip("dp_accounting")
     grid = serve(tmp_path, text + NOISE, flower__evaluation="clients", federation__rounds=1)
@@ -99,6 +102,7 @@ def test_clients_that_measure_are_refused_under_masks(text: str, tmp_path: Path)
         serve(tmp_path, text + MASKS, flower__evaluation="clients")
 
 
+@pytest.mark.slow
 def test_a_site_demands_what_its_node_config_says(text: str, tmp_path: Path) -> None:
     careful = {**NODES[12], "privacy.secure_aggregation": True, "privacy.threshold": 3}
     nodes = {**NODES, 12: careful}
@@ -116,6 +120,7 @@ def test_a_site_demands_what_its_node_config_says(text: str, tmp_path: Path) -> 
     assert [each["client_id"] for each in line["clients"]] == ["client_1", "client_2"]
 
 
+@pytest.mark.slow
 def test_clients_add_the_noise_that_a_configuration_asks_for(text: str, tmp_path: Path) -> None:
     pytest.importorskip("dp_accounting")
     shares = 'noise = "clients"\nhonest_fraction = 1.0\n'

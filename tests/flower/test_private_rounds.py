@@ -143,6 +143,7 @@ def test_a_node_that_goes_and_one_that_fails_are_out_of_the_round() -> None:
     assert len(strategy.records[1].clients) == 5
 
 
+@pytest.mark.slow
 def test_a_part_of_the_clients_is_asked_and_drawn_in_secret() -> None:
     clients = trainers({f"{name}{k}": 2 for name in "abc" for k in range(4)} | {"z": 3})
     for name in clients:
@@ -154,6 +155,7 @@ def test_a_part_of_the_clients_is_asked_and_drawn_in_secret() -> None:
     assert drawn != [rules.participants(number) for number in range(1, 7)]
 
 
+@pytest.mark.slow
 def test_clients_that_leave_for_good_cost_rounds_and_not_the_server() -> None:
     strategy, grid = played(trainers(), PrivateRounds(Masks(threshold=4)), min_clients=2)
     grid.absent = {NODES["a"], NODES["b"], NODES["c"]}
@@ -205,6 +207,7 @@ def test_a_clients_messages_tell_neither_loss_nor_count_nor_norm() -> None:
             assert {tensor.dtype for tensor in rows_of(content).values()} == {torch.uint8}
 
 
+@pytest.mark.slow
 def test_what_arrives_is_uniform_and_never_twice_the_same() -> None:
     words: list[np.ndarray] = []
 
@@ -273,6 +276,7 @@ def test_the_instruction_of_a_masked_round_is_not_followed_in_the_clear_whatever
     assert clients["a"].updates == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("demands", "telling"),
     [

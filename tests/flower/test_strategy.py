@@ -313,6 +313,7 @@ def test_a_round_with_too_few_keeps_the_adapter_and_the_next_works() -> None:
     assert (at, start.local.total_rank) == (3, 3 * len(SHAPES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aggregator", [FedIt(), Florist(EnergyThreshold(1.0))])
 def test_after_a_failed_round_clients_train_on_from_what_they_had(aggregator: Aggregator) -> None:
     clients = three()
@@ -365,6 +366,7 @@ def test_more_replies_than_a_round_asks_clients_are_refused() -> None:
         play(three(), min_replies=3, fraction=0.5)
 
 
+@pytest.mark.slow
 def test_clients_that_left_for_good_no_longer_raise_what_a_round_needs() -> None:
     clients = {**three(), 10: Light("d"), 11: Light("e")}
     strategy, grid = between(clients, min_clients=2)
@@ -384,6 +386,7 @@ def test_clients_that_left_for_good_no_longer_raise_what_a_round_needs() -> None
         assert relative_error(dense(strategy.state.cumulative, module), expected) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("left", "aggregated"),
     [
@@ -408,6 +411,7 @@ def test_half_of_the_clients_that_were_waited_for_count_however_long(left: set[i
 # --- who is started anew
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("other", "telling", "at_last"),
     [
@@ -448,6 +452,7 @@ def absent_in(numbers: set[int], node: int, strategy: FloristStrategy, grid: Mem
     grid.absent = set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_clients", [True, False])
 def test_who_was_away_is_sent_what_it_missed_as_one_adapter(on_clients: bool) -> None:
     clients = three()
@@ -472,6 +477,7 @@ def test_who_was_away_is_sent_what_it_missed_as_one_adapter(on_clients: bool) ->
         assert relative_error(start.local[module].A, other[module].A[:2]) < 1e-5
 
 
+@pytest.mark.slow
 def test_in_linear_rounds_who_was_away_or_joins_derives_the_rows_of_the_others() -> None:
     clients = {7: Light("a", 2), 8: Light("b", 3), 9: Light("c", 5)}
     for client in clients.values():
@@ -598,6 +604,7 @@ def test_metrics_of_clients_are_averaged_by_their_examples() -> None:
         assert torch.equal(clients[9].evaluated[0][module].B, strategy.state.cumulative[module].B)
 
 
+@pytest.mark.slow
 def test_what_was_delivered_for_evaluation_is_not_sent_again() -> None:
     strategy, _ = play(three(), rounds=3)
     for line in strategy.records:

@@ -56,6 +56,7 @@ def test_a_simulation_that_goes_on_is_one_run_for_its_tracker(
     assert notes == ["note: the run goes on with federation.rounds = 3 (begun with 2)"]
 
 
+@pytest.mark.slow
 def test_a_tracker_that_fails_is_a_note_and_the_run_is_whole(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,7 @@ from florist.federation.damage import DamagedFileError, checked_file, damaged_ru
 from florist.federation.last_round import CURRENT, LastRound, read_last_round
 from florist.federation.own_files import ALWAYS_READ, OwnFiles
 from florist.federation.records import FinalTest, RoundRecord
-from florist.federation.round_lines import RoundLines
+from florist.federation.round_lines import FILE, RoundLines
 from florist.federation.run_format import FACTS, facts_content, require_format
 from florist.files import strict_json
 from florist.files.locking import is_held
@@ -232,7 +232,7 @@ class RecordTail:
         Raises:
             DamagedRunError: a whole line is no record.
         """
-        file = self.run / "rounds.jsonl"
+        file = self.run / FILE
         try:
             found = file.stat()
         except FileNotFoundError:
@@ -270,7 +270,9 @@ class RecordTail:
         try:
             return _RECORD.validate_json(line)
         except ValidationError as error:
-            raise _damaged(self.run, error) from error
+            raise damaged_run(
+                self.run, f"a line of {FILE} is no record of a round: {printable(said_by(error), 300)}"
+            ) from error
 
 
 def _decoded(file: Path) -> Any:
