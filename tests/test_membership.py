@@ -60,6 +60,7 @@ def guesses(rounds: list[KnownRound]) -> Guesses:
     return Guesses.at(0.0, present, absent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", Sampling)
 @pytest.mark.parametrize("epsilon", [1.0, 3.0])
 def test_the_best_attacker_has_the_advantage_that_the_noise_allows(epsilon: float, sampling: Sampling) -> None:
@@ -71,6 +72,7 @@ def test_the_best_attacker_has_the_advantage_that_the_noise_allows(epsilon: floa
     assert high < permitted_advantage(epsilon, DELTA)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("epsilon", "factor"), [(1.0, 1 / 3), (3.0, 1 / 3), (3.0, 3.0)])
 def test_it_shows_where_the_noise_is_not_what_was_accounted_for(epsilon: float, factor: float) -> None:
     sampling = Sampling.FIXED
