@@ -57,6 +57,7 @@ from florist.config.splits import Splits, read_splits
 from florist.evaluation.metrics import LanguageModelLoss
 from florist.factors import AdapterState
 from florist.federation.closed_round import ClosedRound
+from florist.federation.contributions import NOBODY, Lost
 from florist.federation.private_rounds import PrivateRounds
 from florist.federation.protections import Noise
 from florist.federation.rules import Federation
@@ -91,11 +92,11 @@ class Watched(PrivateRounds):
         return cls(**{each.name: getattr(private, each.name) for each in fields(PrivateRounds)})
 
     def closed(
-        self, federation: Federation, state: ServerState, updates: Sequence[ClientUpdate], *others: Any
+        self, federation: Federation, state: ServerState, updates: Sequence[ClientUpdate], lost: Lost = NOBODY
     ) -> ClosedRound:
         """Keep what was trained, and play the round."""
         self.seen.append(Played(state, tuple(updates)))
-        return PrivateRounds.closed(self, federation, state, updates, *others)
+        return PrivateRounds.closed(self, federation, state, updates, lost)
 
 
 def played(
