@@ -1,5 +1,6 @@
 """Tiny models and data that tests of several modules share; nothing is downloaded."""
 
+import gc
 import json
 import os
 import signal
@@ -31,6 +32,12 @@ settings.load_profile("florist")
 torch.set_num_threads(1)
 # A shell starts background jobs with interruptions ignored, and their children inherit it: Ctrl-C could not be tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries made at import stays: the collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def save_tokenizer(directory: Path) -> int:
