@@ -288,32 +288,39 @@ def cheapest(fixed: Sequence[Outcome]) -> Outcome:
 
 
 def markdown(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
-    """The table of one setting, line by line; a block without feedback, and one with it."""
-    blocks = ((FIXED, CANDIDATES), (FIXED_WITH_FEEDBACK, CANDIDATES_WITH_FEEDBACK))
-    yield "| | seeds | energy kept | validation | test | KB down | | validation | test | bytes |"
-    yield "|---|---:|---:|---:|---:|---:|---|---:|---:|---:|"
-    for fixed, candidates in blocks:
-        taus = [outcomes[line.name] for line in fixed if line.name in outcomes]
-        others = [outcomes[line.name] for line in candidates if line.name in outcomes]
-        if not taus:
-            continue
-        # A reference that lacks seeds of the others could be best by luck.
-        most = max(len(each.runs) for each in taus)
+    """The table of one setting, line by line: without feedback, and with it.
+
+    A candidate is compared with the best and the cheapest fixed tau, and one with feedback with those of both kinds.
+    """
+    yield "| | seeds | kept: first, last | validation | test | KB | against | validation | test | bytes | as good |"
+    yield "|---|---:|---:|---:|---:|---:|---|---:|---:|---:|---|"
+    references: dict[str, Outcome] = {}
+    for fixed, candidates in ((FIXED, CANDIDATES), (FIXED_WITH_FEEDBACK, CANDIDATES_WITH_FEEDBACK)):
+        taus, others = (
+            [outcomes[line.name] for line in lines if line.name in outcomes] for lines in (fixed, candidates)
+        )
+        # A tau that lacks seeds of the others could be best by luck.
+        most = max((len(each.runs) for each in taus), default=0)
         eligible = [each for each in taus if len(each.runs) == most]
-        references = dict.fromkeys((best(eligible), cheapest(eligible)))
-        for outcome in (*taus, *others):
-            kept = fmean(fmean(run["kept"]) for run in outcome.runs.values())
-            head = (
-                f"| {outcome.line} | {len(outcome.runs)} | {kept:.3f} | {outcome.mean('validation'):.3f} | "
-                f"{outcome.mean('test'):.3f} | {outcome.mean('client_download_bytes') / 1e3:.0f} |"
-            )
-            if outcome not in others:
-                yield head + " | | | |"
-                continue
-            for number, reference in enumerate(references):
+        if eligible:
+            references |= {each.line: each for each in (best(eligible), cheapest(eligible))}
+        for outcome in taus:
+            yield f"{_measured(outcome)} | | | | |"
+        for outcome in others:
+            for number, reference in enumerate(references.values()):
+                start = "| | | | | | |" if number else _measured(outcome)
                 validation, test = (_interval(outcome.against(reference, key)) for key in ("validation", "test"))
-                ratio = outcome.bytes_against(reference)
-                yield f"{'| | | | | | |' if number else head} {reference.line} | {validation} | {test} | {ratio:.2f} |"
+                ratio, verdict = outcome.bytes_against(reference), "yes" if qualifies(outcome, reference) else "no"
+                yield f"{start} {reference.line} | {validation} | {test} | {ratio:.2f} | {verdict} |"
+
+
+def _measured(outcome: Outcome) -> str:
+    first, last = (fmean(run["kept"][k] for run in outcome.runs.values()) for k in (0, -1))
+    validation, test = (f"{outcome.mean(key):.3f}" for key in ("validation", "test"))
+    kilobytes = outcome.mean("client_download_bytes") / 1e3
+    return (
+        f"| {outcome.line} | {len(outcome.runs)} | {first:.2f}, {last:.2f} | {validation} | {test} | {kilobytes:.0f} |"
+    )
 
 
 def qualifies(outcome: Outcome, reference: Outcome) -> bool:

@@ -132,15 +132,15 @@ def test_a_candidate_has_to_be_near_the_best_tau_and_no_dearer() -> None:
     )
     assert best([low, middle, high]) is high
     assert cheapest([low, middle, high]) is middle
-    candidate = outcome("elbow of the energy", [3.008, 3.208, 3.108], 3e5)
+    candidate = outcome("elbow", [3.008, 3.208, 3.108], 3e5)
     assert qualifies(candidate, high)
     assert not qualifies(candidate, middle)
     assert not qualifies(low, high)
-    lines = list(markdown({each.line: each for each in (low, middle, high, candidate)}))
+    lines = list(markdown({CANDIDATES[2].name: candidate, **{each.line: each for each in (low, middle, high)}}))
     assert lines[2:] == [
-        "| tau 0.9 | 3 | 0.600 | 3.200 | 4.200 | 100 | | | | |",
-        "| tau 0.95 | 3 | 0.600 | 3.109 | 4.109 | 200 | | | | |",
-        "| tau 0.99 | 3 | 0.600 | 3.100 | 4.100 | 400 | | | | |",
-        "| elbow of the energy | 3 | 0.600 | 3.108 | 4.108 | 300 | tau 0.99 | +0.008 ± 0.000 | +0.008 ± 0.000 | 0.75 |",
-        "| | | | | | | tau 0.95 | -0.001 ± 0.000 | -0.001 ± 0.000 | 1.50 |",
+        "| tau 0.9 | 3 | 0.50, 0.70 | 3.200 | 4.200 | 100 | | | | | |",
+        "| tau 0.95 | 3 | 0.50, 0.70 | 3.109 | 4.109 | 200 | | | | | |",
+        "| tau 0.99 | 3 | 0.50, 0.70 | 3.100 | 4.100 | 400 | | | | | |",
+        "| elbow | 3 | 0.50, 0.70 | 3.108 | 4.108 | 300 | tau 0.99 | +0.008 ± 0.000 | +0.008 ± 0.000 | 0.75 | yes |",
+        "| | | | | | | tau 0.95 | -0.001 ± 0.000 | -0.001 ± 0.000 | 1.50 | no |",
     ]
