@@ -39,12 +39,13 @@ def same(one: ClientUpdate, other: ClientUpdate) -> None:
 @pytest.mark.parametrize("method", [LINEAR, FFA])
 def test_language_models(method: str, tmp_path: Path, tiny_llama: Path, toy_data: Path) -> None:
     simulation = build(read_config(configure(tmp_path, tiny_llama, toy_data), [*SETTINGS, method]))
-    first = alone(simulation, simulation.initial_state)
-    state = simulation.federation.close_round(simulation.initial_state, first).state
+    begun = simulation.initial_state  # before training moves the head
+    first = alone(simulation, begun)
+    state = simulation.federation.close_round(begun, first).state
     second, measured = alone(simulation, state), simulation.evaluate(state)
     together = Together(simulation)
-    for each, begun in ((first, simulation.initial_state), (second, state)):
-        for one, other in zip(each, together.train(begun, simulation.clients), strict=True):
+    for each, before in ((first, begun), (second, state)):
+        for one, other in zip(each, together.train(before, simulation.clients), strict=True):
             same(one, other)
     assert together.measure(state, simulation.metrics) == pytest.approx(measured, rel=1e-4)
 
@@ -60,12 +61,13 @@ def test_classifiers_with_heads_of_their_own(tmp_path: Path, tiny_bert: Path, to
     for module in simulation.model.peft.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    first = alone(simulation, simulation.initial_state)
-    state = simulation.federation.close_round(simulation.initial_state, first).state
+    begun = simulation.initial_state  # before training moves the head
+    first = alone(simulation, begun)
+    state = simulation.federation.close_round(begun, first).state
     measured = simulation.evaluate(state)
     together = Together(simulation)
     simulation.model.peft.eval()
     Remembered.below(simulation.model.peft.get_base_model().base_model, 1, {})
-    for one, other in zip(first, together.train(simulation.initial_state, simulation.clients), strict=True):
+    for one, other in zip(first, together.train(begun, simulation.clients), strict=True):
         same(one, other)
     assert together.measure(state, simulation.metrics) == pytest.approx(measured, rel=1e-4)
