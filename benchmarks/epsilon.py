@@ -180,7 +180,7 @@ SETTINGS: Mapping[str, Setting] = {
         8 * 384 + 8,
         12,
         ("accuracy", "loss"),
-        (Choice(4, 1.5), Choice(4, 3.0)),
+        (Choice(4, 1.5), Choice(4, 3.0), Choice(4, 6.0), Choice(4, 12.0)),
         {"linear": Choice(4, 1.5), "ffa": Choice(4, 1.5)},  # where a search would begin: there was none yet
         lower=5,
     ),
