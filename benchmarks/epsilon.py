@@ -49,8 +49,8 @@ EPSILONS = (1.0, 3.0, 8.0, math.inf)
 NO_NOISE = 1e-6
 """The noise multiplier of epsilon infinity: the round is the same but for noise that does not show."""
 SEARCH_SEED, SEARCH_EPSILON = 7, 8.0
-PARTS, ROWS = 50, 8
-"""Into how many clients each of Dolly's eight is cut, and how many examples each has."""
+ROWS = 8
+"""How many examples each client has that is cut out of one of Dolly's eight."""
 HELD_OUT = 200
 """How many validation examples there are, and of Dolly test examples as well."""
 
@@ -116,6 +116,7 @@ class Setting:
         candidates: what the search tries.
         chosen: what it chose, by family.
         lower: how many lower layers nobody trains; their output is remembered.
+        parts: into how many clients each of Dolly's eight is cut.
     """
 
     config: Path
@@ -127,6 +128,7 @@ class Setting:
     candidates: tuple[Choice, ...]
     chosen: Mapping[str, Choice]
     lower: int = 0
+    parts: int = 50
 
 
 COMMON = (
@@ -172,17 +174,18 @@ SETTINGS: Mapping[str, Setting] = {
         ROOT / "examples" / "dolly" / "categories.toml",
         (
             'data.rows=":"',
-            "federation.fraction=0.125",
+            "federation.fraction=0.25",
             "training.epochs=0.25",  # one step on two of eight examples, as in the others
             r"lora.target_modules=.*encoder\.layer\.5\.attention\.self\.(query|value)",
         ),
         2 * 384,
         8 * 384 + 8,
-        12,
+        30,
         ("accuracy", "loss"),
-        (Choice(4, 1.5), Choice(4, 3.0), Choice(4, 6.0), Choice(4, 12.0)),
-        {"linear": Choice(4, 1.5), "ffa": Choice(4, 1.5)},  # where a search would begin: there was none yet
+        (Choice(4, 1.5), Choice(4, 3.0), Choice(4, 6.0)),
+        {"linear": Choice(4, 3.0), "ffa": Choice(4, 3.0)},  # Dolly's: no search was made
         lower=5,
+        parts=70,  # 560 clients: with 400 and 12 rounds nothing is learned, noise or not
     ),
 }
 
@@ -330,17 +333,17 @@ def write_demonstration(folder: Path) -> None:
     (folder / "validation.jsonl").write_text("".join(json.dumps(each) + "\n" for each in examples))
 
 
-def write_dolly(folder: Path, data: Path) -> None:
-    """Cut each of the eight clients into fifty of eight examples, and hold some of the others out."""
+def write_dolly(folder: Path, data: Path, parts: int) -> None:
+    """Cut each of the eight clients into as many parts of eight examples, and hold some of the others out."""
     validation: list[Any] = []
     test: list[Any] = []
     for number in range(8):
         rows = json.loads((data / f"client_{number}.json").read_text())
         Random(number).shuffle(rows)  # noqa: S311  # no secrets here
-        for part in range(PARTS):
-            name = f"client_{number * PARTS + part:03d}.json"
+        for part in range(parts):
+            name = f"client_{number * parts + part:03d}.json"
             (folder / name).write_text(json.dumps(rows[part * ROWS : (part + 1) * ROWS]))
-        rest = rows[PARTS * ROWS :]
+        rest = rows[parts * ROWS :]
         validation += rest[: HELD_OUT // 8]
         test += rest[HELD_OUT // 8 : HELD_OUT // 4]
     (folder / "validation.json").write_text(json.dumps(validation))
@@ -360,7 +363,7 @@ def prepared(name: str, out: Path, data: Path | None, model: str | None) -> list
             if name == "demonstration":
                 write_demonstration(draft)
             elif data is not None:
-                write_dolly(draft, data)
+                write_dolly(draft, data, SETTINGS[name].parts)
             else:
                 raise SystemExit(f"{name} needs --data DIR, the folder of Dolly's eight clients")
     if name == "demonstration":
