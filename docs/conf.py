@@ -18,6 +18,8 @@ html_show_sphinx = False
 html_theme = "furo"
 # The pages are read in the repository too; a second copy of their text is for nobody.
 html_copy_source = False
+# It would make one dash of the two before an option.
+smartquotes = False
 templates_path: list[str] = []
 exclude_patterns = ["_build"]
 

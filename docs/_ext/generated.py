@@ -31,7 +31,14 @@ def fill(_app: Sphinx, _page: str, source: list[str]) -> None:
     source[0] = OUTSIDE.sub(r"`\2` of the repository", MARK.sub(lambda mark: REFERENCES[mark[1]](), source[0]))
 
 
+def keep_colon(_app: Sphinx, what: str, _name: str, _thing: object, _options: object, lines: list[str]) -> None:
+    """Put an empty comment before a sentence about a value: napoleon takes what is before a colon for a type."""
+    if what in {"attribute", "data", "property"} and lines and ":" in lines[0]:
+        lines[:0] = ["..", ""]
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Let Sphinx call `fill` for every page that it reads."""
+    """Let Sphinx call `fill` for every page that it reads, and `keep_colon` before napoleon reads a docstring."""
     app.connect("source-read", fill)
+    app.connect("autodoc-process-docstring", keep_colon, priority=100)
     return {"parallel_read_safe": True, "version": "1"}
