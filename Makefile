@@ -13,7 +13,7 @@ FAST := tests/linalg tests/aggregation tests/test_ranks.py tests/test_factors.py
 COVERED := linalg/* ranks/* aggregation/* federation/*
 COVERAGE := 95
 
-.PHONY: demo fast test coverage slow soak lint types contracts ci
+.PHONY: demo fast test coverage slow soak lint types contracts docs docs-serve ci
 
 ## The demonstration: a federation of four clients on this machine, in about a minute.
 demo: $(VENV)/.demo
@@ -52,6 +52,14 @@ types: $(VENV)/.dev
 contracts: $(VENV)/.dev
 	$(BIN)/lint-imports
 
+## The site in docs/_build/html, with its references made anew. A warning fails it.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going -n -q -d docs/_build/doctrees docs docs/_build/html
+	@echo "the site is in docs/_build/html; make docs-serve shows it on http://localhost:8000"
+
+docs-serve: docs
+	$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory docs/_build/html
+
 ## What CI runs.
 ci:
 	bash .ci/run
@@ -66,3 +74,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
 	touch $@ $(VENV)/.demo
+
+$(VENV)/.docs: $(VENV)/.dev
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,docs]"
+	touch $@
