@@ -13,7 +13,7 @@ FAST := tests/linalg tests/aggregation tests/test_ranks.py tests/test_factors.py
 COVERED := linalg/* ranks/* aggregation/* federation/*
 COVERAGE := 95
 
-.PHONY: demo fast test coverage slow lint types contracts ci
+.PHONY: demo fast test coverage slow soak lint types contracts docs docs-serve ci
 
 ## The demonstration: a federation of four clients on this machine, in about a minute.
 demo: $(VENV)/.demo
@@ -36,7 +36,11 @@ coverage:
 
 ## The long tests. A file stays with one process: its tests share what takes long to set up.
 slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "slow and not soak"
+
+## The longest tests, which CI leaves to a weekly run: many processes that are killed, 64 SuperNodes on one machine.
+soak: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m soak
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -47,6 +51,14 @@ types: $(VENV)/.dev
 
 contracts: $(VENV)/.dev
 	$(BIN)/lint-imports
+
+## The site in docs/_build/html, with its references made anew. A warning fails it.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going -n -q -d docs/_build/doctrees docs docs/_build/html
+	@echo "the site is in docs/_build/html; make docs-serve shows it on http://localhost:8000"
+
+docs-serve: docs
+	$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory docs/_build/html
 
 ## What CI runs.
 ci:
@@ -62,3 +74,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
 	touch $@ $(VENV)/.demo
+
+$(VENV)/.docs: $(VENV)/.dev
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,docs]"
+	touch $@

@@ -1,5 +1,6 @@
 """Tiny models and data that tests of several modules share; nothing is downloaded."""
 
+import gc
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jaxtyping
 import torch
+from hypothesis import settings
 from peft import LoraConfig, get_peft_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -23,10 +25,19 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+# A test says what is right, not how fast this machine is today.
+settings.register_profile("florist", deadline=None, max_examples=40)
+settings.load_profile("florist")
 # Several threads only cost at these sizes.
 torch.set_num_threads(1)
 # A shell starts background jobs with interruptions ignored, and their children inherit it: Ctrl-C could not be tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries made at import stays: the collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def save_tokenizer(directory: Path) -> int:

@@ -6,8 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from florist.federation import run_format
+from florist.flower import messages
+from florist.one_shot import certificate
+
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(page for page in DOCS.rglob("*.md") if DOCS / "_build" not in page.parents),
+]
 SECURITY = ROOT / "SECURITY.md"
 PLACES = re.findall(r"`(?!src/)([a-z_/]+(?:\.py|/))`(?:: `(\w+)`)?", (ROOT / "docs" / "glossary.md").read_text())
 
@@ -18,7 +27,16 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", [*PAGES, SECURITY], ids=lambda page: page.name)
+def linked(page: Path) -> set[Path]:
+    """The files of this repository that a page links, or lists in a table of contents of the site."""
+    text = page.read_text()
+    names = [name for name in re.findall(r"\]\(([^)#\s]+)", text) if not name.startswith("https://")]
+    for listed in re.findall(r"```\{toctree\}\n(.*?)```", text, re.DOTALL):
+        names += [f"{line}.md" for line in listed.splitlines() if line and not line.startswith(":")]
+    return {(page.parent / name).resolve() for name in names}
+
+
+@pytest.mark.parametrize("page", [*PAGES, SECURITY], ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_leads_to_a_page_and_a_heading_of_this_repository(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if link.startswith("https://"):
@@ -29,15 +47,23 @@ def test_every_link_leads_to_a_page_and_a_heading_of_this_repository(page: Path)
         assert not anchor or anchor in anchors(target), link
 
 
-def test_every_page_is_linked_from_the_first_one() -> None:
-    linked = set(re.findall(r"\]\(([^)#\s]+)", PAGES[0].read_text()))
-    assert {str(page.relative_to(ROOT)) for page in PAGES[1:]} <= linked
+def test_every_page_is_reached_from_the_first_one() -> None:
+    reached, found = set[Path](), {PAGES[0]}
+    while found:
+        reached |= found
+        found = {file for page in found for file in linked(page) if file in PAGES} - reached
+    assert set(PAGES) - reached == set()
+
+
+def test_the_formats_have_the_numbers_of_the_code() -> None:
+    numbers = [run_format.FORMAT, certificate.FORMAT, messages.PROTOCOL]
+    table = re.findall(r"^\| [^|]+ \| `\w+` in [^|]+ \| (\d+) \|", (DOCS / "formats.md").read_text(), re.MULTILINE)
+    assert list(map(int, table)) == numbers
 
 
 @pytest.mark.parametrize("page", [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "privacy.md"], ids=lambda page: page.name)
 def test_where_to_report_a_vulnerability_is_linked(page: Path) -> None:
-    linked = {(page.parent / link).resolve() for link in re.findall(r"\]\(([^)#\s]+)", page.read_text())}
-    assert SECURITY in linked
+    assert SECURITY in linked(page)
 
 
 def test_the_glossary_names_places_that_exist() -> None:

@@ -2,7 +2,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from florist.compression.codecs import CODECS
@@ -210,7 +210,6 @@ shares = st.floats(0.0, 1.0)
 
 @every_rule
 @given(spectra=several, share=shares, cap=st.integers(1, 35))
-@settings(deadline=None)
 def test_no_module_is_above_a_cap_and_what_it_does_not_bind_is_unchanged(make, spectra, share: float, cap: int) -> None:
     rule = make(share)
     free, capped = rule(spectra), Capped(rule, cap)(spectra)
@@ -222,14 +221,12 @@ def test_no_module_is_above_a_cap_and_what_it_does_not_bind_is_unchanged(make, s
 
 @pytest.mark.parametrize("make", [RULES["threshold"], RULES["fixed rank"]], ids=["threshold", "fixed rank"])
 @given(spectra=several, share=shares, cap=st.integers(1, 35))
-@settings(deadline=None)
 def test_where_modules_share_nothing_a_cap_cuts_each_alone(make, spectra, share: float, cap: int) -> None:
     rule = make(share)
     assert Capped(rule, cap)(spectra) == {name: min(rank, cap) for name, rank in rule(spectra).items()}
 
 
 @given(spectra=several, share=shares, cap=st.integers(1, 35))
-@settings(deadline=None)
 def test_a_budget_under_a_cap_is_kept_and_used_up(spectra, share: float, cap: int) -> None:
     prices = {name: 4 * sum(spectrum.shape) for name, spectrum in spectra.items()}
     least = sum(prices.values())
@@ -242,7 +239,6 @@ def test_a_budget_under_a_cap_is_kept_and_used_up(spectra, share: float, cap: in
 
 
 @given(spectra=several, share=shares, cap=st.integers(1, 35))
-@settings(deadline=None)
 def test_a_global_threshold_under_a_cap_is_reached_where_it_can_be(spectra, share: float, cap: int) -> None:
     tau = max(share, 0.01)
     ranks = dict(Capped(GlobalEnergyThreshold(tau), cap)(spectra))

@@ -144,14 +144,14 @@ RULES = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(spec=SPECS, rule=RULES)
 def test_any_spectrum_is_certified_at_any_threshold(spec: Spec, rule: RankRule) -> None:
     require_certified(Florist(rule), updates(spec))
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=800)
+@settings(max_examples=800)
 @given(spec=SPECS, rule=RULES)
 def test_many_spectra_are_certified(spec: Spec, rule: RankRule) -> None:
     require_certified(Florist(rule), updates(spec))
@@ -160,14 +160,14 @@ def test_many_spectra_are_certified(spec: Spec, rule: RankRule) -> None:
 METHODS = st.sampled_from([FedIt(), FedEx(), FlexLora(2), FlexLora(64), RaFlora(2), RaFlora(64), Flora()])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(spec=SPECS, method=METHODS)
 def test_any_spectrum_is_certified_by_every_method(spec: Spec, method: Aggregator) -> None:
     require_certified(method, updates(spec))
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(spec=SPECS, method=METHODS)
 def test_many_spectra_are_certified_by_every_method(spec: Spec, method: Aggregator) -> None:
     require_certified(method, updates(spec))
@@ -196,14 +196,14 @@ def sharing_rows(spec: Spec) -> list[ClientUpdate]:
 ALONG_ROWS = st.one_of(st.sampled_from([FfaLora(), FedSvd()]), RULES.map(LinearRounds))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(spec=SPECS, method=ALONG_ROWS)
 def test_any_spectrum_is_certified_along_shared_rows(spec: Spec, method: Aggregator) -> None:
     require_certified(method, sharing_rows(spec))
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(spec=SPECS, method=ALONG_ROWS)
 def test_many_spectra_are_certified_along_shared_rows(spec: Spec, method: Aggregator) -> None:
     require_certified(method, sharing_rows(spec))
@@ -243,7 +243,7 @@ def test_what_is_written_is_certified(tau: float, dtype: torch.dtype, tmp_path: 
         assert module["storage_error"] <= module["error"] * (1 + 1e-3)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     spec=SPECS,
     codec=st.sampled_from([FloatCodec(), FloatCodec(torch.float16), IntegerCodec(8), IntegerCodec(4)]),

@@ -29,7 +29,7 @@ def trained(federation: Federation, state: ServerState, client_id: str, seed: in
     absent=st.integers(0, 4),
     backwards=st.booleans(),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_every_round_adds_the_exact_sum_or_its_best_cut(
     ranks: list[int], tau: float, absent: int, backwards: bool
 ) -> None:

@@ -27,7 +27,7 @@ def weighed_among_holders(updates: list[ClientUpdate], module: str) -> Tensor:
     counts=st.lists(st.integers(1, 1000), min_size=5, max_size=5),
     max_rank=st.sampled_from([1, 3, 99]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_each_component_is_averaged_over_the_clients_that_have_it(
     ranks: list[int], counts: list[int], max_rank: int
 ) -> None:

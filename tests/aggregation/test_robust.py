@@ -51,7 +51,7 @@ def dense_geometric_median(x: torch.Tensor, w: Sequence[float]) -> torch.Tensor:
 
 @pytest.mark.parametrize("rule", RULES)
 @given(count=st.integers(1, 12), seed=st.integers(0, 1000))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_weights_are_none_negative_and_sum_to_one_at_most(rule: RobustRule, count: int, seed: int) -> None:
     x = points(count, seed)
     found = rule(x @ x.T, shares(count, seed))
@@ -64,7 +64,7 @@ def test_weights_are_none_negative_and_sum_to_one_at_most(rule: RobustRule, coun
 
 @pytest.mark.parametrize("rule", RULES)
 @given(count=st.integers(2, 10), seed=st.integers(0, 1000))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_the_order_of_the_clients_does_not_matter(rule: RobustRule, count: int, seed: int) -> None:
     x, w = points(count, seed), shares(count, seed)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
@@ -93,7 +93,7 @@ def test_few_clients_and_zero_updates_are_no_trouble(rule: RobustRule, count: in
 
 
 @given(count=st.integers(3, 9), seed=st.integers(0, 300))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_the_geometric_median_is_that_of_dense_vectors(count: int, seed: int) -> None:
     x, w = points(count, seed), shares(count, seed)
     own = bounded_weights(w, most_hostile(0.25, count))
@@ -167,7 +167,7 @@ def test_a_half_is_withstood_by_no_rule(hostile: float) -> None:
 
 
 @given(count=st.integers(1, 30), seed=st.integers(0, 1000), power=st.floats(0, 20))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_bounded_weights_leave_no_small_group_a_half(count: int, seed: int, power: float) -> None:
     claims = [share**power for share in shares(count, seed)]
     weights = [claim / math.fsum(claims) for claim in claims]

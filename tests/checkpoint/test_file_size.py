@@ -20,7 +20,7 @@ from .adapters import written
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     shapes=st.dictionaries(
         st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -49,7 +49,6 @@ def test_sent_and_held_back_are_what_was_due(codec: Codec, tau: float) -> None:
             assert outcome.decoded.specs[name].rank <= 4
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 1000), bound=st.sampled_from([0.5, 1.0, 2.0]), bits=st.sampled_from(["int8", "int4", "float16"])
 )

@@ -128,7 +128,7 @@ def live(talk: Conversation, event: str) -> None:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(events=EVENTS, local_init=st.sampled_from([Fresh(), Aligned(), Warm()]), bound=st.sampled_from([1, 2, 16]))
 def test_a_client_holds_what_the_server_has_whatever_happened(
     events: list[str], local_init: LocalInit, bound: int
@@ -144,7 +144,7 @@ def test_a_client_holds_what_the_server_has_whatever_happened(
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(events=EVENTS, bound=st.sampled_from([1, 2, 16]), tau=st.sampled_from([0.3, 1.0]))
 def test_a_client_derives_the_rows_of_the_server_whatever_happened(events: list[str], bound: int, tau: float) -> None:
     talk = Conversation(rules(aggregator=LinearRounds(EnergyThreshold(tau)), catch_up_rounds=bound))
@@ -162,7 +162,7 @@ def test_a_client_derives_the_rows_of_the_server_whatever_happened(events: list[
             assert torch.equal(found[name].A, expected[name].A)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(events=EVENTS, local_init=st.sampled_from([Fresh(), Aligned(), Warm()]), bound=st.sampled_from([1, 2, 16]))
 @pytest.mark.slow
 def test_a_client_that_is_sent_what_was_packed_has_the_bits_of_the_server(
@@ -180,7 +180,7 @@ def test_a_client_that_is_sent_what_was_packed_has_the_bits_of_the_server(
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(events=EVENTS)
 def test_a_client_trains_on_from_its_cut_whatever_happened(events: list[str]) -> None:
     talk = Conversation(rules(aggregator=FedIt()))

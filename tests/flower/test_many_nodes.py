@@ -18,6 +18,7 @@ NODES = 64
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_64_supernodes_all_count_in_every_round(tmp_path: Path) -> None:
     text = DEMONSTRATION.read_text(encoding="utf-8")
     for before, after in {

@@ -80,6 +80,7 @@ def assert_same_federation(file: Path, folder: Path) -> tuple[ServerState, list[
     return found, records
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["florist", *MORE])
 def test_the_same_adapter_bit_for_bit(method: str, tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:
     file = configure(tmp_path, tiny_llama, toy_data, rounds=3, extra=f'[aggregation]\nmethod = "{method}"')

@@ -20,7 +20,7 @@ from tests.federation.test_simulation import weights
 from tests.flower.living import called_with_files_of
 from tests.flower.test_faults import LONG, ROOT, Signals, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
 WAITS = {
     "a": f"{SHARES}-1",

@@ -770,6 +770,7 @@ def bits(state: ServerState) -> dict[str, bytes]:
     return {name: array.data for name, array in adapter_to_arrays(state.cumulative).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("local_init", [Aligned(), Warm()])
 def test_a_run_resumed_after_any_round_ends_the_same(local_init: Aligned | Warm, tmp_path: Path) -> None:
     whole, _ = play(three(), rounds=3, local_init=local_init)

@@ -10,7 +10,7 @@ from florist.linalg import ordered_spectrum
 from tests.builders import adapter
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(rank=st.integers(1, 30), seed=st.integers(0, 10**6), dtype=st.sampled_from([torch.float32, torch.float64]))
 def test_the_norms_of_the_components_are_the_singular_values(rank: int, seed: int, dtype: torch.dtype) -> None:
     for factor in lossless_sum([adapter(rank, seed, dtype=dtype)]).values():

@@ -43,7 +43,7 @@ class Recorder:
         return {"accuracy": self._measure(cut)}
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 1000), ranks=st.lists(st.integers(1, 8), min_size=1, max_size=4))
 def test_cuts_are_the_best_approximations_of_the_dense_sum(seed: int, ranks: list[int]) -> None:
     updates = federation(ranks, seed=seed)
@@ -174,7 +174,7 @@ def test_a_goal_that_nothing_can_reach_or_miss_is_refused(wrong: dict[str, float
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     taus=st.lists(st.floats(0.05, 1), min_size=1, max_size=30),
     steps=st.lists(st.integers(0, 3), min_size=10, max_size=10),

@@ -42,7 +42,7 @@ def merge(out: Path, *adapters: Path, num_examples: list[int | Fraction] | None 
 
 
 @given(groups=st.lists(st.lists(SITES, min_size=1, max_size=3), min_size=1, max_size=3), weighed=st.booleans())
-@settings(deadline=None, max_examples=6)
+@settings(max_examples=6)
 def test_an_aggregate_of_aggregates_is_the_aggregate_of_all(groups: list[list[Site]], weighed: bool) -> None:
     with TemporaryDirectory() as folder:
         edges: list[Path] = []

@@ -27,7 +27,7 @@ def layout(ranks: Mapping[str, int], bits: int = 40, largest_weight: int = 100) 
 
 
 @given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 9), min_size=2), st.integers(2, 6), st.integers(0, 99))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_sum_of_words_is_the_weighted_sum(ranks: dict[str, int], group: int, seed: int) -> None:
     sent = padded_ranks(ranks, group)
     where = layout(sent)

@@ -30,7 +30,7 @@ def plain_sum(words: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_masked_sum_is_the_plain_sum_for_any_survivors(data: st.DataObject) -> None:
     count = data.draw(st.integers(2, 7))
     names = [f"site {i}" for i in range(count)]

@@ -124,7 +124,7 @@ def test_noise_is_in_each_number_that_any_client_might_have_changed() -> None:
     seed=st.integers(0, 2**32),
     outliers=st.floats(0, 1e6),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_noise_of_any_size_is_cut_and_never_wraps(
     clients: int, bits: int, multiplier: float, seed: int, outliers: float
 ) -> None:

@@ -54,6 +54,7 @@ class ExpertLayout:
 
 
 ModuleLayout = LinearLayout | EmbeddingLayout | ConvolutionLayout | ExpertLayout
+"""How the factor of one module is stored."""
 
 TokenIndices = Sequence[int] | Mapping[str, Sequence[int]] | None
 """PEFT's `trainable_token_indices`: rows of the input embedding, or rows by the name of the embedding."""

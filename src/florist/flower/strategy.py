@@ -48,9 +48,9 @@ from florist.rounds import Aggregator
 class FloristStrategy(Strategy):
     """Any of florist's aggregation methods as a strategy of Flower.
 
-    Clients are `client_app`s. A round asks those that are connected, sends each what it misses, drops what comes too
-    late, is damaged or does not fit, says so, and goes on with the rest; with too few usable updates the global
-    adapter stays as it was.
+    Clients run the app that `client_app` makes. A round asks those that are connected, sends each what it misses, drops
+    what comes too late, is damaged or does not fit, says so, and goes on with the rest; with too few usable updates the
+    global adapter stays as it was.
 
     Args:
         aggregator: the method.

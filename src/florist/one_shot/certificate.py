@@ -18,6 +18,7 @@ from florist.one_shot.weights import CountedIn, Weight, Weights
 from florist.rounds import Certificate, SavedParameters
 
 CERTIFICATE_NAME = "florist.json"
+"""The name of the certificate, beside the files of the adapter."""
 
 _LARGEST = 64_000_000
 """The largest certificate that is read, in bytes. A module takes about 400."""
