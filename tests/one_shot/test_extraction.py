@@ -109,7 +109,9 @@ def test_a_cut_is_that_of_the_dense_oracle(tiny_llama: Path, tmp_path: Path, tau
         S = torch.linalg.svdvals(exact)
         rank = int((S.square().cumsum(0) < tau * S.square().sum()).sum()) + 1
         assert factor.rank == rank
-        assert float((exact - factor.delta_weight()).norm()) == pytest.approx(float(S[rank:].norm()), rel=1e-4)
+        rounding = 1e-6 * float(exact.norm())  # of float32 factors
+        error = float((exact - factor.delta_weight()).norm())
+        assert error == pytest.approx(float(S[rank:].norm()), rel=1e-4, abs=rounding)
         one = found.certificate.modules[module]
         assert one.error == pytest.approx(float(S[rank:].norm()), rel=1e-3)
         assert (one.energy_kept, one.input_rank) == (pytest.approx(1 - (one.error / one.norm) ** 2), min(one.shape))

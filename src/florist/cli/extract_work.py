@@ -63,12 +63,12 @@ def extract_adapter(
     keep_freed_memory()
     torch_dtype: torch.dtype = getattr(torch, dtype)
     places = [_place(base), _place(tuned)]
-    models = [open_model(place) for place in places]
+    before, after = (open_model(place) for place in places)
     layers = _layers(places[1])
     budget = int(section.budget) if section.budget is not None else None
     with output.progress("comparing the models") as progress:
         progress.whole("tensors of two models")
-        difference = one_shot.compare_models(*models, layers, others=Others(others), on_tensor=progress.count)
+        difference = one_shot.compare_models(before, after, layers, others=Others(others), on_tensor=progress.count)
     rule: RankRule = rank_rule(section, torch_dtype.itemsize)
     if budget is not None:
         rule = FileBudget(budget, partial(rule_within, section, torch_dtype), difference, torch_dtype)

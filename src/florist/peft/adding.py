@@ -263,7 +263,7 @@ def _fill(module: str, layer: Any, name: str, tensors: Mapping[str, Tensor]) -> 
     for live, value in pairs:
         if live is not None and value is not None:
             live.copy_(value)
-            live.requires_grad_(requires_grad=False)
+            live.requires_grad = False
 
 
 def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
