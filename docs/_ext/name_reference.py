@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 PACKAGES = (
+    "florist.peft",
     "florist.simulating",
     "florist.one_shot",
     "florist.config",

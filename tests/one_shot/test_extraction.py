@@ -109,11 +109,11 @@ def test_a_cut_is_that_of_the_dense_oracle(tiny_llama: Path, tmp_path: Path, tau
         S = torch.linalg.svdvals(exact)
         rank = int((S.square().cumsum(0) < tau * S.square().sum()).sum()) + 1
         assert factor.rank == rank
-        rounding = 1e-6 * float(exact.norm())  # of float32 factors
+        rounding = 5e-6 * float(exact.norm())  # of float32 factors
         error = float((exact - factor.delta_weight()).norm())
         assert error == pytest.approx(float(S[rank:].norm()), rel=1e-4, abs=rounding)
         one = found.certificate.modules[module]
-        assert one.error == pytest.approx(float(S[rank:].norm()), rel=1e-3)
+        assert one.error == pytest.approx(float(S[rank:].norm()), rel=1e-3, abs=rounding)
         assert (one.energy_kept, one.input_rank) == (pytest.approx(1 - (one.error / one.norm) ** 2), min(one.shape))
         assert one.energy_kept >= tau - 1e-6
 
