@@ -29,6 +29,7 @@ PACKAGES = (
 """The packages that list their names, beside florist itself."""
 
 MODULES = (
+    "florist.checkpoint.model_weights",
     "florist.rounds",
     "florist.factors",
     "florist.errors",
