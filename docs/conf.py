@@ -49,7 +49,9 @@ nitpick_ignore_regex = [
 nitpick_ignore = [
     ("py:class", f"florist.{name}")
     for name in (
+        "checkpoint.model_weights._Place",
         "checkpoint.reading.LazyTensors",
+        "checkpoint.tensor_file.StoredTensor",
         "checkpoint.unchanged_file.UnchangedFile",
         "compression.packed.PackedAdapter",
         "compression.residual.Residual",
