@@ -52,6 +52,7 @@ nitpick_ignore = [
         "checkpoint.model_weights._Place",
         "checkpoint.reading.LazyTensors",
         "checkpoint.tensor_file.StoredTensor",
+        "one_shot.budget.BesideFactors",
         "checkpoint.unchanged_file.UnchangedFile",
         "compression.packed.PackedAdapter",
         "compression.residual.Residual",
