@@ -188,14 +188,7 @@ def extract(
 def _dense_part(difference: ModelDifference, module: str) -> WeightedFactor:
     """A difference as a product with the identity, for the error of a cut that rounding may exceed."""
     m, n = difference.shape(module)
-    float64 = any(
-        model.dtype(name) == "F64"
-        for model, name in (
-            (difference.tuned, f"{module}.weight"),
-            (difference.base, difference.paired[f"{module}.weight"]),
-        )
-    )
-    dtype = torch.float64 if float64 else torch.float32
+    dtype = difference.dtype(module)
     return WeightedFactor(1.0, FactorSpec(m, n, min(m, n), dtype), partial(_as_factor, difference, module))
 
 

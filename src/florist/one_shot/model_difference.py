@@ -69,8 +69,13 @@ class ModelDifference:
         rows, columns = self.tuned.shape(f"{module}.weight")
         return (columns, rows) if self.layers.linear[module] else (rows, columns)
 
+    def dtype(self, module: str) -> torch.dtype:
+        """The dtype of the difference of a linear module: float64 if either weight has that, else float32."""
+        name = f"{module}.weight"
+        return _widened(self.base.tensors[self.paired[name]].dtype, self.tuned.tensors[name].dtype)
+
     def weight(self, module: str) -> Float[Tensor, "out_features in_features"]:
-        """``W_tuned - W_base`` of one module, in float32, or in float64 if either weight has that.
+        """``W_tuned - W_base`` of one module, in its `dtype`.
 
         Raises:
             NonFiniteUpdateError: a weight holds NaN or infinity.
@@ -120,8 +125,12 @@ class ModelDifference:
 
     def _moved(self, name: str) -> Tensor:
         before, after = self.base.read_finite(self.paired[name]), self.tuned.read_finite(name)
-        dtype = torch.float64 if torch.float64 in (before.dtype, after.dtype) else torch.float32
+        dtype = _widened(before.dtype, after.dtype)
         return after.to(dtype) - before.to(dtype)
+
+
+def _widened(*dtypes: torch.dtype) -> torch.dtype:
+    return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
 def compare_models(
