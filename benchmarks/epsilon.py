@@ -4,13 +4,15 @@
     python benchmarks/epsilon.py dolly --data DIR --model LLAMA      # LLAMA: what examples/dolly/make_model.py makes
     python benchmarks/epsilon.py categories --data DIR --model ENCODER
     python benchmarks/epsilon.py demonstration --search              # clip and rank, on validation examples
+    python benchmarks/epsilon.py demonstration --lines ffa           # one line, or several, of the table
 
-Clients are drawn one by one (`sampling = "poisson"`), take one step on two of their examples, and go through the model
-together (`together.py`). Everything else is what a private round of `florist simulate` does. Infinity is the same
-round with a clip and hardly any noise; "no protection" has neither, and each client counts by its examples.
+Clients are drawn one by one (`sampling = "poisson"`), take one step on a few of their examples, and go through the
+model together (`together.py`). Everything else is what a private round of `florist simulate` does. Infinity is the
+same round with a clip and hardly any noise; "no protection" has neither, and each client counts by its examples.
 
 Each run is a line of OUT/SETTING.jsonl, so that a call that was stopped goes on. `DIR` is a folder with Dolly's
-`client_0.json` to `client_7.json`, which are cut into fifty clients each.
+`client_0.json` to `client_7.json`, which are cut into fifty clients each, or for `categories` into clients of 32
+examples.
 """
 
 import argparse
@@ -49,8 +51,6 @@ EPSILONS = (1.0, 3.0, 8.0, math.inf)
 NO_NOISE = 1e-6
 """The noise multiplier of epsilon infinity: the round is the same but for noise that does not show."""
 SEARCH_SEED, SEARCH_EPSILON = 7, 8.0
-ROWS = 8
-"""How many examples each client has that is cut out of one of Dolly's eight."""
 HELD_OUT = 200
 """How many validation examples there are, and of Dolly test examples as well."""
 
@@ -116,7 +116,8 @@ class Setting:
         candidates: what the search tries.
         chosen: what it chose, by family.
         lower: how many lower layers nobody trains; their output is remembered.
-        parts: into how many clients each of Dolly's eight is cut.
+        rows: how many examples each client has that is cut out of one of Dolly's eight.
+        parts: into how many clients each of the eight is cut; None for as many as its examples are enough for.
     """
 
     config: Path
@@ -128,7 +129,8 @@ class Setting:
     candidates: tuple[Choice, ...]
     chosen: Mapping[str, Choice]
     lower: int = 0
-    parts: int = 50
+    rows: int = 8
+    parts: int | None = 50
 
 
 COMMON = (
@@ -174,18 +176,21 @@ SETTINGS: Mapping[str, Setting] = {
         ROOT / "examples" / "dolly" / "categories.toml",
         (
             'data.rows=":"',
-            "federation.fraction=0.25",
-            "training.epochs=0.25",  # one step on two of eight examples, as in the others
+            "data.max_length=32",
+            "federation.fraction=0.125",
+            "training.batch_size=8",
+            "training.epochs=0.25",  # one step on eight of 32 examples
             r"lora.target_modules=.*encoder\.layer\.5\.attention\.self\.(query|value)",
         ),
         2 * 384,
         8 * 384 + 8,
-        30,
+        36,
         ("accuracy", "loss"),
-        (Choice(4, 1.5), Choice(4, 3.0), Choice(4, 6.0)),
-        {"linear": Choice(4, 3.0), "ffa": Choice(4, 3.0)},  # Dolly's: no search was made
+        (Choice(4, 3.0), Choice(4, 12.0), Choice(4, 36.0)),
+        {"linear": Choice(4, 12.0), "ffa": Choice(4, 12.0)},
         lower=5,
-        parts=70,  # 560 clients: with 400 and 12 rounds nothing is learned, noise or not
+        rows=32,
+        parts=None,
     ),
 }
 
@@ -333,17 +338,20 @@ def write_demonstration(folder: Path) -> None:
     (folder / "validation.jsonl").write_text("".join(json.dumps(each) + "\n" for each in examples))
 
 
-def write_dolly(folder: Path, data: Path, parts: int) -> None:
-    """Cut each of the eight clients into as many parts of eight examples, and hold some of the others out."""
+def write_dolly(folder: Path, data: Path, setting: Setting) -> None:
+    """Cut each of the eight clients into many, and hold some of the other examples out."""
     validation: list[Any] = []
     test: list[Any] = []
+    clients = 0
     for number in range(8):
-        rows = json.loads((data / f"client_{number}.json").read_text())
-        Random(number).shuffle(rows)  # noqa: S311  # no secrets here
-        for part in range(parts):
-            name = f"client_{number * parts + part:03d}.json"
-            (folder / name).write_text(json.dumps(rows[part * ROWS : (part + 1) * ROWS]))
-        rest = rows[parts * ROWS :]
+        examples = json.loads((data / f"client_{number}.json").read_text())
+        Random(number).shuffle(examples)  # noqa: S311  # no secrets here
+        parts = setting.parts if setting.parts is not None else (len(examples) - HELD_OUT // 4) // setting.rows
+        for begin in range(0, parts * setting.rows, setting.rows):
+            own = examples[begin : begin + setting.rows]
+            (folder / f"client_{clients:03d}.json").write_text(json.dumps(own))
+            clients += 1
+        rest = examples[parts * setting.rows :]
         validation += rest[: HELD_OUT // 8]
         test += rest[HELD_OUT // 8 : HELD_OUT // 4]
     (folder / "validation.json").write_text(json.dumps(validation))
@@ -363,7 +371,7 @@ def prepared(name: str, out: Path, data: Path | None, model: str | None) -> list
             if name == "demonstration":
                 write_demonstration(draft)
             elif data is not None:
-                write_dolly(draft, data, SETTINGS[name].parts)
+                write_dolly(draft, data, SETTINGS[name])
             else:
                 raise SystemExit(f"{name} needs --data DIR, the folder of Dolly's eight clients")
     if name == "demonstration":
@@ -419,6 +427,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--model")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--lines", choices=[line.name for line in LINES], nargs="+", default=None)
     parser.add_argument("--search", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -429,6 +438,8 @@ def main() -> None:
     own = prepared(args.setting, args.out, args.data, args.model)
     setting = SETTINGS[args.setting]
     cells = [*searched(setting)] if args.search else [c for seed in args.seeds for c in cells_of(setting, seed)]
+    if args.lines:
+        cells = [cell for cell in cells if cell.line in args.lines]
     found = run(args.setting, cells, own, args.out)
     if args.search:
         for cell, outcome in found.items():

@@ -85,6 +85,24 @@ def test_the_likeliest_choice_for_its_length_is_taken(
     assert MultipleChoice(asked, tokenizer, batch_size)(llama) == {"multiple_choice": sum(hits) / len(hits)}
 
 
+def test_choices_that_differ_in_their_last_token_alone_go_through_the_model_once(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    asked = questions(tokenizer, *EXAMPLES[2::3], answer="{letter}")
+    assert all(len(choice) == 1 for question in asked for choice in question.choices)
+    seen: list[int] = []
+    with_count = llama.register_forward_pre_hook(
+        lambda _, __, given: seen.append(len(given["input_ids"])), with_kwargs=True
+    )
+    found = MultipleChoice(asked, tokenizer, 64)(llama)
+    with_count.remove()
+    assert seen == [len(asked)]
+    scores = [[score(llama, question, c) for c in range(len(question.choices))] for question in asked]
+    hits = sum(own.index(max(own)) == question.answer for own, question in zip(scores, asked, strict=True))
+    assert 0 < hits < len(asked)
+    assert found == {"multiple_choice": hits / len(asked)}
+
+
 def test_a_question_of_which_every_choice_is_right_is_always_answered(
     llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from florist.data.causal_lm import opening_tokens
@@ -84,7 +84,7 @@ class MultipleChoice:
     Args:
         questions: as `read_questions` encodes them; where some were skipped, their number is measured as well.
         tokenizer: the tokenizer of the model, which says how to pad.
-        batch_size: how many choices are run together.
+        batch_size: how many texts are run together: choices that differ in their last token alone share one.
     """
 
     questions: Questions
@@ -93,38 +93,38 @@ class MultipleChoice:
 
     def __call__(self, model: nn.Module, /) -> Measurements:
         """Measure ``multiple_choice``, and ``multiple_choice_skipped`` where questions were."""
-        pairs = [(q, c) for q, question in enumerate(self.questions) for c in range(len(question.choices))]
-        # Texts of similar length go together: less padding.
-        pairs.sort(key=lambda pair: len(self.questions[pair[0]].prompt) + len(self._choice(pair)))
+        # Choices that differ in their last token alone are read off one pass: letters take a quarter of the time.
+        sharing: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+        for q, question in enumerate(self.questions):
+            for c, choice in enumerate(question.choices):
+                sharing.setdefault((*question.prompt, *choice[:-1]), []).append((q, c))
+        texts = sorted(sharing, key=len)  # texts of similar length go together: less padding
         scores = [[0.0] * len(question.choices) for question in self.questions]
         model.eval()
         with torch.inference_mode():
-            for start in range(0, len(pairs), self.batch_size):
-                some = pairs[start : start + self.batch_size]
-                for (q, c), likelihood in zip(some, self._log_likelihoods(model, some), strict=True):
-                    scores[q][c] = likelihood / self.questions[q].lengths[c]
+            for start in range(0, len(texts), self.batch_size):
+                some = texts[start : start + self.batch_size]
+                for text, logits in zip(some, self._logits(model, some), strict=True):
+                    for q, c in sharing[text]:
+                        likelihood = _log_likelihood(logits[: len(text)], self.questions[q].choices[c])
+                        scores[q][c] = likelihood / self.questions[q].lengths[c]
         hits = sum(own.index(max(own)) == q.answer for own, q in zip(scores, self.questions, strict=True))
         measured = Measurements.own({"multiple_choice": hits / len(self.questions)})
         skipped = {"multiple_choice_skipped": float(self.questions.skipped)} if self.questions.skipped else {}
         return Measurements.together([measured, Measurements(skipped, {})])
 
-    def _choice(self, pair: tuple[int, int]) -> tuple[int, ...]:
-        return self.questions[pair[0]].choices[pair[1]]
-
-    def _log_likelihoods(self, model: nn.Module, pairs: Sequence[tuple[int, int]]) -> list[float]:
-        texts = [[*self.questions[pair[0]].prompt, *self._choice(pair)] for pair in pairs]
-        width = max(len(text) for text in texts)
-        pad, device = self.tokenizer.pad_token_id, next(model.parameters()).device
-        ids = torch.tensor([text + [pad] * (width - len(text)) for text in texts], device=device)
+    def _logits(self, model: nn.Module, texts: Sequence[tuple[int, ...]]) -> Tensor:
+        width, device = max(map(len, texts)), next(model.parameters()).device
+        pad = self.tokenizer.pad_token_id
+        ids = torch.tensor([[*text, *[pad] * (width - len(text))] for text in texts], device=device)
         mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts], device=device)
-        logits = model(input_ids=ids, attention_mask=mask).logits
-        found: list[float] = []
-        for row, (text, pair) in enumerate(zip(texts, pairs, strict=True)):
-            first = len(text) - len(self._choice(pair))
-            predicted = logits[row, first - 1 : len(text) - 1].float().log_softmax(dim=1)
-            targets = ids[row, first : len(text), None]
-            found.append(float(predicted.gather(1, targets).sum()))
-        return found
+        return model(input_ids=ids, attention_mask=mask).logits
+
+
+def _log_likelihood(logits: Tensor, choice: tuple[int, ...]) -> float:
+    """The log-likelihood of a choice, of whose tokens the last positions are before one each."""
+    predicted = logits[-len(choice) :].float().log_softmax(dim=1)
+    return float(predicted.gather(1, torch.tensor(choice, device=logits.device)[:, None]).sum())
 
 
 def read_questions(
