@@ -28,10 +28,17 @@ from florist.config.reading import config_of
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(page for page in DOCS.rglob("*.md") if DOCS / "_build" not in page.parents)]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "examples" / "nvflare" / "README.md",
+    *sorted(page for page in DOCS.rglob("*.md") if DOCS / "_build" not in page.parents),
+]
 
 TUTORIALS = ["docs/quickstart.md", *sorted(f"docs/tutorials/{page.name}" for page in (DOCS / "tutorials").glob("*.md"))]
 """Their commands and their Python are run, block after block, in one directory."""
+
+EXAMPLES = [ROOT / "examples" / "flower", ROOT / "examples" / "nvflare"]
+"""Folders that the pages say to go to before a script of theirs is started."""
 
 PROGRAMS = {
     "make": "the tests are what it runs",
@@ -54,6 +61,10 @@ EXCERPTS = {
 
 NOT_RUN = {
     ("README.md", "run = florist.simulate("): "its names are the reader's; docs/python.md has a whole call, which runs",
+    (
+        "examples/nvflare/README.md",
+        "from florist_nvflare import AdapterFedAvg, FloristAggregator",
+    ): "it needs NVFlare; tests/test_nvflare_example.py runs such a job",
     ("docs/evaluation.md", "from florist.evaluation import evaluate_tasks"): "it downloads the data of a benchmark",
 }
 """Python that is compiled and not run, by page and first line, and why."""
@@ -167,7 +178,7 @@ def known_keys() -> set[str]:
 def require_files(words: list[str]) -> None:
     """A script and a target of make are there."""
     if words[0] == "python" and words[1].endswith(".py"):
-        assert any((folder / words[1]).is_file() for folder in (ROOT, ROOT / "examples" / "flower")), words
+        assert any((folder / words[1]).is_file() for folder in (ROOT, *EXAMPLES)), words
     if words[0] == "make":
         assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text()
 

@@ -15,6 +15,7 @@ DOCS = ROOT / "docs"
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "examples" / "nvflare" / "README.md",
     *sorted(page for page in DOCS.rglob("*.md") if DOCS / "_build" not in page.parents),
 ]
 SECURITY = ROOT / "SECURITY.md"

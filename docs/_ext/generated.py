@@ -13,7 +13,7 @@ from name_reference import name_reference, package_reference
 from sphinx.application import Sphinx
 
 MARK = re.compile(r"<!-- generated: (\w+) -->")
-OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([A-Z]+\.md)\)")
+OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./((?:[a-z]+/)*[A-Z]+\.md)\)")
 """A link to a page of the repository that is none of the site."""
 REFERENCES = {
     "commands": command_reference,
