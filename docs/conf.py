@@ -2,8 +2,14 @@
 
 Sphinx, because the references come from the docstrings and tables of florist itself, and because its nitpicky mode
 fails on a link, a heading or a type that is not there. MyST reads the pages as they are on a code host.
+
+MyST-NB, because it reads the prose of notebooks by that same parser, so that their links are checked as those of pages
+are; nbsphinx would convert it by pandoc, a program that pip does not install. It runs the notebooks whenever it reads
+them: the repository keeps them without outputs, and what the site shows is what this florist does on the machine that
+built it. A cell that fails, fails the build.
 """
 
+import os
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -18,18 +24,30 @@ html_show_sphinx = False
 html_theme = "furo"
 # The pages are read in the repository too; a second copy of their text is for nobody.
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["notebooks.css"]
 # It would make one dash of the two before an option.
 smartquotes = False
 templates_path: list[str] = []
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "generated"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "generated"]
 # The prompt is no part of a command.
 copybutton_exclude = ".linenos, .gp"
 
 # Headings get the anchors that code hosts give them, which the pages link to.
 myst_heading_anchors = 4
 highlight_language = "none"
+
+# Notebooks read what is in the repository, and the build needs no network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+nb_execution_mode = "force"
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600
+# Progress bars, and warnings that other libraries have for their own programmers.
+nb_output_stderr = "remove"
+nb_merge_streams = True
 
 # Docstrings put one pair of backticks around whatever is code.
 default_role = "literal"

@@ -2,6 +2,7 @@
 
 Python runs, but for what `NOT_RUN` lists, which is compiled. Commands of florist are parsed by its own application, and
 those of the tutorials are run (in the long tests). TOML is read as a configuration. Other programs are in `PROGRAMS`.
+`test_notebooks.py` runs the cells of notebooks; their prose is read here.
 """
 
 import json
@@ -26,13 +27,7 @@ from florist.config import DEMONSTRATION, Config
 from florist.config.metrics import METRICS
 from florist.config.reading import config_of
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
-PAGES = [
-    ROOT / "README.md",
-    ROOT / "examples" / "nvflare" / "README.md",
-    *sorted(page for page in DOCS.rglob("*.md") if DOCS / "_build" not in page.parents),
-]
+from .pages import DOCS, PAGES, ROOT, text_of
 
 TUTORIALS = ["docs/quickstart.md", *sorted(f"docs/tutorials/{page.name}" for page in (DOCS / "tutorials").glob("*.md"))]
 """Their commands and their Python are run, block after block, in one directory."""
@@ -111,7 +106,7 @@ class Block:
 
 
 def blocks_of(page: Path) -> Iterator[Block]:
-    for token in MarkdownIt().parse(page.read_text(encoding="utf-8")):
+    for token in MarkdownIt().parse(text_of(page)):
         if token.type in {"fence", "code_block"}:
             yield Block(str(page.relative_to(ROOT)), token.info, (token.map or [0])[0] + 1, token.content)
 

@@ -76,7 +76,7 @@ def test_a_module_imports_what_its_part_of_the_package_declares(module: str) -> 
 
 
 def test_nothing_is_declared_that_nobody_imports() -> None:
-    of_users = EXTRAS.keys() - {"dev", "docs"}
+    of_users = EXTRAS.keys() - {"dev", "docs", "notebooks"}
     wanted = declared(PROJECT["dependencies"]).union(*(declared(EXTRAS[name]) for name in of_users))
     used = set[str]().union(*(imported(file) for file in FILES.values()))
     assert wanted - used == UNSEEN

@@ -10,36 +10,33 @@ from florist.federation import run_format
 from florist.flower import messages
 from florist.one_shot import certificate
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
-PAGES = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    ROOT / "examples" / "nvflare" / "README.md",
-    *sorted(page for page in DOCS.rglob("*.md") if DOCS / "_build" not in page.parents),
-]
+from . import pages
+from .pages import DOCS, ROOT, text_of
+
+PAGES = [*pages.PAGES, ROOT / "CONTRIBUTING.md"]
 SECURITY = ROOT / "SECURITY.md"
 PLACES = re.findall(r"`(?!src/)([a-z_/]+(?:\.py|/))`(?:: `(\w+)`)?", (ROOT / "docs" / "glossary.md").read_text())
 
 
 def anchors(page: Path) -> set[str]:
     """Of a page's headings, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text_of(page), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def linked(page: Path) -> set[Path]:
     """The files of this repository that a page links, or lists in a table of contents of the site."""
-    text = page.read_text()
+    text = text_of(page)
     names = [name for name in re.findall(r"\]\(([^)#\s]+)", text) if not name.startswith("https://")]
     for listed in re.findall(r"```\{toctree\}\n(.*?)```", text, re.DOTALL):
-        names += [f"{line}.md" for line in listed.splitlines() if line and not line.startswith(":")]
+        lines = [line for line in listed.splitlines() if line and not line.startswith(":")]
+        names += [f"{line}{ending}" for line in lines for ending in (".md", ".ipynb")]
     return {(page.parent / name).resolve() for name in names}
 
 
 @pytest.mark.parametrize("page", [*PAGES, SECURITY], ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_leads_to_a_page_and_a_heading_of_this_repository(page: Path) -> None:
-    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+    for link in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
         if link.startswith("https://"):
             continue
         name, _, anchor = link.partition("#")

@@ -17,7 +17,7 @@ READ = [
 
 
 def test_nobody_is_sent_to_an_index_for_florist() -> None:
-    texts = {path: path.read_text() for path in READ if path.suffix in {".py", ".md", ".toml", ".sh"}}
+    texts = {path: path.read_text() for path in READ if path.suffix in {".py", ".md", ".toml", ".sh", ".ipynb"}}
     assert len(texts) > 100
     found = {path: found[0] for path, text in texts.items() if (found := FROM_AN_INDEX.search(text))}
     assert found == {}
