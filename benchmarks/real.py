@@ -28,9 +28,34 @@ from benchmarks.table import ROOT, Entry, compare, description, interval, machin
 from florist.files.outputs import replace_file
 
 FOLDER = ROOT / "examples" / "smollm2"
-RATES = (5e-4, 1e-3, 2e-3)
 SWEEP_SEED = 3
 """The seed of the search for rates, which is none of the table's."""
+LORA = (5e-4, 1e-3, 2e-3)
+GRIDS: Mapping[str, tuple[float, ...]] = {
+    "florist as published": LORA,
+    "fedit": LORA,
+    "ffa": LORA,
+    "linear": LORA,
+    "full": (3e-5, 1e-4, 3e-4),
+}
+"""The rates that are tried, by line. In the first round the other lines train as one of these does."""
+BORROWED: Mapping[str, str] = {
+    "florist": "florist as published",
+    "florist warm": "florist as published",
+    "florist plain": "florist as published",
+    "flora": "florist as published",
+    "flexlora": "fedit",
+    "fedex": "fedit",
+}
+"""The line whose rate another takes."""
+RATES: Mapping[str, float] = {
+    "florist as published": 1e-3,
+    "fedit": 1e-3,
+    "ffa": 1e-3,
+    "linear": 1e-3,
+    "full": 1e-4,
+}
+"""The rate of every line: the best of its grid by `--rates`."""
 PAPER = ("communication.preset=paper",)
 PLAIN = ("communication.preset=plain",)
 WARM = "federation.local_init=warm"
@@ -61,50 +86,49 @@ class Table:
         config: the file in `examples/smollm2`.
         settings: what is unlike there.
         entries: the lines; the first is what the others are compared with.
-        rates: the learning rate of every line, where it is not the file's: the best of `RATES` by `--rates`.
     """
 
     title: str
     config: str
     settings: tuple[str, ...]
     entries: tuple[Entry, ...]
-    rates: Mapping[str, float]
-
-    def rate(self, entry: Entry) -> float:
-        """The learning rate of a line."""
-        return self.rates.get(entry.name, 1e-3)
 
 
 TABLES: Mapping[str, Table] = {
-    "unlike": Table("Queries and values, ranks 64, 32, 16, 16, 8, 8, 4, 4", "attention.toml", (), UNLIKE, {}),
-    "equal": Table("Queries and values, every client with rank 16", "attention.toml", ("lora.ranks=16",), EQUAL, {}),
-    "all-linear": Table("All linear layers, ranks 64, 32, 16, 16, 8, 8, 4, 4", "all-linear.toml", (), SHORT, {}),
+    "unlike": Table("Queries and values, ranks 64, 32, 16, 16, 8, 8, 4, 4", "attention.toml", (), UNLIKE),
+    "equal": Table("Queries and values, every client with rank 16", "attention.toml", ("lora.ranks=16",), EQUAL),
+    "all-linear": Table("All linear layers, ranks 64, 32, 16, 16, 8, 8, 4, 4", "all-linear.toml", (), SHORT),
 }
+
+
+def rate_of(entry: Entry) -> float:
+    """The learning rate of a line."""
+    return RATES[BORROWED.get(entry.name, entry.name)]
 
 
 def play(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Begin the comparison of a table, or go on with it."""
     table = TABLES[name]
     first, *others = table.entries
-    own = f"training.learning_rate={table.rate(first):g}"
-    variants = [entry.variant(table.rate(entry)) for entry in others]
+    own = f"training.learning_rate={rate_of(first):g}"
+    variants = [entry.variant(rate_of(entry)) for entry in others]
     settings = [*given(args), *table.settings, own]
     return compare(args.out / name, settings, variants, args.seeds, 1, config=FOLDER / table.config)
 
 
 def sweep(name: str, args: argparse.Namespace) -> None:
-    """Print the validation loss of every line at every rate, after two rounds."""
+    """Print the validation loss of every line that has a grid at each of its rates, after two rounds."""
     table = TABLES[name]
-    own = [entry for entry in table.entries if entry.name not in {"florist warm", "florist plain"}]
-    variants = [entry.variant(rate, f" {rate:g}") for entry in own for rate in RATES]
-    settings = [*given(args), *table.settings, "federation.rounds=2"]
-    found = compare(args.out / f"rates-{name}", settings, variants, f"{SWEEP_SEED},", 1, config=FOLDER / table.config)
+    own = [entry for entry in table.entries if entry.name in GRIDS]
+    variants = [entry.variant(rate, f" {rate:g}") for entry in own for rate in GRIDS[entry.name]]
+    keys = ("federation.rounds=2", "evaluation.every=2")
+    settings, config = [*given(args), *table.settings, *keys], FOLDER / table.config
+    found = compare(args.out / f"rates-{name}", settings, variants, f"{SWEEP_SEED},", 1, config=config)
     losses = {line["name"]: line["validation"].get("loss") for line in found["rows"]}
-    print(f"| {name} |" + "".join(f" {rate:g} |" for rate in RATES))
-    print("|---|" + "---:|" * len(RATES))
     for entry in own:
-        values = [losses[f"{entry.name} {rate:g}"] for rate in RATES]
-        print(f"| {entry.name} |" + "".join(f" {loss['mean']:.3f} |" if loss else " failed |" for loss in values))
+        for rate in GRIDS[entry.name]:
+            loss = losses[f"{entry.name} {rate:g}"]
+            print(f"{entry.name:22} {rate:8g} " + (f"{loss['mean']:.4f}" if loss else "failed"))
 
 
 def given(args: argparse.Namespace) -> list[str]:
@@ -150,7 +174,7 @@ def markdown(table: Table, document: Mapping[str, Any], answered: Mapping[str, f
     first = table.entries[0].name
     yield f"| | rate | loss | against {first} | | MB down | MB up | rank | client s | server s | MMLU |"
     yield "|---|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|"
-    rates = {entry.name: table.rate(entry) for entry in table.entries}
+    rates = {entry.name: rate_of(entry) for entry in table.entries}
     for line in document["rows"]:
         head, loss = f"| {line['name']} | {rates[line['name']]:g} |", line["metrics"].get("loss")
         if loss is None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks.real import FOLDER, RATES, SHORT, TABLES, Table, markdown
+from benchmarks.real import FOLDER, GRIDS, RATES, SHORT, TABLES, Table, markdown, rate_of
 
 from florist.cli.compare_entries import entries_from
 from florist.comparison.planning import configure
@@ -22,14 +22,18 @@ DOLLY = ROOT.parent / "shared" / "data" / "dolly8"
 @pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
 def test_every_line_is_a_configuration(table: Table) -> None:
     first, *others = table.entries
-    file, settings = FOLDER / table.config, [*table.settings, f"training.learning_rate={table.rate(first)}"]
-    entries = entries_from(first.method, [entry.variant(table.rate(entry)) for entry in others], read_config(file))
+    file, settings = FOLDER / table.config, [*table.settings, f"training.learning_rate={rate_of(first)}"]
+    entries = entries_from(first.method, [entry.variant(rate_of(entry)) for entry in others], read_config(file))
     _, configs = configure(file, settings, entries)
     assert [entry.name for entry in configs] == [entry.name for entry in table.entries]
     assert all(config.has_validation for config in configs.values())
-    assert {table.rate(entry) for entry in table.entries} <= {1e-3, *RATES}
     if table.entries != SHORT:
         assert {config.aggregation.method for config in configs.values()} == set(METHODS) - {"fedsvd", "raflora"}
+
+
+def test_a_rate_is_one_of_those_that_were_tried() -> None:
+    assert RATES.keys() == GRIDS.keys()
+    assert all(rate in GRIDS[name] for name, rate in RATES.items())
 
 
 def test_lines_of_the_table() -> None:
