@@ -326,3 +326,19 @@ def test_what_is_no_comparison_or_damaged_is_refused(tmp_path: Path) -> None:
     (tmp_path / "comparison.json").write_text("{")
     with pytest.raises(DamagedRunError, match=r"reading its comparison\.json failed"):
         _ = ComparisonDirectory.open(tmp_path).comparison
+
+
+@pytest.mark.parametrize("name", ["base.toml", "cells/florist/config.toml"])
+def test_a_configuration_that_was_changed_before_its_runs_is_refused(base: Path, tmp_path: Path, name: str) -> None:
+    directory = started(base, tmp_path / "out", (FLORA, FLORIST))
+    directory.require_whole()
+    file = directory.path / name
+    before = file.read_text()
+    file.write_text(before.replace("[training]", "[training]\nwarmup_ratio = 0.5\n"))
+    with pytest.raises(DamagedRunError, match=rf"{name} is not as it was written.*restore the file"):
+        directory.require_whole()
+    file.unlink()
+    with pytest.raises(DamagedRunError, match=rf"{name} is missing"):
+        directory.require_whole()
+    file.write_text(before)
+    directory.require_whole()

@@ -1,6 +1,6 @@
 """The directory of a comparison: its plan, and an ordinary run for every cell.
 
-OUT/comparison.json               version, entries, seeds, threads
+OUT/comparison.json               version, entries, seeds, threads, SHA-256 of the configurations
 OUT/base.toml                     the common configuration, defaults included
 OUT/cells/ENTRY/config.toml       the configuration of an entry
 OUT/cells/ENTRY/seed-0/           a run, as `history` describes it
@@ -10,7 +10,7 @@ OUT/cells.csv                     a line for every round of every cell
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -20,11 +20,16 @@ from florist.config.reading import read_config, to_toml
 from florist.config.resuming import IN_ONE_PROCESS, require_resumable
 from florist.config.sections import Config
 from florist.errors import DamagedRunError, MissingInputError
+from florist.federation.damage import DamagedFileError, checked_file
 from florist.federation.history import RunDirectory
 from florist.files.outputs import new_directory, remove_drafts, remove_stale
-from florist.files.reading import read_bytes
+from florist.files.reading import read_bytes, sha256
 
 _COMPARISON = TypeAdapter(Comparison)
+
+
+def _config_of(entry: Entry) -> str:
+    return f"cells/{entry.folder}/config.toml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +47,15 @@ class ComparisonDirectory:
         Raises:
             OutputExistsError, UnwritableOutputError: as `outputs.require_absent`.
         """
+        # Whole configurations, since a relative path in overrides would depend on where it is resumed.
+        written = {"base.toml": to_toml(base)} | {_config_of(entry): to_toml(configs[entry]) for entry in configs}
         with new_directory(path) as draft:
-            (draft / "comparison.json").write_text(json.dumps(asdict(comparison), indent=2) + "\n", encoding="utf-8")
-            (draft / "base.toml").write_text(to_toml(base), encoding="utf-8")
-            for entry in comparison.entries:
-                folder = draft / "cells" / entry.folder
-                folder.mkdir(parents=True)
-                # The whole configuration, since a relative path in overrides would depend on where it is resumed.
-                (folder / "config.toml").write_text(to_toml(configs[entry]), encoding="utf-8")
+            for name, content in written.items():
+                (draft / name).parent.mkdir(parents=True, exist_ok=True)
+                (draft / name).write_text(content, encoding="utf-8")
+            hashes = {name: sha256(draft / name) for name in written}
+            plan = json.dumps(asdict(replace(comparison, files=hashes)), indent=2)
+            (draft / "comparison.json").write_text(plan + "\n", encoding="utf-8")
         return cls(path)
 
     @classmethod
@@ -94,8 +100,7 @@ class ComparisonDirectory:
         Raises:
             MissingInputError, ConfigurationError: as `read_config`.
         """
-        file = self.path / "cells" / cell.entry.folder / "config.toml"
-        return read_config(file, [f"federation.seed={cell.seed}"])
+        return read_config(self.path / _config_of(cell.entry), [f"federation.seed={cell.seed}"])
 
     def run_path(self, cell: Cell) -> Path:
         """The directory in which the run of a cell is or will be."""
@@ -120,15 +125,25 @@ class ComparisonDirectory:
         return run is not None and run.result.is_whole
 
     def require_whole(self) -> None:
-        """Check that every run that was begun can go on, and does so with what it was begun with.
+        """Check that every run that was begun can go on, and that all runs are played with what was planned.
 
         Raises:
-            DamagedRunError: a file of a run is missing, cannot be read or is not as it was written.
-            ConfigurationError: the configuration of an entry was changed since.
+            DamagedRunError: a file of a run, or a configuration, is missing, cannot be read, or is not as it was
+                written.
+            ConfigurationError: the configuration of an entry was changed since, in a comparison without hashes.
 
         Cost: what a resumption would read of every run is read once.
         """
-        for cell in self.comparison.cells:
+        comparison = self.comparison
+        for name in comparison.files:
+            try:
+                checked_file(self.path, name, comparison.files)
+            except DamagedFileError as error:
+                raise DamagedRunError(
+                    f"expected the comparison in {self.path} as it was begun, but {error}; its runs would not be "
+                    "comparable: restore the file from a copy, or start the comparison anew"
+                ) from error
+        for cell in comparison.cells:
             run = self.begun(cell)
             if run is not None:
                 run.require_whole()

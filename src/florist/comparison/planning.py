@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,14 @@ class Comparison:
         entries: the entries, in the order of the table.
         seeds: the seeds of every entry.
         threads: the torch threads of every run, since sums in another order round differently.
+        files: the SHA-256 of every configuration in its directory, by path; empty before there is one.
     """
 
     florist: str
     entries: tuple[Entry, ...]
     seeds: tuple[int, ...]
     threads: int
+    files: Mapping[str, str] = field(default_factory=dict[str, str], compare=False)
 
     @property
     def cells(self) -> tuple[Cell, ...]:
