@@ -264,10 +264,13 @@ def run_python(blocks: list[Block], names: Mapping[str, object]) -> None:
 
 OWN = "docs/tutorials/own-model-and-data.md"
 """The one that writes the florist.toml that the others go on with."""
+LONGEST = {f"docs/tutorials/{name}.md" for name in ("comparing-methods", "choosing-tau-or-a-budget")}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", TUTORIALS)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.soak] if page in LONGEST else []) for page in TUTORIALS]
+)
 def test_a_tutorial_runs(
     page: str, tiny_llama: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

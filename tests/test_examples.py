@@ -34,6 +34,7 @@ def test_the_demonstration_learns_its_tasks_for_a_fraction_of_the_traffic(tmp_pa
     PeftModel.from_pretrained(base, tmp_path / "run" / "adapter")
 
 
+@pytest.mark.soak
 @needs_dolly
 def test_dolly_as_language_modelling_improves(tmp_path: Path) -> None:
     script = [sys.executable, ROOT / "examples" / "dolly" / "make_model.py", "-o", tmp_path / "model"]

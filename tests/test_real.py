@@ -53,6 +53,7 @@ def test_lines_of_the_table() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.skipif(not DOLLY.is_dir(), reason=f"the Dolly clients are not at {DOLLY}")
 def test_one_command_plays_a_table_and_asks_questions(tiny_llama: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_llama, tmp_path / "model")

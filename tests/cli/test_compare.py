@@ -222,7 +222,10 @@ def test_interrupted_and_killed_a_comparison_ends_as_if_nothing_had_been(
 
 
 @pytest.mark.slow  # every process loads the libraries
-@pytest.mark.parametrize(("how", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+@pytest.mark.parametrize(
+    ("how", "status"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.soak)],
+)
 def test_processes_end_with_the_one_that_started_them(
     config: Path, tmp_path: Path, how: signal.Signals, status: int
 ) -> None:

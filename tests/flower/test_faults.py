@@ -31,7 +31,7 @@ from florist.federation.state import ServerState
 from tests.flower.living import called_with_files_of
 from tests.tiny_federation import configure, run, weights
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
 ROOT = Path(__file__).parents[2]
 UNCOUNTED = 'evaluation = "none"'
@@ -224,7 +224,6 @@ def test_the_final_adapter_is_the_global_adapter(played: Played, tiny_llama: Pat
         torch.testing.assert_close(merged.get_submodule(name).weight.double(), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.soak
 def test_what_fails_at_the_server_changes_no_bit(app: Path, tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:
     file = configure(tmp_path, tiny_llama, toy_data, rounds=3, extra=f"{PLAIN}\n[flower]\n{UNCOUNTED}")
     directory, programs, signals = tmp_path / "run", tmp_path / "programs", Signals(tmp_path / "signals")
@@ -274,7 +273,6 @@ def assert_as_in_one_process(file: Path, directory: Path, programs: Path) -> Non
     assert weights(directory) == weights(run(file, directory.with_name("in-process")).path)
 
 
-@pytest.mark.soak
 def test_a_simulation_of_the_example_gives_the_bits_of_one_process(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="ray comes with the flower extra")
     ranks = "[32, 16, 8, 4, 32, 16, 8, 4]"

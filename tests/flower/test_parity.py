@@ -19,8 +19,12 @@ from tests.flower.grids import MemoryGrid
 from tests.tiny_federation import FAST, configure, run
 
 MORE = [
-    pytest.param(method, marks=pytest.mark.slow)
-    for method in ("linear", "ffa", "fedex", "flora", "fedit", "flexlora", "fedsvd")
+    *(pytest.param(method, marks=pytest.mark.slow) for method in ("linear", "ffa", "fedex")),
+    # These send what the others send.
+    *(
+        pytest.param(method, marks=[pytest.mark.slow, pytest.mark.soak])
+        for method in ("flora", "fedit", "flexlora", "fedsvd")
+    ),
 ]
 COMPACT = '[communication]\npreset = "compact"\n'
 CODES = '[communication]\nupload = "int8"\ndownload = "int8"\n'
@@ -97,13 +101,13 @@ def test_the_same_with_what_is_held_back(tiny_llama: Path, toy_data: Path, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", ["warm", "fresh"])
+@pytest.mark.parametrize("start", ["warm", pytest.param("fresh", marks=pytest.mark.soak)])
 def test_the_same_from_another_start(start: str, tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:
     extra = f'local_init = "{start}"\n{COMPACT}'
     assert_same_federation(configure(tmp_path, tiny_llama, toy_data, extra=extra), tmp_path)
 
 
-@pytest.mark.parametrize("preset", [COMPACT, pytest.param(CODES, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("preset", [COMPACT, pytest.param(CODES, marks=pytest.mark.soak)])
 @pytest.mark.slow
 def test_the_same_where_half_of_the_clients_are_asked(
     preset: str, tiny_llama: Path, toy_data: Path, tmp_path: Path
@@ -126,7 +130,7 @@ def test_the_same_by_a_budget(tiny_llama: Path, toy_data: Path, tmp_path: Path) 
     assert all(client.upload_bytes <= 4000 for line in records for client in line.clients)
 
 
-@pytest.mark.parametrize("communication", [COMPACT, pytest.param(CODES, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("communication", [COMPACT, pytest.param(CODES, marks=pytest.mark.soak)])
 @pytest.mark.slow
 def test_the_same_with_a_head(communication: str, tiny_bert: Path, toy_data: Path, tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
