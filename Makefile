@@ -38,7 +38,8 @@ coverage:
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "slow and not soak"
 
-## The longest tests, which CI leaves to a weekly run: many processes that are killed, 64 SuperNodes on one machine.
+## The longest tests, which CI leaves to a weekly run: many processes that are killed, 64 SuperNodes on one machine,
+## whole tables in small, and variants of what CI runs.
 soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m soak
 
