@@ -264,7 +264,7 @@ def run_python(blocks: list[Block], names: Mapping[str, object]) -> None:
 
 OWN = "docs/tutorials/own-model-and-data.md"
 """The one that writes the florist.toml that the others go on with."""
-LONGEST = {f"docs/tutorials/{name}.md" for name in ("comparing-methods", "choosing-tau-or-a-budget")}
+LONGEST = {f"docs/tutorials/{name}.md" for name in ("comparing-methods", "choosing-tau-or-a-budget", "private-rounds")}
 
 
 @pytest.mark.slow

@@ -150,7 +150,7 @@ def test_every_command_on_a_full_disk(
 
 
 @pytest.mark.slow  # two comparisons
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.soak)])
 def test_a_comparison_on_a_full_disk_goes_on(florist: Run, config: Path, disk: Path, tmp_path: Path, jobs: int) -> None:
     words = ["--methods", "florist,fedit", "--seeds", "1", "--no-report", "--jobs", jobs]
     out, whole = disk / "out", tmp_path / "whole"

@@ -179,7 +179,10 @@ def test_a_sound_adapter_is_taken(folder: Path) -> None:
 
 # Checks of shapes at run time look into an adapter, whose tensors are read then.
 @pytest.mark.usefixtures("without_shape_checks")
-@pytest.mark.parametrize("count", [80, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "count",
+    [80, pytest.param(3_000, marks=pytest.mark.slow), pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.soak])],
+)
 def test_broken_adapters_are_refused_or_combined_exactly(folder: Path, count: int) -> None:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     taken = sum(tried(case, folder) for case in range(count))
