@@ -29,7 +29,7 @@ test: $(VENV)/.dev
 
 ## The quick tests, and which lines and branches of the core they reach; to watch the rest would take minutes.
 coverage:
-	$(MAKE) test TESTFLAGS="$(COVERED:%=--cov=florist.%) --cov-branch --cov-report=term:skip-covered"
+	$(MAKE) test TESTFLAGS="--cov --cov-branch --cov-report=term:skip-covered"
 	set -e; for part in $(COVERED:%='src/florist/%/*'); do \
 	  $(BIN)/coverage report --include="$$part" --fail-under=$(COVERAGE) --format=total; \
 	done

@@ -1,4 +1,4 @@
-"""What `noise_edge` misses, and three ways to find it: with the noise of many rounds known, the edge lower, rows kept.
+"""What `noise_edge` misses, and three ways to mend it: the edge of the noise of all rounds, rows kept, a lower edge.
 
     python benchmarks/noise_edge.py             # the demonstration with 200 clients, three seeds; some minutes
 

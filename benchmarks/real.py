@@ -8,11 +8,12 @@
 It runs `florist compare` on `examples/smollm2`, one run after the other, seed by seed: a call that is stopped goes on
 where it was, in the middle of a run too. 8% of the clients' examples are set apart, on which rates are chosen; the loss
 is that of the final adapter on the test examples. FILE has questions of multiple choice; the model is asked for the
-letter, of the first adapter of every line, and `--base` of the model without one. Outcomes of questions are kept in
+letter, of the first adapter of every line and of the model without an adapter. Outcomes of questions are kept in
 OUT/mmlu.jsonl. What is printed is also in OUT/real.md, with all numbers in real.json.
 """
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -55,7 +56,7 @@ RATES: Mapping[str, float] = {
     "linear": 1e-3,
     "full": 1e-4,
 }
-"""The rate of every line: the best of its grid by `--rates`."""
+"""The rate of every line: the best of its grid by `--rates` on the table `unlike`, after two rounds."""
 PAPER = ("communication.preset=paper",)
 PLAIN = ("communication.preset=plain",)
 WARM = "federation.local_init=warm"
@@ -137,28 +138,33 @@ def given(args: argparse.Namespace) -> list[str]:
 
 
 def asked(adapter: Path | None, config: Path, args: argparse.Namespace) -> float:
-    """The fraction of questions that an adapter answers, or the base without one; kept by its directory."""
-    kept, name = args.out / "mmlu.jsonl", "base" if adapter is None else str(adapter.relative_to(args.out))
+    """The fraction of questions that an adapter answers, or the base without one; the same is asked once."""
+    settings = (
+        *given(args),
+        'evaluation.metrics=["multiple_choice"]',
+        f"evaluation.multiple_choice={args.mmlu.resolve()}",
+        r'evaluation.choice_prompt="{question}\n{options}\nAnswer:"',
+        'evaluation.choice_answer=" {letter}"',
+        "data.max_length=512",
+    )
+    key = {
+        "adapter": None if adapter is None else str(adapter.relative_to(args.out)),
+        "settings": settings,
+        "questions": hashlib.sha256(args.mmlu.read_bytes()).hexdigest(),
+    }
+    kept, key_text = args.out / "mmlu.jsonl", json.dumps(key)
     lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-    known = {line["adapter"]: line["multiple_choice"] for line in lines}
-    if name not in known:
-        settings = (
-            *given(args),
-            'evaluation.metrics=["multiple_choice"]',
-            f"evaluation.multiple_choice={args.mmlu.resolve()}",
-            r'evaluation.choice_prompt="{question}\n{options}\nAnswer:"',
-            'evaluation.choice_answer=" {letter}"',
-            "data.max_length=512",
-        )
+    known = {json.dumps(line["asked"]): line["multiple_choice"] for line in lines}
+    if key_text not in known:
         what = ["--base"] if adapter is None else [adapter]
         options = [*what, "--config", config, *(f"--set={setting}" for setting in settings), "--json"]
         command = [sys.executable, "-m", "florist.cli", "evaluate", *map(str, options)]
         result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         (found,) = json.loads(result.stdout)["metrics"].values()
-        known[name] = found["multiple_choice"]
+        known[key_text] = found["multiple_choice"]
         with kept.open("a") as target:
-            target.write(json.dumps({"adapter": name, "multiple_choice": known[name]}) + "\n")
-    return known[name]
+            target.write(json.dumps({"asked": key, "multiple_choice": known[key_text]}) + "\n")
+    return known[key_text]
 
 
 def questions(name: str, document: Mapping[str, Any], args: argparse.Namespace) -> dict[str, float]:
@@ -181,11 +187,11 @@ def markdown(table: Table, document: Mapping[str, Any], answered: Mapping[str, f
             yield f"{head} failed | | | | | | | | |"
             continue
         against = interval(loss["difference"], "+.3f") if loss["difference"] else ""
-        right = answered.get(line["name"])
+        right, rank = answered.get(line["name"]), f"{line['total_rank']:.0f}" if line["total_rank"] else ""
         yield (
             f"{head} {interval(loss, '.3f')} | {against} | {loss['verdict'] or ''} | "
             f"{line['download_bytes'] / 1e6:.2f} | {line['upload_bytes'] / 1e6:.2f} | "
-            f"{line['total_rank'] or 0:.0f} | {line['client_seconds']:.0f} | {line['server_seconds']:.1f} | "
+            f"{rank} | {line['client_seconds']:.0f} | {line['server_seconds']:.1f} | "
             f"{'' if right is None else f'{right:.3f}'} |"
         )
 
@@ -200,7 +206,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="2", help="as `florist compare` takes them")
     parser.add_argument("--mmlu", type=Path, help="a file of questions, as evaluation.multiple_choice takes it")
     parser.add_argument("--set", action="append", default=[], help="override a key for all runs")
-    parser.add_argument("--rates", action="store_true")
+    parser.add_argument("--rates", action="store_true", help="search for learning rates, on validation examples")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     args.out = args.out.resolve()

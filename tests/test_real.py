@@ -47,7 +47,7 @@ def test_lines_of_the_table() -> None:
     ]
     assert list(markdown(TABLES["unlike"], {"rows": rows}, {"florist": 0.25}))[2:] == [
         "| florist | 0.001 | 2.500 ± 0.100 |  |  | 2.00 | 1.00 | 100 | 61 | 1.0 | 0.250 |",
-        "| full | 0.0001 | 2.500 ± 0.100 | +0.020 ± 0.010 | worse | 2.00 | 1.00 | 0 | 61 | 1.0 |  |",
+        "| full | 0.0001 | 2.500 ± 0.100 | +0.020 ± 0.010 | worse | 2.00 | 1.00 |  | 61 | 1.0 |  |",
         "| fedit | 0.001 | failed | | | | | | | | |",
     ]
 
@@ -76,8 +76,12 @@ def test_one_command_plays_a_table_and_asks_questions(tiny_llama: Path, tmp_path
     assert [row["name"] for row in rows] == [entry.name for entry in SHORT]
     answered = [json.loads(line) for line in (tmp_path / "out" / "mmlu.jsonl").read_text().splitlines()]
     assert len(answered) == 1 + len(SHORT)
-    assert answered[0]["adapter"] == "base"
+    assert answered[0]["asked"]["adapter"] is None
     # A second call plays nothing, and asks nobody again.
     again = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
     assert again.splitlines()[2:-1] == printed.splitlines()[2:-1]
     assert len((tmp_path / "out" / "mmlu.jsonl").read_text().splitlines()) == len(answered)
+    # Other questions are asked anew.
+    (tmp_path / "questions.json").write_text(json.dumps(asked[:2]))
+    subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert len((tmp_path / "out" / "mmlu.jsonl").read_text().splitlines()) == 2 * len(answered)

