@@ -1,6 +1,9 @@
 # Everything runs in its own virtual environment, .venv; nothing is installed elsewhere.
 PYTHON ?= python3
 VENV ?= .venv
+# Every process of the tests would rewrite and compile all of them anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := $(VENV)/bin
 
 # What the edit loop asks most: the algebra, the rules, the files of adapters. No model is loaded from disk.
