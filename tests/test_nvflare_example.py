@@ -328,3 +328,12 @@ def test_the_job_trains_in_the_simulator_and_peft_loads_its_adapter(example: Mod
         adapter = next((tmp_path / "run").rglob("adapter"))
         after = script.loss(PeftModel.from_pretrained(base, adapter), examples).item()
     assert after < before - 0.2
+
+
+def test_a_path_with_white_space_is_refused_before_anything_is_made(example: ModuleType, tmp_path: Path) -> None:
+    folder = Path(example.__file__ or "").parent
+    command = [sys.executable, str(folder / "job.py"), "--out", str(tmp_path / "a folder")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "expected paths without white space" in done.stderr
+    assert not (tmp_path / "a folder").exists()
