@@ -42,6 +42,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return int(end.value.code or 0)
 
 
+@pytest.mark.slow  # three commands
 @pytest.mark.usefixtures("without_sockets")
 def test_local_directories_need_no_network(
     saved_adapters: list[Path], tiny_llama: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

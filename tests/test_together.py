@@ -36,6 +36,7 @@ def same(one: ClientUpdate, other: ClientUpdate) -> None:
         torch.testing.assert_close(tensor, other.saved_parameters[name], atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [LINEAR, FFA])
 def test_language_models(method: str, tmp_path: Path, tiny_llama: Path, toy_data: Path) -> None:
     simulation = build(read_config(configure(tmp_path, tiny_llama, toy_data), [*SETTINGS, method]))

@@ -35,6 +35,7 @@ def commented(text: str) -> set[str]:
     return found
 
 
+@pytest.mark.slow  # a run
 def test_what_is_written_for_a_model_and_its_clients_is_played(florist: Run, place: Path) -> None:
     done = florist("init", "--model", "model", "--data", "data", "--ranks", "4,2", "--yes", "-o", "sub/mine.toml")
     assert done.returncode == 0, done.stderr

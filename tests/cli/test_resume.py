@@ -37,6 +37,7 @@ def tree(path: Path) -> dict[str, object]:
     return {name: content for name, content in all_of(path).items() if ".lock" not in name}
 
 
+@pytest.mark.slow  # several runs
 def test_a_run_that_has_ended_goes_on_with_more_rounds(florist: Run, config: Path, tmp_path: Path) -> None:
     path = run(config, tmp_path / "run", "data.validation_fraction=0.2").path
     first = weights(path)

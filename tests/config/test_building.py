@@ -344,6 +344,7 @@ def test_records_that_were_encoded_are_not_encoded_again(tiny_llama: Path, toy_d
     assert first.metrics[0].examples is second.metrics[0].examples
 
 
+@pytest.mark.slow
 def test_encoded_examples_are_let_go_with_the_client_that_has_them(tiny_llama: Path, toy_data: Path) -> None:
     settings = config(toy_data, model=tiny_llama, lora={"ranks": 2})
     splits = read_splits(settings)

@@ -136,6 +136,7 @@ def test_every_client_trains_by_its_own_settings(tiny_llama: Path, toy_data: Pat
     assert taken == {"client_0": 2, "client_1": 5}
 
 
+@pytest.mark.slow  # threads that wait for a busy machine
 def test_threads_are_chosen_where_none_are_given(tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:
     before = torch.get_num_threads()
     simulation = build(read_config(configure(tmp_path, tiny_llama, toy_data)))
