@@ -1,7 +1,7 @@
 # Everything runs in its own virtual environment, .venv; nothing is installed elsewhere.
 PYTHON ?= python3
 VENV ?= .venv
-# Every process of the tests would rewrite and compile all of them anew.
+# Without compiled files, every process of pytest would rewrite and compile all tests anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 BIN := $(VENV)/bin
