@@ -1,9 +1,6 @@
 # Everything runs in its own virtual environment, .venv; nothing is installed elsewhere.
 PYTHON ?= python3
 VENV ?= .venv
-# Without compiled files, every process of pytest would rewrite and compile all tests anew.
-unexport PYTHONDONTWRITEBYTECODE
-
 BIN := $(VENV)/bin
 
 # What the edit loop asks most: the algebra, the rules, the files of adapters. No model is loaded from disk.

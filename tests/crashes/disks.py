@@ -20,13 +20,18 @@ MOUNT, UMOUNT = (shutil.which(name) or name for name in ("mount", "umount"))
 
 @contextmanager
 def files_at_most(nbytes: int) -> Generator[None, None, None]:
-    """No file of this process may grow beyond this: what is written past it fails, as on a full disk."""
+    """No file of this process may grow beyond this: what is written past it fails, as on a full disk.
+
+    Python would cut the compiled file of a module that is imported meanwhile, and fail whenever it is imported again.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    compiles, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        sys.dont_write_bytecode = compiles
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """A full disk ends a command in one line with exit status 2; nothing is half written, and runs go on."""
 
+import importlib
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -194,3 +196,15 @@ def test_a_disk_that_may_not_be_written_to(florist: Run, config: Path, disk: Pat
     finally:
         remount(disk, "rw")
     assert {file: file.read_bytes() for file in disk.rglob("*") if file.is_file()} == before
+
+
+def test_a_module_that_is_imported_under_a_limit_can_be_imported_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "long_module.py").write_text("\n".join(f"name_{n} = {n}" for n in range(500)))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    with files_at_most(1000):
+        importlib.import_module("long_module")
+    del sys.modules["long_module"]
+    assert importlib.import_module("long_module").name_499 == 499
