@@ -336,16 +336,19 @@ def test_a_comparison_with_a_damaged_run_is_refused(florist: Run, config: Path, 
     assert told.returncode == 0, told.stderr
     assert f"{cell}: adapter/adapter_model.safetensors is not as it was written" in told.stderr
     assert weights(cell) == adapter
-    for spoil in (
-        lambda: (cell.parent / "config.toml").write_text(
-            to_toml(read_config(cell.parent / "config.toml", ["training.learning_rate=0.5"]))
-        ),
-        (cell / "state" / "current.json").unlink,
-    ):
-        spoil()
-        before = tree(out)
-        assert str(cell) in refused(florist("compare", "--resume", out))
-        assert tree(out) == before
+    pointer, configuration = cell / "state" / "current.json", cell.parent / "config.toml"
+    as_planned = configuration.read_text()
+    configuration.write_text(to_toml(read_config(configuration, ["training.learning_rate=0.5"])))
+    before = tree(out)
+    said = refused(florist("compare", "--resume", out))
+    assert str(out) in said
+    assert "cells/florist/config.toml" in said
+    assert tree(out) == before
+    configuration.write_text(as_planned)
+    pointer.unlink()
+    before = tree(out)
+    assert str(cell) in refused(florist("compare", "--resume", out))
+    assert tree(out) == before
 
 
 def test_code_goes_on_with_a_whole_run_only(tiny_llama: Path, tmp_path: Path) -> None:
