@@ -72,7 +72,7 @@ UNLIKE = (
     Entry("flexlora", "flexlora", PLAIN),
     Entry("fedex", "fedex", PLAIN),
     Entry("linear", "linear", ("communication.preset=plain", "aggregation.tau=0.9")),
-    Entry("full", "full", PLAIN),
+    Entry("full", "full", (*PLAIN, "model.dtype=float32")),  # in bfloat16 a weight would lose what a step adds to it
 )
 EQUAL = tuple(entry for entry in UNLIKE if entry.name != "florist warm")
 SHORT = tuple(entry for entry in UNLIKE if entry.name in {"florist", "florist as published", "flora", "fedit"})

@@ -34,7 +34,7 @@ def line_of(method: Method) -> str:
     """The line of the table of methods, without the arguments of the object."""
     name = type(make_aggregator(AggregationSection(method=method.name), 8)).__name__
     keys = ", ".join(f"`{key}`" for key in method.keys) or "none"
-    one_shot = "yes" if method.not_one_shot is None else f"no: {method.not_one_shot}"
+    one_shot = "yes" if method.not_one_shot is None else "no"
     paper = f"[{method.title}](https://arxiv.org/abs/{method.arxiv})" if method.arxiv else "florist's own"
     return f"| `{method.name}` | `{name}(…)` | {method.summary} | {keys} | {one_shot} | {paper} |"
 
@@ -44,6 +44,13 @@ def test_the_table_of_methods_is_that_of_the_records() -> None:
     in_the_table = [line for line in written if line.endswith((") |", "florist's own |"))]
     assert [re.sub(r"\([\w, ]*\)`", "(…)`", line, count=1) for line in in_the_table] == [
         line_of(method) for method in METHODS.values()
+    ]
+
+
+def test_the_page_says_why_a_method_is_not_for_saved_adapters() -> None:
+    refused = METHODS_PAGE[METHODS_PAGE.index("`florist aggregate` refuses") : METHODS_PAGE.index("The keys are explained")]
+    assert re.findall(r"^- `(\w+)`: (.*)\.$", refused, re.MULTILINE) == [
+        (method.name, method.not_one_shot) for method in METHODS.values() if method.not_one_shot is not None
     ]
 
 
