@@ -25,7 +25,7 @@ html_theme = "furo"
 # The pages are read in the repository too; a second copy of their text is for nobody.
 html_copy_source = False
 html_static_path = ["_static"]
-html_css_files = ["notebooks.css"]
+html_css_files = ["tables.css"]
 # It would make one dash of the two before an option.
 smartquotes = False
 templates_path: list[str] = []
