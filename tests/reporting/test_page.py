@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from florist.reporting.content import Page
+from florist.reporting.content import Page, Table
 from florist.reporting.page import html
 from florist.reporting.writing import page_of, write_page
 
@@ -33,6 +33,21 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Page]:
         },
     )
     return {kind: page_of(folder / kind) for kind in KINDS}
+
+
+def test_a_comparison_tells_which_final_adapter_is_damaged(tmp_path: Path) -> None:
+    out = tmp_path / "comparison"
+    a_comparison(out, {"florist": ("aggregation.tau=0.9", 1.0), "fedit": ("aggregation.method=fedit", 1.2)}, seeds=(0,))
+    (out / "cells" / "fedit" / "seed-0" / "adapter" / "adapter_model.safetensors").write_bytes(b"")
+    told = page_of(out)
+    assert "1 of 2 runs do not count" in told.summary
+    (failures,) = [
+        block for block in told.sections[0].blocks if isinstance(block, Table) and "not count" in block.caption
+    ]
+    ((entry, seed, reason),) = failures.lines
+    assert (entry, seed) == ("fedit", "0")
+    assert reason.startswith("adapter/adapter_model.safetensors is not as it was written")
+    assert f"florist compare --resume {out}" in reason
 
 
 class _Elements(HTMLParser):

@@ -9,6 +9,7 @@ from florist.comparison.directory import ComparisonDirectory
 from florist.comparison.planning import Cell
 from florist.config.methods import make_aggregator
 from florist.evaluation import known_directions
+from florist.federation.history import RunDirectory
 from florist.federation.records import RoundRecord
 from florist.rounds import Trained
 
@@ -108,7 +109,7 @@ def read_result(directory: ComparisonDirectory, cell: Cell, failure: str | None 
     if reason is None and best is None and len(records) == config.federation.rounds:
         reason = _last_round_lost(records)
     if reason is None:
-        reason = _not_finite(metrics) if directory.is_over(cell) else "has not come to its end"
+        reason = _not_finite(metrics) if directory.is_over(cell) else _not_over(directory, run)
     return CellResult(
         cell=cell,
         method=config.aggregation.method,
@@ -119,6 +120,13 @@ def read_result(directory: ComparisonDirectory, cell: Cell, failure: str | None 
         lower_is_better={**known_directions(in_rounds), **(tested.lower_is_better if tested is not None else {})},
         failure=reason,
     )
+
+
+def _not_over(directory: ComparisonDirectory, run: RunDirectory | None) -> str:
+    damage = run.result.damage() if run is not None else None
+    if damage is None:
+        return "has not come to its end"
+    return f"{damage}; florist compare --resume {directory.path} writes the end of the run again, from its state"
 
 
 def _last_round_lost(records: tuple[RoundRecord, ...]) -> str | None:

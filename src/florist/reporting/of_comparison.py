@@ -47,7 +47,7 @@ def page_of_comparison(path: Path) -> Page:
     configs = {cell.entry.name: directory.config(cell) for cell in plan.cells}
     best = reference([line.name for line in lines])
     shown = next((r for r in results if r.cell.entry.name == best and r.failure is None), results[0])
-    run = directory.run_path(shown.cell)
+    run, over = directory.run_path(shown.cell), directory.is_over(shown.cell)
     better = {name: lower for result in results for name, lower in result.lower_is_better.items()}
     metrics = _metrics(results)
     points = {metric: _points(directory, results, metric) for metric in metrics[:MOST_METRICS]}
@@ -78,7 +78,9 @@ def page_of_comparison(path: Path) -> Page:
             "update",
             "Where the update lives",
             [
-                *update_blocks(shown.records, adapter_spectra(run / "adapter"), f"the adapter of {whose}"),
+                *update_blocks(
+                    shown.records, adapter_spectra(run / "adapter") if over else {}, f"the adapter of {whose}"
+                ),
                 *_kept([_measured_ranks(lines, configs)]),
                 *_kept(
                     _against_tau(name, with_direction(name, better), lines, configs) for name in metrics[:MOST_METRICS]
@@ -87,7 +89,7 @@ def page_of_comparison(path: Path) -> Page:
         ),
         Section("held-back", "What is held back", _held_back(results)),
         Section("clients", "Who contributed", _clients(results, shown, whose)),
-        loading(run / "adapter"),
+        *([loading(run / "adapter")] if over else []),
         reproducing(
             "\n".join(
                 f"florist simulate {file} --set federation.seed={plan.seeds[0]}"
