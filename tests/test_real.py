@@ -47,8 +47,8 @@ def test_lines_of_the_table() -> None:
     ]
     assert list(markdown(TABLES["unlike"], {"rows": rows}, {"florist": 0.25}))[2:] == [
         "| florist | 0.004 | 2.500 ± 0.100 |  |  | 2.00 | 1.00 | 100 | 61 | 1.0 | 0.250 |",
-        "| full | 0.0001 | 2.500 ± 0.100 | +0.020 ± 0.010 | worse | 2.00 | 1.00 |  | 61 | 1.0 |  |",
-        "| fedit | 0.004 | failed | | | | | | | | |",
+        "| full | 0.001 | 2.500 ± 0.100 | +0.020 ± 0.010 | worse | 2.00 | 1.00 |  | 61 | 1.0 |  |",
+        "| fedit | 0.008 | failed | | | | | | | | |",
     ]
 
 
