@@ -18,7 +18,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,14 +186,30 @@ def markdown(table: Table, document: Mapping[str, Any], answered: Mapping[str, f
         if loss is None:
             yield f"{head} failed | | | | | | | | |"
             continue
-        against = interval(loss["difference"], "+.3f") if loss["difference"] else ""
         right, rank = answered.get(line["name"]), f"{line['total_rank']:.0f}" if line["total_rank"] else ""
         yield (
-            f"{head} {interval(loss, '.3f')} | {against} | {loss['verdict'] or ''} | "
+            f"{head} {compared(loss) if loss['count'] > 2 else seed_by_seed(line['name'], first, document['cells'])} | "
             f"{line['download_bytes'] / 1e6:.2f} | {line['upload_bytes'] / 1e6:.2f} | "
             f"{rank} | {line['client_seconds']:.0f} | {line['server_seconds']:.1f} | "
             f"{'' if right is None else f'{right:.3f}'} |"
         )
+
+
+def compared(loss: Mapping[str, Any]) -> str:
+    """The loss, what it is against the first line, and the verdict."""
+    against = interval(loss["difference"], "+.3f") if loss["difference"] else ""
+    return f"{interval(loss, '.3f')} | {against} | {loss['verdict'] or ''}"
+
+
+def seed_by_seed(name: str, first: str, cells: Sequence[Mapping[str, Any]]) -> str:
+    """The same for one or two seeds, of which no interval can be had: every number, and no verdict."""
+    losses: dict[str, dict[int, float]] = {}
+    for cell in cells:
+        if "loss" in cell["metrics"]:
+            losses.setdefault(cell["entry"], {})[cell["seed"]] = cell["metrics"]["loss"]
+    base = {} if name == first else losses[first]
+    against = [f"{loss - base[seed]:+.3f}" for seed, loss in losses[name].items() if seed in base]
+    return f"{', '.join(f'{loss:.3f}' for loss in losses[name].values())} | {', '.join(against)} | "
 
 
 def main() -> None:

@@ -36,19 +36,35 @@ def test_a_rate_is_one_of_those_that_were_tried() -> None:
     assert all(rate in GRIDS[name] for name, rate in RATES.items())
 
 
+COSTS = {"total_rank": 100, "download_bytes": 2e6, "upload_bytes": 1e6, "client_seconds": 61.0, "server_seconds": 1.0}
+
+
 def test_lines_of_the_table() -> None:
-    costs = {"download_bytes": 2e6, "upload_bytes": 1e6, "client_seconds": 61.0, "server_seconds": 1.0}
-    loss = {"mean": 2.5, "low": 2.4, "high": 2.6, "difference": None, "verdict": None}
+    loss = {"mean": 2.5, "low": 2.4, "high": 2.6, "count": 3, "difference": None, "verdict": None}
     worse = {**loss, "difference": {"mean": 0.02, "low": 0.01, "high": 0.03}, "verdict": "worse"}
     rows = [
-        {"name": "florist", "metrics": {"loss": loss}, "total_rank": 100, **costs},
-        {"name": "full", "metrics": {"loss": worse}, "total_rank": None, **costs},
+        {"name": "florist", "metrics": {"loss": loss}, **COSTS},
+        {"name": "full", "metrics": {"loss": worse}, **COSTS, "total_rank": None},
         {"name": "fedit", "metrics": {}},
     ]
     assert list(markdown(TABLES["unlike"], {"rows": rows}, {"florist": 0.25}))[2:] == [
         "| florist | 0.004 | 2.500 ± 0.100 |  |  | 2.00 | 1.00 | 100 | 61 | 1.0 | 0.250 |",
         "| full | 0.001 | 2.500 ± 0.100 | +0.020 ± 0.010 | worse | 2.00 | 1.00 |  | 61 | 1.0 |  |",
         "| fedit | 0.008 | failed | | | | | | | | |",
+    ]
+
+
+def test_two_seeds_are_told_one_by_one() -> None:
+    loss = {"mean": 2.5, "low": 1.0, "high": 4.0, "count": 2, "difference": None, "verdict": "tied"}
+    rows = [{"name": name, "metrics": {"loss": loss}, **COSTS} for name in ("florist", "full")]
+    cells = [
+        {"entry": name, "seed": seed, "metrics": {"loss": value}}
+        for name, seed, value in (("florist", 0, 2.5), ("florist", 1, 2.6), ("full", 0, 2.45), ("full", 1, 2.61))
+    ]
+    cells.append({"entry": "full", "seed": 2, "metrics": {}})
+    assert list(markdown(TABLES["unlike"], {"rows": rows, "cells": cells}, {}))[2:] == [
+        "| florist | 0.004 | 2.500, 2.600 |  |  | 2.00 | 1.00 | 100 | 61 | 1.0 |  |",
+        "| full | 0.001 | 2.450, 2.610 | -0.050, +0.010 |  | 2.00 | 1.00 | 100 | 61 | 1.0 |  |",
     ]
 
 
