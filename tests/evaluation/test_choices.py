@@ -1,9 +1,11 @@
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from florist.data.prompts import template_prompt
@@ -12,6 +14,7 @@ from florist.errors import DataError
 from florist.evaluation import MultipleChoice, Question, read_questions
 from florist.evaluation.choices import Questions
 
+LORA = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
 MMLU = Path(__file__).parents[3] / "shared" / "data" / "mmlu" / "mmlu_1444.json"
 
 
@@ -101,6 +104,34 @@ def test_choices_that_differ_in_their_last_token_alone_go_through_the_model_once
     hits = sum(own.index(max(own)) == question.answer for own, question in zip(scores, asked, strict=True))
     assert 0 < hits < len(asked)
     assert found == {"multiple_choice": hits / len(asked)}
+
+
+class _Unable(torch.nn.Module):
+    """A model that always computes all logits."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask)
+
+
+def test_logits_of_prompts_are_not_computed_where_the_model_can_leave_them_out(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    asked = questions(tokenizer, *EXAMPLES)
+    widths: list[tuple[int, int]] = []
+    hook = llama.register_forward_hook(
+        lambda _, __, given, made: widths.append((given["input_ids"].shape[1], made.logits.shape[1])), with_kwargs=True
+    )
+    found = [MultipleChoice(asked, tokenizer, 3)(model) for model in (llama, get_peft_model(deepcopy(llama), LORA))]
+    hook.remove()
+    assert found[0] == found[1] == MultipleChoice(asked, tokenizer, 3)(_Unable(llama))
+    longest = max(len(choice) for question in asked for choice in question.choices)
+    # Three texts of similar length go together.
+    assert all(kept < width for width, kept in widths)
+    assert sum(kept for _, kept in widths) < len(widths) * (longest + 4)
 
 
 def test_a_question_of_which_every_choice_is_right_is_always_answered(

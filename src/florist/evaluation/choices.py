@@ -1,5 +1,6 @@
 """Multiple choice by likelihood: the model answers what it finds likeliest for its length."""
 
+import inspect
 import logging
 import re
 import reprlib
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -104,21 +106,32 @@ class MultipleChoice:
         with torch.inference_mode():
             for start in range(0, len(texts), self.batch_size):
                 some = texts[start : start + self.batch_size]
-                for text, logits in zip(some, self._logits(model, some), strict=True):
+                # Of the rows that predict the prompts nobody asks: with a large vocabulary they are most of the memory.
+                first = min(len(text) - len(self.questions[q].choices[c]) for text in some for q, c in sharing[text])
+                for text, logits in zip(some, self._logits(model, some, first), strict=True):
                     for q, c in sharing[text]:
-                        likelihood = _log_likelihood(logits[: len(text)], self.questions[q].choices[c])
+                        likelihood = _log_likelihood(logits[: len(text) - first], self.questions[q].choices[c])
                         scores[q][c] = likelihood / self.questions[q].lengths[c]
         hits = sum(own.index(max(own)) == q.answer for own, q in zip(scores, self.questions, strict=True))
         measured = Measurements.own({"multiple_choice": hits / len(self.questions)})
         skipped = {"multiple_choice_skipped": float(self.questions.skipped)} if self.questions.skipped else {}
         return Measurements.together([measured, Measurements(skipped, {})])
 
-    def _logits(self, model: nn.Module, texts: Sequence[tuple[int, ...]]) -> Tensor:
+    def _logits(self, model: nn.Module, texts: Sequence[tuple[int, ...]], first: int) -> Tensor:
+        """The logits of some texts, padded on the right, from the position `first` on."""
         width, device = max(map(len, texts)), next(model.parameters()).device
         pad = self.tokenizer.pad_token_id
         ids = torch.tensor([[*text, *[pad] * (width - len(text))] for text in texts], device=device)
         mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts], device=device)
-        return model(input_ids=ids, attention_mask=mask).logits
+        if _computes_the_last_alone(model):
+            return model(input_ids=ids, attention_mask=mask, logits_to_keep=width - first).logits
+        return model(input_ids=ids, attention_mask=mask).logits[:, first:]
+
+
+def _computes_the_last_alone(model: nn.Module) -> bool:
+    """Whether a model can leave out the logits of earlier positions, as nearly all of transformers' can."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    return "logits_to_keep" in inspect.signature(inner.forward).parameters
 
 
 def _log_likelihood(logits: Tensor, choice: tuple[int, ...]) -> float:

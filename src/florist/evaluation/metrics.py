@@ -48,12 +48,11 @@ class LanguageModelLoss:
         total, tokens = 0.0, 0
         for batch in _batches(model, self.examples, self.batch_size):
             labels = batch.pop("labels")
-            logits = model(**batch).logits[:, :-1].float()
-            targets = labels[:, 1:]
-            total += float(
-                functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="sum")
-            )
-            tokens += int((targets != IGNORED).sum())
+            logits, targets = model(**batch).logits[:, :-1], labels[:, 1:]
+            counted = targets != IGNORED
+            # Of the answers alone: over a large vocabulary, a softmax of all rows in float32 is most of the memory.
+            total += float(functional.cross_entropy(logits[counted].float(), targets[counted], reduction="sum"))
+            tokens += int(counted.sum())
         loss = total / tokens
         return Measurements.own({"loss": loss, "perplexity": math.exp(min(loss, 700.0))})
 
