@@ -89,7 +89,7 @@ class FloristError(Exception):
 def how_to_install(extras: str) -> str:
     """Say how to install optional dependencies.
 
-    florist has no release yet, so that a package index may serve another package under its name.
+    A package index may serve another package under florist's name.
 
     Args:
         extras: names of extras of pyproject.toml, with commas between them.

@@ -49,7 +49,7 @@ def test_the_table_of_methods_is_that_of_the_records() -> None:
 
 def test_the_page_says_why_a_method_is_not_for_saved_adapters() -> None:
     begin = METHODS_PAGE.index("`florist aggregate` refuses")
-    refused = METHODS_PAGE[begin : METHODS_PAGE.index("The keys are explained", begin)]
+    refused = METHODS_PAGE[begin : METHODS_PAGE.index("Every method also takes", begin)]
     assert re.findall(r"^- `(\w+)`: (.*)\.$", refused, re.MULTILINE) == [
         (method.name, method.not_one_shot) for method in METHODS.values() if method.not_one_shot is not None
     ]
