@@ -45,8 +45,8 @@ def plan_command(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="What a preset says of codecs and starts: plain, compact or paper; compact is the default of FLoRIST in "
-            "rounds. Without it, plain is planned."
+            help="What a preset says of codecs and starts: plain, compact or paper; compact is the default of FLoRIST "
+            "in rounds. Without it, plain is planned."
         ),
     ] = None,
     upload: Annotated[
