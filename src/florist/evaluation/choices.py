@@ -106,7 +106,7 @@ class MultipleChoice:
         with torch.inference_mode():
             for start in range(0, len(texts), self.batch_size):
                 some = texts[start : start + self.batch_size]
-                # Of the rows that predict the prompts nobody asks: with a large vocabulary they are most of the memory.
+                # No row that predicts a prompt is needed: with a large vocabulary they are most of the memory.
                 first = min(len(text) - len(self.questions[q].choices[c]) for text in some for q, c in sharing[text])
                 for text, logits in zip(some, self._logits(model, some, first), strict=True):
                     for q, c in sharing[text]:
