@@ -74,7 +74,7 @@ UNLIKE = (
     Entry("linear", "linear", ("communication.preset=plain", "aggregation.tau=0.9")),
     Entry("full", "full", (*PLAIN, "model.dtype=float32")),  # in bfloat16 a weight would lose what a step adds to it
 )
-EQUAL = tuple(entry for entry in UNLIKE if entry.name != "florist warm")
+EQUAL = tuple(entry for entry in UNLIKE if entry.name not in {"florist warm", "full"})  # full fine-tuning has no rank
 SHORT = tuple(entry for entry in UNLIKE if entry.name in {"florist", "florist as published", "flora", "fedit"})
 
 
