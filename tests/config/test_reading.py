@@ -57,6 +57,7 @@ lr_scheduler_type = "cosine"
 gradient_accumulation_steps = 2
 weight_decay = 0.01
 max_grad_norm = 0.3
+train_sampling_strategy = "group_by_length"
 bf16 = true
 fp16 = false
 threads = 2

@@ -1,15 +1,17 @@
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
 from florist.data.causal_lm import CausalLmEncoder
-from florist.data.examples import EncodedExamples, encode_examples
+from florist.data.examples import EncodedExamples, Features, encode_examples
 from florist.data.prompts import template_prompt
 from florist.data.reading import read_examples
 from florist.data.rendering import InstructionPrompt
@@ -18,6 +20,8 @@ from florist.errors import UnsupportedHardwareError
 from florist.evaluation import LanguageModelLoss
 from florist.factors import AdapterState, LoraFactor
 from florist.models.federated_model import FederatedModel, LocalLora
+from florist.models.local_training import LocalTraining, TrainingContext, by_trainer
+from florist.models.local_training import trained as trained_by
 from florist.models.training import Hardware, TrainingSettings, fastest_thread_count, require_precision, train
 from florist.rounds import NO_ADAPTER
 
@@ -132,6 +136,45 @@ def test_the_loss_is_that_of_the_batches(model: FederatedModel, examples: Encode
     assert outcome.loss == pytest.approx(expected, abs=1e-5)
     assert outcome.steps == 1
     assert 0 < outcome.seconds < 60
+
+
+def own_loop(model: nn.Module, examples: EncodedExamples, context: TrainingContext) -> float:
+    for batch in context.batches(model, examples):
+        model(**batch).loss.backward()
+    return 0.0
+
+
+@pytest.mark.parametrize("loop", [by_trainer, own_loop])
+def test_examples_of_a_length_share_a_batch_where_that_is_asked(
+    model: FederatedModel, examples: EncodedExamples, loop: LocalTraining
+) -> None:
+    mixed = [
+        {name: numbers * (1 + place % 4) for name, numbers in features.items()}
+        for place, features in enumerate(examples)
+    ]
+
+    def batches(strategy: Literal["random", "group_by_length"], seed: int) -> list[list[int]]:
+        lengths: list[list[int]] = []
+
+        def collate(batch: list[Features]) -> Mapping[str, Any]:
+            lengths.append([len(features["input_ids"]) for features in batch])
+            return examples.collate(batch)
+
+        settings = replace(SETTINGS, batch_size=3, steps=None, train_sampling_strategy=strategy)
+        model.start_local(LORA, NO_ADAPTER, seed=7, max_rank=4)
+        context = TrainingContext("client_1", 1, seed, settings, silent)
+        trained_by(loop, model.peft, EncodedExamples(mixed, collate), context)
+        return lengths
+
+    def padding(batches: list[list[int]]) -> int:
+        return sum(max(lengths) - length for lengths in batches for length in lengths)
+
+    found, shuffled = batches("group_by_length", 1), batches("random", 1)
+    once = sorted(len(features["input_ids"]) for features in mixed)
+    assert sorted(chain(*found)) == sorted(chain(*shuffled)) == once
+    assert padding(found) < padding(shuffled) / 1.5  # these few examples are sorted by sixes
+    assert found == batches("group_by_length", 1)
+    assert found != batches("group_by_length", 2)
 
 
 @pytest.mark.slow

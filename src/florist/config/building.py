@@ -257,6 +257,7 @@ def _settings(config: Config, client_ids: Sequence[str]) -> list[TrainingSetting
             gradient_accumulation_steps=training.gradient_accumulation_steps,
             weight_decay=training.weight_decay,
             max_grad_norm=training.max_grad_norm,
+            train_sampling_strategy=training.train_sampling_strategy,
             bf16=training.bf16,
             fp16=training.fp16,
         )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import set_seed
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from florist.data.examples import EncodedExamples
 from florist.errors import GivenObjectError
@@ -42,17 +43,23 @@ class TrainingContext:
     def batches(self, model: nn.Module, examples: EncodedExamples) -> Iterator[Mapping[str, Any]]:
         """Yield batches of the configured size on the model's device, for the configured steps or epochs.
 
-        Every pass over the examples has another order, drawn from the seed. `on_step` is told of each batch once the
+        Every pass over the examples has another order, drawn from the seed, and with ``train_sampling_strategy =
+        "group_by_length"`` examples of about the same length share a batch. `on_step` is told of each batch once the
         loop comes back for the next one.
         """
         device, size = next(model.parameters()).device, self.settings.batch_size
         in_a_pass = math.ceil(len(examples) / size)
         total = self.settings.steps or max(1, round(self.settings.epochs * in_a_pass))
+        lengths = [len(features["input_ids"]) for features in examples]
         order: list[int] = []
         for step in range(total):
             number, place = divmod(step, in_a_pass)
             if place == 0:
-                order = torch.randperm(len(examples), generator=generator(self.seed, "batches", number)).tolist()
+                draw = generator(self.seed, "batches", number)
+                if self.settings.train_sampling_strategy == "group_by_length":
+                    order = list(LengthGroupedSampler(size, lengths=lengths, generator=draw))
+                else:
+                    order = torch.randperm(len(examples), generator=draw).tolist()
             batch = examples.collate([examples[i] for i in order[place * size : (place + 1) * size]])
             yield {name: tensor.to(device) for name, tensor in batch.items()}
             self.on_step(step + 1, total)

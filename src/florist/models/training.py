@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -29,6 +29,8 @@ class TrainingSettings:
         gradient_accumulation_steps: How many batches are summed before a step.
         weight_decay: The weight decay of AdamW.
         max_grad_norm: The norm to which the gradient is clipped.
+        train_sampling_strategy: ``"random"`` shuffles the examples; ``"group_by_length"`` shuffles them and then sorts
+            runs of at most 50 batches by length, so that a batch pads less.
         bf16: Whether to train in bfloat16 mixed precision.
         fp16: Whether to train in float16 mixed precision, with a scaled loss; this takes CUDA.
     """
@@ -41,6 +43,7 @@ class TrainingSettings:
     gradient_accumulation_steps: int = 1
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    train_sampling_strategy: Literal["random", "group_by_length"] = "random"
     bf16: bool = False
     fp16: bool = False
 
@@ -127,6 +130,7 @@ def train(
                 gradient_accumulation_steps=settings.gradient_accumulation_steps,
                 weight_decay=settings.weight_decay,
                 max_grad_norm=settings.max_grad_norm,
+                train_sampling_strategy=settings.train_sampling_strategy,
                 bf16=settings.bf16,
                 fp16=settings.fp16,
                 seed=seed,
