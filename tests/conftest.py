@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import string
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,19 @@ settings.load_profile("florist")
 torch.set_num_threads(1)
 # A shell starts background jobs with interruptions ignored, and their children inherit it: Ctrl-C could not be tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test that is marked `quick(n)`, the first n variants are quick and the others slow."""
+    variants: Counter[str] = Counter()
+    for item in items:
+        marker = item.get_closest_marker("quick")
+        if marker is not None and item.get_closest_marker("slow") is None:
+            test = item.nodeid.partition("[")[0]
+            variants[test] += 1
+            if variants[test] > marker.args[0]:
+                item.add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish() -> None:

@@ -83,10 +83,12 @@ def test_it_shows_where_the_noise_is_not_what_was_accounted_for(epsilon: float, 
     assert low > possible if factor < 1 else high < possible
 
 
+@pytest.mark.slow
 def test_without_noise_the_best_attacker_is_never_wrong() -> None:
     assert guesses(known_rounds(None, Sampling.FIXED)).advantage == 1.0
 
 
+@pytest.mark.slow
 def test_without_noise_only_a_draw_hides_a_client() -> None:
     found = guesses(known_rounds(None, Sampling.POISSON))
     assert found.false_alarms == 0

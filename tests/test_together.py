@@ -51,6 +51,7 @@ def test_language_models(method: str, tmp_path: Path, tiny_llama: Path, toy_data
     assert together.measure(state, simulation.metrics) == pytest.approx(measured, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_classifiers_with_heads_of_their_own(tmp_path: Path, tiny_bert: Path, toy_data: Path) -> None:
     keys = [
         "task.kind=sequence-classification",

@@ -223,6 +223,7 @@ def test_a_budget_that_saved_parameters_exceed_is_refused_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("options", [[], ["--max-rank", "6"], ["--dtype", "bfloat16"]], ids=" ".join)
+@pytest.mark.quick(1)
 def test_a_budget_is_that_of_the_file(
     florist: Run, saved_adapters: list[Path], tmp_path: Path, options: list[str]
 ) -> None:
@@ -278,6 +279,7 @@ def test_an_adapter_that_is_not_there_is_refused(florist: Run, tmp_path: Path) -
     assert "nothing" in refused(florist("aggregate", tmp_path / "nothing", "-o", tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_two_levels_through_the_command_line_equal_one(
     florist: Run, saved_adapters: list[Path], tmp_path: Path
 ) -> None:
@@ -332,6 +334,7 @@ def test_every_module_has_a_row_where_that_is_asked_for(
     assert full.count("model.layers.") == 14
 
 
+@pytest.mark.slow
 def test_a_table_stays_readable_whatever_the_modules_are_called(tmp_path: Path, florist: Run) -> None:
     # No two layers share a name here, so that every module is of its own kind.
     names = {f"block.stage{number}": (6, 5) for number in range(50)}

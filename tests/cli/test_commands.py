@@ -198,6 +198,7 @@ def test_a_loss_that_is_no_number_is_null_in_strict_json(
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.quick(1)
 def test_the_table_of_every_method_shows_what_it_sent(
     florist: Run, tiny_llama: Path, toy_data: Path, tmp_path: Path, method: str
 ) -> None:
@@ -301,6 +302,7 @@ def test_a_wrong_simulation_is_refused_in_one_line_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_plays_is_left_alone(
     florist: Run, tiny_llama: Path, toy_data: Path, tmp_path: Path
 ) -> None:

@@ -35,6 +35,7 @@ def names(output: str) -> list[str]:
     return [line.split()[0] for line in output.splitlines() if line.split()]
 
 
+@pytest.mark.slow
 def test_tables_files_and_json_say_the_same(florist: Run, config: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = florist("compare", config, "--methods", "fedit,florist,full", "--seeds", "2", "-o", out, "--json")

@@ -47,6 +47,7 @@ def forgetful(config: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDire
 
 
 @pytest.mark.parametrize("flush", [True, False])
+@pytest.mark.quick(1)
 def test_a_round_is_bit_for_bit_the_adapter_of_a_run_that_ended_there(
     florist: Run, kept: RunDirectory, config: Path, tmp_path: Path, flush: bool
 ) -> None:
@@ -86,6 +87,7 @@ def test_without_a_round_it_is_the_final_adapter(
     assert (tmp_path / "best" / WEIGHTS).read_bytes() == weights(forgetful.path)
 
 
+@pytest.mark.slow
 def test_what_was_not_kept_is_refused_by_name(
     florist: Run, config: Path, forgetful: RunDirectory, kept: RunDirectory, tmp_path: Path
 ) -> None:
@@ -107,6 +109,7 @@ def test_what_was_not_kept_is_refused_by_name(
     assert not (tmp_path / "out" / "state").exists()
 
 
+@pytest.mark.slow
 def test_disk_holds_what_is_documented(kept: RunDirectory, forgetful: RunDirectory) -> None:
     files = {folder.name: {file.name for file in folder.iterdir()} for folder in (kept.path / "state").glob("round-*")}
     assert len(files) == ROUNDS

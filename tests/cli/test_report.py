@@ -34,6 +34,7 @@ def test_the_page_of_a_run_is_written_into_it_and_replaced(florist: Run, tmp_pat
     assert "What it cost" in text
 
 
+@pytest.mark.slow
 def test_json_names_the_page_its_sections_and_its_figures(florist: Run, tmp_path: Path) -> None:
     a_run(tmp_path / "run", rounds=1, modules=2)
     words = ("-o", tmp_path / "page.html", "--figures", tmp_path / "figures", "--json")
@@ -90,6 +91,7 @@ def test_without_the_library_one_line_says_what_to_install(florist: Run, without
     )
 
 
+@pytest.mark.slow
 def test_simulate_writes_the_page_at_its_end(florist: Run, tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:
     config = simulation(tmp_path, tiny_llama, toy_data)
     result = florist("simulate", config, "-o", tmp_path / "run")

@@ -72,6 +72,7 @@ def test_what_makes_the_result_is_refused_by_name(florist: Run, config: Path, tm
     assert "federation.seed = 1: expected 0, which the run in" in refused(florist("simulate", "--resume", path))
 
 
+@pytest.mark.slow
 def test_what_may_change_and_was_edited_is_said(florist: Run, config: Path, tmp_path: Path) -> None:
     path = run(config, tmp_path / "run").path
     (path / "config.toml").write_text(to_toml(read_config(path / "config.toml", ["federation.rounds=2"])))
@@ -301,6 +302,7 @@ def test_a_result_that_is_damaged_is_written_again_and_this_is_said(
     ],
     ids=["bit", "empty", "no folder", "configuration", "test"],
 )
+@pytest.mark.quick(1)
 def test_a_damaged_result_is_no_finished_run_for_who_shows_it(
     florist: Run, two_rounds: Path, tmp_path: Path, name: str, spoil: Callable[[Path], object]
 ) -> None:

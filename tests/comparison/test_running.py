@@ -281,6 +281,7 @@ def test_why_a_run_broke_off_is_told_although_its_last_round_was_lost(base: Path
         ("federation.min_replies=3", ConfigurationError, "min_replies"),
     ],
 )
+@pytest.mark.quick(1)
 def test_what_contradicts_model_or_data_is_refused_by_name_before_anything_runs(
     base: Path, override: str, cause: type[Exception], reason: str
 ) -> None:
@@ -302,6 +303,7 @@ def test_an_error_that_takes_more_than_a_message_is_told_by_name_as_well(
         plan(configs, (0,), threads=1)
 
 
+@pytest.mark.slow
 def test_threads_are_one_where_several_run_at_once(base: Path) -> None:
     _, configs = configure(base, (), (FLORIST,))
     assert plan(configs, (0,), threads=None, jobs=2).threads == 1
@@ -331,6 +333,7 @@ def test_what_is_no_comparison_or_damaged_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["base.toml", "cells/florist/config.toml"])
+@pytest.mark.quick(1)
 def test_a_configuration_that_was_changed_before_its_runs_is_refused(base: Path, tmp_path: Path, name: str) -> None:
     directory = started(base, tmp_path / "out", (FLORA, FLORIST))
     directory.require_whole()
@@ -346,6 +349,7 @@ def test_a_configuration_that_was_changed_before_its_runs_is_refused(base: Path,
     directory.require_whole()
 
 
+@pytest.mark.slow
 def test_a_comparison_of_an_earlier_florist_has_no_hashes_and_its_runs_do(base: Path, tmp_path: Path) -> None:
     directory = started(base, tmp_path / "out", (FLORIST,))
     plan_file = directory.path / "comparison.json"

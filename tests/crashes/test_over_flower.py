@@ -200,6 +200,7 @@ def test_ended_at_operations_on_its_files(whole: tuple[Path, float], tmp_path: P
     assert drafts(path) == []
 
 
+@pytest.mark.slow
 def test_a_journal_without_room_is_told_in_one_line_and_gone_on_with(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     strategy(tmp_path / "whole").start(clients(), num_rounds=2)

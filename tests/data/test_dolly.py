@@ -34,6 +34,7 @@ def test_the_given_clients_are_counted_by_category() -> None:
     assert len(splits.test) == 10 * CATEGORIES
 
 
+@pytest.mark.slow
 def test_a_category_may_be_a_client() -> None:
     configured = config(partition="by-field", partition_field="category", validation_fraction=0.1)
     found = who_has_which(configured, read_splits(configured))
@@ -46,6 +47,7 @@ def test_a_category_may_be_a_client() -> None:
     )
 
 
+@pytest.mark.slow
 def test_every_row_keeps_its_answer_and_its_instruction(tiny_llama: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     encoder = CausalLmEncoder(tokenizer, InstructionPrompt(DOLLY, alpaca_prompt), 1024)

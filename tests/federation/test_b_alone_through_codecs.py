@@ -35,6 +35,7 @@ def uploads(federation: Federation, state: ServerState, clients: str) -> list[Cl
 
 @every_codec
 @pytest.mark.parametrize("tau", [0.6, 1.0])
+@pytest.mark.quick(2)
 def test_in_linear_rounds_what_was_sent_and_what_is_held_back_is_all_that_was_uploaded(
     codec: Codec, tau: float
 ) -> None:
@@ -61,6 +62,7 @@ def test_in_linear_rounds_what_was_sent_and_what_is_held_back_is_all_that_was_up
 
 
 @every_codec
+@pytest.mark.quick(1)
 def test_in_linear_rounds_a_client_sends_later_what_the_rows_of_a_round_could_not_express(codec: Codec) -> None:
     feedback = Feedback(rank_factor=99)
     communication = Communication(

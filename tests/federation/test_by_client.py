@@ -74,6 +74,7 @@ HELD_OUT = {"test": {"client_0": 4, "client_1": 7}, "validation": {"client_0": 2
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])
+@pytest.mark.quick(1)
 def test_every_client_is_measured_on_what_it_held_out(
     tiny_llama: Path, toy_data: Path, tmp_path: Path, split: str
 ) -> None:

@@ -170,6 +170,7 @@ HAPPENING: list[dict[str, tuple[str, ...]]] = [
     "local_init", [pytest.param(Fresh(), marks=pytest.mark.slow), Aligned()], ids=["fresh", "aligned"]
 )
 @every_codec
+@pytest.mark.quick(1)
 def test_in_every_round_what_was_sent_and_what_is_held_back_are_what_was_trained(
     codec: Codec, local_init: LocalInit
 ) -> None:
@@ -198,6 +199,7 @@ def test_in_every_round_what_was_sent_and_what_is_held_back_are_what_was_trained
 
 
 @every_codec
+@pytest.mark.quick(1)
 def test_what_is_held_back_is_nearly_all_of_what_is_missing(codec: Codec) -> None:
     # Without feedback it would be forgotten: the invariant above is none of a server that holds back nothing.
     played = Played(rules(compensated(codec)))
@@ -328,6 +330,7 @@ def test_without_a_codec_nothing_is_touched(aggregator: Aggregator, saved: bool)
 
 
 @every_codec
+@pytest.mark.quick(1)
 def test_who_was_away_is_sent_what_was_broadcast_as_it_was_packed(codec: Codec) -> None:
     played = Played(rules(compensated(codec), fraction=1.0))
     stays, leaves, never = ("client_4", "client_5"), "client_1", "client_7"
@@ -441,6 +444,7 @@ def test_a_head_that_no_broadcast_could_carry_is_dropped() -> None:
 
 @every_codec
 @pytest.mark.parametrize("aggregator", [FedIt(), FlexLora(8), FedEx(), FfaLora()], ids=lambda each: type(each).__name__)
+@pytest.mark.quick(2)
 def test_methods_that_continue_train_on_from_decoded_values(aggregator: Aggregator, codec: Codec) -> None:
     both = Communication(upload=Compression(codec), download=Compression(codec))
     federation = rules(both, aggregator=aggregator, fraction=1.0)

@@ -63,6 +63,7 @@ def text(tiny_llama: Path, toy_data: Path) -> str:
     return CONFIG.format(model=tiny_llama, data=toy_data)
 
 
+@pytest.mark.slow
 def test_a_masked_run_is_a_plain_run_but_for_rounding(text: str, tmp_path: Path) -> None:
     plain, plain_directory = start(tmp_path, text, "plain")
     masked, directory = start(tmp_path, text + "secure_aggregation = true\nbits = 64\n", "masked")

@@ -100,6 +100,7 @@ COMPRESSED += [(method, "fresh", "compact") for method in ("flora", "fedit", "ff
         *(pytest.param(*each, marks=pytest.mark.slow) for each in COMPRESSED[1:]),
     ],
 )
+@pytest.mark.quick(2)
 def test_a_run_learns_is_exported_and_survives_a_kill(
     prepared: Path, tiny_llama: Path, tmp_path: Path, method: str, local_init: str, preset: str
 ) -> None:
@@ -161,6 +162,7 @@ def test_bytes_and_ranks_are_those_of_what_was_sent(
 
 @pytest.mark.parametrize("method", ["florist", "flora", "fedit", "ffa", "flexlora", "fedex", "linear", "fedsvd"])
 @pytest.mark.parametrize("local_init", ["fresh"])
+@pytest.mark.quick(2)
 def test_the_base_stays_pristine(prepared: Path, tiny_llama: Path, tmp_path: Path, method: str) -> None:
     simulation, directory = started(prepared, tmp_path / "run")
     simulation.run(directory, Silent())
@@ -175,6 +177,7 @@ def test_the_base_stays_pristine(prepared: Path, tiny_llama: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("method", "local_init"), [("florist", "warm"), ("fedit", "fresh"), ("full", "fresh")])
+@pytest.mark.quick(1)
 def test_a_head_travels_beside_every_kind_of_update(
     prepared: Path, tiny_bert: Path, tmp_path: Path, method: str
 ) -> None:

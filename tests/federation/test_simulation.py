@@ -34,6 +34,7 @@ def test_two_clients_two_rounds(tiny_llama: Path, toy_data: Path, tmp_path: Path
     assert simulation.metrics[0](loaded)["loss"] == pytest.approx(records[1]["metrics"]["loss"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(
     tiny_llama: Path, toy_data: Path, tmp_path: Path
 ) -> None:
@@ -43,6 +44,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(
     assert weights(run(config, tmp_path / "c", "federation.seed=1").path) != weights(first.path)
 
 
+@pytest.mark.slow
 def test_partial_participation_counts_catch_up(tiny_llama: Path, toy_data: Path, tmp_path: Path) -> None:
     config = configure(tmp_path, tiny_llama, toy_data, steps=2, rounds=5, extra="fraction = 0.5\nseed = 3")
     records = run(config, tmp_path / "run").records()

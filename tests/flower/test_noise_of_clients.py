@@ -57,6 +57,7 @@ def in_one_process(private: PrivateRounds, clients: Mapping[str, Trainer], lost:
 
 @pytest.mark.parametrize("lost", [frozenset[str](), frozenset("ab")], ids=["all", "the threshold"])
 @pytest.mark.parametrize("adaptive", [None, AdaptiveClip(count_noise=2.0)], ids=["fixed", "following"])
+@pytest.mark.quick(1)
 def test_the_noisy_sum_is_that_of_one_process_to_the_last_bit(
     adaptive: AdaptiveClip | None, lost: frozenset[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

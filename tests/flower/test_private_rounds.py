@@ -71,6 +71,7 @@ def played(
 
 @pytest.mark.parametrize("aggregator", [WHOLE, FFA], ids=["linear", "ffa"])
 @pytest.mark.parametrize("private", [MASKED, PrivateRounds(Masks(), clip=0.3)], ids=["64 bits", "clipped"])
+@pytest.mark.quick(1)
 def test_the_sum_is_that_of_one_process_to_the_last_bit(private: PrivateRounds, aggregator: Aggregator) -> None:
     clients = trainers()
     strategy, _ = played(clients, private, rounds=3, aggregator=aggregator)
@@ -515,6 +516,7 @@ def stop_at(kind: str, round_number: int) -> Callable[[Message, Message], list[M
 
 @pytest.mark.parametrize("same_memory", [True, False], ids=["same run of Flower", "another run of Flower"])
 @pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.quick(2)
 def test_a_server_that_is_stopped_asks_for_words_once_a_round_number(
     phase: str, same_memory: bool, tmp_path: Path
 ) -> None:
@@ -587,6 +589,7 @@ IN_THE_CLEAR = dict.fromkeys(RANKS, Demands())
 
 
 @pytest.mark.parametrize("masks", [None, Masks(bits=64)], ids=["clear", "masked"])
+@pytest.mark.quick(1)
 def test_noise_is_added_to_the_same_sum_and_is_drawn_in_secret(masks: Masks | None) -> None:
     demands = IN_THE_CLEAR if masks is None else None
     found: list[Mapping[str, Tensor]] = []

@@ -267,6 +267,7 @@ TWO = {FIRST: (12, 16)}
     ],
 )
 @pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.quick(6)
 def test_what_is_not_packed_as_it_was_asked_for_costs_one_update(
     change: Callable[[Upload], Upload], telling: str
 ) -> None:
@@ -329,6 +330,7 @@ class Diverging(Light):
 
 
 @pytest.mark.parametrize("sending", [communication(), Communication(upload=Compression(codec_named("int8")))])
+@pytest.mark.quick(1)
 def test_a_training_that_diverged_leaves_what_was_held_back_as_it_was(sending: Communication) -> None:
     clients = {**four(), 7: Diverging("a")}
     strategy, grid = play(clients, rounds=3, communication=sending)
@@ -390,6 +392,7 @@ def test_a_client_that_lost_its_memory_says_so_once(caplog: pytest.LogCaptureFix
     assert strategy.records[2].clients[0].held_back == Residual(expected.held_back).norm
 
 
+@pytest.mark.slow
 def test_a_loss_of_memory_in_a_round_that_does_not_count_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     strategy, grid = between(four(), communication=communication())
     strategy.start(grid, num_rounds=2)
@@ -424,6 +427,7 @@ def test_a_loss_of_memory_in_a_round_that_does_not_count_is_told_once(caplog: py
         ),
     ],
 )
+@pytest.mark.quick(1)
 def test_a_residual_of_another_model_is_left_behind(
     strange: Residual, telling: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -484,6 +488,7 @@ def assert_same(one: FloristStrategy, other: FloristStrategy) -> None:
 
 
 @pytest.mark.parametrize("stop", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_server_that_is_resumed_goes_on_with_what_was_held_back(stop: int, tmp_path: Path) -> None:
     settings = {"communication": communication(), "fraction": 0.75}
     whole, _ = play(four(), rounds=4, **settings)

@@ -75,6 +75,7 @@ def assert_sum_of(strategy: FloristStrategy, rounds: list[list[Light]]) -> None:
 
 
 @pytest.mark.parametrize("local_init", [Fresh(), Aligned()])
+@pytest.mark.quick(1)
 def test_rounds_give_the_exact_weighted_sum(local_init: Fresh | Aligned) -> None:
     clients = three()
     strategy, grid = play(clients, rounds=3, local_init=local_init)
@@ -106,6 +107,7 @@ def test_warm_clients_train_on_from_the_global_adapter() -> None:
     ids=lambda method: type(method).__name__,
 )
 @pytest.mark.parametrize("on_clients", [True, False])
+@pytest.mark.quick(3)
 def test_clients_start_as_in_the_process(aggregator: Aggregator, on_clients: bool) -> None:
     """`Federation.start` is what the in-process engine gives; the grid's clients find the same bits."""
     clients = {7: Light("a", 2), 8: Light("b", 3)}
@@ -786,6 +788,7 @@ def test_a_run_resumed_after_any_round_ends_the_same(local_init: Aligned | Warm,
         assert len(clients[27].starts) == 3 - stop
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_save_and_amendment_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, _ = play(three(), rounds=3)
     journal = Journal(tmp_path / "run", "florist")

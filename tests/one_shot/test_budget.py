@@ -66,6 +66,7 @@ def linear(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 @pytest.mark.parametrize(
     "nbytes", [11_000, 12_345, *(pytest.param(each, marks=pytest.mark.slow) for each in (20_000, 33_333, 47_000))]
 )
+@pytest.mark.quick(2)
 def test_the_file_is_never_larger_and_leaves_little_more_than_a_direction(
     linear: Inputs, tmp_path: Path, nbytes: int, dtype: torch.dtype
 ) -> None:
@@ -74,6 +75,7 @@ def test_the_file_is_never_larger_and_leaves_little_more_than_a_direction(
     assert nbytes - (24 + 30) * dtype.itemsize - 200 < written <= nbytes
 
 
+@pytest.mark.slow
 def test_a_budget_for_everything_cuts_nothing(linear: Inputs, tmp_path: Path) -> None:
     whole, all_of_it = combine(linear, Florist(EnergyThreshold(1.0))), within(linear, 10**9)
     assert all_of_it.certificate.total_rank == whole.certificate.total_rank
@@ -109,6 +111,7 @@ def test_what_lies_beside_the_factors_is_counted(tmp_path: Path, kind: dict[str,
 
 
 @pytest.mark.parametrize("share", [0.45, 0.6, 0.8, 1.0])
+@pytest.mark.quick(1)
 def test_experts_that_share_a_rank_are_counted_as_they_are_stored(tmp_path: Path, share: float) -> None:
     targets = {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
     paths = [headed(tmp_path / str(seed), seed, tiny_qwen3_moe(), **targets) for seed in (1, 2)]

@@ -45,6 +45,7 @@ def loaded_logits(base: Path, adapter: Path) -> torch.Tensor:
 
 @pytest.mark.parametrize("export", Export)
 @pytest.mark.parametrize("counts", [None, [3, 1, 2]])
+@pytest.mark.quick(1)
 def test_through_peft_the_result_is_the_base_and_the_weighted_sum(
     tiny_llama: Path, saved_adapters: list[Path], tmp_path: Path, export: Export, counts: list[int] | None
 ) -> None:
@@ -154,6 +155,7 @@ def test_an_output_that_exists_is_kept(saved_adapters: list[Path], tmp_path: Pat
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_observer_is_told_of_every_module(saved_adapters: list[Path]) -> None:
     told: list[tuple[int, int]] = []
     once = aggregate(saved_adapters, rank_rule=EnergyThreshold(0.9), on_module=lambda *step: told.append(step))

@@ -56,6 +56,7 @@ def test_two_unlike_clients_make_the_mean_of_the_merged_models(name: str, export
 @pytest.mark.parametrize(
     "name", ["linear", "convolutions", "output bias", "token rows", "a head", "experts, unlike ranks"]
 )
+@pytest.mark.quick(1)
 def test_an_aggregate_may_be_aggregated_again_whatever_it_holds(name: str, tmp_path: Path) -> None:
     base, settings = ALL_CASES[name]
     models = [trained(base(), LoraConfig(**{"r": 3, "lora_alpha": 8} | settings), seed) for seed in range(3)]

@@ -178,6 +178,7 @@ def schedules(federation: Federation, asked: int, rounds: int) -> Iterator[tuple
         ),
     ],
 )
+@pytest.mark.slow
 def test_what_absent_clients_are_sent_is_the_mean_over_all_schedules(method: str, codec: str, local_init: str) -> None:
     rank, clients, asked, rounds = 4, 3, 2, 4
     shapes = {"layers.0.q_proj": SHAPES["layers.0.q_proj"]}

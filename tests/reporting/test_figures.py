@@ -139,6 +139,7 @@ def test_the_operating_points_of_the_paper(losses: dict[str, float], expected: d
     assert ("test examples" in found.explanation) == bool(expected)
 
 
+@pytest.mark.slow
 def test_figures_become_files_without_a_browser(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", rounds=2, modules=5)
     page = page_of(run.path)

@@ -93,6 +93,7 @@ def test_it_is_the_run_of_the_configuration_bit_for_bit(
     assert run.state.total_rank > 0
 
 
+@pytest.mark.slow
 def test_a_method_as_an_object_is_the_method_of_that_name(small: dict[str, Any]) -> None:
     by_name = florist.simulate(**small, method="florist", aggregation={"tau": 0.8, "max_rank": 3})
     rule = florist.Capped(florist.EnergyThreshold(0.8), 3)
@@ -101,6 +102,7 @@ def test_a_method_as_an_object_is_the_method_of_that_name(small: dict[str, Any])
     assert read_config(by_object.directory.config_file) == read_config(by_name.directory.config_file)
 
 
+@pytest.mark.slow
 def test_a_guard_as_an_object_is_that_of_its_keys(small: dict[str, Any]) -> None:
     off = florist.simulate(**small, guard=florist.Guard.off())
     section = read_config(off.directory.config_file).guard
@@ -111,6 +113,7 @@ def test_a_guard_as_an_object_is_that_of_its_keys(small: dict[str, Any]) -> None
         keys_of_guard("off")
 
 
+@pytest.mark.slow
 def test_progress_is_a_line_a_round_on_stderr_where_it_is_asked_for(
     small: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -289,6 +292,7 @@ def test_a_loop_and_a_metric_must_return_numbers(small: dict[str, Any]) -> None:
         florist.simulate(**small, metric=lambda _: 3.0)
 
 
+@pytest.mark.slow
 def test_rounds_stop_early_and_are_tracked_where_that_is_asked_for(small: dict[str, Any], tmp_path: Path) -> None:
     seen: list[int] = []
     given = {

@@ -242,6 +242,7 @@ def test_a_tracker_that_is_not_installed_is_refused_with_what_to_do(monkeypatch:
         require_installed(["wandb"])
 
 
+@pytest.mark.slow
 def test_a_tracker_that_fails_is_warned_of_once_and_told_later_what_it_missed(run: RunDirectory) -> None:
     warnings: list[str] = []
     tracked = TrackedRun(run.path, "project é", "the run", HYPERPARAMETERS)
