@@ -258,20 +258,24 @@ TASKS: Mapping[str, Callable[[Path, argparse.Namespace], tuple[Path, Sequence[st
 
 
 def markdown(document: Mapping[str, Any], rates: Mapping[str, float]) -> Iterator[str]:
-    """One table, line by line."""
-    yield "| | rate | loss | against plain 0.9 | | MB down | MB up | MB in all | times fewer |"
-    yield "|---|---:|---:|---:|---|---:|---:|---:|---:|"
-    plain = total(document["rows"][0])
+    """One table, line by line; other metrics than the loss and what is made of it have a column each."""
+    first = document["rows"][0]
+    others = [name for name in first["metrics"] if name not in {"loss", "perplexity"}]
+    names = "".join(f"{name} | " for name in others)
+    yield f"| | rate | loss | against plain 0.9 | | {names}MB down | MB up | MB in all | times fewer |"
+    yield f"|---|---:|---:|---:|---|{'---:|' * len(others)}---:|---:|---:|---:|"
+    plain = total(first)
     for line in document["rows"]:
         loss = line["metrics"].get("loss")
         if loss is None:
-            yield f"| {label(line)} | {rates[line['name']]:g} | failed | | | | | | |"
+            yield f"| {label(line)} | {rates[line['name']]:g} | failed | | | {'| ' * len(others)}| | | |"
             continue
         against = interval(loss["difference"], "+.4f") if loss["difference"] else ""
+        measured = "".join(f"{interval(line['metrics'][name], '.3f')} | " for name in others)
+        down, up = line["download_bytes"] / 1e6, line["upload_bytes"] / 1e6
         yield (
-            f"| {label(line)} | {rates[line['name']]:g} | {interval(loss, '.4f')} | {against} | "
-            f"{loss['verdict'] or ''} | {line['download_bytes'] / 1e6:.2f} | {line['upload_bytes'] / 1e6:.2f} | "
-            f"{total(line):.2f} | {plain / total(line):.1f} |"
+            f"| {label(line)} | {rates[line['name']]:g} | {interval(loss, '.4f')} | {against} | {loss['verdict'] or ''} | "
+            f"{measured}{down:.2f} | {up:.2f} | {total(line):.2f} | {plain / total(line):.1f} |"
         )
 
 
