@@ -16,15 +16,17 @@ takes ``pip install matplotlib``.
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from starts import prepare
-from table import CONFIG, QUICK, ROOT, WHOLE, Entry, compare, description, interval, machine, make_model
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.starts import prepare
+from benchmarks.table import CONFIG, QUICK, ROOT, WHOLE, Entry, compare, description, interval, machine, make_model
 from florist.files.outputs import replace_file
 
 SPLIT = ("data.validation_fraction=0.04", "evaluation.every=100")
@@ -272,10 +274,10 @@ def markdown(document: Mapping[str, Any], rates: Mapping[str, float]) -> Iterato
             continue
         against = interval(loss["difference"], "+.4f") if loss["difference"] else ""
         measured = "".join(f"{interval(line['metrics'][name], '.3f')} | " for name in others)
-        down, up = line["download_bytes"] / 1e6, line["upload_bytes"] / 1e6
+        costs = (line["download_bytes"] / 1e6, line["upload_bytes"] / 1e6, total(line), plain / total(line))
         yield (
-            f"| {label(line)} | {rates[line['name']]:g} | {interval(loss, '.4f')} | {against} | {loss['verdict'] or ''} | "
-            f"{measured}{down:.2f} | {up:.2f} | {total(line):.2f} | {plain / total(line):.1f} |"
+            f"| {label(line)} | {rates[line['name']]:g} | {interval(loss, '.4f')} | {against} | "
+            f"{loss['verdict'] or ''} | {measured}{costs[0]:.2f} | {costs[1]:.2f} | {costs[2]:.2f} | {costs[3]:.1f} |"
         )
 
 
