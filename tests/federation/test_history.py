@@ -292,7 +292,7 @@ def test_the_result_of_a_run_that_goes_on_is_set_aside(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
-@pytest.mark.parametrize("what", ["save", "amend"])
+@pytest.mark.parametrize("what", ["amend", pytest.param("save", marks=pytest.mark.slow)])
 def test_a_write_that_is_killed_at_any_point_leaves_what_was_before_or_what_was_written(
     what: str, tmp_path: Path
 ) -> None:

@@ -105,6 +105,7 @@ def test_a_client_that_diverges_is_dropped_and_the_round_goes_on(
     assert bool(directory.client_residuals().of("client_1")) == (preset == "compact")
 
 
+@pytest.mark.slow
 def test_the_final_adapter_is_tested_once_on_what_no_round_saw(
     tiny_llama: Path, toy_data: Path, tmp_path: Path
 ) -> None:

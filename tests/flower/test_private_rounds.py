@@ -637,6 +637,7 @@ def test_the_clip_follows_the_norms_that_clients_tell_by_a_bit() -> None:
     assert sorted(set(map(float, map(str, told)))) == sorted(map(float, map(str, clips)))
 
 
+@pytest.mark.slow
 def test_epsilon_is_of_the_clients_that_it_is_counted_for_however_many_come(tmp_path: Path) -> None:
     clients = trainers({f"n{k}": 2 for k in range(9)})
     for name in clients:

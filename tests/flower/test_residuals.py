@@ -368,6 +368,7 @@ def test_bytes_are_those_that_came(codec: str) -> None:
 # --- memory
 
 
+@pytest.mark.slow
 def test_a_client_that_lost_its_memory_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     clients = four()
     strategy, grid = between(clients, communication=communication())

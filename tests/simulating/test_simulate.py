@@ -357,6 +357,7 @@ def test_a_loop_of_ones_own_trains_what_is_sent(small: dict[str, Any]) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_rank_rule_of_ones_own_cuts_what_is_sent(small: dict[str, Any]) -> None:
     plain = florist.simulate(**small, method=florist.Florist(Half()), communication="plain")
     assert set(plain.records[0].ranks.values()) == {
@@ -387,6 +388,7 @@ def test_what_a_method_cannot_use_is_refused(without_shape_checks: None, small: 
         florist.simulate(**small, method=florist.LinearRounds(Half()), communication={"upload_tau": 0.5})
 
 
+@pytest.mark.slow
 def test_a_metric_of_ones_own_takes_the_place_of_the_default_and_holds_nothing_out(small: dict[str, Any]) -> None:
     asked: list[bool] = []
 
