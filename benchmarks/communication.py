@@ -260,24 +260,24 @@ TASKS: Mapping[str, Callable[[Path, argparse.Namespace], tuple[Path, Sequence[st
 
 
 def markdown(document: Mapping[str, Any], rates: Mapping[str, float]) -> Iterator[str]:
-    """One table, line by line; other metrics than the loss and what is made of it have a column each."""
-    first = document["rows"][0]
-    others = [name for name in first["metrics"] if name not in {"loss", "perplexity"}]
+    """One table, line by line; every metric but the loss and the perplexity has a column of its own."""
+    measured = {name: None for line in document["rows"] for name in line["metrics"]}
+    others = [name for name in measured if name not in {"loss", "perplexity"}]
     names = "".join(f"{name} | " for name in others)
     yield f"| | rate | loss | against plain 0.9 | | {names}MB down | MB up | MB in all | times fewer |"
     yield f"|---|---:|---:|---:|---|{'---:|' * len(others)}---:|---:|---:|---:|"
-    plain = total(first)
+    plain = total(document["rows"][0])
     for line in document["rows"]:
         loss = line["metrics"].get("loss")
         if loss is None:
             yield f"| {label(line)} | {rates[line['name']]:g} | failed | | | {'| ' * len(others)}| | | |"
             continue
         against = interval(loss["difference"], "+.4f") if loss["difference"] else ""
-        measured = "".join(f"{interval(line['metrics'][name], '.3f')} | " for name in others)
+        also = "".join(f"{interval(line['metrics'][name], '.3f')} | " for name in others)
         costs = (line["download_bytes"] / 1e6, line["upload_bytes"] / 1e6, total(line), plain / total(line))
         yield (
             f"| {label(line)} | {rates[line['name']]:g} | {interval(loss, '.4f')} | {against} | "
-            f"{loss['verdict'] or ''} | {measured}{costs[0]:.2f} | {costs[1]:.2f} | {costs[2]:.2f} | {costs[3]:.1f} |"
+            f"{loss['verdict'] or ''} | {also}{costs[0]:.2f} | {costs[1]:.2f} | {costs[2]:.2f} | {costs[3]:.1f} |"
         )
 
 

@@ -57,7 +57,6 @@ def played(folder: Path, model: Path, data: Path, method: str, codec: str, round
         *(pytest.param(name, "int3", marks=pytest.mark.slow) for name in METHOD_NAMES),
     ],
 )  # fmt: skip
-@pytest.mark.quick(1)
 def test_the_plan_is_what_the_simulation_measures(
     florist: Run, tiny_llama: Path, toy_data: Path, tmp_path: Path, method: str, codec: str
 ) -> None:

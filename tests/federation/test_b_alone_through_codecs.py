@@ -17,7 +17,7 @@ from florist.rounds import Aggregator, ClientUpdate, Trained
 from tests.builders import SHAPES, adapter, dense_sum, relative_error, update
 
 RANKS = {"a": 2, "b": 8, "c": 5}
-every_codec = pytest.mark.parametrize("codec", [codec_named(name) for name in ("float16", "int8", "int4")], ids=str)
+every_codec = pytest.mark.parametrize("codec", [codec_named(name) for name in ("int4", "float16", "int8")], ids=str)
 
 
 def uploads(federation: Federation, state: ServerState, clients: str) -> list[ClientUpdate]:
@@ -35,7 +35,6 @@ def uploads(federation: Federation, state: ServerState, clients: str) -> list[Cl
 
 @every_codec
 @pytest.mark.parametrize("tau", [0.6, 1.0])
-@pytest.mark.quick(2)
 def test_in_linear_rounds_what_was_sent_and_what_is_held_back_is_all_that_was_uploaded(
     codec: Codec, tau: float
 ) -> None:

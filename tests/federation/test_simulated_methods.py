@@ -92,11 +92,11 @@ COMPRESSED += [(method, "fresh", "compact") for method in ("flora", "fedit", "ff
 @pytest.mark.parametrize(
     ("method", "local_init", "preset"),
     [
+        *COMPRESSED[:1],
         *(
             pytest.param(*each, "paper", marks=() if each in QUICK else pytest.mark.slow)
             for each in [*ADDED, *CONTINUED, ("full", "fresh")]
         ),
-        *COMPRESSED[:1],
         *(pytest.param(*each, marks=pytest.mark.slow) for each in COMPRESSED[1:]),
     ],
 )

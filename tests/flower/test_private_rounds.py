@@ -514,9 +514,9 @@ def stop_at(kind: str, round_number: int) -> Callable[[Message, Message], list[M
     return deliver
 
 
-@pytest.mark.parametrize("same_memory", [True, False], ids=["same run of Flower", "another run of Flower"])
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.quick(2)
+@pytest.mark.parametrize("same_memory", [True, False], ids=["same run of Flower", "another run of Flower"])
+@pytest.mark.quick(3)
 def test_a_server_that_is_stopped_asks_for_words_once_a_round_number(
     phase: str, same_memory: bool, tmp_path: Path
 ) -> None:

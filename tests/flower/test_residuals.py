@@ -488,8 +488,8 @@ def assert_same(one: FloristStrategy, other: FloristStrategy) -> None:
     ]
 
 
-@pytest.mark.parametrize("stop", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.slow
+@pytest.mark.parametrize("stop", [1, 2, 3])
 def test_a_server_that_is_resumed_goes_on_with_what_was_held_back(stop: int, tmp_path: Path) -> None:
     settings = {"communication": communication(), "fraction": 0.75}
     whole, _ = play(four(), rounds=4, **settings)

@@ -107,7 +107,6 @@ def test_warm_clients_train_on_from_the_global_adapter() -> None:
     ids=lambda method: type(method).__name__,
 )
 @pytest.mark.parametrize("on_clients", [True, False])
-@pytest.mark.quick(3)
 def test_clients_start_as_in_the_process(aggregator: Aggregator, on_clients: bool) -> None:
     """`Federation.start` is what the in-process engine gives; the grid's clients find the same bits."""
     clients = {7: Light("a", 2), 8: Light("b", 3)}

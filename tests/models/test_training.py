@@ -189,12 +189,12 @@ def test_gradient_accumulation_is_a_larger_batch(model: FederatedModel, examples
     ("settings", "steps"),
     [
         (TrainingSettings(batch_size=8, epochs=1.0), 3),
+        (TrainingSettings(batch_size=8, steps=5), 5),
+        (TrainingSettings(batch_size=4, epochs=1.0, gradient_accumulation_steps=2), 3),
         (TrainingSettings(batch_size=8, epochs=2.0), 6),
         (TrainingSettings(batch_size=7, epochs=1.0), 4),
         (TrainingSettings(batch_size=8, epochs=0.5), 2),
-        (TrainingSettings(batch_size=8, steps=5), 5),
         (TrainingSettings(batch_size=99, steps=2), 2),
-        (TrainingSettings(batch_size=4, epochs=1.0, gradient_accumulation_steps=2), 3),
     ],
 )
 @pytest.mark.quick(3)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import set_seed
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from florist.data.examples import EncodedExamples
 from florist.errors import GivenObjectError
+from florist.models.batch_order import GroupedByLength
 from florist.models.training import TrainingOutcome, TrainingSettings, train
 from florist.seeding import generator
 
@@ -50,16 +50,14 @@ class TrainingContext:
         device, size = next(model.parameters()).device, self.settings.batch_size
         in_a_pass = math.ceil(len(examples) / size)
         total = self.settings.steps or max(1, round(self.settings.epochs * in_a_pass))
-        lengths = [len(features["input_ids"]) for features in examples]
+        grouped = self.settings.train_sampling_strategy == "group_by_length"
+        sampler = GroupedByLength(examples, size, self.seed) if grouped else None
         order: list[int] = []
         for step in range(total):
             number, place = divmod(step, in_a_pass)
             if place == 0:
                 draw = generator(self.seed, "batches", number)
-                if self.settings.train_sampling_strategy == "group_by_length":
-                    order = list(LengthGroupedSampler(size, lengths=lengths, generator=draw))
-                else:
-                    order = torch.randperm(len(examples), generator=draw).tolist()
+                order = torch.randperm(len(examples), generator=draw).tolist() if sampler is None else list(sampler)
             batch = examples.collate([examples[i] for i in order[place * size : (place + 1) * size]])
             yield {name: tensor.to(device) for name, tensor in batch.items()}
             self.on_step(step + 1, total)

@@ -14,6 +14,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from florist.data.examples import EncodedExamples
 from florist.errors import UnsupportedHardwareError
+from florist.models.batch_order import GroupedByLength
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,8 @@ class TrainingSettings:
         gradient_accumulation_steps: How many batches are summed before a step.
         weight_decay: The weight decay of AdamW.
         max_grad_norm: The norm to which the gradient is clipped.
-        train_sampling_strategy: ``"random"`` shuffles the examples; ``"group_by_length"`` shuffles them and then sorts
-            runs of at most 50 batches by length, so that a batch pads less.
+        train_sampling_strategy: ``"random"`` shuffles the examples; with ``"group_by_length"`` examples of about the
+            same length share a batch, which pads less (`florist.models.batch_order`).
         bf16: Whether to train in bfloat16 mixed precision.
         fp16: Whether to train in float16 mixed precision, with a scaled loss; this takes CUDA.
     """
@@ -118,7 +119,8 @@ def train(
     """
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch, _unprepared_afterwards(model):
-        trainer = Trainer(
+        trainer = _Trainer(
+            settings,
             model=model,
             args=TrainingArguments(
                 output_dir=scratch,
@@ -130,7 +132,6 @@ def train(
                 gradient_accumulation_steps=settings.gradient_accumulation_steps,
                 weight_decay=settings.weight_decay,
                 max_grad_norm=settings.max_grad_norm,
-                train_sampling_strategy=settings.train_sampling_strategy,
                 bf16=settings.bf16,
                 fp16=settings.fp16,
                 seed=seed,
@@ -183,6 +184,19 @@ def _seconds_a_step(model: nn.Module, batch: Mapping[str, Any], threads: int) ->
     started = time.perf_counter()
     torch.autograd.grad(model(**batch).loss, trained, allow_unused=True)
     return time.perf_counter() - started
+
+
+class _Trainer(Trainer):
+    # transformers has a sampler of this name, which goes from long to short: it is not for rounds shorter than a pass.
+    def __init__(self, settings: TrainingSettings, **given: Any) -> None:
+        super().__init__(**given)
+        self._settings = settings
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self._settings.train_sampling_strategy == "random":
+            return super()._get_train_sampler(train_dataset)
+        examples: Any = train_dataset if train_dataset is not None else self.train_dataset
+        return GroupedByLength(examples, self.args.train_batch_size, self.args.seed)
 
 
 @contextmanager

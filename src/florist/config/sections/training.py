@@ -27,7 +27,7 @@ class TrainingSection(Section):
     max_grad_norm: PositiveFloat = 1.0
     """The norm that longer gradients are cut to."""
     train_sampling_strategy: Literal["random", "group_by_length"] = "random"
-    """Which examples share a batch: any, or those of about the same length, which pads less."""
+    """Which examples share a batch: any, or those of about the same length; the latter pads less."""
     bf16: bool = False
     """Clients train in bfloat16 mixed precision."""
     fp16: bool = False
